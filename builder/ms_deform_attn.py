@@ -1,0 +1,175 @@
+"""Multi-scale deformable attention as one PyTorch operator, `torch.ops.codetr.ms_deform_attn`.
+
+Importing this module defines the operator with an implementation in plain PyTorch that serves every device; the
+CUDA kernel of `plugin_src` registers under the same name and takes precedence on GPUs. Softmax, coordinates and
+accumulation are float32 (float64 for float64 values) whatever the value's type.
+
+Source: Deformable DETR (arXiv 2010.04159), section 4.1 and appendix A.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCHEMA = (
+    "ms_deform_attn(Tensor value, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
+    "int[] spatial_shapes, Tensor? valid_shapes=None) -> Tensor"
+)
+
+
+def ms_deform_attn(
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[int],
+    valid_shapes: Tensor | None = None,
+) -> Tensor:
+    """Sample `value` around each reference point on every level and sum the samples by attention weight.
+
+    Args:
+        value: [B, S, heads, dim], the projected memory; S is the sum of h*w over levels, in row-major order.
+        reference_points: float32 [B, Q, levels, 2] (x, y) or [B, Q, levels, 4] (cx, cy, w, h), 0..1 of each level.
+        sampling_offsets: [B, Q, heads, levels, points, 2] (x, y), raw: in pixels of the level for 2-d reference
+            points, in half box sizes over `points` for 4-d ones. Type of `value`.
+        attention_logits: [B, Q, heads, levels, points], before the softmax over levels and points. Type of `value`.
+        spatial_shapes: level sizes as one flat list of constants, h0, w0, h1, w1, ...
+        valid_shapes: int32 [B, levels, 2], the unpadded (h, w) of each level; tokens beyond read as zero. Without
+            it every token counts.
+
+    Returns:
+        [B, Q, heads*dim] in the type of `value`. Samples outside a level read zeros.
+
+    Raises:
+        RuntimeError: a shape does not fit the others.
+    """
+    return torch.ops.codetr.ms_deform_attn(
+        value, reference_points, sampling_offsets, attention_logits, list(spatial_shapes), valid_shapes
+    )
+
+
+def reference_ms_deform_attn(
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[int],
+    valid_shapes: Tensor | None = None,
+) -> Tensor:
+    """Compute `ms_deform_attn` with `grid_sample`; differentiable, and what exports without the operator decompose to.
+
+    The arguments, the result and the errors are those of `ms_deform_attn`.
+    """
+    B, S, heads, dim = value.shape
+    Q, levels, points = sampling_offsets.shape[1], sampling_offsets.shape[3], sampling_offsets.shape[4]
+    _check_shapes(value, reference_points, sampling_offsets, attention_logits, spatial_shapes, valid_shapes)
+    compute_dtype = torch.promote_types(value.dtype, torch.float32)
+
+    shapes = _pairs(spatial_shapes)
+    weights = attention_logits.to(compute_dtype).flatten(3).softmax(-1).unflatten(3, (levels, points))
+    locations = _sampling_locations(
+        reference_points.to(compute_dtype), sampling_offsets.to(compute_dtype), shapes
+    )  # [B, Q, heads, levels, points, 2]
+    grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [levels, B*heads, Q, points, 2]
+    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)  # [levels, B*heads, 1, Q, points]
+
+    out = value.new_zeros((B * heads, dim, Q), dtype=compute_dtype)
+    for level, (tokens, (h, w)) in enumerate(zip(value.split([h * w for h, w in shapes], 1), shapes, strict=True)):
+        feature_map = tokens.to(compute_dtype).permute(0, 2, 3, 1).reshape(B, heads * dim, h, w)
+        if valid_shapes is not None:
+            feature_map = feature_map * _valid_mask(valid_shapes[:, level], h, w).unsqueeze(1)
+        samples = F.grid_sample(
+            feature_map.reshape(B * heads, dim, h, w), grids[level], "bilinear", "zeros", align_corners=False
+        )  # [B*heads, dim, Q, points]
+        out = out + (samples * weights[level]).sum(-1)
+    return out.reshape(B, heads * dim, Q).transpose(1, 2).to(value.dtype).contiguous()
+
+
+def _pairs(spatial_shapes: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
+
+
+def _sampling_locations(reference_points: Tensor, offsets: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+    """Return the sampled positions, [B, Q, heads, levels, points, 2] (x, y) in 0..1 of each level."""
+    anchors = reference_points[:, :, None, :, None, :]  # [B, Q, 1, levels, 1, 2 or 4]
+    if reference_points.shape[-1] == 4:
+        return anchors[..., :2] + offsets / offsets.shape[4] * anchors[..., 2:] * 0.5
+    sizes = offsets.new_tensor([(w, h) for h, w in shapes])  # [levels, 2]
+    return anchors + offsets / sizes[:, None, :]
+
+
+def _valid_mask(valid_shape: Tensor, h: int, w: int) -> Tensor:
+    """Return bool [B, h, w], true on the valid (h, w) of each image given as int32 [B, 2]."""
+    rows = torch.arange(h, device=valid_shape.device) < valid_shape[:, :1]
+    columns = torch.arange(w, device=valid_shape.device) < valid_shape[:, 1:]
+    return rows.unsqueeze(2) & columns.unsqueeze(1)
+
+
+def _check_shapes(
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[int],
+    valid_shapes: Tensor | None,
+) -> None:
+    B, S, heads, _ = value.shape
+    _, Q, _, levels, points, _ = sampling_offsets.shape
+    torch._check(
+        len(spatial_shapes) == 2 * levels,
+        lambda: f"spatial_shapes must hold h and w of {levels} levels, got {list(spatial_shapes)}",
+    )
+    tokens = sum(h * w for h, w in _pairs(spatial_shapes))
+    torch._check(S == tokens, lambda: f"value has {S} tokens, spatial_shapes {list(spatial_shapes)} make {tokens}")
+    torch._check(
+        reference_points.shape[-1] in (2, 4),
+        lambda: f"reference_points must end in 2 (x, y) or 4 (cx, cy, w, h), got {reference_points.shape[-1]}",
+    )
+    expected = {
+        "reference_points": (reference_points, (B, Q, levels, reference_points.shape[-1])),
+        "sampling_offsets": (sampling_offsets, (B, Q, heads, levels, points, 2)),
+        "attention_logits": (attention_logits, (B, Q, heads, levels, points)),
+    }
+    if valid_shapes is not None:
+        expected["valid_shapes"] = (valid_shapes, (B, levels, 2))
+    for name, (tensor, shape) in expected.items():
+        torch._check(
+            tuple(tensor.shape) == shape, lambda: f"{name} must have shape {shape}, got {tuple(tensor.shape)}"
+        )
+
+
+def _fake(
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[int],
+    valid_shapes: Tensor | None = None,
+) -> Tensor:
+    B, _, heads, dim = value.shape
+    _check_shapes(value, reference_points, sampling_offsets, attention_logits, spatial_shapes, valid_shapes)
+    return value.new_empty((B, sampling_offsets.shape[1], heads * dim))
+
+
+def _save_for_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # the context has no public type
+    *tensors, ctx.spatial_shapes, valid_shapes = inputs
+    ctx.save_for_backward(*tensors, valid_shapes)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]  # as above
+    """Differentiate the reference implementation: training speed is not what the operator is for."""
+    *tensors, valid_shapes = ctx.saved_tensors
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        out = reference_ms_deform_attn(*leaves, ctx.spatial_shapes, valid_shapes)
+    return *torch.autograd.grad(out, leaves, grad), None, None
+
+
+torch.library.define(f"codetr::{SCHEMA.split('(')[0]}", SCHEMA[SCHEMA.index("(") :])
+torch.library.impl("codetr::ms_deform_attn", "CompositeExplicitAutograd", reference_ms_deform_attn)
+torch.library.register_fake("codetr::ms_deform_attn", _fake)
+torch.library.register_autograd("codetr::ms_deform_attn", _backward, setup_context=_save_for_backward)

@@ -1,0 +1,1 @@
+"""The command line: every module parses one command and calls one library function."""

@@ -1,0 +1,28 @@
+"""The `codetr` command: each module beside this one parses one command and calls one library function."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from serving.errors import CodetrError
+
+app = typer.Typer(
+    name="codetr",
+    help="Co-DETR from checkpoint to a measured NVIDIA Triton detection service.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+bench = typer.Typer(help="Measure engines, operators, the server and its steps.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+def main() -> None:
+    """Run the command; a `CodetrError` becomes one line on standard error and exit status 1."""
+    try:
+        app()
+    except CodetrError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        sys.exit(1)
