@@ -137,9 +137,7 @@ def _check_shapes(
     if valid_shapes is not None:
         expected["valid_shapes"] = (valid_shapes, (B, levels, 2))
     for name, (tensor, shape) in expected.items():
-        torch._check(
-            tuple(tensor.shape) == shape, lambda: f"{name} must have shape {shape}, got {tuple(tensor.shape)}"
-        )
+        torch._check(tuple(tensor.shape) == shape, lambda: f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
 def _fake(

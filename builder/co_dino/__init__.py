@@ -1,0 +1,1 @@
+"""The Co-DINO network, as mmdetection's `projects/CO-DETR` defines it."""

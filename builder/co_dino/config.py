@@ -1,0 +1,135 @@
+"""What decides a Co-DINO network: backbone, transformer, classes, and how its training padded images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from serving.contract import MAX_DETECTIONS
+from serving.errors import CodetrError
+
+# Padding of the Large-Scale-Jitter configs (`Pad(pad_val=114)`), in 0..255 before normalisation.
+LSJ_PADDING_VALUE = 114.0
+
+
+class VariantError(CodetrError):
+    """A variant that cannot be built; the message names the setting, its value and what is supported."""
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """Swin Transformer settings, by the names of mmdetection's `SwinTransformer`."""
+
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    mlp_ratio: float = 4
+    patch_size: int = 4
+    qkv_bias: bool = True
+    out_indices: tuple[int, ...] = (0, 1, 2, 3)
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of each output map."""
+        return tuple(self.embed_dim * 2**i for i in self.out_indices)
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """ResNet settings, by the names of mmdetection's `ResNet`."""
+
+    depth: int = 50
+    base_channels: int = 64
+    stem_channels: int = 64
+    style: Literal["pytorch", "caffe"] = "pytorch"
+    out_indices: tuple[int, ...] = (0, 1, 2, 3)
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of each output map."""
+        return tuple(4 * self.base_channels * 2**i for i in self.out_indices)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Everything that decides a Co-DINO network's shape and arithmetic, and where its weights come from."""
+
+    name: str
+    backbone: SwinConfig | ResNetConfig
+    augmentation: Literal["DETR", "LSJ"] = "DETR"
+    num_classes: int = 80
+    num_queries: int = 900
+    max_detections: int = MAX_DETECTIONS
+    embed_dim: int = 256
+    num_heads: int = 8  # of deformable attention, in the encoder and in the decoder
+    num_self_heads: int = 8  # of the decoder's self-attention
+    num_levels: int = 5
+    num_points: int = 4
+    feedforward_dim: int = 2048
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    position_temperature: float = 20
+    input_size: tuple[int, int] = (800, 1333)  # usual (height, width) in pixels
+    class_names: tuple[str, ...] | None = None  # None: the checkpoint's, else COCO's for 80 classes
+    checkpoint: str | None = None
+    box_ap: float | None = None  # published, COCO val2017, in percent
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_queries * self.num_classes < self.max_detections:
+            raise VariantError(
+                f"variant {self.name!r}: {self.num_queries} queries of {self.num_classes} classes give fewer than "
+                f"max_detections={self.max_detections} candidates; lower max_detections"
+            )
+        if self.embed_dim % self.num_heads or self.embed_dim % self.num_self_heads or self.embed_dim % 32:
+            raise VariantError(
+                f"variant {self.name!r}: embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}, "
+                f"of num_self_heads={self.num_self_heads}, and of the 32 groups of the channel mapper"
+            )
+        if self.num_levels < len(self.backbone.out_channels):
+            raise VariantError(
+                f"variant {self.name!r}: num_levels={self.num_levels} is fewer than the backbone's "
+                f"{len(self.backbone.out_channels)} maps"
+            )
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise VariantError(
+                f"variant {self.name!r} has num_classes={self.num_classes} but {len(self.class_names)} class names"
+            )
+
+    @property
+    def masks_padding(self) -> bool:
+        """Whether attention ignores the padding; models trained with LSJ see it as part of the image."""
+        return self.augmentation == "DETR"
+
+    @property
+    def padding_value(self) -> float | None:
+        """Pixel value 0..255 that fills the padding before normalisation, or None for zeros after it."""
+        return LSJ_PADDING_VALUE if self.augmentation == "LSJ" else None
+
+    def derive(
+        self,
+        name: str,
+        *,
+        num_classes: int | None = None,
+        num_queries: int | None = None,
+        max_detections: int | None = None,
+        class_names: tuple[str, ...] | None = None,
+    ) -> Variant:
+        """Return this architecture with another class or query count, for a fine-tuned checkpoint."""
+        if num_classes is None:
+            num_classes = self.num_classes if class_names is None else len(class_names)
+        num_queries = self.num_queries if num_queries is None else num_queries
+        if max_detections is None:
+            max_detections = min(self.max_detections, num_queries * num_classes)
+        return replace(
+            self,
+            name=name,
+            num_classes=num_classes,
+            num_queries=num_queries,
+            max_detections=max_detections,
+            class_names=class_names,
+            checkpoint=None,
+            box_ap=None,
+            epochs=None,
+        )

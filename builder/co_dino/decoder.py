@@ -1,0 +1,131 @@
+"""DINO decoder: content queries attend to the memory around boxes that every layer refines.
+
+Source: DINO (arXiv 2203.03605), section 3; mmdetection `DinoTransformerDecoder`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from builder.co_dino.boxes import inverse_sigmoid
+from builder.co_dino.deformable import MultiScaleDeformableAttention
+from builder.co_dino.layers import MLP, BoxHead, LayerNorm, attention
+from builder.co_dino.position import Shapes, sine_embedding, valid_ratios
+
+# Of the decoder's box embedding (DAB-DETR, arXiv 2201.12329); the encoder's is a setting of the variant.
+BOX_TEMPERATURE = 10000.0
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention among the queries; the value carries no position."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, hidden: Tensor, position: Tensor) -> Tensor:
+        """Return [B, Q, C] for `hidden` and `position` [B, Q, C]."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        inputs = (hidden + position, hidden + position, hidden)
+        query, key, value = (
+            nn.functional.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip(inputs, weights, biases, strict=True)
+        )  # [B, heads, Q, dim]
+        return self.out_proj(attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, deformable cross-attention and a feed-forward network, each followed by a norm."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_self_heads: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        feedforward_dim: int,
+    ) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(embed_dim, num_self_heads)
+        self.norm1 = LayerNorm(embed_dim)
+        self.cross_attn = MultiScaleDeformableAttention(embed_dim, num_heads, num_levels, num_points)
+        self.norm2 = LayerNorm(embed_dim)
+        self.ffn = MLP(embed_dim, feedforward_dim, embed_dim)
+        self.norm3 = LayerNorm(embed_dim)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        position: Tensor,
+        memory: Tensor,
+        reference_boxes: Tensor,
+        shapes: Shapes,
+        valid_shapes: Tensor,
+    ) -> Tensor:
+        """Return [B, Q, C] for `hidden` and `position` [B, Q, C]; `reference_boxes` is float32 [B, Q, L, 4]."""
+        hidden = self.norm1(hidden + self.self_attn(hidden, position))
+        attended = self.cross_attn(hidden + position, memory, reference_boxes, shapes, valid_shapes)
+        hidden = self.norm2(hidden + attended)
+        return self.norm3(hidden + self.ffn(hidden))
+
+
+class DecoderOutput(NamedTuple):
+    """What each decoder layer returned and was given."""
+
+    hidden: list[Tensor]  # [B, Q, C] of each layer, before `Decoder.norm`
+    references: list[Tensor]  # float32 [B, Q, 4] cx cy w h in 0..1 of the valid image, as each layer received them
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers with their box heads; the last box head belongs to the final prediction."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        embed_dim: int,
+        num_self_heads: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        feedforward_dim: int,
+    ) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.layers = nn.ModuleList(
+            DecoderLayer(embed_dim, num_self_heads, num_heads, num_levels, num_points, feedforward_dim)
+            for _ in range(num_layers)
+        )
+        self.box_heads = nn.ModuleList(BoxHead(embed_dim) for _ in range(num_layers))
+        self.norm = LayerNorm(embed_dim)
+        self.ref_point_head = MLP(2 * embed_dim, embed_dim, embed_dim)
+
+    def forward(
+        self, hidden: Tensor, references: Tensor, memory: Tensor, shapes: Shapes, valid_shapes: Tensor
+    ) -> DecoderOutput:
+        """Decode queries `hidden` [B, Q, C] at boxes `references` float32 [B, Q, 4] over `memory` [B, S, C]."""
+        ratios = valid_ratios(valid_shapes, shapes).repeat(1, 1, 2)  # [B, L, 4]
+        outputs = DecoderOutput([], [])
+        for layer, box_head in zip(self.layers, self.box_heads, strict=True):
+            if outputs.hidden:  # refined by the raw output of the layer before; the head reads the normed one
+                references = torch.sigmoid(previous_box_head(hidden) + inverse_sigmoid(references))
+            boxes = references[:, :, None] * ratios[:, None]  # [B, Q, L, 4], in 0..1 of each whole level
+            position = self.ref_point_head(self.box_embedding(boxes[:, :, 0]).to(hidden.dtype))
+            outputs.references.append(references)
+            hidden = layer(hidden, position, memory, boxes, shapes, valid_shapes)
+            outputs.hidden.append(hidden)
+            previous_box_head = box_head
+        return outputs
+
+    def box_embedding(self, boxes: Tensor) -> Tensor:
+        """Return float32 [B, Q, 2*C], the sine embedding of `boxes` cx cy w h in the order y, x, w, h."""
+        cx, cy, w, h = (boxes * 2 * math.pi).unbind(-1)
+        return sine_embedding(torch.stack([cy, cx, w, h], dim=-1), self.embed_dim // 2, BOX_TEMPERATURE)

@@ -1,0 +1,65 @@
+"""Small layers shared by the parts of the network; statistics and softmax are float32 whatever the precision."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation over the last dimension in float32; the result has the input's type.
+
+    Squares of real Swin-L activations leave the range of float16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` [..., C]."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation of [B, C, h, w] in float32; the result has the input's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` [B, C, h, w]."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+class MLP(nn.Sequential):
+    """Linear layers with ReLU between them: `MLP(256, 256, 4)` has two."""
+
+    def __init__(self, *widths: int) -> None:
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        super().__init__(*layers[:-1])
+
+
+class BoxHead(MLP):
+    """Box deltas (cx, cy, w, h) in logit space; its weights and arithmetic stay float32 in every precision."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__(embed_dim, embed_dim, embed_dim, 4)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return deltas float32 [..., 4] of `hidden` [..., C]."""
+        return super().forward(hidden.to(self[0].weight.dtype))
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention over [..., N, dim], written out with a float32 softmax.
+
+    The fused operator is left alone on purpose: exporters disagree on its mask, and one takes it for a causal one
+    unless told otherwise. `bias` float32 is added to the scores and must broadcast to [..., N, N].
+    """
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    weights = F.softmax(scores if bias is None else scores + bias, dim=-1)
+    return weights.to(value.dtype) @ value
+
+
+# What keeps float32 parameters in a half-precision detector.
+FLOAT32_LAYERS = (LayerNorm, GroupNorm, BoxHead)

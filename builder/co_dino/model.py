@@ -1,0 +1,167 @@
+"""Co-DINO: backbone, channel mapper, deformable encoder, two-stage proposals, DINO decoder, top-k.
+
+Source: Co-DETR (arXiv 2211.12860) at inference, as mmdetection's `projects/CO-DETR` runs it with
+`eval_module="detr"`. The auxiliary heads that give Co-DETR its name exist in training only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from builder.co_dino.boxes import cxcywh_to_xyxy, inverse_sigmoid
+from builder.co_dino.decoder import Decoder
+from builder.co_dino.encoder import Encoder
+from builder.co_dino.layers import FLOAT32_LAYERS
+from builder.co_dino.neck import ChannelMapper
+from builder.co_dino.position import Shapes, level_valid_shapes, sine_position_embedding
+from builder.co_dino.proposals import ProposalHead
+from builder.co_dino.resnet import ResNet
+from builder.co_dino.swin import SwinTransformer
+from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
+from serving.contract import PIXEL_MEAN, PIXEL_STD
+
+
+class Candidates(NamedTuple):
+    """The detector's output before any suppression, best first; K is `variant.max_detections`."""
+
+    boxes: Tensor  # float32 [B, K, 4], x1 y1 x2 y2 in 0..1 of the valid image
+    scores: Tensor  # float32 [B, K]
+    labels: Tensor  # int32 [B, K]
+
+
+class Memory(NamedTuple):
+    """The encoder's output and where its tokens are."""
+
+    tokens: Tensor  # [B, S, C]
+    shapes: Shapes  # (h, w) of each level
+    valid_shapes: Tensor  # int32 [B, L, 2], the valid (h, w) of each level
+
+
+class CoDINO(nn.Module):
+    """The whole detector, from uint8 pixels to scored boxes."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.variant = variant
+        sampling = (variant.num_heads, variant.num_levels, variant.num_points, variant.feedforward_dim)
+        self.backbone = _backbone(variant.backbone)
+        self.neck = ChannelMapper(variant.backbone.out_channels, variant.embed_dim, variant.num_levels)
+        self.level_embeds = nn.Parameter(torch.zeros(variant.num_levels, variant.embed_dim))
+        self.encoder = Encoder(variant.encoder_layers, variant.embed_dim, *sampling)
+        self.proposals = ProposalHead(variant.embed_dim, variant.num_classes, variant.num_queries)
+        self.query_embed = nn.Embedding(variant.num_queries, variant.embed_dim)
+        self.decoder = Decoder(variant.decoder_layers, variant.embed_dim, variant.num_self_heads, *sampling)
+        self.class_head = nn.Linear(variant.embed_dim, variant.num_classes)
+        self.register_buffer("pixel_mean", _per_channel(PIXEL_MEAN), persistent=False)
+        self.register_buffer("pixel_std", _per_channel(PIXEL_STD), persistent=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of weights and matrix products."""
+        return self.level_embeds.dtype
+
+    def set_precision(self, dtype: torch.dtype) -> CoDINO:
+        """Convert weights and matrix products to `dtype`; norms, box heads and pixel constants stay float32."""
+        self.to(dtype)
+        for module in self.modules():
+            if isinstance(module, FLOAT32_LAYERS):
+                module.float()
+        self.pixel_mean, self.pixel_std = self.pixel_mean.float(), self.pixel_std.float()
+        return self
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> Candidates:
+        """Detect objects in `images` uint8 [B, H, W, 3] RGB whose valid (h, w) are `image_sizes` int32 [B, 2]."""
+        pixels = self._normalize(images, image_sizes)
+        logits, boxes = self.network(pixels, image_sizes)
+        return self._top_candidates(logits, boxes, images.shape[1:3], image_sizes)
+
+    def network(self, pixels: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits [B, Q, num_classes] and boxes float32 [B, Q, 4] of every query.
+
+        Args:
+            pixels: [B, 3, H, W] RGB, normalised, zero (a variant trained with LSJ: its padding colour) outside the
+                valid size.
+            image_sizes: int [B, 2], valid (h, w) in pixels.
+
+        Returns:
+            Logits in the detector's precision, and boxes cx cy w h in 0..1 of the image as the network sees it: its
+            valid part, or for a variant trained with LSJ all of it.
+        """
+        memory = self.encode(pixels, image_sizes)
+        references = self.proposals(*memory).boxes
+        queries = self.query_embed.weight.expand(len(pixels), -1, -1)
+        decoded = self.decoder(queries, references, *memory)
+        hidden = self.decoder.norm(decoded.hidden[-1])
+        deltas = self.decoder.box_heads[-1](hidden)
+        return self.class_head(hidden), torch.sigmoid(deltas + inverse_sigmoid(decoded.references[-1]))
+
+    def encode(self, pixels: Tensor, image_sizes: Tensor) -> Memory:
+        """Return the memory of normalised `pixels` [B, 3, H, W] with valid (h, w) `image_sizes` int [B, 2]."""
+        input_shape = (pixels.shape[2], pixels.shape[3])
+        levels = self.neck(self.backbone(pixels.to(self.dtype)))  # L x [B, C, h, w]
+        shapes = [(level.shape[2], level.shape[3]) for level in levels]
+        if not self.variant.masks_padding:
+            image_sizes = torch.ones_like(image_sizes) * image_sizes.new_tensor(input_shape)
+        valid_shapes = level_valid_shapes(image_sizes, input_shape, shapes)
+        tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # [B, S, C]
+        position = self._position(shapes, valid_shapes)
+        return Memory(self.encoder(tokens, position, shapes, valid_shapes), shapes, valid_shapes)
+
+    def _position(self, shapes: Shapes, valid_shapes: Tensor) -> Tensor:
+        """Return the position and level embedding of every token, [B, S, C]."""
+        channels, temperature = self.variant.embed_dim, self.variant.position_temperature
+        embeddings = [
+            sine_position_embedding(shape, valid_shapes[:, i], channels, temperature) + self.level_embeds[i].float()
+            for i, shape in enumerate(shapes)
+        ]
+        return torch.cat(embeddings, dim=1).to(self.dtype)
+
+    def _normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
+        """Return float32 [B, 3, H, W], normalised, with everything outside `image_sizes` set to the padding."""
+        pixels = (images.permute(0, 3, 1, 2).float() - self.pixel_mean) / self.pixel_std
+        rows = torch.arange(images.shape[1], device=images.device) < image_sizes[:, :1]
+        columns = torch.arange(images.shape[2], device=images.device) < image_sizes[:, 1:]
+        inside = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)  # [B, 1, H, W]
+        if self.variant.padding_value is None:
+            return pixels * inside
+        return torch.where(inside, pixels, (self.variant.padding_value - self.pixel_mean) / self.pixel_std)
+
+    def _top_candidates(
+        self, logits: Tensor, boxes: Tensor, input_shape: tuple[int, int], image_sizes: Tensor
+    ) -> Candidates:
+        """Keep the best (query, class) pairs; one query may appear with several classes."""
+        scores, indices = logits.float().sigmoid().flatten(1).topk(self.variant.max_detections, dim=1)
+        labels = (indices % self.variant.num_classes).int()
+        queries = (indices // self.variant.num_classes).unsqueeze(-1).expand(-1, -1, 4)
+        corners = cxcywh_to_xyxy(boxes.gather(1, queries))
+        if not self.variant.masks_padding:  # boxes of the padded image, in units of its valid part
+            height, width = input_shape
+            sizes = image_sizes.flip(-1).repeat(1, 2).unsqueeze(1)  # [B, 1, 4], w h w h
+            corners = corners * corners.new_tensor([width, height, width, height]) / sizes
+        return Candidates(corners.clamp(0, 1), scores, labels)
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor:
+    # An explicit device, so that a detector made on the meta device still has its constants.
+    return torch.tensor(values, device="cpu").view(-1, 1, 1)
+
+
+def _backbone(config: SwinConfig | ResNetConfig) -> nn.Module:
+    if isinstance(config, SwinConfig):
+        return SwinTransformer(
+            config.embed_dim,
+            config.depths,
+            config.num_heads,
+            config.window_size,
+            config.mlp_ratio,
+            config.patch_size,
+            config.qkv_bias,
+            config.out_indices,
+        )
+    return ResNet(config.depth, config.base_channels, config.stem_channels, config.style, config.out_indices)

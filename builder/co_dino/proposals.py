@@ -1,0 +1,71 @@
+"""First stage: every memory token proposes a box, the best become the decoder's reference boxes.
+
+Source: Deformable DETR (arXiv 2010.04159), appendix A.4; mmdetection `CoDinoTransformer.gen_encoder_output_proposals`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from builder.co_dino.layers import BoxHead, LayerNorm
+from builder.co_dino.position import Shapes, token_centres, token_mask
+
+# Side of a proposal on level 0, as a share of the image; it doubles with every level.
+BASE_SIDE = 0.05
+# A proposal is valid if its centre and size lie strictly inside this range of the valid image.
+BORDER = 0.01
+
+
+class Proposals(NamedTuple):
+    """The chosen proposals, best first."""
+
+    boxes: Tensor  # float32 [B, Q, 4], cx cy w h in 0..1 of the valid image; 1 where the proposal is invalid
+    logits: Tensor  # [B, Q, num_classes], the first stage's class logits
+    indices: Tensor  # int64 [B, Q], the memory tokens they come from
+
+
+class ProposalHead(nn.Module):
+    """Scores every token of the memory and refines the boxes of the `num_queries` best."""
+
+    def __init__(self, embed_dim: int, num_classes: int, num_queries: int) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.norm = LayerNorm(embed_dim)
+        self.class_head = nn.Linear(embed_dim, num_classes)
+        self.box_head = BoxHead(embed_dim)
+
+    def forward(self, memory: Tensor, shapes: Shapes, valid_shapes: Tensor) -> Proposals:
+        """Choose proposals from `memory` [B, S, C]; tokens without a valid box score as an empty token does."""
+        anchors, valid = anchor_logits(shapes, valid_shapes)
+        tokens = self.norm(self.proj(memory.masked_fill(~valid.unsqueeze(-1), 0)))  # [B, S, C]
+        logits = self.class_head(tokens)  # [B, S, num_classes]
+        indices = logits.float().amax(-1).topk(self.num_queries, dim=1).indices
+        deltas = self.box_head(_gather(tokens, indices))  # only the chosen tokens need a box
+        boxes = torch.sigmoid(deltas + _gather(anchors, indices))
+        return Proposals(boxes, _gather(logits, indices), indices)
+
+
+def anchor_logits(shapes: Shapes, valid_shapes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return every token's anchor box cx cy w h as logits, float32 [B, S, 4], and whether it is valid, bool [B, S].
+
+    Invalid anchors are +inf, which the sigmoid turns into the box (1, 1, 1, 1) and never into NaN.
+    """
+    anchors = []
+    for level, shape in enumerate(shapes):
+        centres = token_centres(shape, valid_shapes[:, level])
+        anchors.append(torch.cat([centres, torch.full_like(centres, BASE_SIDE * 2**level)], dim=-1))
+    boxes = torch.cat(anchors, dim=1)
+    inside = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(-1)
+    valid = inside & token_mask(valid_shapes, shapes)
+    # Beyond the image the logarithm has no value: take it only of boxes where it has one.
+    boxes = torch.where(valid.unsqueeze(-1), boxes, 0.5)
+    return torch.log(boxes / (1 - boxes)).masked_fill(~valid.unsqueeze(-1), torch.inf), valid
+
+
+def _gather(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Return [B, Q, C], the tokens [B, S, C] at `indices` [B, Q]."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
