@@ -168,16 +168,8 @@ class _Ignored:
 
 
 def _read_pth(path: Path) -> Checkpoint:
-    harmless = [
-        (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
-        (np.core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
-        (np.core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-        np.ndarray,
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
-    ]
     try:
-        with torch.serialization.safe_globals(harmless):
+        with torch.serialization.safe_globals(_harmless_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -185,6 +177,20 @@ def _read_pth(path: Path) -> Checkpoint:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
     return Checkpoint(_tensors(content, str(path)), _meta_class_names(content))
+
+
+def _harmless_globals() -> list[Any]:
+    """Return what checkpoints of mmengine hold beside tensors: its loss history, and NumPy arrays and scalars."""
+    reconstruct, scalar = np.empty(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
+    return [
+        (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
+        *((reconstruct, f"{module}._reconstruct") for module in modules),
+        *((scalar, f"{module}.scalar") for module in modules),
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
+    ]
 
 
 def _tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
@@ -265,7 +271,7 @@ def _merging_order(key: str, tensor: Tensor) -> Tensor:
     """Reorder the 4C inputs of a patch merging from the original (x, y, c) to mmdetection's (c, y, x)."""
     if ".downsample." not in key:
         return tensor
-    groups = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]  # [..., 4 (y, x), C]
+    groups = tensor.reshape(*tensor.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :]  # [..., 4 (y, x), C]
     return groups.transpose(-1, -2).flatten(-2)
 
 

@@ -64,28 +64,30 @@ def reference_ms_deform_attn(
 
     The arguments, the result and the errors are those of `ms_deform_attn`.
     """
-    B, S, heads, dim = value.shape
+    B, _, heads, dim = value.shape
     Q, levels, points = sampling_offsets.shape[1], sampling_offsets.shape[3], sampling_offsets.shape[4]
     _check_shapes(value, reference_points, sampling_offsets, attention_logits, spatial_shapes, valid_shapes)
     compute_dtype = torch.promote_types(value.dtype, torch.float32)
 
     shapes = _pairs(spatial_shapes)
     weights = attention_logits.to(compute_dtype).flatten(3).softmax(-1).unflatten(3, (levels, points))
-    locations = _sampling_locations(
-        reference_points.to(compute_dtype), sampling_offsets.to(compute_dtype), shapes
-    )  # [B, Q, heads, levels, points, 2]
-    grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # [levels, B*heads, Q, points, 2]
-    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)  # [levels, B*heads, 1, Q, points]
-
     out = value.new_zeros((B * heads, dim, Q), dtype=compute_dtype)
     for level, (tokens, (h, w)) in enumerate(zip(value.split([h * w for h, w in shapes], 1), shapes, strict=True)):
         feature_map = tokens.to(compute_dtype).permute(0, 2, 3, 1).reshape(B, heads * dim, h, w)
         if valid_shapes is not None:
             feature_map = feature_map * _valid_mask(valid_shapes[:, level], h, w).unsqueeze(1)
+        locations = _sampling_locations(
+            reference_points[:, :, level].to(compute_dtype), sampling_offsets[:, :, :, level].to(compute_dtype), h, w
+        )  # [B, Q, heads, points, 2]
         samples = F.grid_sample(
-            feature_map.reshape(B * heads, dim, h, w), grids[level], "bilinear", "zeros", align_corners=False
+            feature_map.reshape(B * heads, dim, h, w),
+            (2 * locations - 1).transpose(1, 2).flatten(0, 1),  # [B*heads, Q, points, 2] in -1..1
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
         )  # [B*heads, dim, Q, points]
-        out = out + (samples * weights[level]).sum(-1)
+        level_weights = weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)  # [B*heads, 1, Q, points]
+        out = out + (samples * level_weights).sum(-1)
     return out.reshape(B, heads * dim, Q).transpose(1, 2).to(value.dtype).contiguous()
 
 
@@ -93,13 +95,15 @@ def _pairs(spatial_shapes: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
 
 
-def _sampling_locations(reference_points: Tensor, offsets: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-    """Return the sampled positions, [B, Q, heads, levels, points, 2] (x, y) in 0..1 of each level."""
-    anchors = reference_points[:, :, None, :, None, :]  # [B, Q, 1, levels, 1, 2 or 4]
+def _sampling_locations(reference_points: Tensor, offsets: Tensor, h: int, w: int) -> Tensor:
+    """Return the sampled positions on one level, [B, Q, heads, points, 2] (x, y) in 0..1.
+
+    `reference_points` is [B, Q, 2 or 4], `offsets` [B, Q, heads, points, 2].
+    """
+    anchors = reference_points[:, :, None, None, :]
     if reference_points.shape[-1] == 4:
-        return anchors[..., :2] + offsets / offsets.shape[4] * anchors[..., 2:] * 0.5
-    sizes = offsets.new_tensor([(w, h) for h, w in shapes])  # [levels, 2]
-    return anchors + offsets / sizes[:, None, :]
+        return anchors[..., :2] + offsets / offsets.shape[3] * anchors[..., 2:] * 0.5
+    return anchors + torch.stack([offsets[..., 0] / w, offsets[..., 1] / h], dim=-1)
 
 
 def _valid_mask(valid_shape: Tensor, h: int, w: int) -> Tensor:
@@ -119,25 +123,24 @@ def _check_shapes(
 ) -> None:
     B, S, heads, _ = value.shape
     _, Q, _, levels, points, _ = sampling_offsets.shape
-    torch._check(
-        len(spatial_shapes) == 2 * levels,
-        lambda: f"spatial_shapes must hold h and w of {levels} levels, got {list(spatial_shapes)}",
-    )
+    if len(spatial_shapes) != 2 * levels:
+        raise RuntimeError(f"spatial_shapes must hold h and w of {levels} levels, got {list(spatial_shapes)}")
     tokens = sum(h * w for h, w in _pairs(spatial_shapes))
-    torch._check(S == tokens, lambda: f"value has {S} tokens, spatial_shapes {list(spatial_shapes)} make {tokens}")
-    torch._check(
-        reference_points.shape[-1] in (2, 4),
-        lambda: f"reference_points must end in 2 (x, y) or 4 (cx, cy, w, h), got {reference_points.shape[-1]}",
-    )
-    expected = {
-        "reference_points": (reference_points, (B, Q, levels, reference_points.shape[-1])),
-        "sampling_offsets": (sampling_offsets, (B, Q, heads, levels, points, 2)),
-        "attention_logits": (attention_logits, (B, Q, heads, levels, points)),
-    }
+    if tokens != S:
+        raise RuntimeError(f"value has {S} tokens, spatial_shapes {list(spatial_shapes)} make {tokens}")
+    coordinates = reference_points.shape[-1]
+    if coordinates not in (2, 4):
+        raise RuntimeError(f"reference_points must end in 2 (x, y) or 4 (cx, cy, w, h), got {coordinates}")
+    _expect_shape("reference_points", reference_points, B, Q, levels, coordinates)
+    _expect_shape("sampling_offsets", sampling_offsets, B, Q, heads, levels, points, 2)
+    _expect_shape("attention_logits", attention_logits, B, Q, heads, levels, points)
     if valid_shapes is not None:
-        expected["valid_shapes"] = (valid_shapes, (B, levels, 2))
-    for name, (tensor, shape) in expected.items():
-        torch._check(tuple(tensor.shape) == shape, lambda: f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        _expect_shape("valid_shapes", valid_shapes, B, levels, 2)
+
+
+def _expect_shape(name: str, tensor: Tensor, *shape: int) -> None:
+    if tuple(tensor.shape) != shape:
+        raise RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
 def _fake(
@@ -163,7 +166,8 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]  # as above
     *tensors, valid_shapes = ctx.saved_tensors
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        out = reference_ms_deform_attn(*leaves, ctx.spatial_shapes, valid_shapes)
+        value, reference_points, offsets, logits = leaves
+        out = reference_ms_deform_attn(value, reference_points, offsets, logits, ctx.spatial_shapes, valid_shapes)
     return *torch.autograd.grad(out, leaves, grad), None, None
 
 

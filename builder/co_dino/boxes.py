@@ -17,5 +17,5 @@ def inverse_sigmoid(x: Tensor) -> Tensor:
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """Return boxes [..., 4] given as centre and size as their two corners x1 y1 x2 y2."""
-    centre, size = boxes.split(2, dim=-1)
+    centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)

@@ -114,15 +114,14 @@ class Decoder(nn.Module):
         """Decode queries `hidden` [B, Q, C] at boxes `references` float32 [B, Q, 4] over `memory` [B, S, C]."""
         ratios = valid_ratios(valid_shapes, shapes).repeat(1, 1, 2)  # [B, L, 4]
         outputs = DecoderOutput([], [])
-        for layer, box_head in zip(self.layers, self.box_heads, strict=True):
-            if outputs.hidden:  # refined by the raw output of the layer before; the head reads the normed one
-                references = torch.sigmoid(previous_box_head(hidden) + inverse_sigmoid(references))
+        for i, layer in enumerate(self.layers):
+            if i > 0:  # refined by the raw output of the layer before; the final head reads the normed one
+                references = torch.sigmoid(self.box_heads[i - 1](hidden) + inverse_sigmoid(references))
             boxes = references[:, :, None] * ratios[:, None]  # [B, Q, L, 4], in 0..1 of each whole level
             position = self.ref_point_head(self.box_embedding(boxes[:, :, 0]).to(hidden.dtype))
             outputs.references.append(references)
             hidden = layer(hidden, position, memory, boxes, shapes, valid_shapes)
             outputs.hidden.append(hidden)
-            previous_box_head = box_head
         return outputs
 
     def box_embedding(self, boxes: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class BoxHead(MLP):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return deltas float32 [..., 4] of `hidden` [..., C]."""
-        return super().forward(hidden.to(self[0].weight.dtype))
+        return super().forward(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:

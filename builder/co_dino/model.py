@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.co_dino.boxes import cxcywh_to_xyxy, inverse_sigmoid
+from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.co_dino.decoder import Decoder
 from builder.co_dino.encoder import Encoder
 from builder.co_dino.layers import FLOAT32_LAYERS
@@ -20,7 +21,6 @@ from builder.co_dino.position import Shapes, level_valid_shapes, sine_position_e
 from builder.co_dino.proposals import ProposalHead
 from builder.co_dino.resnet import ResNet
 from builder.co_dino.swin import SwinTransformer
-from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 
@@ -79,7 +79,7 @@ class CoDINO(nn.Module):
         """Detect objects in `images` uint8 [B, H, W, 3] RGB whose valid (h, w) are `image_sizes` int32 [B, 2]."""
         pixels = self._normalize(images, image_sizes)
         logits, boxes = self.network(pixels, image_sizes)
-        return self._top_candidates(logits, boxes, images.shape[1:3], image_sizes)
+        return self._top_candidates(logits, boxes, (images.shape[1], images.shape[2]), image_sizes)
 
     def network(self, pixels: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Return class logits [B, Q, num_classes] and boxes float32 [B, Q, 4] of every query.

@@ -101,10 +101,10 @@ class SwinStage(nn.Module):
         self.blocks = nn.ModuleList(
             SwinBlock(dim, num_heads, window_size, mlp_ratio, qkv_bias, shifted=i % 2 == 1) for i in range(depth)
         )
-        self.downsample = None if last else PatchMerging(dim)
+        self.downsample = nn.Identity() if last else PatchMerging(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks over `x` [B, h, w, C]; the caller merges patches."""
+        """Return [B, h, w, C], the blocks' output before `downsample`, for `x` of the same shape."""
         region_bias = shifted_region_bias(x.shape[1], x.shape[2], self.window_size, x.device)
         for block in self.blocks:
             x = block(x, region_bias)
@@ -144,7 +144,7 @@ class SwinTransformer(nn.Module):
             x = stage(x)
             if str(i) in self.norms:
                 outputs.append(self.norms[str(i)](x).permute(0, 3, 1, 2).contiguous())
-            x = x if stage.downsample is None else stage.downsample(x)
+            x = stage.get_submodule("downsample")(x)
         return outputs
 
     def _pad_to_patches(self, pixels: Tensor) -> Tensor:
