@@ -1,0 +1,70 @@
+"""The detections of one image: what every client returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.errors import CodetrError
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """N detections of one image, in the server's order (soft-NMS pick order, not always by score).
+
+    boxes: float32 [N, 4], x1 y1 x2 y2 in pixels of the upright original (EXIF orientation applied).
+    scores: float32 [N], 0..1.
+    labels: int32 [N], class indices.
+    names: N class names.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int32]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        N = len(self.scores)
+        if self.boxes.shape != (N, 4) or self.labels.shape != (N,) or len(self.names) != N:
+            shapes = f"boxes {self.boxes.shape}, labels {self.labels.shape}, {len(self.names)} names"
+            raise ValueError(f"{N} scores do not fit {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, score_threshold: float) -> Detections:
+        """Return the detections whose score is at least `score_threshold`, in the same order."""
+        kept = np.flatnonzero(self.scores >= score_threshold)
+        return Detections(
+            self.boxes[kept], self.scores[kept], self.labels[kept], tuple(self.names[index] for index in kept)
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return one JSON-ready dictionary a detection: `box` (x1 y1 x2 y2, pixels), `score`, `label`, `name`."""
+        return [
+            {"box": box, "score": score, "label": label, "name": name}
+            for box, score, label, name in zip(
+                self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names, strict=True
+            )
+        ]
+
+    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Return COCO results: `bbox` is x, y, width, height in pixels; `category_ids[label]` is COCO's number.
+
+        Raises CodetrError for a label that `category_ids` does not hold.
+        """
+        if len(self) and int(self.labels.max()) >= len(category_ids):
+            raise CodetrError(
+                f"label {int(self.labels.max())} has no COCO category: category_ids holds {len(category_ids)}; "
+                "give one number for every class of the detector"
+            )
+        corners = self.boxes.astype(np.float64)
+        sized = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        return [
+            {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": bbox, "score": score}
+            for bbox, score, label in zip(sized.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
+        ]

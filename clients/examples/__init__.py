@@ -1,0 +1,1 @@
+"""Programs to read and copy; a test runs each of them."""

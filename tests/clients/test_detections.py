@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from clients.detections import Detections
+from serving.errors import CodetrError
+
+
+@pytest.fixture
+def detections() -> Detections:
+    return Detections(
+        np.array([[1, 2, 11, 22], [0.5, 0.5, 3, 4]], np.float32),
+        np.array([0.25, 0.75], np.float32),
+        np.array([2, 0], np.int32),
+        ("bus", "cat"),
+    )
+
+
+def test_above_keeps_the_order_and_equal_scores(detections: Detections) -> None:
+    assert detections.above(0.25).names == ("bus", "cat")
+    kept = detections.above(0.3)
+    assert (kept.names, kept.labels.tolist(), kept.boxes.tolist()) == (("cat",), [0], [[0.5, 0.5, 3, 4]])
+    assert len(detections.above(0.9)) == 0
+
+
+def test_to_json_survives_json(detections: Detections) -> None:
+    assert json.loads(json.dumps(detections.to_json()))[0] == {
+        "box": [1, 2, 11, 22], "score": 0.25, "label": 2, "name": "bus",
+    }  # fmt: skip
+
+
+def test_to_coco_has_width_and_height_and_cocos_category_numbers(detections: Detections) -> None:
+    results = detections.to_coco(image_id=7, category_ids=[1, 3, 6])
+    assert results[0] == {"image_id": 7, "category_id": 6, "bbox": [1, 2, 10, 20], "score": 0.25}
+    assert results[1]["category_id"] == 1
+    json.dumps(results)
+
+
+def test_to_coco_names_the_label_without_a_category(detections: Detections) -> None:
+    with pytest.raises(CodetrError, match="label 2 has no COCO category: category_ids holds 2"):
+        detections.to_coco(7, [1, 3])
+
+
+def test_nothing_found_is_empty_everywhere() -> None:
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), ())
+    assert (len(nothing), nothing.to_json(), nothing.to_coco(1, []), len(nothing.above(0))) == (0, [], [], 0)
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 scores do not fit boxes"):
+        Detections(np.zeros((1, 4), np.float32), np.zeros(2, np.float32), np.zeros(2, np.int32), ("a", "b"))
