@@ -6,7 +6,9 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from codetr.detect import detect
 from serving.errors import CodetrError
 
 app = typer.Typer(
@@ -18,11 +20,13 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure engines, operators, the server and its steps.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+app.command()(detect)
+
 
 def main() -> None:
     """Run the command; a `CodetrError` becomes one line on standard error and exit status 1."""
     try:
         app()
     except CodetrError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)

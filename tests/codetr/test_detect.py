@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import clients.client
+from clients.detections import Detections
+from clients.errors import RequestRefusedError
+from codetr import cli, detect
+from serving.errors import CodetrError
+
+FOUND = Detections(
+    np.array([[1, 2, 30, 20], [3, 4, 5, 6]], np.float32),
+    np.array([0.25, 0.75], np.float32),
+    np.array([0, 1], np.int32),
+    ("cat", "dog"),
+)
+
+
+class StubClient:
+    """Stands for `CoDetrClient`; remembers how it was built and asked."""
+
+    seen: dict[str, Any]
+
+    def __init__(self, *arguments: Any) -> None:
+        StubClient.seen = {"arguments": arguments}
+
+    def __enter__(self) -> StubClient:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def check(self) -> None:
+        StubClient.seen["checked"] = True
+
+    def detect(self, image: bytes, score_threshold: float | None) -> Detections:
+        StubClient.seen["score_threshold"] = score_threshold
+        if image == b"bad":
+            raise RequestRefusedError("no [/image]")
+        return FOUND
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(clients.client, "CoDetrClient", StubClient)
+    Image.new("RGB", (64, 48)).save(tmp_path / "good.jpg")
+    return tmp_path
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, ["detect", *map(str, arguments)], catch_exceptions=True)
+
+
+def test_options_reach_the_client(images: Path) -> None:
+    result = run(
+        images / "good.jpg", "--output", images / "out", "--url", "h:1", "--protocol", "http",
+        "--score-threshold", 0.6, "--labels", "coco", "--timeout", 5, "--model", "m",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    seen = {"arguments": ("h:1", "http", 5.0, "coco", "m"), "checked": True, "score_threshold": 0.6}
+    assert StubClient.seen == seen
+
+
+def test_the_table_lists_the_best_first(images: Path) -> None:
+    output = run(images / "good.jpg", "--output", images / "out").output
+    assert output.index("dog") < output.index("cat")
+    assert "0.750" in output
+    assert (images / "out" / "good.jpg").exists()
+
+
+def test_many_images_are_summarised(images: Path) -> None:
+    for index in range(detect.MAX_IMAGES_IN_FULL):
+        Image.new("RGB", (64, 48)).save(images / f"{index}.jpg")
+    output = run(images, "--output", images / "out").output
+    assert "1 cat, 1 dog" in output
+    assert "0.750" not in output
+
+
+def test_failures_end_in_one_line_and_exit_status_1(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "bad.jpg").write_bytes(b"bad")
+    arguments = ["codetr", "detect", str(images / "bad.jpg"), str(images / "good.jpg"), "--output", str(images / "o")]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.err == "error: 1 of 2 images failed: bad.jpg: no [/image]\n"
+    assert "dog" in printed.out, "the good image is still shown"
+
+
+def test_labels_come_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("scratch\ndent\n")
+    assert detect.read_labels(str(tmp_path / "names.txt")) == ["scratch", "dent"]
+    assert detect.read_labels(None) is None
+    with pytest.raises(CodetrError, match="one name a line, or 'coco'"):
+        detect.read_labels(str(tmp_path / "missing.txt"))
