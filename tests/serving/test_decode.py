@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.decode import ImageLimits, decode_image
+from serving.errors import CodetrError, InvalidImageError
+
+
+def smooth_image(height: int = 37, width: int = 53) -> np.ndarray:
+    """Colours that vary slowly, so that lossy formats stay close, and differ along both axes."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (height + width)], axis=2).astype(np.uint8)
+
+
+def encode(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def opencv(data: bytes) -> np.ndarray:
+    """What mmdetection's loader (`cv2.imdecode`, colour) makes of the bytes, as RGB."""
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded[..., ::-1]
+
+
+SMOOTH = smooth_image()
+RGB = Image.fromarray(SMOOTH)
+RGBA = Image.fromarray(np.dstack([SMOOTH, np.full(SMOOTH.shape[:2], 90, np.uint8)]))
+
+
+def interlaced_png() -> bytes:
+    """OpenCV cannot write Adam7 and Pillow neither: the seven passes by hand."""
+    image, rows = smooth_image(8, 8), b""
+    for y, x, step_y, step_x in (
+        (0, 0, 8, 8),
+        (0, 4, 8, 8),
+        (4, 0, 8, 4),
+        (0, 2, 4, 4),
+        (2, 0, 4, 2),
+        (0, 1, 2, 2),
+        (1, 0, 2, 1),
+    ):
+        rows += b"".join(b"\0" + row.tobytes() for row in image[y::step_y, x::step_x])
+    data = bytearray(png(8, 8, 8, 2, rows))
+    data[28] = 1  # the interlace method in IHDR
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+def gray16_png() -> bytes:
+    values = (np.arange(20, dtype=np.uint32) * 3449 % 65536).astype(">u2").reshape(4, 5)
+    return png(5, 4, 16, 0, b"".join(b"\0" + row.tobytes() for row in values))
+
+
+def rgb16_png() -> bytes:
+    values = (np.arange(60, dtype=np.uint32) * 4099 % 65536).astype(">u2").reshape(4, 15)
+    return png(5, 4, 16, 2, b"".join(b"\0" + row.tobytes() for row in values))
+
+
+LIKE_OPENCV: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: encode(RGB, "JPEG", quality=80),
+    "jpeg without chroma subsampling": lambda: encode(RGB, "JPEG", subsampling=0),
+    "jpeg progressive": lambda: encode(RGB, "JPEG", progressive=True),
+    "jpeg grayscale": lambda: encode(RGB.convert("L"), "JPEG"),
+    "png": lambda: encode(RGB, "PNG"),
+    "png grayscale": lambda: encode(RGB.convert("L"), "PNG"),
+    "png 1 bit": lambda: encode(RGB.convert("1"), "PNG"),
+    "png palette": lambda: encode(RGB.quantize(16), "PNG"),
+    "png palette with transparency": lambda: encode(RGB.quantize(16), "PNG", transparency=bytes([0, 128, 255])),
+    "png alpha": lambda: encode(RGBA, "PNG"),
+    "png gray and alpha": lambda: encode(RGBA.convert("LA"), "PNG"),
+    "png 16-bit grayscale": gray16_png,
+    "png 16-bit colour": rgb16_png,
+    "png interlaced": interlaced_png,
+    "webp lossless": lambda: encode(RGB, "WEBP", lossless=True),
+    "webp lossy": lambda: encode(RGB, "WEBP"),
+    "bmp": lambda: encode(RGB, "BMP"),
+    "bmp palette": lambda: encode(RGB.quantize(16), "BMP"),
+    "bmp grayscale": lambda: encode(RGB.convert("L"), "BMP"),
+}
+
+
+@pytest.mark.parametrize("kind", LIKE_OPENCV)
+def test_pixels_are_those_of_mmdetections_loader(kind: str) -> None:
+    data = LIKE_OPENCV[kind]()
+    np.testing.assert_array_equal(decode_image(data), opencv(data))
+
+
+def test_cmyk_jpeg_is_read_as_adobe_writes_it() -> None:
+    data = encode(RGB.convert("CMYK"), "JPEG", quality=95, subsampling=0)
+    assert np.abs(decode_image(data).astype(int) - SMOOTH).max() <= 12  # JPEG's own loss
+
+
+def test_webp_alpha_is_dropped() -> None:
+    data = encode(RGBA, "WEBP", lossless=True, exact=True)
+    np.testing.assert_array_equal(decode_image(data), SMOOTH)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_animation_gives_its_first_frame(form: str) -> None:
+    second = Image.fromarray(255 - SMOOTH)
+    data = encode(RGB, form, save_all=True, append_images=[second], lossless=True)
+    np.testing.assert_array_equal(decode_image(data), SMOOTH)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_once(form: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
+    # EXIF 2.3 section 4.6.4: where the stored row 0 and column 0 belong in the upright image.
+    upright = {
+        1: SMOOTH,
+        2: SMOOTH[:, ::-1],
+        3: SMOOTH[::-1, ::-1],
+        4: SMOOTH[::-1],
+        5: SMOOTH.swapaxes(0, 1),
+        6: np.rot90(SMOOTH, -1),
+        7: np.rot90(SMOOTH, 2).swapaxes(0, 1),
+        8: np.rot90(SMOOTH, 1),
+    }[orientation]
+    decoded = decode_image(encode(RGB, form, exif=exif, **options))
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded.astype(int) - upright).max() <= (8 if form == "JPEG" else 0)
+
+
+def test_unreadable_exif_is_ignored() -> None:
+    data = encode(RGB, "JPEG", exif=b"Exif\0\0not a TIFF header")
+    assert decode_image(data).shape == SMOOTH.shape
+
+
+def test_jpeg_with_a_thumbnail_and_bytes_behind_its_end() -> None:
+    thumbnail = encode(RGB.resize((8, 8)), "JPEG")
+    exif = b"Exif\0\0" + thumbnail  # holds an end marker ahead of the real one
+    data = encode(RGB, "JPEG", exif=exif)
+    np.testing.assert_array_equal(decode_image(data + b"trailer"), opencv(data))
+    with pytest.raises(InvalidImageError, match="damaged JPEG image"):
+        decode_image(data[:-60])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in LIKE_OPENCV if "interlaced" not in kind])
+def test_every_truncated_file_is_an_error(kind: str) -> None:
+    data = LIKE_OPENCV[kind]()
+    for end in (len(data) // 3, len(data) // 2, len(data) * 3 // 4):
+        with pytest.raises(InvalidImageError):
+            decode_image(data[:end])
+
+
+@pytest.mark.parametrize("kind", LIKE_OPENCV)
+def test_damaged_bytes_never_raise_anything_else(kind: str) -> None:
+    data = LIKE_OPENCV[kind]()
+    random = np.random.default_rng(7)
+    for _ in range(60):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        places = random.integers(2, len(data), 4)
+        damaged[places] = random.integers(0, 256, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about EXIF and such; the service logs them
+            try:
+                pixels = decode_image(damaged.tobytes(), ImageLimits(max_pixels=10**6))
+            except InvalidImageError:
+                continue
+        assert pixels.dtype == np.uint8
+        assert pixels.ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        pytest.param(b"", r"empty \(0 bytes\)", id="nothing"),
+        pytest.param(b"hello, I am text", "expected a JPEG, PNG, WEBP, BMP image, got bytes that begin", id="text"),
+        pytest.param(png(60000, 60000, 8, 2, b""), "60000x60000 pixels, more than the limit of 64000000", id="bomb"),
+        pytest.param(encode(RGB, "GIF"), "begin with b'GIF8", id="a format that is not served"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", "damaged PNG header", id="PNG signature only"),
+        pytest.param(png(0, 7, 8, 2, b""), "damaged PNG|0x7", id="no pixels"),
+    ],
+)
+def test_refusals_name_the_fault(data: bytes, message: str) -> None:
+    with pytest.raises(InvalidImageError, match=message):
+        decode_image(data)
+
+
+def test_limits_are_inclusive_and_named() -> None:
+    data = encode(RGB, "PNG")
+    pixels = SMOOTH.shape[0] * SMOOTH.shape[1]
+    assert decode_image(data, ImageLimits(max_bytes=len(data), max_pixels=pixels)).shape == SMOOTH.shape
+    with pytest.raises(InvalidImageError, match=f"{len(data)} bytes, more than the limit of {len(data) - 1}"):
+        decode_image(data, ImageLimits(max_bytes=len(data) - 1))
+    with pytest.raises(InvalidImageError, match=f"53x37 pixels, more than the limit of {pixels - 1}"):
+        decode_image(data, ImageLimits(max_pixels=pixels - 1))
+    with pytest.raises(InvalidImageError, match="expected a JPEG image, got PNG"):
+        decode_image(data, ImageLimits(formats=("JPEG",)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"max_bytes": 0}, "max_bytes: expected at least 1, got 0", id="bytes"),
+        pytest.param({"max_pixels": -3}, "max_pixels: expected at least 1, got -3", id="pixels"),
+        pytest.param({"formats": ("GIF",)}, "formats: expected some of JPEG, PNG, WEBP, BMP, got 'GIF'", id="formats"),
+    ],
+)
+def test_impossible_limits_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(CodetrError, match=message):
+        ImageLimits(**settings)

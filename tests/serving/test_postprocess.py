@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.errors import CodetrError
+from serving.postprocess import Postprocessed, PostprocessSettings, pairwise_iou, pick, postprocess, to_pixels
+
+# Results of mmcv's CPU operators, see `tests/data/README.md`.
+GOLDEN = np.load(Path(__file__).parents[1] / "data" / "nms.npz")
+SOFT = PostprocessSettings()
+
+
+def case(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, scores and labels above the case's score threshold."""
+    boxes, scores, labels = (GOLDEN[f"{name}/{key}"] for key in ("boxes", "scores", "labels"))
+    keep = scores > GOLDEN[f"{name}/score_threshold"] if GOLDEN[f"{name}/score_threshold"] > 0 else scores > -1
+    return boxes[keep], scores[keep], labels[keep].astype(np.int32)
+
+
+@pytest.mark.parametrize("name", ["case0", "case1", "case2", "case3"])
+@pytest.mark.parametrize(
+    ("reference", "settings"),
+    [
+        pytest.param("soft_nms_iou0.8", SOFT, id="linear soft NMS"),
+        pytest.param("nms_iou0.8", replace(SOFT, nms="hard"), id="hard NMS"),
+        pytest.param("nms_iou0.5", replace(SOFT, nms="hard", iou_threshold=0.5), id="hard NMS at 0.5"),
+        pytest.param(
+            "cpp_agnostic_nms_iou0.5",
+            replace(SOFT, nms="hard", iou_threshold=0.5, class_agnostic=True),
+            id="hard NMS across classes",
+        ),
+    ],
+)
+def test_equals_mmcv(name: str, reference: str, settings: PostprocessSettings) -> None:
+    picks, scores = pick(*case(name), settings)
+    np.testing.assert_array_equal(picks, GOLDEN[f"{name}/{reference}/index_after_threshold"])
+    if not settings.class_agnostic:
+        # mmcv rounds coordinates when it shifts classes apart; see `pick`.
+        np.testing.assert_allclose(scores, GOLDEN[f"{name}/{reference}/scores"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["case0", "case1", "case2", "case3"])
+def test_whole_step_equals_mmcv(name: str) -> None:
+    boxes, scores, labels = (GOLDEN[f"{name}/{key}"] for key in ("boxes", "scores", "labels"))
+    height = width = 1024  # a power of two: relative coordinates lose nothing
+    assert boxes.max() <= 1024
+    settings = replace(SOFT, score_threshold=float(GOLDEN[f"{name}/score_threshold"]))
+    result = postprocess(boxes / np.float32(1024), scores, labels.astype(np.int32), (height, width), settings)
+    n = result.num_detections
+    np.testing.assert_array_equal(result.boxes[:n], GOLDEN[f"{name}/soft_nms_iou0.8/boxes"])
+    np.testing.assert_allclose(result.scores[:n], GOLDEN[f"{name}/soft_nms_iou0.8/scores"], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(result.labels[:n], GOLDEN[f"{name}/soft_nms_iou0.8/labels"])
+
+
+def run(boxes: Any, scores: Any, labels: Any, size: tuple[int, int] = (10, 20), **settings: Any) -> Postprocessed:
+    arrays = np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels, np.int32)
+    return postprocess(*arrays, size, replace(SOFT, max_detections=4, **settings))
+
+
+def test_padding_rows_and_types() -> None:
+    result = run([[0, 0, 0.5, 0.5]], [0.5], [3])
+    np.testing.assert_array_equal(result.boxes, [[0, 0, 10, 5], [0] * 4, [0] * 4, [0] * 4])
+    np.testing.assert_array_equal(result.scores, [0.5, 0, 0, 0])
+    np.testing.assert_array_equal(result.labels, [3, -1, -1, -1])
+    assert result.num_detections == 1
+    assert (result.boxes.dtype, result.scores.dtype, result.labels.dtype) == (np.float32, np.float32, np.int32)
+
+
+def test_no_candidates() -> None:
+    result = run([], [], [])
+    assert result.num_detections == 0
+    assert result.boxes.shape == (4, 4)
+    assert (result.labels == -1).all()
+
+
+def test_more_candidates_than_rows_keeps_the_best() -> None:
+    boxes = [[i / 10, 0, (i + 1) / 10, 1] for i in range(6)]
+    result = run(boxes, [0.1, 0.6, 0.2, 0.5, 0.3, 0.4], range(6))
+    assert result.num_detections == 4
+    np.testing.assert_array_equal(result.labels, [1, 3, 5, 4])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_candidates_that_are_no_numbers_are_dropped_and_counted(bad: float) -> None:
+    boxes = [[0, 0, bad, 1], [0, 0, 1, 1], [0.5, 0.5, 1, 1]]
+    result = run(boxes, [0.9, 0.8, bad], [1, 2, 3])
+    assert (result.num_detections, result.num_dropped) == (1, 2)
+    assert result.labels[0] == 2
+    assert np.isfinite(result.boxes).all()
+    assert np.isfinite(result.scores).all()
+
+
+def test_score_threshold_is_exclusive_and_precedes_nms() -> None:
+    boxes = [[0, 0, 1, 1], [0, 0, 1, 0.9], [0, 0, 0.1, 0.1]]
+    result = run(boxes, [0.9, 0.6, 0.5], [1, 1, 2], score_threshold=0.5)
+    assert result.num_detections == 2  # 0.5 is not above 0.5; 0.6 is, although soft NMS lowers it to 0.06
+    np.testing.assert_allclose(result.scores[:2], [0.9, 0.06], atol=1e-6)
+
+
+def test_soft_nms_drops_below_the_minimum_but_never_the_first_pick() -> None:
+    boxes = [[0, 0, 1, 1], [0, 0, 1, 1], [0.5, 0.5, 1, 1]]
+    assert run(boxes, [0.9, 0.8, 0.0005], [1, 1, 2]).num_detections == 1
+    assert run(boxes, [0.0009, 0.0008, 0.0005], [1, 1, 2]).num_detections == 1
+    assert run(boxes, [0.9, 0.8, 0.0005], [1, 1, 2], min_score=0.0).num_detections == 2
+
+
+@pytest.mark.parametrize("nms", ["soft", "hard"])
+def test_classes_suppress_each_other_only_when_told(nms: Any) -> None:
+    boxes = [[0, 0, 1, 1], [0, 0, 1, 1]]
+    assert run(boxes, [0.9, 0.8], [1, 2], nms=nms).num_detections == 2
+    assert run(boxes, [0.9, 0.8], [1, 2], nms=nms, class_agnostic=True).num_detections == 1
+
+
+def test_without_nms_everything_is_kept_in_order_of_score() -> None:
+    result = run([[0, 0, 1, 1]] * 3, [0.2, 0.9, 0.2], [1, 2, 3], nms="none")
+    np.testing.assert_array_equal(result.labels[:3], [2, 1, 3])
+
+
+def test_overlap_is_measured_in_the_original_image() -> None:
+    """Clipping comes before NMS: two boxes that reach out of the image differently are the same inside it."""
+    result = run([[0, 0, 1, 1], [-1, -1, 2, 2]], [0.9, 0.8], [1, 1])
+    assert result.num_detections == 1
+
+
+def test_boxes_scale_by_width_and_height_and_are_clipped() -> None:
+    boxes = np.array([[-0.1, 0.25, 1.5, 0.75]], np.float32)
+    np.testing.assert_array_equal(to_pixels(boxes, (100, 30)), [[0, 25, 30, 75]])
+
+
+def test_iou_of_empty_boxes_is_zero() -> None:
+    boxes = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 2, 1], [0, 0, 1, 1]], np.float32)
+    iou = pairwise_iou(boxes)
+    assert not iou[:2].any()
+    np.testing.assert_allclose(iou[2:, 2:], [[1, 0.5], [0.5, 1]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"score_threshold": 1.5}, "score_threshold: expected a number in 0..1, got 1.5", id="above 1"),
+        pytest.param({"iou_threshold": float("nan")}, "iou_threshold: expected a number in 0..1, got nan", id="NaN"),
+        pytest.param({"min_score": -1}, "min_score: expected a number in 0..1, got -1", id="negative"),
+        pytest.param({"nms": "fast"}, "nms: expected one of soft, hard, none, got 'fast'", id="unknown kind"),
+        pytest.param({"max_detections": 0}, "max_detections: expected at least 1, got 0", id="no rows"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(CodetrError, match=message):
+        PostprocessSettings(**settings)
