@@ -171,7 +171,7 @@ def _read_pth(path: Path) -> Checkpoint:
     try:
         with torch.serialization.safe_globals(_harmless_globals()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint: {reason}") from error
     if not isinstance(content, Mapping):

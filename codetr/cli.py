@@ -8,7 +8,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from codetr.bench_precision import precision
 from codetr.detect import detect
+from codetr.variants import variants
 from serving.errors import CodetrError
 
 app = typer.Typer(
@@ -21,6 +23,8 @@ bench = typer.Typer(help="Measure engines, operators, the server and its steps."
 app.add_typer(bench, name="bench")
 
 app.command()(detect)
+app.command()(variants)
+bench.command()(precision)
 
 
 def main() -> None:

@@ -30,6 +30,11 @@ class SwinConfig:
     out_indices: tuple[int, ...] = (0, 1, 2, 3)
 
     @property
+    def label(self) -> str:
+        """A short name for tables; Swin's family name follows from its width."""
+        return {96: "Swin-T/S", 128: "Swin-B", 192: "Swin-L"}.get(self.embed_dim, f"Swin ({self.embed_dim})")
+
+    @property
     def out_channels(self) -> tuple[int, ...]:
         """Channels of each output map."""
         return tuple(self.embed_dim * 2**i for i in self.out_indices)
@@ -44,6 +49,11 @@ class ResNetConfig:
     stem_channels: int = 64
     style: Literal["pytorch", "caffe"] = "pytorch"
     out_indices: tuple[int, ...] = (0, 1, 2, 3)
+
+    @property
+    def label(self) -> str:
+        """A short name for tables."""
+        return f"R{self.depth}"
 
     @property
     def out_channels(self) -> tuple[int, ...]:

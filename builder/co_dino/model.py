@@ -94,12 +94,7 @@ class CoDINO(nn.Module):
             valid part, or for a variant trained with LSJ all of it.
         """
         memory = self.encode(pixels, image_sizes)
-        references = self.proposals(*memory).boxes
-        queries = self.query_embed.weight.expand(len(pixels), -1, -1)
-        decoded = self.decoder(queries, references, *memory)
-        hidden = self.decoder.norm(decoded.hidden[-1])
-        deltas = self.decoder.box_heads[-1](hidden)
-        return self.class_head(hidden), torch.sigmoid(deltas + inverse_sigmoid(decoded.references[-1]))
+        return self.decode(memory, self.proposals(*memory).boxes)
 
     def encode(self, pixels: Tensor, image_sizes: Tensor) -> Memory:
         """Return the memory of normalised `pixels` [B, 3, H, W] with valid (h, w) `image_sizes` int [B, 2]."""
@@ -112,6 +107,14 @@ class CoDINO(nn.Module):
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # [B, S, C]
         position = self._position(shapes, valid_shapes)
         return Memory(self.encoder(tokens, position, shapes, valid_shapes), shapes, valid_shapes)
+
+    def decode(self, memory: Memory, references: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and boxes as `network` does, decoded from `references` float32 [B, Q, 4], cx cy w h in 0..1."""
+        queries = self.query_embed.weight.expand(len(references), -1, -1)
+        decoded = self.decoder(queries, references, *memory)
+        hidden = self.decoder.norm(decoded.hidden[-1])
+        deltas = self.decoder.box_heads[-1](hidden)
+        return self.class_head(hidden), torch.sigmoid(deltas + inverse_sigmoid(decoded.references[-1]))
 
     def _position(self, shapes: Shapes, valid_shapes: Tensor) -> Tensor:
         """Return the position and level embedding of every token, [B, S, C]."""

@@ -1,0 +1,42 @@
+# Targets a user needs: `make demo` shows the service at work, `make test` checks everything that runs without a GPU.
+# PYTHON picks the interpreter (3.10-3.12); PIP_FLAGS is passed to every pip install, for example an index of
+# PyTorch's CPU builds.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_FLAGS ?=
+TRITON := .triton/pytriton
+
+.PHONY: demo test lint format plugin clean setup
+
+setup: $(VENV)/.installed $(TRITON)/.installed ## create .venv and fetch tritonserver, once
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one or run make PYTHON=/path/to/python" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(TRITON)/.installed: | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --upgrade --target $(TRITON) nvidia-pytriton==0.7.0
+	@touch $@
+
+demo: setup ## build, serve and detect: writes runs/demo/
+	$(BIN)/codetr demo --output runs/demo
+
+test: setup ## every test that needs no GPU, end to end on a real tritonserver
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: setup ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+
+clean: ## remove what make created
+	rm -rf $(VENV) .triton runs build

@@ -1,0 +1,28 @@
+"""`codetr variants`: the published models as a table."""
+
+from __future__ import annotations
+
+import rich.box
+from rich.console import Console
+from rich.table import Table
+
+
+def variants() -> None:
+    """List the Co-DINO variants that can be built, with their checkpoints."""
+    from builder.variants import VARIANTS
+
+    table = Table(box=rich.box.SIMPLE)
+    for column in ("variant", "backbone", "epochs", "aug.", "box AP", "height x width"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("checkpoint", overflow="fold")
+    for variant in VARIANTS.values():
+        table.add_row(
+            variant.name,
+            variant.backbone.label,
+            str(variant.epochs or "-"),
+            variant.augmentation,
+            "-" if variant.box_ap is None else f"{variant.box_ap:.1f}",
+            "{} x {}".format(*variant.input_size),
+            variant.checkpoint or "-",
+        )
+    Console().print(table)

@@ -1,0 +1,43 @@
+"""Half precision against float32 on the golden inputs, with the same proposals chosen.
+
+Which proposal comes at which rank flips with any rounding, so the float32 choice is given to the half network; what is
+left is the error of its arithmetic. `codetr bench precision` reports the figures; the limits here are some eight
+roundings of the type, far below what half coordinates or statistics would give.
+"""
+
+import pytest
+import torch
+
+from builder import load_detector
+from perf.precision import relative_error
+
+LIMITS = {"float16": 8 * 2**-11, "bfloat16": 8 * 2**-8}
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize("case", ["full", "padded", "batch2", "wide", "few_valid"])
+def test_error_is_a_few_roundings(golden, golden_config, golden_weights, precision, case):
+    reference = load_detector(golden_config, golden_weights)
+    half = load_detector(golden_config, golden_weights, precision)
+    pixels = torch.from_numpy(golden[f"{case}/image"])
+    sizes = torch.from_numpy(golden[f"{case}/valid_hw"]).int()
+    memory, half_memory = reference.encode(pixels, sizes), half.encode(pixels, sizes)
+    proposals = reference.proposals(*memory).boxes
+    assert relative_error(half_memory.tokens, memory.tokens) < LIMITS[precision]
+    (logits, boxes), (half_logits, half_boxes) = (
+        reference.decode(memory, proposals),
+        half.decode(half_memory, proposals),
+    )
+    assert half_logits.dtype == half.dtype
+    assert half_boxes.dtype == torch.float32
+    assert relative_error(half_logits, logits) < LIMITS[precision]
+    assert relative_error(half_boxes, boxes) < LIMITS[precision]
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_coordinates_norms_and_box_heads_stay_float32(golden_config, golden_weights, precision):
+    half = load_detector(golden_config, golden_weights, precision)
+    kept = {name for name, parameter in half.named_parameters() if parameter.dtype == torch.float32}
+    assert all("norm" in name or "box_head" in name or ".convs." in name or "extra_convs" in name for name in kept)
+    assert half.backbone.stages[0].blocks[0].attn.qkv.weight.dtype == half.dtype
+    assert half.decoder.box_heads[0][0].weight.dtype == torch.float32
