@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from codetr.bench_precision import precision
+from codetr.bench_preprocess import bench_preprocess
 from codetr.detect import detect
 from codetr.variants import variants
 from serving.errors import CodetrError
@@ -23,6 +24,7 @@ bench = typer.Typer(help="Measure engines, operators, the server and its steps."
 app.add_typer(bench, name="bench")
 
 app.command()(detect)
+bench.command("preprocess")(bench_preprocess)
 app.command()(variants)
 bench.command()(precision)
 

@@ -1,0 +1,58 @@
+"""`codetr bench preprocess`: the speed of pre- and post-processing on one core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from serving.errors import CodetrError
+
+if TYPE_CHECKING:
+    from perf.preprocess import PostprocessCase, PreprocessCase
+
+
+def bench_preprocess(
+    output: Annotated[Path, typer.Option(help="Folder for preprocess.json and preprocess.md.")] = Path(
+        "runs/bench/preprocess"
+    ),
+    size: Annotated[str, typer.Option(help="The engine's WIDTHxHEIGHT.")] = "1152x768",
+    formats: Annotated[str, typer.Option(help="Comma-separated formats, or 'all'.")] = "all",
+    candidates: Annotated[str, typer.Option(help="Comma-separated numbers of candidates.")] = "100,300,900",
+    seconds: Annotated[float, typer.Option(help="Time for each case.")] = 2.0,
+) -> None:
+    """Measure decode + resize + pad beside bare OpenCV, and post-processing, on one core."""
+    from perf.pictures import FORMATS, Format
+    from perf.preprocess import run
+
+    wanted = tuple(formats.split(",")) if formats != "all" else FORMATS
+    chosen: list[Format] = [known for known in FORMATS if known in wanted]
+    if unknown := set(wanted) - set(FORMATS):
+        raise CodetrError(f"--formats {', '.join(sorted(unknown))}: expected some of {', '.join(FORMATS)}")
+    run(parse_size(size), chosen, parse_counts("--candidates", candidates), seconds, output, print_case)
+    typer.echo(f"wrote {output / 'preprocess.json'} and {output / 'preprocess.md'}")
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Return (width, height) of `WIDTHxHEIGHT`."""
+    width, _, height = size.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise CodetrError(f"--size {size!r}: expected WIDTHxHEIGHT, such as 1152x768")
+    return int(width), int(height)
+
+
+def parse_counts(option: str, text: str) -> list[int]:
+    """Return the positive whole numbers of a comma-separated list, ascending."""
+    numbers = text.split(",")
+    if not all(number.strip().isdigit() and int(number) > 0 for number in numbers):
+        raise CodetrError(f"{option} {text!r}: expected whole numbers above 0, separated by commas")
+    return sorted({int(number) for number in numbers})
+
+
+def print_case(case: PreprocessCase | PostprocessCase) -> None:
+    """Print one parsable line a case."""
+    from dataclasses import asdict
+
+    values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(case).items()}
+    typer.echo(" ".join([type(case).__name__, *(f"{name}={value}" for name, value in values.items())]))

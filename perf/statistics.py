@@ -1,0 +1,35 @@
+"""Medians, spreads and percentiles, each with one meaning throughout the reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# The factor that makes the median absolute deviation of a normal distribution its standard deviation.
+MAD_TO_SIGMA = 1.4826
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Repeated measurements of one quantity: their median, and half the width of what repeats span around it."""
+
+    median: float
+    spread: float  # relative: robust standard deviation / median
+    count: int
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Return the median and the relative spread (1.4826 x median absolute deviation / median) of `values`."""
+    array = np.asarray(values, np.float64)
+    median = float(np.median(array))
+    deviation = float(np.median(np.abs(array - median))) * MAD_TO_SIGMA
+    return Summary(median, deviation / median if median else 0.0, len(array))
+
+
+def relative_range(values: Sequence[float]) -> float:
+    """Return (largest - smallest) / median: the spread to state for a handful of repeats; 0 for one value."""
+    array = np.asarray(values, np.float64)
+    median = float(np.median(array))
+    return float(array.max() - array.min()) / median if median else 0.0
