@@ -14,7 +14,7 @@ def variants() -> None:
     table = Table(box=rich.box.SIMPLE)
     for column in ("variant", "backbone", "epochs", "aug.", "box AP", "height x width"):
         table.add_column(column, no_wrap=True)
-    table.add_column("checkpoint", overflow="fold")
+    table.add_column("checkpoint", no_wrap=True)
     for variant in VARIANTS.values():
         table.add_row(
             variant.name,
@@ -25,4 +25,5 @@ def variants() -> None:
             "{} x {}".format(*variant.input_size),
             variant.checkpoint or "-",
         )
-    Console().print(table)
+    # Wide enough for every name: a narrow terminal breaks the lines, and nothing is cut off.
+    Console(width=max(Console().width, 130)).print(table)

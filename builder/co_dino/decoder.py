@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.co_dino.boxes import inverse_sigmoid
+from builder.co_dino.config import Variant
 from builder.co_dino.deformable import MultiScaleDeformableAttention
 from builder.co_dino.layers import MLP, BoxHead, LayerNorm, attention
 from builder.co_dino.position import Shapes, sine_embedding, valid_ratios
@@ -45,21 +46,14 @@ class SelfAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention, deformable cross-attention and a feed-forward network, each followed by a norm."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        num_self_heads: int,
-        num_heads: int,
-        num_levels: int,
-        num_points: int,
-        feedforward_dim: int,
-    ) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(embed_dim, num_self_heads)
+        embed_dim = variant.embed_dim
+        self.self_attn = SelfAttention(embed_dim, variant.num_self_heads)
         self.norm1 = LayerNorm(embed_dim)
-        self.cross_attn = MultiScaleDeformableAttention(embed_dim, num_heads, num_levels, num_points)
+        self.cross_attn = MultiScaleDeformableAttention(variant)
         self.norm2 = LayerNorm(embed_dim)
-        self.ffn = MLP(embed_dim, feedforward_dim, embed_dim)
+        self.ffn = MLP(embed_dim, variant.feedforward_dim, embed_dim)
         self.norm3 = LayerNorm(embed_dim)
 
     def forward(
@@ -88,22 +82,10 @@ class DecoderOutput(NamedTuple):
 class Decoder(nn.Module):
     """A stack of decoder layers with their box heads; the last box head belongs to the final prediction."""
 
-    def __init__(
-        self,
-        num_layers: int,
-        embed_dim: int,
-        num_self_heads: int,
-        num_heads: int,
-        num_levels: int,
-        num_points: int,
-        feedforward_dim: int,
-    ) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
-        self.embed_dim = embed_dim
-        self.layers = nn.ModuleList(
-            DecoderLayer(embed_dim, num_self_heads, num_heads, num_levels, num_points, feedforward_dim)
-            for _ in range(num_layers)
-        )
+        embed_dim, num_layers = variant.embed_dim, variant.decoder_layers
+        self.layers = nn.ModuleList(DecoderLayer(variant) for _ in range(num_layers))
         self.box_heads = nn.ModuleList(BoxHead(embed_dim) for _ in range(num_layers))
         self.norm = LayerNorm(embed_dim)
         self.ref_point_head = MLP(2 * embed_dim, embed_dim, embed_dim)
@@ -118,13 +100,15 @@ class Decoder(nn.Module):
             if i > 0:  # refined by the raw output of the layer before; the final head reads the normed one
                 references = torch.sigmoid(self.box_heads[i - 1](hidden) + inverse_sigmoid(references))
             boxes = references[:, :, None] * ratios[:, None]  # [B, Q, L, 4], in 0..1 of each whole level
-            position = self.ref_point_head(self.box_embedding(boxes[:, :, 0]).to(hidden.dtype))
+            embedding = box_embedding(boxes[:, :, 0], hidden.shape[-1] // 2)
+            position = self.ref_point_head(embedding.to(hidden.dtype))
             outputs.references.append(references)
             hidden = layer(hidden, position, memory, boxes, shapes, valid_shapes)
             outputs.hidden.append(hidden)
         return outputs
 
-    def box_embedding(self, boxes: Tensor) -> Tensor:
-        """Return float32 [B, Q, 2*C], the sine embedding of `boxes` cx cy w h in the order y, x, w, h."""
-        cx, cy, w, h = (boxes * 2 * math.pi).unbind(-1)
-        return sine_embedding(torch.stack([cy, cx, w, h], dim=-1), self.embed_dim // 2, BOX_TEMPERATURE)
+
+def box_embedding(boxes: Tensor, channels: int) -> Tensor:
+    """Return float32 [B, Q, 4*channels], the sine embedding of `boxes` cx cy w h in the order y, x, w, h."""
+    cx, cy, w, h = (boxes * 2 * math.pi).unbind(-1)
+    return sine_embedding(torch.stack([cy, cx, w, h], dim=-1), channels, BOX_TEMPERATURE)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
+from builder.co_dino.config import Variant
 from builder.co_dino.position import Shapes
 from builder.ms_deform_attn import ms_deform_attn
 
 
 class MultiScaleDeformableAttention(nn.Module):
-    """Each query samples `num_points` points on every level, around its reference point, for every head."""
+    """Each query samples a few points on every level, around its reference point, for every head."""
 
-    def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
-        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
-        samples = num_heads * num_levels * num_points
+        self.samples = (variant.num_heads, variant.num_levels, variant.num_points)
+        samples, embed_dim = math.prod(self.samples), variant.embed_dim
         self.sampling_offsets = nn.Linear(embed_dim, 2 * samples)
         self.attention_weights = nn.Linear(embed_dim, samples)
         self.value_proj = nn.Linear(embed_dim, embed_dim)
@@ -28,10 +31,9 @@ class MultiScaleDeformableAttention(nn.Module):
         `reference_points` float32 [B, Q, L, 2 or 4] are in 0..1 of each whole level; memory tokens outside
         `valid_shapes` int32 [B, L, 2] read as zero.
         """
-        value = self.value_proj(memory).unflatten(-1, (self.num_heads, -1))  # [B, S, heads, dim]
-        samples = (self.num_heads, self.num_levels, self.num_points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*samples, 2))
-        logits = self.attention_weights(query).unflatten(-1, samples)
+        value = self.value_proj(memory).unflatten(-1, (self.samples[0], -1))  # [B, S, heads, dim]
+        offsets = self.sampling_offsets(query).unflatten(-1, (*self.samples, 2))
+        logits = self.attention_weights(query).unflatten(-1, self.samples)
         sizes = [side for shape in shapes for side in shape]
         out = ms_deform_attn(value, reference_points, offsets, logits, sizes, valid_shapes)
         return self.output_proj(out)

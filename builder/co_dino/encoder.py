@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from builder.co_dino.config import Variant
 from builder.co_dino.deformable import MultiScaleDeformableAttention
 from builder.co_dino.layers import MLP, LayerNorm
 from builder.co_dino.position import Shapes, token_centres, valid_ratios
@@ -13,11 +14,12 @@ from builder.co_dino.position import Shapes, token_centres, valid_ratios
 class EncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward network, each followed by a norm."""
 
-    def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int, feedforward_dim: int) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
-        self.self_attn = MultiScaleDeformableAttention(embed_dim, num_heads, num_levels, num_points)
+        embed_dim = variant.embed_dim
+        self.self_attn = MultiScaleDeformableAttention(variant)
         self.norm1 = LayerNorm(embed_dim)
-        self.ffn = MLP(embed_dim, feedforward_dim, embed_dim)
+        self.ffn = MLP(embed_dim, variant.feedforward_dim, embed_dim)
         self.norm2 = LayerNorm(embed_dim)
 
     def forward(
@@ -32,19 +34,9 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of encoder layers over the tokens of all levels."""
 
-    def __init__(
-        self,
-        num_layers: int,
-        embed_dim: int,
-        num_heads: int,
-        num_levels: int,
-        num_points: int,
-        feedforward_dim: int,
-    ) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(embed_dim, num_heads, num_levels, num_points, feedforward_dim) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(EncoderLayer(variant) for _ in range(variant.encoder_layers))
 
     def forward(self, tokens: Tensor, position: Tensor, shapes: Shapes, valid_shapes: Tensor) -> Tensor:
         """Return the memory [B, S, C] of `tokens` [B, S, C] with their `position` embedding [B, S, C]."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.co_dino.boxes import cxcywh_to_xyxy, inverse_sigmoid
-from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
+from builder.co_dino.config import SwinConfig, Variant
 from builder.co_dino.decoder import Decoder
 from builder.co_dino.encoder import Encoder
 from builder.co_dino.layers import FLOAT32_LAYERS
@@ -49,14 +49,14 @@ class CoDINO(nn.Module):
     def __init__(self, variant: Variant) -> None:
         super().__init__()
         self.variant = variant
-        sampling = (variant.num_heads, variant.num_levels, variant.num_points, variant.feedforward_dim)
-        self.backbone = _backbone(variant.backbone)
-        self.neck = ChannelMapper(variant.backbone.out_channels, variant.embed_dim, variant.num_levels)
+        backbone = variant.backbone
+        self.backbone = SwinTransformer(backbone) if isinstance(backbone, SwinConfig) else ResNet(backbone)
+        self.neck = ChannelMapper(backbone.out_channels, variant.embed_dim, variant.num_levels)
         self.level_embeds = nn.Parameter(torch.zeros(variant.num_levels, variant.embed_dim))
-        self.encoder = Encoder(variant.encoder_layers, variant.embed_dim, *sampling)
-        self.proposals = ProposalHead(variant.embed_dim, variant.num_classes, variant.num_queries)
+        self.encoder = Encoder(variant)
+        self.proposals = ProposalHead(variant)
         self.query_embed = nn.Embedding(variant.num_queries, variant.embed_dim)
-        self.decoder = Decoder(variant.decoder_layers, variant.embed_dim, variant.num_self_heads, *sampling)
+        self.decoder = Decoder(variant)
         self.class_head = nn.Linear(variant.embed_dim, variant.num_classes)
         self.register_buffer("pixel_mean", _per_channel(PIXEL_MEAN), persistent=False)
         self.register_buffer("pixel_std", _per_channel(PIXEL_STD), persistent=False)
@@ -153,18 +153,3 @@ class CoDINO(nn.Module):
 def _per_channel(values: tuple[float, ...]) -> Tensor:
     # An explicit device, so that a detector made on the meta device still has its constants.
     return torch.tensor(values, device="cpu").view(-1, 1, 1)
-
-
-def _backbone(config: SwinConfig | ResNetConfig) -> nn.Module:
-    if isinstance(config, SwinConfig):
-        return SwinTransformer(
-            config.embed_dim,
-            config.depths,
-            config.num_heads,
-            config.window_size,
-            config.mlp_ratio,
-            config.patch_size,
-            config.qkv_bias,
-            config.out_indices,
-        )
-    return ResNet(config.depth, config.base_channels, config.stem_channels, config.style, config.out_indices)

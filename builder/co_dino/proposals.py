@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from builder.co_dino.config import Variant
 from builder.co_dino.layers import BoxHead, LayerNorm
 from builder.co_dino.position import Shapes, token_centres, token_mask
 
@@ -30,12 +31,12 @@ class Proposals(NamedTuple):
 class ProposalHead(nn.Module):
     """Scores every token of the memory and refines the boxes of the `num_queries` best."""
 
-    def __init__(self, embed_dim: int, num_classes: int, num_queries: int) -> None:
+    def __init__(self, variant: Variant) -> None:
         super().__init__()
-        self.num_queries = num_queries
+        self.num_queries, embed_dim = variant.num_queries, variant.embed_dim
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.norm = LayerNorm(embed_dim)
-        self.class_head = nn.Linear(embed_dim, num_classes)
+        self.class_head = nn.Linear(embed_dim, variant.num_classes)
         self.box_head = BoxHead(embed_dim)
 
     def forward(self, memory: Tensor, shapes: Shapes, valid_shapes: Tensor) -> Proposals:

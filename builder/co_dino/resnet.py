@@ -6,12 +6,11 @@ Source: Deep Residual Learning (arXiv 1512.03385), table 1; style `pytorch` stri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from builder.co_dino.config import ResNetConfig
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4  # output channels of a bottleneck over its width
@@ -69,23 +68,16 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """ResNet-50, -101 or -152, returning the raw C2..C5 maps of `out_indices`."""
 
-    def __init__(
-        self,
-        depth: int = 50,
-        base_channels: int = 64,
-        stem_channels: int = 64,
-        style: Literal["pytorch", "caffe"] = "pytorch",
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-    ) -> None:
+    def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        self.out_indices = tuple(out_indices)
-        self.conv1 = nn.Conv2d(3, stem_channels, 7, stride=2, padding=3, bias=False)
-        self.bn1 = FrozenBatchNorm2d(stem_channels)
-        channels = stem_channels
+        self.out_indices = config.out_indices
+        channels = config.stem_channels
+        self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+        self.bn1 = FrozenBatchNorm2d(channels)
         self.layer = nn.ModuleDict()  # "1" to "4" are C2 to C5
-        for i, blocks in enumerate(DEPTHS[depth]):
-            width = base_channels * 2**i
-            self.layer[str(i + 1)] = _stage(channels, width, blocks, 1 if i == 0 else 2, caffe=style == "caffe")
+        for i, blocks in enumerate(DEPTHS[config.depth]):
+            width = config.base_channels * 2**i
+            self.layer[str(i + 1)] = _stage(channels, width, blocks, 1 if i == 0 else 2, config.style == "caffe")
             channels = width * EXPANSION
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

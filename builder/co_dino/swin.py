@@ -6,12 +6,11 @@ Source: Swin Transformer (arXiv 2103.14030), section 3, with the padding and cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from builder.co_dino.config import SwinConfig
 from builder.co_dino.layers import LayerNorm, attention
 
 # Added to the score of a pair that shares a shifted window but no neighbourhood (mmdetection `ShiftWindowMSA`).
@@ -47,16 +46,14 @@ class WindowAttention(nn.Module):
 class SwinBlock(nn.Module):
     """(Shifted) window attention and a two-layer MLP, each behind a norm and a residual."""
 
-    def __init__(
-        self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, qkv_bias: bool, shifted: bool
-    ) -> None:
+    def __init__(self, config: SwinConfig, dim: int, num_heads: int, shifted: bool) -> None:
         super().__init__()
-        self.window_size, self.shift = window_size, window_size // 2 if shifted else 0
+        self.window_size, self.shift = config.window_size, config.window_size // 2 if shifted else 0
         self.norm1 = LayerNorm(dim)
-        self.attn = WindowAttention(dim, num_heads, window_size, qkv_bias)
+        self.attn = WindowAttention(dim, num_heads, config.window_size, config.qkv_bias)
         self.norm2 = LayerNorm(dim)
-        self.fc1 = nn.Linear(dim, int(dim * mlp_ratio))
-        self.fc2 = nn.Linear(int(dim * mlp_ratio), dim)
+        self.fc1 = nn.Linear(dim, int(dim * config.mlp_ratio))
+        self.fc2 = nn.Linear(int(dim * config.mlp_ratio), dim)
 
     def forward(self, x: Tensor, region_bias: Tensor) -> Tensor:
         """Return [B, h, w, C] for `x` of the same shape."""
@@ -93,15 +90,14 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     """Blocks of one resolution, every second one shifted, and the merging that leads to the next stage."""
 
-    def __init__(
-        self, dim: int, depth: int, num_heads: int, window_size: int, mlp_ratio: float, qkv_bias: bool, last: bool
-    ) -> None:
+    def __init__(self, config: SwinConfig, index: int) -> None:
         super().__init__()
-        self.window_size = window_size
+        self.window_size = config.window_size
+        dim, heads = config.embed_dim * 2**index, config.num_heads[index]
         self.blocks = nn.ModuleList(
-            SwinBlock(dim, num_heads, window_size, mlp_ratio, qkv_bias, shifted=i % 2 == 1) for i in range(depth)
+            SwinBlock(config, dim, heads, shifted=i % 2 == 1) for i in range(config.depths[index])
         )
-        self.downsample = nn.Identity() if last else PatchMerging(dim)
+        self.downsample = nn.Identity() if index == len(config.depths) - 1 else PatchMerging(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, h, w, C], the blocks' output before `downsample`, for `x` of the same shape."""
@@ -112,32 +108,18 @@ class SwinStage(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """Swin backbone returning one normalised feature map for each of `out_indices`."""
+    """Swin backbone returning one normalised feature map for each of `config.out_indices`."""
 
-    def __init__(
-        self,
-        embed_dim: int,
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        window_size: int,
-        mlp_ratio: float,
-        patch_size: int = 4,
-        qkv_bias: bool = True,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-    ) -> None:
+    def __init__(self, config: SwinConfig) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.patch_embed = nn.Conv2d(3, embed_dim, patch_size, stride=patch_size)
-        self.patch_norm = LayerNorm(embed_dim)
-        dims = [embed_dim * 2**i for i in range(len(depths))]
-        self.stages = nn.ModuleList(
-            SwinStage(dim, depth, heads, window_size, mlp_ratio, qkv_bias, last=i == len(depths) - 1)
-            for i, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True))
-        )
-        self.norms = nn.ModuleDict({str(i): LayerNorm(dims[i]) for i in out_indices})
+        self.patch_size = config.patch_size
+        self.patch_embed = nn.Conv2d(3, config.embed_dim, config.patch_size, stride=config.patch_size)
+        self.patch_norm = LayerNorm(config.embed_dim)
+        self.stages = nn.ModuleList(SwinStage(config, i) for i in range(len(config.depths)))
+        self.norms = nn.ModuleDict({str(i): LayerNorm(config.embed_dim * 2**i) for i in config.out_indices})
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Return [B, C*2**i, h_i, w_i] of each stage in `out_indices` for `pixels` [B, 3, H, W]."""
+        """Return [B, C*2**i, h_i, w_i] of each output stage for `pixels` [B, 3, H, W]."""
         x = self.patch_norm(self.patch_embed(self._pad_to_patches(pixels)).permute(0, 2, 3, 1))  # [B, h, w, C]
         outputs = []
         for i, stage in enumerate(self.stages):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from builder.co_dino.config import ResNetConfig
 from builder.co_dino.resnet import FrozenBatchNorm2d, ResNet
 
 
@@ -34,7 +35,7 @@ def functional_resnet(state, x, blocks, style):
 )
 def test_equals_its_functional_form(depth, blocks, style):
     torch.manual_seed(0)
-    backbone = ResNet(depth, base_channels=4, stem_channels=6, style=style)
+    backbone = ResNet(ResNetConfig(depth, base_channels=4, stem_channels=6, style=style))
     for module in backbone.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.running_mean.normal_(0, 0.1)

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from builder.co_dino.config import SwinConfig
 from builder.co_dino.swin import (
     PatchMerging,
     SwinTransformer,
@@ -55,7 +56,7 @@ def test_patch_merging_equals_unfold(h, w):
     ("size", "window", "out_indices"), [((70, 101), 7, (0, 1, 2, 3)), ((33, 35), 5, (1, 3))], ids=["odd", "two maps"]
 )
 def test_output_shapes(size, window, out_indices):
-    backbone = SwinTransformer(12, (1, 2, 1, 1), (1, 2, 3, 6), window, 2, out_indices=out_indices).eval()
+    backbone = SwinTransformer(SwinConfig(12, (1, 2, 1, 1), (1, 2, 3, 6), window, 2, out_indices=out_indices))
     outputs = backbone(torch.randn(1, 3, *size))
     h, w = -(-size[0] // 4), -(-size[1] // 4)
     shapes = {i: (1, 12 * 2**i, -(-h // 2**i), -(-w // 2**i)) for i in range(4)}

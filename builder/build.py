@@ -1,0 +1,134 @@
+"""One call from checkpoint to a verified, deployable repository."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from builder.checkpoint import Precision, load_detector, random_detector, resolve_variant
+from builder.co_dino.config import Variant
+from builder.co_dino.model import CoDINO
+from builder.demo import shapes
+from builder.engines import EngineError
+from builder.export import InputSpec, export_detector
+from builder.manifest import describe
+from builder.repository import write_repository
+from builder.verify import LIMITS, Verification, verify
+from serving.errors import CodetrError
+
+# The data set and number of generated images that engines are verified on when no other images are given.
+VERIFY_SEED, VERIFY_IMAGES = 20, 8
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+# Shows one stage of a build while it runs, by its name.
+Stage = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build; sizes in pixels."""
+
+    variant: Variant
+    spec: InputSpec
+    weights: Path | None = None  # None: random weights of `seed`
+    seed: int = 0
+    engine: str = "onnx"
+    precision: Precision = "float32"
+    verify_images: Path | None = None  # None: generated shapes
+    overwrite: bool = False
+
+
+def build_repository(
+    options: BuildOptions, repository: Path, stage: Stage = lambda name: nullcontext()
+) -> Verification:
+    """Build the engine, compare it with the float32 detector, and only then write `repository`.
+
+    Returns:
+        The comparison's figures, which are also in the repository's manifest.
+
+    Raises:
+        CodetrError: something in `options` is not possible, or the engine does not reproduce the detector; nothing
+            has been written.
+    """
+    if options.engine != "onnx":
+        raise EngineError(f"engine {options.engine!r} is not known; use 'onnx'")
+    if options.precision != "float32":
+        raise EngineError(f"precision {options.precision!r} is not for the onnx engine; use 'float32'")
+    from builder.engines import onnx as engine
+
+    images = sample_images(options.verify_images)
+    with stage("load weights"):
+        detector = load(options)
+    with stage("export"):
+        program = export_detector(detector, options.spec)
+    with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
+        engine_file = Path(folder) / engine.FILE_NAME
+        with stage("build engine"):
+            engine.build(program, engine_file)
+        with stage("verify"):
+            result = _verify(detector, engine.load(engine_file), images, options)
+        with stage("write repository"):
+            _write(options, detector.variant, engine_file, result, repository)
+    return result
+
+
+def load(options: BuildOptions) -> CoDINO:
+    """Return the detector of `options` in float32, from its weights or with random ones."""
+    if options.weights is None:
+        return random_detector(options.variant, options.seed)
+    return load_detector(options.variant, options.weights)
+
+
+def sample_images(folder: Path | None) -> list[NDArray[np.uint8]]:
+    """Return images uint8 [h, w, 3] RGB to verify on: those in `folder`, or generated shapes."""
+    if folder is None:
+        return [shapes.generate(VERIFY_SEED, index).image for index in range(VERIFY_IMAGES)]
+    paths = (
+        sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    )
+    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]
+    if not paths or any(image is None for image in images):
+        raise CodetrError(f"{folder} holds no readable images ({', '.join(IMAGE_SUFFIXES)}) to verify on")
+    return [cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in images]
+
+
+def _verify(
+    detector: CoDINO, run: Callable[..., object], images: Sequence[NDArray[np.uint8]], options: BuildOptions
+) -> Verification:
+    spec = options.spec
+    smallest = 1 if spec.is_dynamic else spec.max_batch_size
+    batches = (smallest, spec.max_batch_size)
+    return verify(detector, run, images, spec.height, spec.width, batches, LIMITS[options.precision])
+
+
+def _write(options: BuildOptions, variant: Variant, engine_file: Path, result: Verification, repository: Path) -> None:
+    spec = options.spec
+    manifest = describe(variant, options.weights, options.engine, options.precision, spec, result)
+    write_repository(
+        repository,
+        engine_file=engine_file,
+        kind=options.engine,
+        height=spec.height,
+        width=spec.width,
+        max_batch_size=spec.max_batch_size,
+        max_detections=variant.max_detections,
+        class_names=variant.class_names or (),
+        manifest=manifest,
+        overwrite=options.overwrite,
+    )
+
+
+def options_for(
+    variant: str, height: int | None = None, width: int | None = None, batch: int = 4, **options: object
+) -> BuildOptions:
+    """Return options of a preset by its name, at its usual input size unless told otherwise."""
+    resolved = resolve_variant(variant)
+    spec = InputSpec(height or resolved.input_size[0], width or resolved.input_size[1], batch)
+    return BuildOptions(resolved, spec, **options)  # type: ignore[arg-type]

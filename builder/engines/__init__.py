@@ -1,0 +1,38 @@
+"""Engines: what the detector step runs. Each module builds a file from an exported program and loads it again.
+
+Every module has the same two functions:
+
+    build(program, path)      write the engine file
+    load(path) -> Runner      run it in this process
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import CodetrError
+
+
+class EngineError(CodetrError):
+    """An engine that could not be built or loaded; the message says which step failed and why."""
+
+
+class EngineOutput(NamedTuple):
+    """An engine's candidates as arrays, by the contract of `codetr_detector`."""
+
+    boxes: NDArray[np.float32]  # [B, K, 4], x1 y1 x2 y2 in 0..1 of the valid image
+    scores: NDArray[np.float32]  # [B, K], best first
+    labels: NDArray[np.int32]  # [B, K]
+
+
+# Takes images uint8 [B, H, W, 3] RGB and image_sizes int32 [B, 2], valid (h, w).
+Runner = Callable[[NDArray[np.uint8], NDArray[np.int32]], EngineOutput]
+
+
+def output_of(arrays: Any) -> EngineOutput:
+    """Return three arrays or CPU tensors as an `EngineOutput`."""
+    return EngineOutput(*(np.asarray(array) for array in arrays))

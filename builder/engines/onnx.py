@@ -1,0 +1,74 @@
+"""ONNX engine: the detector in standard operators, for ONNX Runtime on a CPU or any other ONNX consumer."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import torch
+from torch.export import ExportedProgram
+
+from builder.engines import EngineError, EngineOutput, Runner, output_of
+from builder.export import INPUT_NAMES, OUTPUT_NAMES, decompose_operator
+
+FILE_NAME = "model.onnx"
+OPSET = 18
+# Protocol buffers end at 2 GiB; larger weights go to a second file beside the graph.
+MAX_INLINE_BYTES = 2**31 - 2**24
+
+
+def build(program: ExportedProgram, path: Path) -> None:
+    """Write the program as ONNX to `path`, checked by onnx; needs neither a GPU nor a compiler.
+
+    Raises:
+        EngineError: an operator has no ONNX form, or the result is not valid ONNX.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    try:
+        with warnings.catch_warnings(), _quiet_exporter():
+            warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
+            exported = torch.onnx.export(
+                decompose_operator(program),
+                (),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(INPUT_NAMES),
+                output_names=list(OUTPUT_NAMES),
+                verbose=False,
+            )
+            if exported is None:
+                raise EngineError("the ONNX exporter returned nothing")
+            exported.save(str(path), external_data=size > MAX_INLINE_BYTES)
+        onnx.checker.check_model(str(path))
+    except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
+        raise EngineError(f"ONNX export failed: {str(error).splitlines()[0]}") from error
+
+
+def load(path: Path, threads: int = 0) -> Runner:
+    """Return a runner of the ONNX file on the CPU; `threads` 0 leaves their number to ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(images, image_sizes) -> EngineOutput:  # type: ignore[no-untyped-def]  # a Runner
+        return output_of(session.run(list(OUTPUT_NAMES), dict(zip(INPUT_NAMES, (images, image_sizes), strict=True))))
+
+    return run
+
+
+class _quiet_exporter:  # noqa: N801  # used as a function
+    """Keep the exporter's progress notes ("Skipping constant folding ...") out of the user's terminal."""
+
+    _loggers = ("torch.onnx", "onnxscript", "onnx_ir")
+
+    def __enter__(self) -> None:
+        self._levels = [logging.getLogger(name).level for name in self._loggers]
+        for name in self._loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *exception: object) -> None:
+        for name, level in zip(self._loggers, self._levels, strict=True):
+            logging.getLogger(name).setLevel(level)
