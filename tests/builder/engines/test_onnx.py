@@ -1,0 +1,65 @@
+import numpy as np
+import onnx
+import pytest
+
+from builder import load_detector
+from builder.engines import onnx as engine
+from builder.export import InputSpec, export_detector
+from builder.verify import LIMITS, VerificationError, verify
+
+HEIGHT, WIDTH = 64, 96
+
+
+@pytest.fixture(scope="module")
+def detector(golden_config, golden_weights):
+    return load_detector(golden_config, golden_weights)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / engine.FILE_NAME
+    engine.build(export_detector(detector, InputSpec(HEIGHT, WIDTH, max_batch_size=2)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images():
+    """A landscape, a portrait and a tiny image of noise."""
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((60, 100), (90, 41), (8, 8))]
+
+
+def test_file_follows_the_contract(onnx_file):
+    graph = onnx.load(onnx_file).graph
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
+        for value in (*graph.input, *graph.output)
+    }
+    assert shapes == {
+        "images": [HEIGHT, WIDTH, 3],
+        "image_sizes": [2],
+        "boxes": [300, 4],
+        "scores": [300],
+        "labels": [300],
+    }
+    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
+
+
+def test_engine_reproduces_the_detector(detector, onnx_file, images):
+    result = verify(detector, engine.load(onnx_file), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
+    assert result.matched == 1
+    assert result.batch_matched == 1
+    assert result.max_score_difference < 1e-4
+    assert result.compared == 3 * 100
+
+
+def test_a_damaged_engine_is_refused(detector, onnx_file, images, tmp_path):
+    """One weight of the decoder changed: every later candidate moves."""
+    model = onnx.load(onnx_file)
+    weight = next(item for item in model.graph.initializer if item.name.endswith("query_embed.weight"))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[3, 0] += 8
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    with pytest.raises(VerificationError, match="does not reproduce the detector: found"):
+        verify(detector, engine.load(tmp_path / "damaged.onnx"), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
