@@ -1,0 +1,775 @@
+// Multi-scale deformable attention: softmax, sampling positions, bilinear sampling and the weighted sum in one kernel.
+//
+// Two kernels: `deformAttnFast` for 8 heads of 32 channels, 4 points and 3 to 5 levels (what the detectors use), and
+// `deformAttnGeneral` for everything else. Why they look the way they do, with measurements: NOTES.md.
+
+#include "ms_deform_attn.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace codetr {
+namespace {
+
+constexpr float kLog2E = 1.44269504f;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+__device__ __forceinline__ float exp2Approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Element types
+
+__device__ __forceinline__ uint32_t bits(__half2 x) {
+    uint32_t y;
+    memcpy(&y, &x, sizeof(y));
+    return y;
+}
+__device__ __forceinline__ uint32_t bits(__nv_bfloat162 x) {
+    uint32_t y;
+    memcpy(&y, &x, sizeof(y));
+    return y;
+}
+
+template <typename T>
+struct Packed;
+
+template <>
+struct Packed<__half> {
+    using Pair = __half2;
+    static constexpr uint32_t kOne = 0x3c00u;
+    static __device__ __forceinline__ Pair fromBits(uint32_t x) {
+        Pair y;
+        memcpy(&y, &x, sizeof(y));
+        return y;
+    }
+    static __device__ __forceinline__ Pair round(float lo, float hi) { return __floats2half2_rn(lo, hi); }
+    static __device__ __forceinline__ Pair lowTwice(uint32_t x) { return __low2half2(fromBits(x)); }
+    static __device__ __forceinline__ Pair highTwice(uint32_t x) { return __high2half2(fromBits(x)); }
+    static __device__ __forceinline__ float2 widen(Pair x) { return __half22float2(x); }
+    static __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+    // sums += the 16x8 matrix that the warp holds in a0, a1, read as float32; `identity` from `identityColumn`.
+    static __device__ __forceinline__ void addWide(float (&sums)[4], Pair a0, Pair a1, uint32_t identity) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+            : "r"(bits(a0)), "r"(bits(a1)), "r"(identity));
+    }
+};
+
+template <>
+struct Packed<__nv_bfloat16> {
+    using Pair = __nv_bfloat162;
+    static constexpr uint32_t kOne = 0x3f80u;
+    static __device__ __forceinline__ Pair fromBits(uint32_t x) {
+        Pair y;
+        memcpy(&y, &x, sizeof(y));
+        return y;
+    }
+    static __device__ __forceinline__ Pair round(float lo, float hi) { return __floats2bfloat162_rn(lo, hi); }
+    static __device__ __forceinline__ Pair lowTwice(uint32_t x) { return __low2bfloat162(fromBits(x)); }
+    static __device__ __forceinline__ Pair highTwice(uint32_t x) { return __high2bfloat162(fromBits(x)); }
+    static __device__ __forceinline__ float2 widen(Pair x) { return __bfloat1622float2(x); }
+    static __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+    static __device__ __forceinline__ void addWide(float (&sums)[4], Pair a0, Pair a1, uint32_t identity) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+            : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+            : "r"(bits(a0)), "r"(bits(a1)), "r"(identity));
+    }
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// The fast kernel: 8 heads x 32 channels, 4 points
+
+constexpr int kHeads = 8;
+constexpr int kDim = 32;
+constexpr int kPoints = 4;
+constexpr int kPairs = kHeads / 2;      // a thread block serves two heads, whose values share 128-byte lines
+constexpr int kItemQueries = 4;         // a warp's item: 4 neighbouring queries x 2 heads = 8 groups of 4 lanes
+constexpr int kMaxFastLevels = 5;
+#ifndef CODETR_TILE_ROWS_LOG2
+#define CODETR_TILE_ROWS_LOG2 4
+#endif
+constexpr int kStripRowsLog2 = CODETR_TILE_ROWS_LOG2;
+constexpr int kStripRows = 1 << kStripRowsLog2;
+
+template <typename T>
+constexpr int kFastWarps = sizeof(T) == 4 ? 16 : 32;
+
+// Adding 1.5 * 2^23 to a small float rounds it to an integer and leaves that integer in the low bits.
+constexpr float kRoundMagic = 12582912.f;
+constexpr uint32_t kRoundMagicBits = 0x4B400000u;
+
+struct FastLevel {
+    int32_t height, width, start;
+};
+
+// Where the queries lie: maps of the image whose neighbours sample neighbouring tokens, cut into strips of rows.
+struct QueryMap {
+    int32_t height, width, start;
+    int32_t items;              // a warp's pieces of work in this map, strip after strip, column after column
+    int32_t strip_items;        // of one full strip
+    uint32_t strip_reciprocal;  // ceil(2^32 / strip_items)
+};
+
+struct FastCall {
+    void const* value;
+    float const* reference_points;
+    void const* sampling_offsets;
+    void const* attention_logits;
+    int32_t const* valid_shapes;
+    void* output;
+    int32_t batch, queries, tokens, reference_dim;
+    int32_t maps;
+    FastLevel levels[kMaxFastLevels];
+    QueryMap query_maps[kMaxFastLevels];
+};
+
+// What the sampling of one level needs. In shared memory, because lanes of a warp work on different levels.
+struct alignas(16) LevelConstants {
+    float width, height;
+    float last_x, last_y;    // where the clamp of the left and upper corner ends
+    float right_x, lower_y;  // 1, or -1 if the valid part of the level has no second column or row
+    float upper_y;           // 1, or -1 if the valid part of the level is empty
+    uint32_t origin;         // 16-byte units: of the level's first token, less the magic of both coordinates
+};
+
+// Reads all constants in two loads.
+__device__ __forceinline__ LevelConstants loadLevel(LevelConstants const& level) {
+    LevelConstants copy;
+    reinterpret_cast<uint4*>(&copy)[0] = reinterpret_cast<uint4 const*>(&level)[0];
+    reinterpret_cast<uint4*>(&copy)[1] = reinterpret_cast<uint4 const*>(&level)[1];
+    return copy;
+}
+
+template <typename T>
+constexpr uint32_t kTokenUnits = kHeads * kDim * sizeof(T) / 16;
+
+template <typename T>
+__device__ LevelConstants makeLevelConstants(FastCall const& call, int32_t image, int32_t index, int32_t levels) {
+    FastLevel const size = call.levels[index];
+    int32_t rows = size.height, columns = size.width;
+    if (call.valid_shapes != nullptr) {
+        int2 const valid = reinterpret_cast<int2 const*>(call.valid_shapes)[static_cast<int64_t>(image) * levels + index];
+        rows = min(max(valid.x, 0), size.height);
+        columns = min(max(valid.y, 0), size.width);
+    }
+    bool const empty = rows == 0 || columns == 0;
+    LevelConstants level;
+    level.width = static_cast<float>(size.width);
+    level.height = static_cast<float>(size.height);
+    level.last_x = fmaxf(static_cast<float>(columns) - 2.25f, -0.25f);
+    level.last_y = fmaxf(static_cast<float>(rows) - 2.25f, -0.25f);
+    level.right_x = columns >= 2 ? 1.f : -1.f;
+    level.lower_y = rows >= 2 && !empty ? 1.f : -1.f;
+    level.upper_y = !empty ? 1.f : -1.f;
+    level.origin = (static_cast<uint32_t>(size.start) - kRoundMagicBits * (static_cast<uint32_t>(size.width) + 1u)) *
+                   kTokenUnits<T>;
+    return level;
+}
+
+struct Corners {
+    uint32_t offset;  // of the upper left corner from the image's values, in 16-byte units
+    float w00, w01, w10, w11;
+};
+
+// Position and corner weights of one sample. The four corners always lie inside the level's valid part: where the
+// sample leaves it, the corners stop at the border and a tent function, max(0, 1 - distance), gives them the weights
+// that reading zeros outside would have left.
+template <typename T>
+__device__ __forceinline__ Corners locate(LevelConstants const& level, float x, float y, float attention) {
+    float const rounded_x = fminf(fmaxf(x - 0.5f, -0.25f), level.last_x) + kRoundMagic;
+    float const rounded_y = fminf(fmaxf(y - 0.5f, -0.25f), level.last_y) + kRoundMagic;
+    float const dx = x - (rounded_x - kRoundMagic);
+    float const dy = y - (rounded_y - kRoundMagic);
+    float const left = __saturatef(1.f - fabsf(dx));
+    float const right = __saturatef(level.right_x - fabsf(dx - 1.f));
+    float const upper = __saturatef(level.upper_y - fabsf(dy)) * attention;
+    float const lower = __saturatef(level.lower_y - fabsf(dy - 1.f)) * attention;
+    uint32_t const token = __float_as_uint(rounded_y) * static_cast<uint32_t>(level.width) + __float_as_uint(rounded_x);
+    return {token * kTokenUnits<T> + level.origin, left * upper, right * upper, left * lower, right * lower};
+}
+
+struct Anchor {
+    float x, y, scale_x, scale_y;  // pixels; a sample lies at anchor + scale * offset
+};
+
+__device__ __forceinline__ Anchor loadAnchor(LevelConstants const& level, float const* reference_point, int32_t dim) {
+    float2 const center = __ldg(reinterpret_cast<float2 const*>(reference_point));
+    Anchor anchor{fmaf(center.x, level.width, -0.5f), fmaf(center.y, level.height, -0.5f), 1.f, 1.f};
+    if (dim == 4) {
+        float2 const size = __ldg(reinterpret_cast<float2 const*>(reference_point) + 1);
+        anchor.scale_x = size.x * level.width * (0.5f / kPoints);
+        anchor.scale_y = size.y * level.height * (0.5f / kPoints);
+    }
+    return anchor;
+}
+
+template <int kOffset>
+__device__ __forceinline__ uint4 loadUnits(uint64_t address) {
+    uint4 v;
+    asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4+%5];"
+        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+        : "l"(address), "n"(kOffset));
+    return v;
+}
+
+__device__ __forceinline__ uint64_t addUnits(uint64_t base, uint32_t units) {
+    uint64_t address;
+    asm("mad.wide.u32 %0, %1, 16, %2;" : "=l"(address) : "r"(units), "l"(base));
+    return address;
+}
+
+// Four points' worth of raw inputs, loaded at once.
+template <typename T>
+struct PointInputs {
+    float x[kPoints], y[kPoints], logit[kPoints];
+};
+
+template <typename T>
+__device__ __forceinline__ PointInputs<T> loadPoints(T const* offsets, T const* logits) {
+    PointInputs<T> in;
+    if constexpr (sizeof(T) == 4) {
+        float4 const a = __ldg(reinterpret_cast<float4 const*>(offsets));
+        float4 const b = __ldg(reinterpret_cast<float4 const*>(offsets) + 1);
+        float4 const c = __ldg(reinterpret_cast<float4 const*>(logits));
+        in = {{a.x, a.z, b.x, b.z}, {a.y, a.w, b.y, b.w}, {c.x, c.y, c.z, c.w}};
+    } else {
+        using P = Packed<T>;
+        uint4 const o = __ldg(reinterpret_cast<uint4 const*>(offsets));
+        uint2 const c = __ldg(reinterpret_cast<uint2 const*>(logits));
+        float2 const o0 = P::widen(P::fromBits(o.x)), o1 = P::widen(P::fromBits(o.y));
+        float2 const o2 = P::widen(P::fromBits(o.z)), o3 = P::widen(P::fromBits(o.w));
+        float2 const c0 = P::widen(P::fromBits(c.x)), c1 = P::widen(P::fromBits(c.y));
+        in = {{o0.x, o1.x, o2.x, o3.x}, {o0.y, o1.y, o2.y, o3.y}, {c0.x, c0.y, c1.x, c1.y}};
+    }
+    return in;
+}
+
+template <typename T>
+__device__ __forceinline__ float3 loadPoint(T const* offset, T const* logit) {
+    if constexpr (sizeof(T) == 4) {
+        float2 const o = __ldg(reinterpret_cast<float2 const*>(offset));
+        return {o.x, o.y, __ldg(logit)};
+    } else {
+        using P = Packed<T>;
+        float2 const o = P::widen(P::fromBits(__ldg(reinterpret_cast<uint32_t const*>(offset))));
+        return {o.x, o.y, P::widen(__ldg(logit))};
+    }
+}
+
+// A warp's samples in shared memory: every lane prepares some, all four lanes of a group read all of them.
+// Slot `slot(group, level)` of a row belongs to one group; the exclusive-or keeps reads and writes free of conflicts.
+template <typename T, int kLevels>
+struct Samples {
+    static constexpr int kWeightRows = sizeof(T) == 4 ? 4 : 2;
+    uint4 offsets[kLevels][8];               // of the four points
+    uint4 weights[kLevels][kWeightRows][8];  // 16-bit types: two points a row; float32: one point a row
+};
+
+__device__ __forceinline__ int slotOf(int group, int level) { return group ^ ((level & 3) << 1); }
+
+template <typename T, int kLevels>
+__device__ __forceinline__ void storeLevel(Samples<T, kLevels>& samples, int level, int group, Corners const (&c)[kPoints]) {
+    int const slot = slotOf(group, level);
+    samples.offsets[level][slot] = {c[0].offset, c[1].offset, c[2].offset, c[3].offset};
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+        for (int p = 0; p < kPoints; ++p) {
+            samples.weights[level][p][slot] = {__float_as_uint(c[p].w00), __float_as_uint(c[p].w01),
+                                               __float_as_uint(c[p].w10), __float_as_uint(c[p].w11)};
+        }
+    } else {
+        using P = Packed<T>;
+#pragma unroll
+        for (int p = 0; p < kPoints; p += 2) {
+            samples.weights[level][p / 2][slot] = {
+                bits(P::round(c[p].w00, c[p].w01)), bits(P::round(c[p].w10, c[p].w11)),
+                bits(P::round(c[p + 1].w00, c[p + 1].w01)), bits(P::round(c[p + 1].w10, c[p + 1].w11))};
+        }
+    }
+}
+
+template <typename T, int kLevels>
+__device__ __forceinline__ void storePoint(Samples<T, kLevels>& samples, int level, int group, int point, Corners const& c) {
+    int const slot = slotOf(group, level);
+    reinterpret_cast<uint32_t*>(&samples.offsets[level][slot])[point] = c.offset;
+    if constexpr (sizeof(T) == 4) {
+        samples.weights[level][point][slot] = {__float_as_uint(c.w00), __float_as_uint(c.w01), __float_as_uint(c.w10),
+                                               __float_as_uint(c.w11)};
+    } else {
+        using P = Packed<T>;
+        reinterpret_cast<uint2*>(&samples.weights[level][point >> 1][slot])[point & 1] = {
+            bits(P::round(c.w00, c.w01)), bits(P::round(c.w10, c.w11))};
+    }
+}
+
+__device__ __forceinline__ uint32_t element(uint4 const& v, int i) {
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
+// A lane's eight channels of one sum. 16-bit types: channels 8t..8t+7, the four corners of a sample added in the
+// element type and the samples in float32 by the tensor cores, whose multiplication by the identity is the cheapest
+// widening addition there is. float32: channels 4t..4t+3 and 16+4t..16+4t+3.
+template <typename T>
+struct Sums {
+    float a[4] = {}, b[4] = {};
+    uint32_t identity;
+    __device__ __forceinline__ explicit Sums(uint32_t id) : identity(id) {}
+
+    static __device__ __forceinline__ uint32_t identityColumn(int group, int t) {
+        uint32_t column = (2 * t == group ? Packed<T>::kOne : 0u) | (2 * t + 1 == group ? Packed<T>::kOne << 16 : 0u);
+        asm("" : "+r"(column));  // keep it, rather than make it again for every use
+        return column;
+    }
+
+    __device__ __forceinline__ void add(uint64_t upper, uint64_t lower, uint32_t w0, uint32_t w1) {
+        using P = Packed<T>;
+        constexpr int kNext = kTokenUnits<T> * 16;
+        uint4 const v00 = loadUnits<0>(upper), v01 = loadUnits<kNext>(upper);
+        uint4 const v10 = loadUnits<0>(lower), v11 = loadUnits<kNext>(lower);
+        auto const w00 = P::lowTwice(w0), w01 = P::highTwice(w0), w10 = P::lowTwice(w1), w11 = P::highTwice(w1);
+        typename P::Pair sum[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            sum[i] = __hmul2(w00, P::fromBits(element(v00, i)));
+            sum[i] = __hfma2(w01, P::fromBits(element(v01, i)), sum[i]);
+            sum[i] = __hfma2(w10, P::fromBits(element(v10, i)), sum[i]);
+            sum[i] = __hfma2(w11, P::fromBits(element(v11, i)), sum[i]);
+        }
+        P::addWide(a, sum[0], sum[1], identity);
+        P::addWide(b, sum[2], sum[3], identity);
+    }
+
+    __device__ __forceinline__ void store(T* head, int t, float scale) const {
+        using P = Packed<T>;
+        uint4 const out = {bits(P::round(a[0] * scale, a[1] * scale)), bits(P::round(a[2] * scale, a[3] * scale)),
+                           bits(P::round(b[0] * scale, b[1] * scale)), bits(P::round(b[2] * scale, b[3] * scale))};
+        reinterpret_cast<uint4*>(head)[t] = out;
+    }
+};
+
+template <>
+struct Sums<float> {
+    float a[4] = {}, b[4] = {};
+    __device__ __forceinline__ explicit Sums(uint32_t) {}
+
+    static __device__ __forceinline__ uint32_t identityColumn(int, int) { return 0; }
+
+    __device__ __forceinline__ void add(uint64_t upper, uint64_t lower, float4 w) {
+        constexpr int kNext = kTokenUnits<float> * 16;
+        addCorner(loadUnits<0>(upper), loadUnits<64>(upper), w.x);
+        addCorner(loadUnits<kNext>(upper), loadUnits<kNext + 64>(upper), w.y);
+        addCorner(loadUnits<0>(lower), loadUnits<64>(lower), w.z);
+        addCorner(loadUnits<kNext>(lower), loadUnits<kNext + 64>(lower), w.w);
+    }
+
+    __device__ __forceinline__ void addCorner(uint4 u, uint4 v, float w) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            a[i] = fmaf(w, __uint_as_float(element(u, i)), a[i]);
+            b[i] = fmaf(w, __uint_as_float(element(v, i)), b[i]);
+        }
+    }
+
+    __device__ __forceinline__ void store(float* head, int t, float scale) const {
+        reinterpret_cast<float4*>(head)[t] = {a[0] * scale, a[1] * scale, a[2] * scale, a[3] * scale};
+        reinterpret_cast<float4*>(head)[t + 4] = {b[0] * scale, b[1] * scale, b[2] * scale, b[3] * scale};
+    }
+};
+
+// The query of an item that `column` (0..3) names, and whether it exists.
+__device__ __forceinline__ int32_t queryOf(QueryMap const& map, int32_t item, int32_t column, bool& exists) {
+    int32_t const strip = static_cast<int32_t>(__umulhi(static_cast<uint32_t>(item), map.strip_reciprocal));
+    int32_t const rest = item - strip * map.strip_items;
+    int32_t const rows = min(kStripRows, map.height - strip * kStripRows);
+    int32_t const columns = rows == kStripRows ? rest >> kStripRowsLog2 : rest / rows;
+    int32_t const row = strip * kStripRows + rest - columns * rows;
+    int32_t const x = columns * kItemQueries + column;
+    exists = x < map.width;
+    return map.start + row * map.width + min(x, map.width - 1);
+}
+
+template <typename T, int kLevels>
+__global__ void __launch_bounds__(kFastWarps<T> * 32, 1) deformAttnFast(__grid_constant__ FastCall const call) {
+    extern __shared__ uint4 shared[];
+    __shared__ LevelConstants levels[kLevels];
+    int const lane = threadIdx.x & 31, group = lane >> 2, t = lane & 3;
+    auto& samples = reinterpret_cast<Samples<T, kLevels>*>(shared)[threadIdx.x >> 5];
+    uint32_t const identity = Sums<T>::identityColumn(group, t);
+
+    int32_t const image = static_cast<int32_t>(blockIdx.y) / kPairs;
+    int const head = static_cast<int>(blockIdx.y % kPairs) * 2 + (group & 1);
+    if (threadIdx.x < kLevels) levels[threadIdx.x] = makeLevelConstants<T>(call, image, threadIdx.x, kLevels);
+    __syncthreads();
+    uint64_t const base = __cvta_generic_to_global(
+        static_cast<T const*>(call.value) + (static_cast<int64_t>(image) * call.tokens * kHeads + head) * kDim) + t * 16;
+
+    // This block's share of every map, so that all blocks get the same mixture of near and far samples.
+    int32_t turn = static_cast<int32_t>(threadIdx.x >> 5);
+#pragma unroll 1
+    for (int m = 0; m < call.maps; ++m) {
+        QueryMap const map = call.query_maps[m];
+        int32_t const first = static_cast<int32_t>(static_cast<int64_t>(map.items) * blockIdx.x / gridDim.x);
+        int32_t const count = static_cast<int32_t>(static_cast<int64_t>(map.items) * (blockIdx.x + 1) / gridDim.x) - first;
+#pragma unroll 1
+        for (; turn < count; turn += static_cast<int32_t>(blockDim.x >> 5)) {
+            bool exists;
+            int64_t const query = static_cast<int64_t>(image) * call.queries + queryOf(map, first + turn, group >> 1, exists);
+            T const* const logits = static_cast<T const*>(call.attention_logits) + (query * kHeads + head) * (kLevels * kPoints);
+            T const* const offsets = static_cast<T const*>(call.sampling_offsets) + (query * kHeads + head) * (kLevels * kPoints * 2);
+            float const* const reference = call.reference_points + query * kLevels * call.reference_dim;
+
+            // Lane t prepares level t, and point t of level 4.
+            constexpr bool kEveryLane = kLevels >= 4;
+            constexpr bool kFifth = kLevels == 5;
+            int const own = kEveryLane ? t : min(t, kLevels - 1);
+            PointInputs<T> in = loadPoints<T>(offsets + own * kPoints * 2, logits + own * kPoints);
+            float3 fifth{};
+            LevelConstants const level_own = loadLevel(levels[own]);
+            Anchor const anchor = loadAnchor(level_own, reference + own * call.reference_dim, call.reference_dim);
+            if constexpr (kFifth) {
+                fifth = loadPoint<T>(offsets + (16 + t) * 2, logits + 16 + t);
+            }
+            float top = fmaxf(fmaxf(in.logit[0], in.logit[1]), fmaxf(in.logit[2], in.logit[3]));
+            if constexpr (kFifth) top = fmaxf(top, fifth.z);
+            top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2)) * kLog2E;
+            float total = 0.f;
+            Corners corners[kPoints];
+#pragma unroll
+            for (int p = 0; p < kPoints; ++p) {
+                float const attention = exp2Approx(fmaf(in.logit[p], kLog2E, -top));
+                total += attention;
+                corners[p] = locate<T>(level_own, fmaf(in.x[p], anchor.scale_x, anchor.x),
+                                       fmaf(in.y[p], anchor.scale_y, anchor.y), attention);
+            }
+            if (kEveryLane || t < kLevels) storeLevel<T, kLevels>(samples, own, group, corners);
+            if (!kEveryLane && t >= kLevels) total = 0.f;
+            if constexpr (kFifth) {
+                LevelConstants const level_fifth = loadLevel(levels[4]);
+                Anchor const anchor4 = loadAnchor(level_fifth, reference + 4 * call.reference_dim, call.reference_dim);
+                float const attention = exp2Approx(fmaf(fifth.z, kLog2E, -top));
+                total += attention;
+                storePoint<T, kLevels>(samples, 4, group, t,
+                                       locate<T>(level_fifth, fmaf(fifth.x, anchor4.scale_x, anchor4.x),
+                                                 fmaf(fifth.y, anchor4.scale_y, anchor4.y), attention));
+            }
+            total += __shfl_xor_sync(kFullWarp, total, 1);
+            total += __shfl_xor_sync(kFullWarp, total, 2);
+            __syncwarp();
+
+            Sums<T> sums(identity);
+#pragma unroll
+            for (int level = 0; level < kLevels; ++level) {
+                int const slot = slotOf(group, level);
+                uint4 const offset = samples.offsets[level][slot];
+                uint32_t const row_units = static_cast<uint32_t>(call.levels[level].width) * kTokenUnits<T>;
+#pragma unroll
+                for (int p = 0; p < kPoints; ++p) {
+                    uint64_t const upper = addUnits(base, element(offset, p));
+                    uint64_t const lower = addUnits(base, element(offset, p) + row_units);
+                    if constexpr (sizeof(T) == 4) {
+                        uint4 const w = samples.weights[level][p][slot];
+                        sums.add(upper, lower, {__uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z), __uint_as_float(w.w)});
+                    } else {
+                        uint4 const w = samples.weights[level][p / 2][slot];
+                        sums.add(upper, lower, p % 2 ? w.z : w.x, p % 2 ? w.w : w.y);
+                    }
+                }
+            }
+            __syncwarp();
+            if (exists) sums.store(static_cast<T*>(call.output) + (query * kHeads + head) * kDim, t, __fdividef(1.f, total));
+        }
+        turn -= count;
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The general kernel: any number of heads, levels and points, any dim that is a multiple of 4
+
+constexpr int kGeneralThreads = 256;
+
+struct GeneralCall {
+    void const* value;
+    float const* reference_points;
+    void const* sampling_offsets;
+    void const* attention_logits;
+    int32_t const* valid_shapes;
+    void* output;
+    int64_t elements;  // batch * queries * heads * dim / kVector
+    int64_t tokens;
+    int32_t queries, heads, dim, levels, points, reference_dim;
+    int32_t heights[kMaxLevels], widths[kMaxLevels];
+};
+
+__device__ __forceinline__ float toFloat(float x) { return x; }
+__device__ __forceinline__ float toFloat(__half x) { return __half2float(x); }
+__device__ __forceinline__ float toFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ void fromFloat(float& y, float x) { y = x; }
+__device__ __forceinline__ void fromFloat(__half& y, float x) { y = __float2half_rn(x); }
+__device__ __forceinline__ void fromFloat(__nv_bfloat16& y, float x) { y = __float2bfloat16_rn(x); }
+
+template <typename T, int kVector>
+struct alignas(sizeof(T) * kVector) Vector {
+    T x[kVector];
+};
+
+// One thread makes kVector channels of one query and head. kVector is 4, or 1 for the plain design.
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kGeneralThreads) deformAttnGeneral(__grid_constant__ GeneralCall const call) {
+    int64_t const index = static_cast<int64_t>(blockIdx.x) * kGeneralThreads + threadIdx.x;
+    if (index >= call.elements) return;
+    int32_t const vectors = call.dim / kVector;
+    int64_t const query_head = index / vectors;
+    int32_t const channel = static_cast<int32_t>(index % vectors) * kVector;
+    int64_t const query = query_head / call.heads;
+    int32_t const head = static_cast<int32_t>(query_head % call.heads);
+    int64_t const image = query / call.queries;
+    int32_t const samples = call.levels * call.points;
+    T const* const logits = static_cast<T const*>(call.attention_logits) + query_head * samples;
+    T const* const offsets = static_cast<T const*>(call.sampling_offsets) + query_head * samples * 2;
+
+    float top = toFloat(logits[0]);
+    for (int32_t s = 1; s < samples; ++s) top = fmaxf(top, toFloat(logits[s]));
+
+    float total = 0.f;
+    float sums[kVector] = {};
+    int64_t const token_stride = static_cast<int64_t>(call.heads) * call.dim;
+    T const* tokens = static_cast<T const*>(call.value) + image * call.tokens * token_stride + head * call.dim + channel;
+    for (int32_t level = 0; level < call.levels; ++level) {
+        int32_t const height = call.heights[level], width = call.widths[level];
+        int32_t valid_height = height, valid_width = width;
+        if (call.valid_shapes != nullptr) {
+            int2 const valid = reinterpret_cast<int2 const*>(call.valid_shapes)[image * call.levels + level];
+            valid_height = min(valid.x, height);
+            valid_width = min(valid.y, width);
+        }
+        float const* const reference = call.reference_points + (query * call.levels + level) * call.reference_dim;
+        float const anchor_x = fmaf(reference[0], static_cast<float>(width), -0.5f);
+        float const anchor_y = fmaf(reference[1], static_cast<float>(height), -0.5f);
+        float scale_x = 1.f, scale_y = 1.f;
+        if (call.reference_dim == 4) {
+            scale_x = reference[2] * static_cast<float>(width) * 0.5f / static_cast<float>(call.points);
+            scale_y = reference[3] * static_cast<float>(height) * 0.5f / static_cast<float>(call.points);
+        }
+        for (int32_t point = 0; point < call.points; ++point) {
+            int32_t const s = level * call.points + point;
+            float const attention = exp2Approx((toFloat(logits[s]) - top) * kLog2E);
+            total += attention;
+            float const x = fmaf(toFloat(offsets[2 * s]), scale_x, anchor_x);
+            float const y = fmaf(toFloat(offsets[2 * s + 1]), scale_y, anchor_y);
+            // Beyond these bounds nothing is read, and within them the conversion to integers is exact.
+            if (!(x > -1.f && y > -1.f && x < static_cast<float>(valid_width) && y < static_cast<float>(valid_height))) continue;
+            int32_t const x0 = static_cast<int32_t>(floorf(x)), y0 = static_cast<int32_t>(floorf(y));
+            float const dx = x - floorf(x), dy = y - floorf(y);
+#pragma unroll
+            for (int corner = 0; corner < 4; ++corner) {
+                int32_t const cx = x0 + (corner & 1), cy = y0 + (corner >> 1);
+                if (cx < 0 || cy < 0 || cx >= valid_width || cy >= valid_height) continue;
+                float const weight = attention * (corner & 1 ? dx : 1.f - dx) * (corner >> 1 ? dy : 1.f - dy);
+                auto const v = *reinterpret_cast<Vector<T, kVector> const*>(
+                    tokens + (static_cast<int64_t>(cy) * width + cx) * token_stride);
+#pragma unroll
+                for (int i = 0; i < kVector; ++i) sums[i] = fmaf(weight, toFloat(v.x[i]), sums[i]);
+            }
+        }
+        tokens += static_cast<int64_t>(height) * width * token_stride;
+    }
+    Vector<T, kVector> out;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) fromFloat(out.x[i], sums[i] / total);
+    *reinterpret_cast<Vector<T, kVector>*>(static_cast<T*>(call.output) + query_head * call.dim + channel) = out;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Launchers
+
+int64_t elementSize(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
+
+bool aligned(void const* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// Cuts the queries into maps and items. Encoder queries are the tokens themselves, so they lie on the levels.
+// Returns the items of one image and head pair.
+int32_t mapQueries(FastCall& fast, MsDeformAttn const& call, int64_t tokens) {
+    bool const encoder = call.queries == tokens;
+    fast.maps = encoder ? call.levels : 1;
+    int32_t start = 0, items = 0;
+    for (int32_t i = 0; i < fast.maps; ++i) {
+        QueryMap& map = fast.query_maps[i];
+        map.height = encoder ? call.spatial_shapes[2 * i] : 1;
+        map.width = encoder ? call.spatial_shapes[2 * i + 1] : call.queries;
+        map.start = start;
+        int32_t const columns = (map.width + kItemQueries - 1) / kItemQueries;
+        map.strip_items = columns * kStripRows;
+        map.strip_reciprocal = static_cast<uint32_t>(((uint64_t{1} << 32) + map.strip_items - 1) / map.strip_items);
+        map.items = columns * map.height;
+        start += map.height * map.width;
+        items += map.items;
+    }
+    return items;
+}
+
+bool fitsFast(MsDeformAttn const& call, int64_t tokens) {
+    if (call.heads != kHeads || call.dim != kDim || call.points != kPoints) return false;
+    if (call.levels < 3 || call.levels > kMaxFastLevels) return false;
+    for (int32_t i = 0; i < call.levels; ++i) {
+        // The corners are neighbours inside the level, so it has two rows and columns; the reciprocal is exact so far.
+        if (call.spatial_shapes[2 * i] < 2 || call.spatial_shapes[2 * i + 1] < 2) return false;
+        if (call.spatial_shapes[2 * i + 1] > 8192 || call.spatial_shapes[2 * i] > 8192) return false;
+    }
+    int64_t const limit = int64_t{1} << 25;  // tokens and queries: strips and 32-bit offsets in 16-byte units
+    if (tokens > limit || call.queries > (1 << 20) || call.batch > 65535 / kPairs) return false;
+    return aligned(call.value, 16) && aligned(call.sampling_offsets, 16) && aligned(call.attention_logits, 16) &&
+           aligned(call.output, 16) && aligned(call.reference_points, 8) && aligned(call.valid_shapes, 8);
+}
+
+// A plane is one image and pair of heads. One block fills a multiprocessor, so the blocks of all planes should fill
+// the device once; where that would leave more than a thirtieth of it idle, up to four times.
+int blocksPerPlane(int planes, int multiprocessors) {
+    int best = 1;
+    double best_use = 0;
+    for (int waves = 1; waves <= 4; ++waves) {
+        int const blocks = std::max(1, waves * multiprocessors / planes);
+        int const slots = (blocks * planes + multiprocessors - 1) / multiprocessors * multiprocessors;
+        double const use = static_cast<double>(blocks) * planes / slots;
+        if (use > best_use + 1. / 30) {
+            best_use = use;
+            best = blocks;
+        }
+    }
+    return best;
+}
+
+template <typename T, int kLevels>
+cudaError_t launchFast(MsDeformAttn const& call, int64_t tokens, cudaStream_t stream) {
+    FastCall fast{};
+    fast.value = call.value;
+    fast.reference_points = call.reference_points;
+    fast.sampling_offsets = call.sampling_offsets;
+    fast.attention_logits = call.attention_logits;
+    fast.valid_shapes = call.valid_shapes;
+    fast.output = call.output;
+    fast.batch = call.batch;
+    fast.queries = call.queries;
+    fast.tokens = static_cast<int32_t>(tokens);
+    fast.reference_dim = call.reference_dim;
+    int32_t start = 0;
+    for (int32_t i = 0; i < kLevels; ++i) {
+        fast.levels[i] = {call.spatial_shapes[2 * i], call.spatial_shapes[2 * i + 1], start};
+        start += fast.levels[i].height * fast.levels[i].width;
+    }
+    int32_t const items = mapQueries(fast, call, tokens);
+    int device = 0, multiprocessors = 0;
+    if (auto const error = cudaGetDevice(&device); error != cudaSuccess) return error;
+    if (auto const error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device); error != cudaSuccess) {
+        return error;
+    }
+    int const planes = call.batch * kPairs;
+    int const blocks = std::min(blocksPerPlane(planes, multiprocessors), items);
+    int const warps = std::min(kFastWarps<T>, (items + blocks - 1) / blocks);
+    auto const kernel = deformAttnFast<T, kLevels>;
+    size_t const shared = sizeof(Samples<T, kLevels>) * warps;
+    if (shared + sizeof(LevelConstants) * kLevels > 48 * 1024) {
+        auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+        if (error != cudaSuccess) return error;
+    }
+    kernel<<<dim3(blocks, planes), warps * 32, shared, stream>>>(fast);
+    return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launchFastLevels(MsDeformAttn const& call, int64_t tokens, cudaStream_t stream) {
+    switch (call.levels) {
+        case 3: return launchFast<T, 3>(call, tokens, stream);
+        case 4: return launchFast<T, 4>(call, tokens, stream);
+        default: return launchFast<T, 5>(call, tokens, stream);
+    }
+}
+
+template <typename T, int kVector>
+cudaError_t launchGeneral(MsDeformAttn const& call, int64_t tokens, cudaStream_t stream) {
+    GeneralCall general{};
+    general.value = call.value;
+    general.reference_points = call.reference_points;
+    general.sampling_offsets = call.sampling_offsets;
+    general.attention_logits = call.attention_logits;
+    general.valid_shapes = call.valid_shapes;
+    general.output = call.output;
+    general.elements = static_cast<int64_t>(call.batch) * call.queries * call.heads * (call.dim / kVector);
+    general.tokens = tokens;
+    general.queries = call.queries;
+    general.heads = call.heads;
+    general.dim = call.dim;
+    general.levels = call.levels;
+    general.points = call.points;
+    general.reference_dim = call.reference_dim;
+    for (int32_t i = 0; i < call.levels; ++i) {
+        general.heights[i] = call.spatial_shapes[2 * i];
+        general.widths[i] = call.spatial_shapes[2 * i + 1];
+    }
+    int64_t const blocks = (general.elements + kGeneralThreads - 1) / kGeneralThreads;
+    if (blocks > 0x7fffffff) return cudaErrorInvalidValue;
+    deformAttnGeneral<T, kVector><<<static_cast<unsigned>(blocks), kGeneralThreads, 0, stream>>>(general);
+    return cudaGetLastError();
+}
+
+template <typename T>
+cudaError_t launch(MsDeformAttn const& call, bool plain, cudaStream_t stream) {
+    int64_t const tokens = countTokens(call.spatial_shapes, call.levels);
+    if (plain) return launchGeneral<T, 1>(call, tokens, stream);
+    return fitsFast(call, tokens) ? launchFastLevels<T>(call, tokens, stream) : launchGeneral<T, 4>(call, tokens, stream);
+}
+
+cudaError_t launchAny(MsDeformAttn const& call, bool plain, cudaStream_t stream) {
+    if (findFault(call) != nullptr) return cudaErrorInvalidValue;
+    if (call.batch == 0 || call.queries == 0) return cudaSuccess;
+    switch (call.type) {
+        case ElementType::kFloat16: return launch<__half>(call, plain, stream);
+        case ElementType::kBFloat16: return launch<__nv_bfloat16>(call, plain, stream);
+        default: return launch<float>(call, plain, stream);
+    }
+}
+
+}  // namespace
+
+int64_t countTokens(int32_t const* spatial_shapes, int32_t levels) {
+    int64_t tokens = 0;
+    for (int32_t i = 0; i < levels; ++i) tokens += static_cast<int64_t>(spatial_shapes[2 * i]) * spatial_shapes[2 * i + 1];
+    return tokens;
+}
+
+char const* findFault(MsDeformAttn const& call) {
+    if (call.type != ElementType::kFloat32 && call.type != ElementType::kFloat16 && call.type != ElementType::kBFloat16) {
+        return "value must be float32, float16 or bfloat16";
+    }
+    if (call.batch < 0 || call.queries < 0) return "batch and queries must not be negative";
+    if (call.heads < 1 || call.points < 1) return "there must be at least one head and one point";
+    if (call.dim < 4 || call.dim % 4 != 0) return "the channels of a head must be a positive multiple of 4";
+    if (call.levels < 1 || call.levels > kMaxLevels) return "there must be 1 to 8 levels";
+    if (call.reference_dim != 2 && call.reference_dim != 4) return "reference_points must end in 2 or 4";
+    if (call.spatial_shapes == nullptr) return "spatial_shapes is missing";
+    for (int32_t i = 0; i < 2 * call.levels; ++i) {
+        if (call.spatial_shapes[i] < 1 || call.spatial_shapes[i] > (1 << 20)) return "spatial_shapes must be positive, at most 2^20";
+    }
+    if (countTokens(call.spatial_shapes, call.levels) > 0x7fffffff) return "value has more than 2^31 tokens";
+    if (call.batch == 0 || call.queries == 0) return nullptr;
+    if (!call.value || !call.reference_points || !call.sampling_offsets || !call.attention_logits || !call.output) {
+        return "a tensor is a null pointer";
+    }
+    auto const vector = static_cast<uintptr_t>(4 * elementSize(call.type));
+    if (!aligned(call.value, vector) || !aligned(call.output, vector)) return "value and output must be aligned to 4 elements";
+    if (!aligned(call.valid_shapes, 8)) return "valid_shapes must be aligned to 8 bytes";
+    return nullptr;
+}
+
+cudaError_t launchMsDeformAttn(MsDeformAttn const& call, cudaStream_t stream) { return launchAny(call, false, stream); }
+
+cudaError_t launchMsDeformAttnPlain(MsDeformAttn const& call, cudaStream_t stream) { return launchAny(call, true, stream); }
+
+}  // namespace codetr

@@ -1,0 +1,129 @@
+// torch.ops.codetr.ms_deform_attn on CUDA, through PyTorch's stable ABI: one build serves every PyTorch from 2.11 on.
+//
+// Schema, shapes and types: builder/ms_deform_attn.py and README.md in this folder.
+
+#include "ms_deform_attn.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <exception>
+#include <initializer_list>
+#include <optional>
+#include <vector>
+
+// Declared by the header above only where CUDA headers of PyTorch are asked for.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr char const* kSchema =
+    "ms_deform_attn(Tensor value, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
+    "int[] spatial_shapes, Tensor? valid_shapes=None) -> Tensor";
+
+codetr::ElementType elementType(Tensor const& value) {
+    switch (value.scalar_type()) {
+        case ScalarType::Float: return codetr::ElementType::kFloat32;
+        case ScalarType::Half: return codetr::ElementType::kFloat16;
+        case ScalarType::BFloat16: return codetr::ElementType::kBFloat16;
+        default: break;
+    }
+    STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float16 or bfloat16 on CUDA");
+}
+
+void checkTensor(char const* name, Tensor const& tensor, Tensor const& value, ScalarType type,
+                 std::initializer_list<int64_t> sizes) {
+    STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == value.get_device_index(), "ms_deform_attn: ", name,
+                    " must lie on the device of value");
+    STD_TORCH_CHECK(tensor.scalar_type() == type, "ms_deform_attn: ", name,
+                    " has the wrong type; sampling_offsets and attention_logits have value's, reference_points float32, "
+                    "valid_shapes int32");
+    STD_TORCH_CHECK(tensor.dim() == static_cast<int64_t>(sizes.size()), "ms_deform_attn: ", name, " must have ", sizes.size(),
+                    " axes, got ", tensor.dim());
+    int64_t axis = 0;
+    for (int64_t const size : sizes) {
+        STD_TORCH_CHECK(tensor.size(axis) == size, "ms_deform_attn: ", name, " must have size ", size, " on axis ", axis,
+                        ", got ", tensor.size(axis));
+        ++axis;
+    }
+}
+
+Tensor msDeformAttn(Tensor value, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits,
+                    std::vector<int64_t> spatial_shapes, std::optional<Tensor> valid_shapes) {
+    STD_TORCH_CHECK(value.dim() == 4, "ms_deform_attn: value must have 4 axes, got ", value.dim());
+    STD_TORCH_CHECK(sampling_offsets.dim() == 6, "ms_deform_attn: sampling_offsets must have 6 axes, got ", sampling_offsets.dim());
+    STD_TORCH_CHECK(reference_points.dim() == 4, "ms_deform_attn: reference_points must have 4 axes, got ", reference_points.dim());
+    int64_t const batch = value.size(0), heads = value.size(2), dim = value.size(3);
+    int64_t const queries = sampling_offsets.size(1), levels = sampling_offsets.size(3), points = sampling_offsets.size(4);
+    ScalarType const type = value.scalar_type();
+    STD_TORCH_CHECK(static_cast<int64_t>(spatial_shapes.size()) == 2 * levels, "ms_deform_attn: spatial_shapes must hold h and w of ",
+                    levels, " levels, got ", spatial_shapes.size(), " numbers");
+    std::vector<int32_t> const shapes(spatial_shapes.begin(), spatial_shapes.end());
+    checkTensor("sampling_offsets", sampling_offsets, value, type, {batch, queries, heads, levels, points, 2});
+    checkTensor("attention_logits", attention_logits, value, type, {batch, queries, heads, levels, points});
+    checkTensor("reference_points", reference_points, value, ScalarType::Float, {batch, queries, levels, reference_points.size(3)});
+    if (valid_shapes) checkTensor("valid_shapes", *valid_shapes, value, ScalarType::Int, {batch, levels, 2});
+
+    torch::stable::accelerator::DeviceGuard const guard(value.get_device_index());
+    value = torch::stable::contiguous(value);
+    reference_points = torch::stable::contiguous(reference_points);
+    sampling_offsets = torch::stable::contiguous(sampling_offsets);
+    attention_logits = torch::stable::contiguous(attention_logits);
+    if (valid_shapes) valid_shapes = torch::stable::contiguous(*valid_shapes);
+    Tensor output = torch::stable::new_empty(value, {batch, queries, heads * dim});
+
+    codetr::MsDeformAttn call{};
+    call.type = elementType(value);
+    call.value = value.const_data_ptr();
+    call.reference_points = static_cast<float const*>(reference_points.const_data_ptr());
+    call.sampling_offsets = sampling_offsets.const_data_ptr();
+    call.attention_logits = attention_logits.const_data_ptr();
+    call.valid_shapes = valid_shapes ? static_cast<int32_t const*>(valid_shapes->const_data_ptr()) : nullptr;
+    call.output = output.mutable_data_ptr();
+    call.batch = static_cast<int32_t>(batch);
+    call.queries = static_cast<int32_t>(queries);
+    call.heads = static_cast<int32_t>(heads);
+    call.dim = static_cast<int32_t>(dim);
+    call.levels = static_cast<int32_t>(levels);
+    call.points = static_cast<int32_t>(points);
+    call.reference_dim = static_cast<int32_t>(reference_points.size(3));
+    call.spatial_shapes = shapes.data();
+    char const* const fault = codetr::findFault(call);
+    STD_TORCH_CHECK(fault == nullptr, "ms_deform_attn: ", fault);
+    int64_t const tokens = codetr::countTokens(call.spatial_shapes, call.levels);
+    STD_TORCH_CHECK(value.size(1) == tokens, "ms_deform_attn: value has ", value.size(1), " tokens, spatial_shapes make ", tokens);
+
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream));
+    cudaError_t const error = codetr::launchMsDeformAttn(call, static_cast<cudaStream_t>(stream));
+    STD_TORCH_CHECK(error == cudaSuccess, "ms_deform_attn: the launch failed: ", cudaGetErrorString(error));
+    return output;
+}
+
+// The schema is Python's where builder.ms_deform_attn was imported first; a program without Python gets it from here.
+void defineSchema(torch::stable::detail::StableLibrary& library) {
+    try {
+        library.def(kSchema);
+    } catch (std::exception const&) {
+        // Already defined.
+    }
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(codetr, library) { defineSchema(library); }
+
+STABLE_TORCH_LIBRARY_IMPL(codetr, CUDA, library) { library.impl("ms_deform_attn", TORCH_BOX(&msDeformAttn)); }
+
+// For benchmarks: the plain design on raw pointers, without the dispatcher.
+extern "C" __attribute__((visibility("default"))) int codetrMsDeformAttnPlain(codetr::MsDeformAttn const* call, void* stream) {
+    return static_cast<int>(codetr::launchMsDeformAttnPlain(*call, static_cast<cudaStream_t>(stream)));
+}
