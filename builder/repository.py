@@ -1,0 +1,196 @@
+"""An engine file to a folder that `tritonserver` loads as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, ModelContract, contract
+from serving.errors import CodetrError
+from serving.manifest import FILES, MANIFEST, sha256
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the detector's folder holds for one kind of engine; template paths are within `TEMPLATES/DETECTOR`."""
+
+    config: str
+    engine: str  # the name Triton's backend, or the model's code, expects
+    code: str | None  # the template of `model.py`, where the Python backend runs the engine
+
+
+# What the detector's outputs are called, in the order of the contract.
+CANDIDATES = tuple(tensor.name for tensor in contract(1, 1)[DETECTOR].outputs)
+
+_FORMS: dict[str, _Form] = {
+    "tensorrt": _Form(config="config.pbtxt", engine="model.plan", code=None),
+    "onnx": _Form(config="configs/onnx.pbtxt", engine="model.onnx", code="1/model.py"),
+}
+
+
+def write_repository(
+    destination: Path,
+    *,
+    engine_file: Path,
+    kind: str,
+    height: int,
+    width: int,
+    max_batch_size: int,
+    max_detections: int,
+    class_names: Sequence[str],
+    manifest: Mapping[str, Any],
+    output_names: Sequence[str] | None = None,
+    extra_files: Sequence[Path] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Write a Triton model repository around one engine.
+
+    The folder is written aside and renamed when it is complete. A repository of ours that is there already is
+    replaced. The tracked `model_repository/` is only read.
+
+    Args:
+        destination: the folder to write.
+        engine_file: the engine, copied under the name its backend expects.
+        kind: what runs it: `onnx` or `tensorrt`.
+        height: the engine's input height in pixels.
+        width: the engine's input width in pixels.
+        max_batch_size: the most images in one inference, at least 1; of all four models alike.
+        max_detections: rows of the engine's outputs.
+        class_names: in label order; clients read them as the parameter `class_names` (JSON) of the ensemble's config.
+        manifest: what is known about the engine; `files`, the SHA-256 of each engine file by its path in the
+            repository, is added, and all of it written to `manifest.json`.
+        output_names: the engine's own names of boxes, scores and labels, if they are not these: torch_tensorrt names
+            a plan's outputs output0, output1, output2. The ensemble maps them, so clients see no difference.
+        extra_files: what belongs beside the engine under its own name, such as an ONNX model's external data.
+        overwrite: replace the folder even if it is none of ours.
+
+    Returns:
+        `destination`.
+
+    Raises:
+        CodetrError: the engine file is missing, an argument is impossible, or the folder holds something else.
+    """
+    _check_arguments(kind, height, width, max_batch_size, output_names, (engine_file, *extra_files))
+    _refuse_foreign(destination, overwrite)
+    form = _FORMS[kind]
+    with _replacing(destination) as folder:
+        for model in contract(height, width, max_detections).values():
+            config = _read_config(model.name, form)
+            _set_sizes(config, model, max_batch_size)
+            _customise(config, class_names, max_detections, output_names or CANDIDATES)
+            _write_model(folder / model.name, config, form)
+        _write_warmup(folder / DETECTOR, height, width)
+        engines = {form.engine: engine_file, **{path.name: path for path in extra_files}}
+        files = _place(folder, {f"{DETECTOR}/1/{name}": path for name, path in engines.items()})
+        text = json.dumps({**manifest, FILES: files}, indent=2, ensure_ascii=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return destination
+
+
+def _check_arguments(
+    kind: str, height: int, width: int, max_batch_size: int, output_names: Sequence[str] | None, files: Sequence[Path]
+) -> None:
+    if kind not in _FORMS:
+        raise CodetrError(f"kind: expected one of {', '.join(_FORMS)}, got {kind!r}")
+    for name, value in (("height", height), ("width", width), ("max_batch_size", max_batch_size)):
+        if value < 1:
+            raise CodetrError(f"{name}: expected at least 1, got {value}")
+    if output_names is not None and len(output_names) != len(CANDIDATES):
+        raise CodetrError(f"output_names: expected the names of {', '.join(CANDIDATES)}, got {list(output_names)}")
+    for path in files:
+        if not path.is_file():
+            raise CodetrError(f"no engine file at {path}")
+
+
+def _refuse_foreign(destination: Path, overwrite: bool) -> None:
+    if destination.exists() and not destination.is_dir():
+        raise CodetrError(f"{destination} is a file; name a folder")
+    ours = (destination / MANIFEST).is_file() and (destination / ENSEMBLE / "config.pbtxt").is_file()
+    if not (ours or overwrite) and destination.is_dir() and any(destination.iterdir()):
+        raise CodetrError(f"{destination} is not empty and no repository of this project; name another, or overwrite")
+
+
+@contextmanager
+def _replacing(destination: Path) -> Iterator[Path]:
+    """Give a folder beside `destination` to write to, which takes its place only if nothing went wrong."""
+    destination = destination.absolute()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as aside:
+        folder, former = Path(aside, "new"), Path(aside, "former")
+        folder.mkdir()
+        yield folder
+        if destination.exists():
+            destination.rename(former)
+        folder.rename(destination)
+
+
+def _read_config(name: str, form: _Form) -> Any:
+    path = TEMPLATES / name / (form.config if name == DETECTOR else "config.pbtxt")
+    return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+
+
+def _set_sizes(config: Any, model: ModelContract, max_batch_size: int) -> None:
+    """Set the shapes of every tensor and the batch size; CUDA graphs and the warm-up follow."""
+    config.max_batch_size = max_batch_size
+    dims = {tensor.name: tensor.dims for tensor in (*model.inputs, *model.outputs)}
+    for tensor in (*config.input, *config.output):
+        tensor.dims[:] = dims[tensor.name]
+    for warmup in config.model_warmup:
+        for name, tensor in warmup.inputs.items():
+            tensor.dims[:] = dims[name]
+    if config.optimization.cuda.graphs:
+        # Unless told, the backend captures graphs for some batch sizes only, and runs the others without.
+        for batch_size in range(1, max_batch_size + 1):
+            graph = config.optimization.cuda.graph_spec.add(batch_size=batch_size)
+            for tensor in model.inputs:
+                graph.input[tensor.name].dim[:] = tensor.dims
+
+
+def _customise(config: Any, class_names: Sequence[str], max_detections: int, output_names: Sequence[str]) -> None:
+    """Set what only one of the four models knows."""
+    if config.name == ENSEMBLE:
+        config.parameters["class_names"].string_value = json.dumps(list(class_names), ensure_ascii=False)
+        step = next(step for step in config.ensemble_scheduling.step if step.model_name == DETECTOR)
+        wires = [step.output_map.pop(name) for name in CANDIDATES]
+        for name, wire in zip(output_names, wires, strict=True):
+            step.output_map[name] = wire
+    if config.name == DETECTOR:
+        for output, name in zip(config.output, output_names, strict=True):
+            output.name = name
+    if config.name == POSTPROCESS:
+        config.parameters["max_detections"].string_value = str(max_detections)
+
+
+def _write_model(folder: Path, config: Any, form: _Form) -> None:
+    (folder / "1").mkdir(parents=True)  # an ensemble has an empty version folder
+    text = text_format.MessageToString(config, as_utf8=True)
+    header = f"# Written by `codetr build`; model_repository/{config.name} explains the settings.\n"
+    (folder / "config.pbtxt").write_text(header + text, encoding="utf-8")
+    code = form.code if config.name == DETECTOR else None if config.name == ENSEMBLE else "1/model.py"
+    if code is not None:
+        shutil.copyfile(TEMPLATES / config.name / code, folder / "1" / "model.py")
+
+
+def _write_warmup(folder: Path, height: int, width: int) -> None:
+    """Write the valid size that the warm-up claims: the whole image."""
+    (folder / "warmup").mkdir()
+    (folder / "warmup" / "image_sizes").write_bytes(np.array([height, width], "<i4").tobytes())
+
+
+def _place(folder: Path, files: Mapping[str, Path]) -> dict[str, str]:
+    """Copy files to their names within `folder`; return their SHA-256 by name."""
+    for name, source in files.items():
+        shutil.copyfile(source, folder / name)
+    return {name: sha256(folder / name) for name in files}

@@ -1,0 +1,32 @@
+"""The detector in ONNX Runtime on the CPU."""
+
+import json
+from pathlib import Path
+
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+from serving.contract import DETECTOR, contract
+from serving.triton import OnnxSettings, parse_settings, respond_together
+
+
+class TritonPythonModel:
+    """One instance of `codetr_detector`, a process of its own."""
+
+    def initialize(self, args):
+        """Load `model.onnx`, which lies beside this file."""
+        config = json.loads(args["model_config"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = parse_settings(OnnxSettings, config).threads
+        path = Path(args["model_repository"], args["model_version"], "model.onnx")
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.outputs = [tensor.name for tensor in contract(1, 1)[DETECTOR].outputs]
+        self.max_batch_size = config["max_batch_size"]
+
+    def execute(self, requests):
+        """Answer all requests with common batches."""
+        return respond_together(pb_utils, requests, self.run, self.max_batch_size)
+
+    def run(self, images, image_sizes):
+        """Run the engine on one batch."""
+        return self.session.run(self.outputs, {"images": images, "image_sizes": image_sizes})

@@ -1,0 +1,20 @@
+"""Candidates to detections in the original image's pixels."""
+
+import json
+
+import triton_python_backend_utils as pb_utils
+
+from serving.contract import POSTPROCESS
+from serving.triton import Postprocess, respond
+
+
+class TritonPythonModel:
+    """One instance of `codetr_postprocess`, a process of its own."""
+
+    def initialize(self, args):
+        """Read and check the settings."""
+        self.step = Postprocess(json.loads(args["model_config"]), pb_utils.Logger.log_warn)
+
+    def execute(self, requests):
+        """Answer each request by itself."""
+        return respond(pb_utils, POSTPROCESS, requests, self.step)

@@ -1,0 +1,22 @@
+"""Encoded images to the engine's inputs."""
+
+import json
+
+import cv2
+import triton_python_backend_utils as pb_utils
+
+from serving.contract import PREPROCESS
+from serving.triton import Preprocess, respond
+
+
+class TritonPythonModel:
+    """One instance of `codetr_preprocess`, a process of its own."""
+
+    def initialize(self, args):
+        """Read and check the settings."""
+        cv2.setNumThreads(1)  # the instances are the parallelism
+        self.step = Preprocess(json.loads(args["model_config"]))
+
+    def execute(self, requests):
+        """Answer each request by itself."""
+        return respond(pb_utils, PREPROCESS, requests, self.step)

@@ -1,0 +1,262 @@
+"""The glue between Triton's Python backend and the plain functions: settings, requests, responses.
+
+Nothing here imports `triton_python_backend_utils`, which exists only inside the server: each `model.py` passes it in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.contract import DETECTOR, contract
+from serving.decode import ImageLimits
+from serving.errors import CodetrError, InvalidImageError
+from serving.postprocess import PostprocessSettings, postprocess
+from serving.preprocess import preprocess
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+Engine = Callable[[Array, Array], tuple[Array, Array, Array]]
+Settings = TypeVar("Settings")
+
+_BOOLEANS = {"true": True, "false": False}
+
+
+def parse_settings(kind: type[Settings], model_config: Mapping[str, Any]) -> Settings:
+    """Read a settings dataclass from the `parameters` of a model's config.
+
+    Keys are the dataclass's fields, values their text: numbers, `true`/`false`, one of a `Literal`'s words, or a
+    comma-separated list for a tuple. Keys in capitals are the Python backend's own (`EXECUTION_ENV_PATH`).
+
+    Args:
+        kind: the dataclass; it validates ranges itself.
+        model_config: the config as JSON, as `initialize` receives it.
+
+    Raises:
+        CodetrError: an unknown key or an impossible value; names the model, the key, the value and what is expected.
+    """
+    given = {key: entry["string_value"] for key, entry in model_config.get("parameters", {}).items()}
+    given = {key: text for key, text in given.items() if not key.isupper()}
+    hints = get_type_hints(kind)
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a TypeVar cannot ask for a dataclass
+    unknown = sorted(set(given) - set(known))
+    try:
+        if unknown:
+            raise CodetrError(f"unknown parameter {unknown[0]!r}; expected some of {', '.join(known)}")
+        return kind(**{key: _parse(key, text, hints[key]) for key, text in given.items()})
+    except CodetrError as error:
+        raise CodetrError(f"{model_config.get('name', 'config.pbtxt')}: {error}") from None
+
+
+def _parse(key: str, text: str, hint: Any) -> Any:
+    if hint is str or get_origin(hint) is Literal:
+        return text
+    if get_origin(hint) is tuple:
+        return tuple(get_args(hint)[0](item.strip()) for item in text.split(","))
+    if hint is bool:
+        if text not in _BOOLEANS:
+            raise CodetrError(f"{key}: expected true or false, got {text!r}")
+        return _BOOLEANS[text]
+    try:
+        return hint(text)
+    except ValueError:
+        expected = "a whole number" if hint is int else "a number"
+        raise CodetrError(f"{key}: expected {expected}, got {text!r}") from None
+
+
+@dataclass(frozen=True)
+class OnnxSettings:
+    """How ONNX Runtime runs the detector."""
+
+    threads: int = 0  # of one inference; 0: as many as the machine has cores
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise CodetrError(f"threads: expected 0 (all cores) or more, got {self.threads}")
+
+
+def output_dims(model_config: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    """Return the dims of a model's output by name, without the batch dimension."""
+    for output in model_config["output"]:
+        if output["name"] == name:
+            return tuple(int(dim) for dim in output["dims"])
+    raise CodetrError(f"{model_config['name']}: expected an output {name!r} in config.pbtxt")
+
+
+class Preprocess:
+    """The `codetr_preprocess` step: encoded images in, the engine's inputs out.
+
+    Raises:
+        CodetrError: from the constructor, a parameter is unknown or impossible.
+    """
+
+    def __init__(self, model_config: Mapping[str, Any]) -> None:
+        self.height, self.width, _ = output_dims(model_config, "images")
+        self.limits = parse_settings(ImageLimits, model_config)
+
+    def __call__(self, inputs: Arrays, parameters: Mapping[str, Any]) -> Arrays:
+        """Answer one request: `image` bytes `[B, 1]` to `images`, `image_sizes` and `original_sizes`, `[B, ...]`.
+
+        Raises:
+            InvalidImageError: an image cannot be used; of several, the first such, named by its index.
+        """
+        images = inputs["image"].reshape(-1)
+        if not len(images):
+            raise InvalidImageError("the request holds no image")
+        rows = [self._one(index, data, len(images)) for index, data in enumerate(images)]
+        return {
+            "images": np.stack([row.images for row in rows]),
+            "image_sizes": np.array([row.image_size for row in rows], np.int32),
+            "original_sizes": np.array([row.original_size for row in rows], np.int32),
+        }
+
+    def _one(self, index: int, data: bytes, count: int) -> Any:
+        try:
+            return preprocess(data, self.height, self.width, self.limits)
+        except InvalidImageError as error:
+            if count == 1:
+                raise
+            raise InvalidImageError(f"image {index} of {count}: {error}") from error
+
+
+class Postprocess:
+    """The `codetr_postprocess` step: candidates in, detections in the original image's pixels out.
+
+    A request may set `score_threshold` for itself: a request parameter reaches every step of an ensemble.
+
+    Args:
+        model_config: the config as JSON, as `initialize` receives it.
+        warn: called with one line when an engine's candidates had to be dropped.
+
+    Raises:
+        CodetrError: a parameter is unknown or impossible, or `max_detections` is not the number of rows of `boxes`.
+    """
+
+    def __init__(self, model_config: Mapping[str, Any], warn: Callable[[str], object]) -> None:
+        self.settings = parse_settings(PostprocessSettings, model_config)
+        self.warn = warn
+        rows = output_dims(model_config, "boxes")[0]
+        if self.settings.max_detections != rows:
+            raise CodetrError(
+                f"{model_config['name']}: max_detections: expected {rows}, the rows of the output boxes, "
+                f"got {self.settings.max_detections}"
+            )
+
+    def __call__(self, inputs: Arrays, parameters: Mapping[str, Any]) -> Arrays:
+        """Answer one request: the detector's outputs and `original_sizes`, all `[B, ...]`, to the ensemble's outputs.
+
+        Raises:
+            CodetrError: `score_threshold` is not a number in 0..1.
+        """
+        settings = with_request_parameters(self.settings, parameters)
+        columns = zip(inputs["boxes"], inputs["scores"], inputs["labels"], inputs["original_sizes"], strict=True)
+        rows = [postprocess(boxes, scores, labels, (h, w), settings) for boxes, scores, labels, (h, w) in columns]
+        dropped = sum(row.num_dropped for row in rows)
+        if dropped:
+            self.warn(f"dropped {dropped} candidates that were NaN or infinite: the engine computes outside its range")
+        return {
+            "boxes": np.stack([row.boxes for row in rows]),
+            "scores": np.stack([row.scores for row in rows]),
+            "labels": np.stack([row.labels for row in rows]),
+            "num_detections": np.array([[row.num_detections] for row in rows], np.int32),
+        }
+
+
+def with_request_parameters(settings: PostprocessSettings, parameters: Mapping[str, Any]) -> PostprocessSettings:
+    """Return the settings with a request's own `score_threshold`, if it has one.
+
+    Raises:
+        CodetrError: `score_threshold` is not a number in 0..1.
+    """
+    if "score_threshold" not in parameters:
+        return settings
+    value = parameters["score_threshold"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise CodetrError(f"score_threshold: expected a number in 0..1, got {value!r}")
+    return replace(settings, score_threshold=value)
+
+
+def respond(
+    pb_utils: Any, model: str, requests: Sequence[Any], step: Callable[[Arrays, Mapping[str, Any]], Arrays]
+) -> list[Any]:
+    """Answer each request of one `execute` call by itself: one request's failure is that request's error.
+
+    Args:
+        pb_utils: the module `triton_python_backend_utils`.
+        model: the model's name in the contract, which knows its inputs.
+        requests: what `execute` received.
+        step: takes a request's inputs by name and its parameters, and returns its outputs by name.
+
+    Returns:
+        One response for each request, in order: outputs; or `INVALID_ARG` with the message of a `CodetrError`; or
+        `INTERNAL` for anything else, which is logged too.
+    """
+    return [_respond_to_one(pb_utils, model, request, step) for request in requests]
+
+
+def _respond_to_one(
+    pb_utils: Any, model: str, request: Any, step: Callable[[Arrays, Mapping[str, Any]], Arrays]
+) -> Any:
+    try:
+        parameters = json.loads(request.parameters() or "{}")
+        return _success(pb_utils, step(_inputs(pb_utils, model, request), parameters))
+    except Exception as error:
+        return _failure(pb_utils, error)
+
+
+def respond_together(pb_utils: Any, requests: Sequence[Any], engine: Engine, max_batch_size: int) -> list[Any]:
+    """Answer the detector's requests of one `execute` call with common batches.
+
+    Args:
+        pb_utils: the module `triton_python_backend_utils`.
+        requests: what `execute` received.
+        engine: takes `images` uint8 `[B, H, W, 3]` and `image_sizes` int32 `[B, 2]`; returns the outputs.
+        max_batch_size: the most images the engine takes at once.
+
+    Returns:
+        One response for each request, in order. If the engine fails all are `INTERNAL` errors: it does not say whose
+        image it was.
+    """
+    try:
+        inputs = [_inputs(pb_utils, DETECTOR, request) for request in requests]
+        batches = [(each["images"], each["image_sizes"]) for each in inputs]
+        return [_success(pb_utils, outputs) for outputs in run_in_batches(engine, batches, max_batch_size)]
+    except Exception as error:
+        return [_failure(pb_utils, error) for _ in requests]
+
+
+def run_in_batches(engine: Engine, batches: Sequence[tuple[Array, Array]], max_batch_size: int) -> list[Arrays]:
+    """Run batches of any size as few batches of at most `max_batch_size`, and hand each its own outputs."""
+    images = np.concatenate([images for images, _ in batches])
+    sizes = np.concatenate([sizes for _, sizes in batches])
+    chunks = [
+        engine(images[start : start + max_batch_size], sizes[start : start + max_batch_size])
+        for start in range(0, len(images), max_batch_size)
+    ]
+    ends = np.cumsum([len(images) for images, _ in batches])[:-1]
+    columns = [np.split(np.concatenate(column), ends) for column in zip(*chunks, strict=True)]
+    names = [tensor.name for tensor in contract(1, 1)[DETECTOR].outputs]
+    return [dict(zip(names, arrays, strict=True)) for arrays in zip(*columns, strict=True)]
+
+
+def _inputs(pb_utils: Any, model: str, request: Any) -> Arrays:
+    names = [tensor.name for tensor in contract(1, 1)[model].inputs]
+    return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
+
+
+def _success(pb_utils: Any, outputs: Arrays) -> Any:
+    tensors = [pb_utils.Tensor(name, array) for name, array in outputs.items()]
+    return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _failure(pb_utils: Any, error: Exception) -> Any:
+    code, message = pb_utils.TritonError.INVALID_ARG, str(error)
+    if not isinstance(error, CodetrError):
+        code, message = pb_utils.TritonError.INTERNAL, f"{type(error).__name__}: {error}"
+        pb_utils.Logger.log_error(message)
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))
