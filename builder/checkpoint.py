@@ -5,9 +5,9 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors
@@ -23,11 +23,7 @@ from serving.contract import coco_class_names
 from serving.errors import CodetrError
 
 Precision = Literal["float32", "float16", "bfloat16"]
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Where training programs put the weights, outermost first; an average of weights is what they would deploy.
 _NESTINGS = ("state_dict", "ema", "model", "module")
@@ -87,13 +83,11 @@ class CheckpointError(CodetrError):
     """Weights that cannot be loaded; the message lists the keys or says what is wrong with the file."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """The tensors of a checkpoint by their original keys, and the class names its meta data gives."""
 
     tensors: Mapping[str, Tensor]
     class_names: tuple[str, ...] | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_detector(
@@ -155,12 +149,11 @@ def read_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
 def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            names = (file.metadata() or {}).get("class_names")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
-    names = metadata.get("class_names")
-    return Checkpoint(_tensors(tensors, str(path)), tuple(names.split(",")) if names else None, metadata)
+    return Checkpoint(_tensors(tensors, str(path)), tuple(names.split(",")) if names else None)
 
 
 class _Ignored:
@@ -237,12 +230,12 @@ def _renamed(tensors: Mapping[str, Tensor], variant: Variant) -> dict[str, Tenso
     """Return the tensors under this network's names in float32, without what inference does not use."""
     last = variant.decoder_layers - 1
     layers = {
-        "{decoder_layers}": str(variant.decoder_layers),
-        "{last_layer}": str(last),
-        "{earlier_layer}": f"({'|'.join(map(str, range(last))) or '(?!)'})",
+        "decoder_layers": variant.decoder_layers,
+        "last_layer": last,
+        "earlier_layer": f"({'|'.join(map(str, range(last))) or '(?!)'})",
     }
-    skipped = [_fill(pattern, layers) for pattern in (*TRAINING_ONLY, *RECOMPUTED)]
-    renames = [(_fill(pattern, layers), name) for pattern, name in RENAMES]
+    skipped = [pattern.format(**layers) for pattern in (*TRAINING_ONLY, *RECOMPUTED)]
+    renames = [(pattern.format(**layers), name) for pattern, name in RENAMES]
     original_swin = any(key.startswith("backbone.layers.") for key in tensors)
     state = {}
     for key, tensor in tensors.items():
@@ -251,12 +244,6 @@ def _renamed(tensors: Mapping[str, Tensor], variant: Variant) -> dict[str, Tenso
         value = _merging_order(key, tensor) if original_swin else tensor
         state[_rename(key, renames)] = value.float() if value.is_floating_point() else value
     return state
-
-
-def _fill(pattern: str, layers: Mapping[str, str]) -> str:
-    for placeholder, number in layers.items():
-        pattern = pattern.replace(placeholder, number)
-    return pattern
 
 
 def _rename(key: str, renames: list[tuple[str, str]]) -> str:

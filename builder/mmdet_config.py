@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,33 +12,27 @@ from serving.contract import PIXEL_MEAN, PIXEL_STD
 Config = Mapping[str, Any]
 
 # (path, mmdetection's default, the values this network implements).
+_LAYERS = "query_head.transformer.{}.transformerlayers.operation_order"
 _COMMON = (
     ("type", None, ("CoDETR",)),
     ("eval_module", "detr", ("detr",)),
     ("neck.type", None, ("ChannelMapper",)),
     ("neck.kernel_size", 3, (1,)),
     ("neck.act_cfg", {"type": "ReLU"}, (None,)),
-    (
-        "neck.norm_cfg",
-        None,
-        ({"type": "GN", "num_groups": 32}, {"type": "GN", "num_groups": 32, "requires_grad": True}),
-    ),
+    ("neck.norm_cfg.type", None, ("GN",)),
     ("query_head.as_two_stage", False, (True,)),
     ("query_head.transformer.type", None, ("CoDinoTransformer",)),
-    ("query_head.transformer.encoder.transformerlayers.operation_order", None, (("self_attn", "norm", "ffn", "norm"),)),
-    (
-        "query_head.transformer.decoder.transformerlayers.operation_order",
-        None,
-        (("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"),),
-    ),
+    (_LAYERS.format("encoder"), None, (("self_attn", "norm", "ffn", "norm"),)),
+    (_LAYERS.format("decoder"), None, (("self_attn", "norm", "cross_attn", "norm", "ffn", "norm"),)),
     ("query_head.positional_encoding.normalize", False, (True,)),
+    ("query_head.positional_encoding.scale", 2 * math.pi, (2 * math.pi,)),
+    ("query_head.positional_encoding.eps", 1e-6, (1e-6,)),
     ("query_head.positional_encoding.offset", 0.0, (0.0,)),
 )
 _SWIN = (
     ("backbone.patch_norm", True, (True,)),
     ("backbone.use_abs_pos_embed", False, (False,)),
     ("backbone.qk_scale", None, (None,)),
-    ("backbone.strides", (4, 2, 2, 2), ((4, 2, 2, 2),)),
 )
 _RESNET = (
     ("backbone.depth", None, (50, 101, 152)),
@@ -81,24 +76,25 @@ def from_mmdet_config(config: Config, name: str = "custom") -> Variant:
     _agree("embed_dims (neck, 2*num_feats)", embed_dim, 2 * _get(head, "positional_encoding.num_feats"))
     _agree("feedforward_channels", _feedforward(encoder_layer, "encoder"), _feedforward(decoder_layer, "decoder"))
     test_cfg = _single(model.get("test_cfg") or {})
-    names = _class_names(config)
+    num_queries = head.get("num_query", 900)
     return Variant(
         name,
         _backbone(model),
         "LSJ" if model.get("use_lsj", True) else "DETR",
         num_classes=_get(head, "num_classes"),
-        num_queries=head.get("num_query", 100),
-        max_detections=test_cfg.get("max_per_img", 100),
+        num_queries=num_queries,
+        max_detections=test_cfg.get("max_per_img", num_queries),
         embed_dim=embed_dim,
         num_heads=sampling[0],
         num_self_heads=_get(self_attn, "num_heads"),
         num_levels=sampling[1],
+        num_groups=_get(model, "neck.norm_cfg.num_groups"),
         num_points=sampling[2],
         feedforward_dim=_feedforward(encoder_layer, "encoder"),
         encoder_layers=_get(transformer, "encoder.num_layers"),
         decoder_layers=_get(transformer, "decoder.num_layers"),
         position_temperature=_get(head, "positional_encoding").get("temperature", 10000),
-        class_names=names,
+        class_names=_class_names(config),
     )
 
 
@@ -108,13 +104,16 @@ def _backbone(model: Config) -> SwinConfig | ResNetConfig:
     config: SwinConfig | ResNetConfig
     if backbone.get("type") == "SwinTransformer":
         _refuse_unsupported(model, _SWIN)
+        depths, patch_size = tuple(backbone.get("depths", (2, 2, 6, 2))), backbone.get("patch_size", 4)
+        strides = tuple(backbone.get("strides", (4, 2, 2, 2)))
+        _agree("strides (backbone; patch_size, then 2)", strides, (patch_size, *[2] * (len(depths) - 1)))
         config = SwinConfig(
             embed_dim=backbone.get("embed_dims", 96),
-            depths=tuple(backbone.get("depths", (2, 2, 6, 2))),
+            depths=depths,
             num_heads=tuple(backbone.get("num_heads", (3, 6, 12, 24))),
             window_size=backbone.get("window_size", 7),
             mlp_ratio=backbone.get("mlp_ratio", 4),
-            patch_size=backbone.get("patch_size", 4),
+            patch_size=patch_size,
             qkv_bias=backbone.get("qkv_bias", True),
             out_indices=out_indices,
         )

@@ -75,6 +75,7 @@ class Variant:
     num_heads: int = 8  # of deformable attention, in the encoder and in the decoder
     num_self_heads: int = 8  # of the decoder's self-attention
     num_levels: int = 5
+    num_groups: int = 32  # of the channel mapper's group norms
     num_points: int = 4
     feedforward_dim: int = 2048
     encoder_layers: int = 6
@@ -92,11 +93,13 @@ class Variant:
                 f"variant {self.name!r}: {self.num_queries} queries of {self.num_classes} classes give fewer than "
                 f"max_detections={self.max_detections} candidates; lower max_detections"
             )
-        if self.embed_dim % self.num_heads or self.embed_dim % self.num_self_heads or self.embed_dim % 32:
-            raise VariantError(
-                f"variant {self.name!r}: embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}, "
-                f"of num_self_heads={self.num_self_heads}, and of the 32 groups of the channel mapper"
-            )
+        for name in ("num_heads", "num_self_heads", "num_groups"):
+            if self.embed_dim % getattr(self, name):
+                raise VariantError(
+                    f"variant {self.name!r}: embed_dim={self.embed_dim} is no multiple of {name}={getattr(self, name)}"
+                )
+        if self.embed_dim % 4:
+            raise VariantError(f"variant {self.name!r}: embed_dim={self.embed_dim} is no multiple of 4")
         if self.num_levels < len(self.backbone.out_channels):
             raise VariantError(
                 f"variant {self.name!r}: num_levels={self.num_levels} is fewer than the backbone's "

@@ -51,7 +51,7 @@ class CoDINO(nn.Module):
         self.variant = variant
         backbone = variant.backbone
         self.backbone = SwinTransformer(backbone) if isinstance(backbone, SwinConfig) else ResNet(backbone)
-        self.neck = ChannelMapper(backbone.out_channels, variant.embed_dim, variant.num_levels)
+        self.neck = ChannelMapper(backbone.out_channels, variant.embed_dim, variant.num_levels, variant.num_groups)
         self.level_embeds = nn.Parameter(torch.zeros(variant.num_levels, variant.embed_dim))
         self.encoder = Encoder(variant)
         self.proposals = ProposalHead(variant)

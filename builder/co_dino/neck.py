@@ -15,7 +15,7 @@ from builder.co_dino.layers import GroupNorm
 class ChannelMapper(nn.Module):
     """1x1 convolution and group norm for each backbone map, 3x3 stride-2 convolutions for the extra levels."""
 
-    def __init__(self, in_channels: Sequence[int], embed_dim: int, num_levels: int, num_groups: int = 32) -> None:
+    def __init__(self, in_channels: Sequence[int], embed_dim: int, num_levels: int, num_groups: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, embed_dim, 1, bias=False), GroupNorm(num_groups, embed_dim))
