@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.checkpoint import Precision, load_detector, random_detector, resolve_variant
+from builder.checkpoint import Precision, load_detector, random_detector
 from builder.co_dino.config import Variant
 from builder.co_dino.model import CoDINO
 from builder.demo import shapes
-from builder.engines import EngineError
+from builder.engines import EngineError, Runner
 from builder.export import InputSpec, export_detector
 from builder.manifest import describe
 from builder.repository import write_repository
@@ -93,15 +93,13 @@ def sample_images(folder: Path | None) -> list[NDArray[np.uint8]]:
     paths = (
         sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
     )
-    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]
+    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
     if not paths or any(image is None for image in images):
         raise CodetrError(f"{folder} holds no readable images ({', '.join(IMAGE_SUFFIXES)}) to verify on")
-    return [cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in images]
+    return [np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images]
 
 
-def _verify(
-    detector: CoDINO, run: Callable[..., object], images: Sequence[NDArray[np.uint8]], options: BuildOptions
-) -> Verification:
+def _verify(detector: CoDINO, run: Runner, images: Sequence[NDArray[np.uint8]], options: BuildOptions) -> Verification:
     spec = options.spec
     smallest = 1 if spec.is_dynamic else spec.max_batch_size
     batches = (smallest, spec.max_batch_size)
@@ -123,12 +121,3 @@ def _write(options: BuildOptions, variant: Variant, engine_file: Path, result: V
         manifest=manifest,
         overwrite=options.overwrite,
     )
-
-
-def options_for(
-    variant: str, height: int | None = None, width: int | None = None, batch: int = 4, **options: object
-) -> BuildOptions:
-    """Return options of a preset by its name, at its usual input size unless told otherwise."""
-    resolved = resolve_variant(variant)
-    spec = InputSpec(height or resolved.input_size[0], width or resolved.input_size[1], batch)
-    return BuildOptions(resolved, spec, **options)  # type: ignore[arg-type]

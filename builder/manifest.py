@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from datetime import datetime, timezone
 from importlib import metadata
@@ -14,23 +13,10 @@ import torch
 from builder.co_dino.config import Variant
 from builder.export import InputSpec
 from builder.verify import Verification
+from serving.manifest import sha256
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
 _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "torch-tensorrt")
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:
-    """As `hashlib.file_digest`, which Python 3.10 lacks."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def describe(

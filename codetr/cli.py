@@ -10,6 +10,8 @@ from rich.markup import escape
 
 from codetr.bench_precision import precision
 from codetr.bench_preprocess import bench_preprocess
+from codetr.bench_server import bench_server, install_perf_analyzer
+from codetr.build import build
 from codetr.detect import detect
 from codetr.variants import variants
 from serving.errors import CodetrError
@@ -23,8 +25,11 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure engines, operators, the server and its steps.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+app.command()(build)
 app.command()(detect)
 bench.command("preprocess")(bench_preprocess)
+bench.command("server")(bench_server)
+bench.command("install-perf-analyzer")(install_perf_analyzer)
 app.command()(variants)
 bench.command()(precision)
 

@@ -26,4 +26,4 @@ def variants() -> None:
             variant.checkpoint or "-",
         )
     # Wide enough for every name: a narrow terminal breaks the lines, and nothing is cut off.
-    Console(width=max(Console().width, 130)).print(table)
+    Console(width=max(Console().width, 150)).print(table)

@@ -1,0 +1,57 @@
+"""`codetr build`: from a checkpoint to a verified repository that tritonserver loads as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def build(
+    variant: Annotated[str, typer.Argument(help="A variant's name; `codetr variants` lists them.")],
+    repository: Annotated[Path, typer.Option(help="Folder to write; tritonserver loads it as it is.")],
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint, .pth or .safetensors.")] = None,
+    random_weights: Annotated[bool, typer.Option(help="Seeded random weights instead, to measure speed.")] = False,
+    engine: Annotated[str, typer.Option(help="onnx (ONNX Runtime, CPU).")] = "onnx",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    height: Annotated[int | None, typer.Option(help="Input height in pixels; the variant's by default.")] = None,
+    width: Annotated[int | None, typer.Option(help="Input width in pixels; the variant's by default.")] = None,
+    batch: Annotated[int, typer.Option(help="Largest batch.")] = 4,
+    static_batch: Annotated[bool, typer.Option(help="Only the largest batch, instead of 1 to it.")] = False,
+    verify_images: Annotated[Path | None, typer.Option(help="Images to verify on; generated shapes else.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing repository.")] = False,
+) -> None:
+    """Build an engine, compare it with the float32 detector, and write a repository around it."""
+    from builder.build import BuildOptions, build_repository
+    from builder.export import InputSpec
+    from builder.variants import get_variant
+    from codetr.stages import Stages
+    from serving.errors import CodetrError
+
+    if precision not in PRECISIONS:
+        raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(PRECISIONS)}")
+    if (weights is None) != random_weights:
+        raise CodetrError("give either --weights FILE, or --random-weights to measure speed without a checkpoint")
+    chosen = get_variant(variant)
+    spec = InputSpec(height or chosen.input_size[0], width or chosen.input_size[1], batch, not static_batch)
+    options = BuildOptions(
+        variant=chosen,
+        spec=spec,
+        weights=weights,
+        engine=engine,
+        precision=PRECISIONS[precision],  # type: ignore[arg-type]
+        verify_images=verify_images,
+        overwrite=overwrite,
+    )
+    console = Console()
+    result = build_repository(options, repository, Stages(console))
+    console.print(
+        f"engine and detector agree on {result.matched:.1%} of {result.compared} candidates, "
+        f"scores within {result.max_score_difference:.1e}",
+        highlight=False,
+    )
+    console.print(f"[bold]{repository}[/] is ready: codetr serve --repository {repository}", highlight=False)
