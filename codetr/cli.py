@@ -13,6 +13,7 @@ from codetr.bench_preprocess import bench_preprocess
 from codetr.bench_server import bench_server, install_perf_analyzer
 from codetr.build import build
 from codetr.detect import detect
+from codetr.serve import serve
 from codetr.variants import variants
 from serving.errors import CodetrError
 
@@ -27,6 +28,7 @@ app.add_typer(bench, name="bench")
 
 app.command()(build)
 app.command()(detect)
+app.command()(serve)
 bench.command("preprocess")(bench_preprocess)
 bench.command("server")(bench_server)
 bench.command("install-perf-analyzer")(install_perf_analyzer)
