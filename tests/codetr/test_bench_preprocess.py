@@ -35,5 +35,5 @@ def test_a_wrong_size_is_refused(size: str) -> None:
 
 @pytest.mark.parametrize("counts", ["", "0", "1,,2", "1.5"])
 def test_wrong_counts_are_refused(counts: str) -> None:
-    with pytest.raises(CodetrError, match="--candidates .*: expected whole numbers above 0"):
+    with pytest.raises(CodetrError, match=r"--candidates .*: expected whole numbers above 0"):
         parse_counts("--candidates", counts)

@@ -1,0 +1,103 @@
+"""The reports' plots, as SVG text that an HTML page holds without a network."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from perf.summaries import LevelSummary
+from serving import contract
+
+SIZE = (7.2, 4.2)  # inches
+PERCENTILE_STYLES = {"p50": ("#1b9e77", "o"), "p95": ("#d95f02", "s"), "p99": ("#7570b3", "^")}
+STEP_COLOURS = {
+    contract.PREPROCESS: "#1f77b4", contract.DETECTOR: "#d62728", contract.POSTPROCESS: "#2ca02c",
+}  # fmt: skip
+PHASE_SHADES = {"queue": 0.25, "compute_input": 0.5, "compute_infer": 1.0, "compute_output": 0.7}
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as an SVG element; the same figure always gives the same text."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "codetr", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def throughput_latency(levels: Sequence[LevelSummary], title: str) -> Figure:
+    """Return the curve of one model: images a second against p50, p95 and p99, each point named by its load."""
+    figure, axes = _axes(title, "images/s", "latency (ms)")
+    ordered = sorted(levels, key=lambda level: level.value)
+    rates = [level.throughput for level in ordered]
+    for name, (colour, marker) in PERCENTILE_STYLES.items():
+        latencies = [getattr(level, name) for level in ordered]
+        axes.plot(rates, latencies, color=colour, marker=marker, label=name)
+    for level in ordered:
+        axes.annotate(
+            f"{level.value:g}", (level.throughput, level.p99), textcoords="offset points", xytext=(4, 5), fontsize=8
+        )
+        low, high = level.throughput * (1 - level.spread / 2), level.throughput * (1 + level.spread / 2)
+        axes.plot([low, high], [level.p99, level.p99], color=PERCENTILE_STYLES["p99"][0], linewidth=1, alpha=0.6)
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+    axes.legend(title="points: load; bars: spread", fontsize=8, title_fontsize=8)
+    return figure
+
+
+def step_stack(levels: Sequence[LevelSummary], title: str) -> Figure:
+    """Return bars of where a request's time goes, a bar a load: queue, input, compute and output of every step."""
+    figure, axes = _axes(title, "load", "mean time in the server (ms)")
+    ordered = sorted(levels, key=lambda level: level.value)
+    places = np.arange(len(ordered))
+    bottom = np.zeros(len(ordered))
+    for model, colour in STEP_COLOURS.items():
+        for phase, shade in PHASE_SHADES.items():
+            heights = np.array([level.steps.get(model, {}).get(phase, 0.0) for level in ordered])
+            label = f"{model.removeprefix('codetr_')} {phase.replace('compute_', '').replace('infer', 'compute')}"
+            axes.bar(places, heights, bottom=bottom, color=colour, alpha=shade, width=0.7, label=label)
+            bottom += heights
+    axes.set_xticks(places, [f"{level.value:g}" for level in ordered])
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return figure
+
+
+def usage(levels: Sequence[LevelSummary], title: str) -> Figure:
+    """Return CPU and, where there is one, GPU use in per cent against the load."""
+    figure, axes = _axes(title, "load", "use (%)")
+    ordered = sorted(levels, key=lambda level: level.value)
+    for gauge, label in (("cpu_percent", "CPU"), ("gpu_percent", "GPU")):
+        points = [(level.value, level.gauges[gauge]) for level in ordered if gauge in level.gauges]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.set_ylim(0, 105)
+    if axes.lines:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def over_time(series: Mapping[str, Sequence[tuple[float, float]]], title: str, unit: str) -> Figure:
+    """Return lines over the seconds of a run; `series` maps a label to (second, value) points."""
+    figure, axes = _axes(title, "time (s)", unit)
+    for label, points in series.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    if axes.lines:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(visible=True, alpha=0.3)
+    return figure, axes

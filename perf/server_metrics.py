@@ -1,0 +1,119 @@
+"""What the server says about itself while it is measured: time by step, and CPU and GPU use."""
+
+from __future__ import annotations
+
+import re
+import threading
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+# Prometheus names of Triton -> name and factor in the reports.
+GAUGES = {
+    "nv_cpu_utilization": ("cpu_percent", 100.0),
+    "nv_cpu_memory_used_bytes": ("memory_gib", 2.0**-30),
+    "nv_gpu_utilization": ("gpu_percent", 100.0),
+    "nv_gpu_memory_used_bytes": ("gpu_memory_gib", 2.0**-30),
+    "nv_gpu_power_usage": ("gpu_watts", 1.0),
+}
+PHASES = ("queue", "compute_input", "compute_infer", "compute_output")
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Mean milliseconds that a request spent in one model, by phase, and the mean size of its batches."""
+
+    queue: float
+    compute_input: float
+    compute_infer: float
+    compute_output: float
+    batch: float
+    requests: int
+    failures: int
+
+    @property
+    def total(self) -> float:
+        """Milliseconds of all phases."""
+        return self.queue + self.compute_input + self.compute_infer + self.compute_output
+
+
+def step_times(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, StepTime]:
+    """Return the time by model between two answers of Triton's statistics API (as JSON); idle models are left out."""
+    earlier = {stats["name"]: stats for stats in before.get("model_stats", [])}
+    times = {}
+    for stats in after.get("model_stats", []):
+        step = _step_time(earlier.get(stats["name"], {}), stats)
+        if step is not None:
+            times[stats["name"]] = step
+    return times
+
+
+def _step_time(before: Mapping[str, Any], after: Mapping[str, Any]) -> StepTime | None:
+    requests = _difference(before, after, "success", "count")
+    if not requests:
+        return None
+    queue, taken, infer, given = (_difference(before, after, phase, "ns") / requests / 1e6 for phase in PHASES)
+    executions = int(after.get("execution_count", 0)) - int(before.get("execution_count", 0))
+    images = int(after.get("inference_count", 0)) - int(before.get("inference_count", 0))
+    failures = _difference(before, after, "fail", "count")
+    return StepTime(queue, taken, infer, given, images / executions if executions else 0.0, requests, failures)
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any], phase: str, field: str) -> int:
+    # protobuf's JSON has 64-bit numbers as text and leaves zeros out
+    values = (stats.get("inference_stats", {}).get(phase, {}).get(field, 0) for stats in (after, before))
+    later, earlier = (int(value) for value in values)
+    return later - earlier
+
+
+def read_gauges(text: str) -> dict[str, float]:
+    """Return the CPU and GPU gauges of a Prometheus page, in the reports' names and units; GPUs are averaged."""
+    values: dict[str, list[float]] = {}
+    for name, value in re.findall(r"^(\w+)(?:\{[^}]*\})? ([-+\d.eE]+)$", text, re.MULTILINE):
+        if name in GAUGES:
+            key, factor = GAUGES[name]
+            values.setdefault(key, []).append(float(value) * factor)
+    return {key: sum(seen) / len(seen) for key, seen in values.items()}
+
+
+class GaugeSampler:
+    """Reads the metrics page every `interval` seconds while its block runs; `means()` are the gauges' averages.
+
+    A page that cannot be read gives no averages, and never an error: figures without it are still figures.
+    """
+
+    def __init__(self, url: str, interval: float = 0.5) -> None:
+        self._url = url
+        self._interval = interval
+        self._stop = threading.Event()
+        self._samples: list[dict[str, float]] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> GaugeSampler:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def means(self) -> dict[str, float]:
+        """Return each gauge's mean over the samples; {} if there was none."""
+        keys = {key for sample in self._samples for key in sample}
+        return {
+            key: sum(sample[key] for sample in self._samples if key in sample)
+            / sum(key in sample for sample in self._samples)
+            for key in sorted(keys)
+        }
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                with urllib.request.urlopen(self._url, timeout=2) as page:
+                    self._samples.append(read_gauges(page.read().decode()))
+            except OSError:
+                continue
