@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from builder.repository import TEMPLATES, write_repository
+from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract
+from serving.errors import CodetrError
+from serving.manifest import check_files, read_manifest, sha256
+
+SIZES: dict[str, Any] = {"height": 64, "width": 96, "max_batch_size": 3, "max_detections": 12}
+
+
+@pytest.fixture
+def engine_file(tmp_path: Path) -> Path:
+    path = tmp_path / "some-engine.bin"
+    path.write_bytes(b"an engine")
+    return path
+
+
+def write(destination: Path, engine_file: Path, **options: Any) -> Path:
+    usual = {**SIZES, "kind": "onnx", "class_names": ["cat", "Bär"], "manifest": {"variant": "tiny"}}
+    return write_repository(destination, engine_file=engine_file, **{**usual, **options})
+
+
+def read_config(repository: Path, model: str) -> Any:
+    text = (repository / model / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+CONFIGS = {f"{model}/config.pbtxt" for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)}
+COMMON = CONFIGS | {
+    "codetr_preprocess/1/model.py",
+    "codetr_postprocess/1/model.py",
+    "codetr_detector/warmup/image_sizes",
+    "manifest.json",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "engine"),
+    [
+        pytest.param("onnx", {"codetr_detector/1/model.onnx", "codetr_detector/1/model.py"}, id="onnx"),
+        pytest.param("tensorrt", {"codetr_detector/1/model.plan"}, id="tensorrt"),
+    ],
+)
+def test_holds_what_the_kind_of_engine_needs_and_nothing_else(
+    tmp_path: Path, engine_file: Path, kind: str, engine: set[str]
+) -> None:
+    repository = write(tmp_path / "repository", engine_file, kind=kind)
+    assert files(repository) == COMMON | engine
+    assert (repository / "codetr" / "1").is_dir()
+    placed = next(path for path in sorted(engine) if not path.endswith(".py"))
+    assert (repository / placed).read_bytes() == b"an engine"
+    assert {path.name for path in tmp_path.iterdir()} == {"repository", "some-engine.bin"}  # nothing left aside
+
+
+@pytest.mark.parametrize("kind", ["onnx", "tensorrt"])
+@pytest.mark.parametrize("model", [ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS])
+def test_sizes_are_those_of_the_engine(tmp_path: Path, engine_file: Path, kind: str, model: str) -> None:
+    config = read_config(write(tmp_path / "repository", engine_file, kind=kind), model)
+    expected = contract(64, 96, 12)[model]
+    assert [tuple(tensor.dims) for tensor in config.input] == [tensor.dims for tensor in expected.inputs]
+    assert [tuple(tensor.dims) for tensor in config.output] == [tensor.dims for tensor in expected.outputs]
+    assert config.max_batch_size == 3
+    for warmup in config.model_warmup:
+        assert tuple(warmup.inputs["images"].dims) == (64, 96, 3)
+
+
+def test_warmup_claims_a_full_image(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    sizes = np.fromfile(repository / DETECTOR / "warmup" / "image_sizes", "<i4")
+    np.testing.assert_array_equal(sizes, [64, 96])
+
+
+def test_tensorrt_captures_a_cuda_graph_for_every_batch_size(tmp_path: Path, engine_file: Path) -> None:
+    config = read_config(write(tmp_path / "repository", engine_file, kind="tensorrt"), DETECTOR)
+    graphs = config.optimization.cuda.graph_spec
+    assert [graph.batch_size for graph in graphs] == [1, 2, 3]
+    assert all(tuple(graph.input["images"].dim) == (64, 96, 3) for graph in graphs)
+    assert not read_config(write(tmp_path / "other", engine_file), DETECTOR).optimization.cuda.graph_spec
+
+
+def test_class_names_and_rows_are_parameters(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    assert json.loads(read_config(repository, ENSEMBLE).parameters["class_names"].string_value) == ["cat", "Bär"]
+    assert read_config(repository, POSTPROCESS).parameters["max_detections"].string_value == "12"
+
+
+def test_the_ensemble_maps_a_plans_own_output_names(tmp_path: Path, engine_file: Path) -> None:
+    names = ("output0", "output1", "output2")
+    repository = write(tmp_path / "repository", engine_file, kind="tensorrt", output_names=names)
+    assert tuple(output.name for output in read_config(repository, DETECTOR).output) == names
+    ensemble = read_config(repository, ENSEMBLE)
+    detector, postprocess = ensemble.ensemble_scheduling.step[1:]
+    assert set(detector.output_map) == set(names)
+    for name, contract_name in zip(names, ("boxes", "scores", "labels"), strict=True):
+        assert postprocess.input_map[contract_name] == detector.output_map[name]
+
+
+def test_manifest_holds_the_hash_of_every_engine_file(tmp_path: Path, engine_file: Path) -> None:
+    data = tmp_path / "model.onnx.data"
+    data.write_bytes(b"weights")
+    repository = write(tmp_path / "repository", engine_file, extra_files=[data])
+    assert read_manifest(repository) == {
+        "variant": "tiny",
+        "files": {
+            "codetr_detector/1/model.onnx": sha256(engine_file),
+            "codetr_detector/1/model.onnx.data": sha256(data),
+        },
+    }
+    check_files(repository)
+
+
+def test_templates_are_left_alone(tmp_path: Path, engine_file: Path) -> None:
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in TEMPLATES.rglob("*") if path.is_file()}
+    write(tmp_path / "repository", engine_file, kind="tensorrt")
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in TEMPLATES.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_repository_of_ours_is_replaced_whole(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    write(repository, engine_file, kind="tensorrt")
+    assert "codetr_detector/1/model.plan" in files(repository)
+    assert "codetr_detector/1/model.onnx" not in files(repository)
+
+
+def test_a_foreign_folder_is_refused_unless_told(tmp_path: Path, engine_file: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "holiday.jpg").write_bytes(b"dear to someone")
+    with pytest.raises(CodetrError, match="photos is not empty and no repository of this project"):
+        write(folder, engine_file)
+    assert files(folder) == {"holiday.jpg"}
+    write(folder, engine_file, overwrite=True)
+    assert "holiday.jpg" not in files(folder)
+
+
+def test_an_empty_or_new_folder_is_taken(tmp_path: Path, engine_file: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert files(write(tmp_path / "empty", engine_file)) >= COMMON
+    assert files(write(tmp_path / "new" / "nested", engine_file)) >= COMMON
+
+
+def test_what_was_there_survives_a_failure(tmp_path: Path, engine_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    before = files(repository)
+
+    def full_disk(*arguments: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builder.repository.shutil.copyfile", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write(repository, engine_file, kind="tensorrt")
+    assert files(repository) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"repository", "some-engine.bin"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"kind": "caffe"}, "kind: expected one of tensorrt, onnx, got 'caffe'", id="kind"),
+        pytest.param({"max_batch_size": 0}, "max_batch_size: expected at least 1, got 0", id="batch"),
+        pytest.param({"height": -1}, "height: expected at least 1, got -1", id="height"),
+        pytest.param({"output_names": ["a"]}, "output_names: expected the names of boxes, scores, labels", id="names"),
+        pytest.param({"extra_files": [Path("nowhere")]}, "no engine file at nowhere", id="missing file"),
+    ],
+)
+def test_impossible_arguments_are_refused_before_anything_is_written(
+    tmp_path: Path, engine_file: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CodetrError, match=message):
+        write(tmp_path / "repository", engine_file, **options)
+    assert not (tmp_path / "repository").exists()

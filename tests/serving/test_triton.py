@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from io import BytesIO
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.contract import PREPROCESS
+from serving.decode import ImageLimits
+from serving.errors import CodetrError, InvalidImageError
+from serving.postprocess import PostprocessSettings
+from serving.preprocess import preprocess
+from serving.triton import (
+    OnnxSettings,
+    Postprocess,
+    Preprocess,
+    output_dims,
+    parse_settings,
+    respond,
+    respond_together,
+    run_in_batches,
+    with_request_parameters,
+)
+
+
+@dataclass
+class Tensor:
+    name: str
+    array: Any
+
+    def as_numpy(self) -> Any:
+        return self.array
+
+
+@dataclass
+class TritonError:
+    message: str
+    code: str
+
+    INVALID_ARG = "INVALID_ARG"
+    INTERNAL = "INTERNAL"
+
+
+@dataclass
+class Response:
+    output_tensors: list[Tensor]
+    error: TritonError | None = None
+
+    def outputs(self) -> dict[str, Any]:
+        assert self.error is None, self.error
+        return {tensor.name: tensor.array for tensor in self.output_tensors}
+
+
+@dataclass
+class Request:
+    inputs: dict[str, Any]
+    text: str = ""
+
+    def parameters(self) -> str:
+        return self.text
+
+
+@dataclass
+class FakeTriton:
+    """What this project uses of `triton_python_backend_utils`."""
+
+    logged: list[str] = field(default_factory=list)
+    Tensor = Tensor
+    TritonError = TritonError
+    InferenceResponse = Response
+
+    @property
+    def Logger(self) -> Any:  # noqa: N802  # the backend's name
+        return SimpleNamespace(log_error=self.logged.append)
+
+    @staticmethod
+    def get_input_tensor_by_name(request: Request, name: str) -> Tensor:
+        return Tensor(name, request.inputs[name])
+
+
+def config(name: str, outputs: dict[str, list[int]], **parameters: str) -> dict[str, Any]:
+    """A model's config as `initialize` receives it."""
+    return {
+        "name": name,
+        "output": [{"name": key, "dims": [str(dim) for dim in dims]} for key, dims in outputs.items()],
+        "parameters": {key: {"string_value": value} for key, value in parameters.items()},
+    }
+
+
+def png(width: int, height: int, value: int = 200) -> bytes:
+    buffer = BytesIO()
+    Image.new("RGB", (width, height), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def image_request(*images: bytes) -> Request:
+    return Request({"image": np.array(images, np.object_).reshape(-1, 1)})
+
+
+PREPROCESS_STEP = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}))
+
+
+def postprocess_step() -> Postprocess:
+    return Postprocess(config("codetr_postprocess", {"boxes": [4, 4]}, max_detections="4"), print)
+
+
+def test_each_request_of_a_batch_has_its_own_answer_or_error() -> None:
+    triton = FakeTriton()
+    requests = [image_request(png(20, 10)), image_request(b"text"), image_request(b""), image_request(png(8, 30))]
+    first, second, third, fourth = respond(triton, PREPROCESS, requests, PREPROCESS_STEP)
+    for response, size in ((first, (10, 20)), (fourth, (30, 8))):
+        expected = preprocess(png(size[1], size[0]), 32, 48)
+        np.testing.assert_array_equal(response.outputs()["images"], expected.images[None])
+        np.testing.assert_array_equal(response.outputs()["image_sizes"], [expected.image_size])
+        np.testing.assert_array_equal(response.outputs()["original_sizes"], [size])
+        assert response.outputs()["image_sizes"].dtype == np.int32
+    assert second.error.code == TritonError.INVALID_ARG
+    assert second.error.message.startswith("expected a JPEG")
+    assert third.error.message == "the image is empty (0 bytes)"
+    assert not triton.logged
+
+
+def test_several_images_in_a_request_fail_together_and_name_the_index() -> None:
+    (response,) = respond(FakeTriton(), PREPROCESS, [image_request(png(9, 9), b"", b"x")], PREPROCESS_STEP)
+    assert response.error.message == "image 1 of 3: the image is empty (0 bytes)"
+    (response,) = respond(FakeTriton(), PREPROCESS, [image_request(png(9, 9), png(8, 7))], PREPROCESS_STEP)
+    np.testing.assert_array_equal(response.outputs()["original_sizes"], [[9, 9], [7, 8]])
+
+
+def test_request_without_images_is_an_error() -> None:
+    (response,) = respond(FakeTriton(), PREPROCESS, [image_request()], PREPROCESS_STEP)
+    assert (response.error.code, response.error.message) == ("INVALID_ARG", "the request holds no image")
+
+
+def test_the_unexpected_is_internal_and_logged() -> None:
+    def step(inputs: Any, parameters: Any) -> Any:
+        raise ZeroDivisionError("of all things")
+
+    triton = FakeTriton()
+    (response,) = respond(triton, PREPROCESS, [image_request(b"")], step)
+    assert (response.error.code, response.error.message) == ("INTERNAL", "ZeroDivisionError: of all things")
+    assert triton.logged == ["ZeroDivisionError: of all things"]
+
+
+def test_limits_come_from_the_config() -> None:
+    step = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}, max_pixels="80", formats="PNG, BMP"))
+    assert step.limits == ImageLimits(max_pixels=80, formats=("PNG", "BMP"))
+    with pytest.raises(InvalidImageError, match="9x9 pixels"):
+        step({"image": np.array([[png(9, 9)]], np.object_)}, {})
+
+
+def candidates(*scores: float) -> dict[str, Any]:
+    """One image of 50 x 100 with one box of 0..0.5 in each class."""
+    return {
+        "boxes": np.tile(np.float32([0, 0, 0.5, 0.5]), (1, len(scores), 1)),
+        "scores": np.array([scores], np.float32),
+        "labels": np.arange(len(scores), dtype=np.int32)[None],
+        "original_sizes": np.array([[50, 100]], np.int32),
+    }
+
+
+def test_postprocess_step_answers_with_the_ensembles_outputs() -> None:
+    outputs = postprocess_step()(candidates(0.2, 0.9), {})
+    assert list(outputs) == ["boxes", "scores", "labels", "num_detections"]
+    np.testing.assert_array_equal(outputs["boxes"], [[[0, 0, 50, 25], [0, 0, 50, 25], [0] * 4, [0] * 4]])
+    np.testing.assert_array_equal(outputs["labels"], [[1, 0, -1, -1]])
+    np.testing.assert_array_equal(outputs["num_detections"], [[2]])
+    assert outputs["num_detections"].dtype == np.int32
+
+
+def test_postprocess_step_takes_every_image_of_a_request() -> None:
+    one, two = candidates(0.2, 0.9), candidates(0.7, 0.1)
+    two["original_sizes"] = np.array([[10, 10]], np.int32)
+    outputs = postprocess_step()({key: np.concatenate([one[key], two[key]]) for key in one}, {"score_threshold": 0.15})
+    np.testing.assert_array_equal(outputs["num_detections"], [[2], [1]])
+    np.testing.assert_array_equal(outputs["boxes"][1, 0], [0, 0, 5, 5])
+
+
+def test_a_request_sets_its_own_score_threshold() -> None:
+    step = postprocess_step()
+    inputs = candidates(0.2, 0.9)
+    (strict, usual) = respond(
+        FakeTriton(), "codetr_postprocess", [Request(inputs, '{"score_threshold": 0.5}'), Request(inputs)], step
+    )
+    assert strict.outputs()["num_detections"] == [[1]]
+    assert usual.outputs()["num_detections"] == [[2]]
+
+
+@pytest.mark.parametrize("value", ["0.3", True, None, -0.1, 1.5, float("nan"), [0.3]])
+def test_impossible_score_thresholds_of_a_request_are_refused(value: Any) -> None:
+    with pytest.raises(CodetrError, match=r"score_threshold: expected a number in 0..1, got "):
+        with_request_parameters(PostprocessSettings(), {"score_threshold": value})
+
+
+def test_dropped_candidates_are_warned_about() -> None:
+    warnings: list[str] = []
+    step = Postprocess(config("codetr_postprocess", {"boxes": [4, 4]}, max_detections="4"), warnings.append)
+    outputs = step(candidates(0.2, float("nan")), {})
+    assert outputs["num_detections"] == [[1]]
+    assert warnings == ["dropped 1 candidates that were NaN or infinite: the engine computes outside its range"]
+
+
+def test_rows_of_the_output_and_the_setting_must_agree() -> None:
+    with pytest.raises(CodetrError, match="max_detections: expected 4, the rows of the output boxes, got 300"):
+        Postprocess(config("codetr_postprocess", {"boxes": [4, 4]}), print)
+
+
+class Engine:
+    """Answers with numbers that name the image, and remembers the batches it was given."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, images: Any, sizes: Any) -> tuple[Any, Any, Any]:
+        self.batches.append(len(images))
+        first = images[:, 0, 0, 0].astype(np.float32)
+        return np.tile(first[:, None, None], (1, 3, 4)), np.tile(first[:, None], (1, 3)), np.tile(sizes[:, :1], (1, 3))
+
+
+def detector_inputs(*values: int) -> tuple[Any, Any]:
+    images = np.zeros((len(values), 2, 2, 3), np.uint8)
+    images[:, 0, 0, 0] = values
+    return images, np.array([[value + 100, 1] for value in values], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("limit", "batches"),
+    [
+        pytest.param(8, [6], id="all at once"),
+        pytest.param(4, [4, 2], id="a batch across requests"),
+        pytest.param(1, [1] * 6, id="an engine of batch 1"),
+    ],
+)
+def test_requests_share_batches_and_get_their_own_rows(limit: int, batches: list[int]) -> None:
+    engine = Engine()
+    outputs = run_in_batches(engine, [detector_inputs(1), detector_inputs(2, 3, 4), detector_inputs(5, 6)], limit)
+    assert engine.batches == batches
+    for output, values in zip(outputs, [(1,), (2, 3, 4), (5, 6)], strict=True):
+        np.testing.assert_array_equal(output["boxes"][:, 0, 0], values)
+        np.testing.assert_array_equal(output["scores"][:, 2], values)
+        np.testing.assert_array_equal(output["labels"][:, 1], np.array(values) + 100)
+
+
+def detector_request(*values: int) -> Request:
+    images, sizes = detector_inputs(*values)
+    return Request({"images": images, "image_sizes": sizes})
+
+
+def test_detector_step_answers_requests_in_order() -> None:
+    responses = respond_together(FakeTriton(), [detector_request(7), detector_request(9, 8)], Engine(), 4)
+    assert [list(response.outputs()["scores"][:, 0]) for response in responses] == [[7], [9, 8]]
+    assert list(responses[0].outputs()) == ["boxes", "scores", "labels"]
+
+
+def test_failing_engine_is_an_internal_error_of_every_request() -> None:
+    def engine(images: Any, sizes: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    responses = respond_together(FakeTriton(), [detector_request(7), detector_request(9)], engine, 4)
+    assert [response.error.message for response in responses] == ["RuntimeError: out of memory"] * 2
+    assert {response.error.code for response in responses} == {"INTERNAL"}
+
+
+def test_settings_are_read_by_their_types() -> None:
+    parameters = {
+        "score_threshold": "0.25",
+        "nms": "hard",
+        "iou_threshold": "0.5",
+        "min_score": "1e-2",
+        "class_agnostic": "true",
+        "max_detections": "7",
+        "EXECUTION_ENV_PATH": "for the Python backend, not for us",
+    }
+    settings = parse_settings(PostprocessSettings, config("codetr_postprocess", {}, **parameters))
+    assert settings == PostprocessSettings(0.25, "hard", 0.5, 0.01, True, 7)
+    assert parse_settings(OnnxSettings, {"name": "codetr_detector"}) == OnnxSettings()
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "message"),
+    [
+        pytest.param(
+            PostprocessSettings, "score_treshold", "0.1", "unknown parameter 'score_treshold'; expected some", id="typo"
+        ),
+        pytest.param(
+            PostprocessSettings, "iou_threshold", "0,8", "iou_threshold: expected a number, got '0,8'", id="comma"
+        ),
+        pytest.param(
+            PostprocessSettings, "iou_threshold", "8", r"iou_threshold: expected a number in 0..1, got 8", id="range"
+        ),
+        pytest.param(
+            PostprocessSettings, "class_agnostic", "yes", "class_agnostic: expected true or false, got 'yes'", id="bool"
+        ),
+        pytest.param(
+            PostprocessSettings, "nms", "fast", "nms: expected one of soft, hard, none, got 'fast'", id="word"
+        ),
+        pytest.param(ImageLimits, "max_pixels", "1e6", "max_pixels: expected a whole number, got '1e6'", id="integer"),
+        pytest.param(ImageLimits, "formats", "JPEG,GIF", "formats: expected some of JPEG", id="list"),
+        pytest.param(OnnxSettings, "threads", "-1", r"threads: expected 0 \(all cores\) or more, got -1", id="threads"),
+    ],
+)
+def test_impossible_settings_name_model_key_value_and_expectation(
+    kind: type, key: str, value: str, message: str
+) -> None:
+    with pytest.raises(CodetrError, match=f"a_model: {message}"):
+        parse_settings(kind, config("a_model", {}, **{key: value}))
+
+
+def test_output_dims_names_a_missing_output() -> None:
+    model_config = json.loads(json.dumps(config("a_model", {"boxes": [7, 4]})))
+    assert output_dims(model_config, "boxes") == (7, 4)
+    with pytest.raises(CodetrError, match=r"a_model: expected an output 'images' in config.pbtxt"):
+        output_dims(model_config, "images")

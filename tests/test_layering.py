@@ -1,0 +1,85 @@
+"""Which folder may import which: the directions of the design, read from every import statement."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("builder", "clients", "codetr", "model_repository", "perf", "plugin_src", "serving", "tests")
+
+# Everyone reports faults with the same exceptions.
+ERRORS = {"serving.errors"}
+ALLOWED: dict[str, set[str]] = {
+    "serving": {"serving"},
+    # serving.manifest: what the builder writes and the launcher checks
+    "builder": {"builder", "serving.contract", "serving.preprocess", "serving.manifest"} | ERRORS,
+    "clients": {"clients", "serving.contract"} | ERRORS,
+    # serving: perf measures its steps and starts servers
+    "perf": {"perf", "builder", "clients", "serving"},
+    "plugin_src": {"plugin_src"},
+    "model_repository": {"serving"},
+    "codetr": {"codetr", "builder", "clients", "perf", "serving"},
+}
+
+
+def imports(source: str) -> set[str]:
+    """Modules of ours that a file names in an import, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            if node.module in FOLDERS:  # `from serving import triton` names a module, not an attribute
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+                names.discard(node.module)
+    return {name for name in names if name.split(".")[0] in FOLDERS}
+
+
+def violations(folder: str, source: str) -> set[str]:
+    allowed = ALLOWED[folder]
+    return {name for name in imports(source) if not any(name == ok or name.startswith(f"{ok}.") for ok in allowed)}
+
+
+@pytest.mark.parametrize("folder", ALLOWED)
+def test_imports_follow_the_design(folder: str) -> None:
+    found = {
+        str(path.relative_to(ROOT)): names
+        for path in (ROOT / folder).rglob("*.py")
+        if (names := violations(folder, path.read_text(encoding="utf-8")))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("folder", "source"),
+    [
+        pytest.param("serving", "from builder.manifest import describe", id="serving stands alone"),
+        pytest.param("builder", "def f():\n    import serving.triton", id="inside a function"),
+        pytest.param("clients", "from serving import preprocess", id="a module named as an attribute"),
+        pytest.param("builder", "import perf.engine", id="only codetr imports perf"),
+        pytest.param("codetr", "import tests.tiny_engine", id="nobody imports tests"),
+    ],
+)
+def test_a_wrong_direction_is_found(folder: str, source: str) -> None:
+    assert violations(folder, source)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "model_repository").rglob("*.py")), ids=lambda path: path.parts[-3])
+def test_model_code_is_thin(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+def test_serving_needs_neither_torch_nor_tritonclient() -> None:
+    modules = [f"serving.{path.stem}" for path in (ROOT / "serving").glob("*.py") if path.stem != "__init__"]
+    code = (
+        f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'torch', 'tritonclient', 'onnxruntime', 'grpc'}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"
