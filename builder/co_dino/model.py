@@ -24,14 +24,6 @@ from builder.co_dino.swin import SwinTransformer
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 
-class Candidates(NamedTuple):
-    """The detector's output before any suppression, best first; K is `variant.max_detections`."""
-
-    boxes: Tensor  # float32 [B, K, 4], x1 y1 x2 y2 in 0..1 of the valid image
-    scores: Tensor  # float32 [B, K]
-    labels: Tensor  # int32 [B, K]
-
-
 class Memory(NamedTuple):
     """The encoder's output and where its tokens are."""
 
@@ -75,8 +67,16 @@ class CoDINO(nn.Module):
         self.pixel_mean, self.pixel_std = self.pixel_mean.float(), self.pixel_std.float()
         return self
 
-    def forward(self, images: Tensor, image_sizes: Tensor) -> Candidates:
-        """Detect objects in `images` uint8 [B, H, W, 3] RGB whose valid (h, w) are `image_sizes` int32 [B, 2]."""
+    def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the K = `variant.max_detections` best candidates of each image, before any suppression, best first.
+
+        Args:
+            images: uint8 [B, H, W, 3] RGB.
+            image_sizes: int32 [B, 2], valid (h, w) in pixels; what lies outside does not matter.
+
+        Returns:
+            Boxes float32 [B, K, 4], x1 y1 x2 y2 in 0..1 of the valid image; scores float32 [B, K]; labels int32 [B, K].
+        """
         pixels = self._normalize(images, image_sizes)
         logits, boxes = self.network(pixels, image_sizes)
         return self._top_candidates(logits, boxes, (images.shape[1], images.shape[2]), image_sizes)
@@ -137,7 +137,7 @@ class CoDINO(nn.Module):
 
     def _top_candidates(
         self, logits: Tensor, boxes: Tensor, input_shape: tuple[int, int], image_sizes: Tensor
-    ) -> Candidates:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Keep the best (query, class) pairs; one query may appear with several classes."""
         scores, indices = logits.float().sigmoid().flatten(1).topk(self.variant.max_detections, dim=1)
         labels = (indices % self.variant.num_classes).int()
@@ -147,7 +147,7 @@ class CoDINO(nn.Module):
             height, width = input_shape
             sizes = image_sizes.flip(-1).repeat(1, 2).unsqueeze(1)  # [B, 1, 4], w h w h
             corners = corners * corners.new_tensor([width, height, width, height]) / sizes
-        return Candidates(corners.clamp(0, 1), scores, labels)
+        return corners.clamp(0, 1), scores, labels
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:
