@@ -167,9 +167,10 @@ class TritonServer:
             self._reader.join(1)
 
     def _read_log(self, stream: IO[str]) -> None:
-        for line in stream:
-            self._log.append(line.rstrip("\n"))
-            self._on_log(line.rstrip("\n"))
+        with stream:
+            for line in stream:
+                self._log.append(line.rstrip("\n"))
+                self._on_log(line.rstrip("\n"))
 
     def _last_line(self) -> str:
         return next((line for line in reversed(self._log) if line.strip()), "(nothing)")
