@@ -23,6 +23,10 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Indices = npt.NDArray[np.intp]
 
+# Rows of the overlap matrix computed at once: few enough that the temporaries stay in the cache and on the heap.
+# For 300 boxes this is twice as fast as the whole matrix.
+_BLOCK = 48
+
 
 @dataclass(frozen=True)
 class PostprocessSettings:
@@ -107,66 +111,74 @@ def pick(boxes: Floats, scores: Floats, labels: Ints, settings: PostprocessSetti
     Overlap is computed between boxes of one class. mmdetection shifts each class to an own region of the plane
     instead, and so rounds the coordinates of high labels: scores differ by less than 1e-5.
     """
-    if settings.nms == "none" or len(scores) < 2:
-        order = np.argsort(-scores, kind="stable")
-        return order, scores[order]
-    iou = pairwise_iou(boxes)
-    if not settings.class_agnostic:
-        iou[labels[:, None] != labels] = 0
-    if settings.nms == "hard":
-        return _hard_nms(iou, scores, settings.iou_threshold)
-    return _soft_nms(iou, scores, settings)
+    if len(scores) == 0:
+        return np.empty(0, np.intp), scores
+    final = scores if settings.nms == "none" else _suppress(boxes, scores, labels, settings)
+    kept = final >= settings.min_score if settings.nms == "soft" else final >= 0
+    kept[scores.argmax()] = True  # nothing lowers the first pick, and soft NMS keeps it whatever its score
+    order = np.argsort(-final, kind="stable")
+    order = order[kept[order]]
+    return order, final[order]
 
 
-def pairwise_iou(boxes: Floats) -> Floats:
-    """Return intersection over union `[K, K]` of boxes `[K, 4]`; 0 where both are empty."""
-    x1, y1, x2, y2 = boxes.T
-    area = (x2 - x1) * (y2 - y1)
-    inter = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1)
-    np.maximum(inter, 0, out=inter)
-    inter_h = np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1)
-    np.maximum(inter_h, 0, out=inter_h)
-    inter *= inter_h
-    union = area[:, None] + area
-    union -= inter
-    np.maximum(union, np.finfo(np.float32).tiny, out=union)
-    inter /= union
-    return inter
+def _suppress(boxes: Floats, scores: Floats, labels: Ints, settings: PostprocessSettings) -> Floats:
+    """Return the scores at which boxes are picked, or -1 for those that never are.
 
-
-def _soft_nms(iou: Floats, scores: Floats, settings: PostprocessSettings) -> tuple[Indices, Floats]:
-    """Linear soft NMS (Bodla et al. 2017; mmcv `soft_nms`): a pick multiplies its neighbours' scores by 1 - IoU.
-
-    Everything but the first pick is dropped once it is below `min_score`, and at 0 in any case.
+    Linear soft NMS (Bodla et al. 2017; mmcv `soft_nms`): the highest remaining score is picked and multiplies its
+    neighbours' by 1 - IoU. Hard NMS (mmcv `nms`) is the same with 0 in place of 1 - IoU. Boxes without neighbours keep
+    their scores, so only the others take part.
     """
-    decay = np.where(iou >= settings.iou_threshold, 1 - iou, np.float32(1))
-    remaining = scores.copy()
+    weights, crowded = _weights(boxes, labels, settings)
+    final = np.where(crowded, np.float32(-1), scores)
+    remaining = np.where(crowded, scores, np.float32(0))
+    rows = list(weights)
     picks: list[int] = []
-    picked_scores: list[np.float32] = []
-    floor = np.float32(0)
-    for _ in range(len(scores)):
+    picked_scores: list[float] = []
+    for _ in rows:
         best = int(remaining.argmax())
-        score = remaining[best]
-        if score <= 0 or score < floor:
+        score = remaining.item(best)
+        if score <= 0:
             break
         picks.append(best)
         picked_scores.append(score)
-        remaining *= decay[best]
-        remaining[best] = -1
-        floor = np.float32(settings.min_score)
-    return np.array(picks, np.intp), np.array(picked_scores, np.float32)
+        np.multiply(remaining, rows[best], out=remaining)
+        remaining[best] = 0  # and not less: negative scores would dwindle to denormal numbers, which are slow
+    final[picks] = picked_scores
+    first = scores.argmax()
+    final[first] = scores[first]
+    return final
 
 
-def _hard_nms(iou: Floats, scores: Floats, threshold: float) -> tuple[Indices, Floats]:
-    """Greedy NMS (mmcv `nms`): a pick removes the lower-scored whose IoU with it is above the threshold."""
-    order = np.argsort(-scores, kind="stable")
-    suppresses = (iou > threshold)[np.ix_(order, order)]
-    kept = np.ones(len(order), bool)
-    for rank in np.flatnonzero(np.triu(suppresses, 1).any(axis=1)):
-        if kept[rank]:
-            kept[rank + 1 :] &= ~suppresses[rank, rank + 1 :]
-    picks = order[kept]
-    return picks, scores[picks]
+def _weights(boxes: Floats, labels: Ints, settings: PostprocessSettings) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return by what a pick multiplies the others' scores `[K, K]`, and which boxes have neighbours at all `[K]`."""
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
+    area = (x2 - x1) * (y2 - y1)
+    weights = np.ones((len(boxes), len(boxes)), np.float32)
+    crowded = np.zeros(len(boxes), bool)
+    for start in range(0, len(boxes), _BLOCK):
+        rows, columns = slice(start, start + _BLOCK), slice(start, None)  # the upper triangle is enough
+        iou = _overlap(x1, x2, rows, columns)
+        iou *= _overlap(y1, y2, rows, columns)
+        union = area[rows, None] + area[columns]
+        union -= iou
+        iou /= np.maximum(union, np.finfo(np.float32).tiny, out=union)
+        near = iou > settings.iou_threshold if settings.nms == "hard" else iou >= np.float32(settings.iou_threshold)
+        if not settings.class_agnostic:
+            near &= labels[rows, None] == labels[columns]
+        np.fill_diagonal(near, False)
+        if near.any():
+            weights[rows, columns] = np.where(near, 0 if settings.nms == "hard" else 1 - iou, np.float32(1))
+            weights[columns, rows] = weights[rows, columns].T
+            crowded[rows] |= near.any(axis=1)
+            crowded[columns] |= near.any(axis=0)
+    return weights, crowded
+
+
+def _overlap(low: Floats, high: Floats, rows: slice, columns: slice) -> Floats:
+    """Return the length `[rows, columns]` that intervals share, 0 if none."""
+    shared = np.minimum(high[rows, None], high[columns])
+    shared -= np.maximum(low[rows, None], low[columns])
+    return np.maximum(shared, 0, out=shared)
 
 
 def _rows(values: npt.NDArray[Any], rows: int, padding: float) -> npt.NDArray[Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving.errors import CodetrError
-from serving.postprocess import Postprocessed, PostprocessSettings, pairwise_iou, pick, postprocess, to_pixels
+from serving.postprocess import Postprocessed, PostprocessSettings, pick, postprocess, to_pixels
 
 # Results of mmcv's CPU operators, see `tests/data/README.md`.
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "nms.npz")
@@ -132,11 +132,47 @@ def test_boxes_scale_by_width_and_height_and_are_clipped() -> None:
     np.testing.assert_array_equal(to_pixels(boxes, (100, 30)), [[0, 25, 30, 75]])
 
 
-def test_iou_of_empty_boxes_is_zero() -> None:
-    boxes = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 2, 1], [0, 0, 1, 1]], np.float32)
-    iou = pairwise_iou(boxes)
-    assert not iou[:2].any()
-    np.testing.assert_allclose(iou[2:, 2:], [[1, 0.5], [0.5, 1]])
+@pytest.mark.parametrize("nms", ["soft", "hard"])
+def test_empty_boxes_suppress_nothing(nms: Any) -> None:
+    result = run([[0.5, 0.5, 0.5, 0.5]] * 2 + [[0, 0, 1, 1]], [0.9, 0.8, 0.7], [1, 1, 1], nms=nms)
+    np.testing.assert_allclose(result.scores[:3], [0.9, 0.8, 0.7])
+
+
+@pytest.mark.parametrize("nms", ["soft", "hard"])
+@pytest.mark.parametrize("count", [2, 47, 48, 49, 96, 301], ids="{} boxes".format)
+def test_equals_the_definition_at_any_number_of_boxes(nms: Any, count: int) -> None:
+    random = np.random.default_rng(count)
+    corners = random.uniform(0, 60, (count, 2))
+    boxes = np.hstack([corners, corners + random.uniform(40, 60, (count, 2))]).astype(np.float32)
+    scores = random.uniform(0.01, 1, count).astype(np.float32)
+    labels = random.integers(0, 3, count).astype(np.int32)
+    settings = PostprocessSettings(nms=nms, iou_threshold=0.4)
+    picks, picked_scores = pick(boxes, scores, labels, settings)
+    expected = definition(boxes.astype(np.float64), scores, labels, settings)
+    np.testing.assert_array_equal(picks, [index for index, _ in expected])
+    np.testing.assert_allclose(picked_scores, [score for _, score in expected], rtol=1e-3)
+
+
+def definition(boxes: Any, scores: Any, labels: Any, settings: PostprocessSettings) -> list[tuple[int, float]]:
+    """Greedy NMS one pair at a time."""
+    remaining = {index: float(score) for index, score in enumerate(scores)}
+    picks: list[tuple[int, float]] = []
+    while remaining:
+        best = max(remaining, key=lambda index: remaining[index])
+        picks.append((best, remaining.pop(best)))
+        for index in list(remaining):
+            overlap = iou(boxes[best], boxes[index]) if labels[best] == labels[index] else 0
+            if settings.nms == "soft" and overlap >= settings.iou_threshold:
+                remaining[index] *= 1 - overlap
+            suppressed = overlap > settings.iou_threshold if settings.nms == "hard" else False
+            if suppressed or (settings.nms == "soft" and remaining[index] < settings.min_score):
+                del remaining[index]
+    return picks
+
+
+def iou(a: Any, b: Any) -> float:
+    shared = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0).prod()
+    return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
 
 
 @pytest.mark.parametrize(
