@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.checkpoint import Precision, load_detector, random_detector
+from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
 from builder.co_dino.config import Variant
 from builder.co_dino.model import CoDINO
 from builder.demo import shapes
@@ -25,6 +28,7 @@ from serving.errors import CodetrError
 
 # The data set and number of generated images that engines are verified on when no other images are given.
 VERIFY_SEED, VERIFY_IMAGES = 20, 8
+ENGINES = ("onnx", "torch")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 # Shows one stage of a build while it runs, by its name.
@@ -57,26 +61,35 @@ def build_repository(
         CodetrError: something in `options` is not possible, or the engine does not reproduce the detector; nothing
             has been written.
     """
-    if options.engine != "onnx":
-        raise EngineError(f"engine {options.engine!r} is not known; use 'onnx'")
-    if options.precision != "float32":
-        raise EngineError(f"precision {options.precision!r} is not for the onnx engine; use 'float32'")
-    from builder.engines import onnx as engine
-
+    engine = _engine(options)
     images = sample_images(options.verify_images)
     with stage("load weights"):
-        detector = load(options)
+        reference = load(options)
     with stage("export"):
+        detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(engine.device())
         program = export_detector(detector, options.spec)
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
         engine_file = Path(folder) / engine.FILE_NAME
         with stage("build engine"):
             engine.build(program, engine_file)
         with stage("verify"):
-            result = _verify(detector, engine.load(engine_file), images, options)
+            result = _verify(reference.to(engine.device()), engine.load(engine_file, options.spec), images, options)
         with stage("write repository"):
-            _write(options, detector.variant, engine_file, result, repository)
+            _write(options, reference.variant, engine_file, engine.extra_files(), result, repository)
     return result
+
+
+def _engine(options: BuildOptions) -> Any:
+    """Return the module of the engine, whose names `builder.engines` lists."""
+    if options.engine not in ENGINES:
+        raise EngineError(f"engine {options.engine!r} is not known; expected {', '.join(ENGINES)}")
+    engine = importlib.import_module(f"builder.engines.{options.engine}")
+    if options.precision not in engine.PRECISIONS:
+        raise EngineError(
+            f"the {options.engine} engine has no precision {options.precision!r}; expected "
+            f"{', '.join(engine.PRECISIONS)}"
+        )
+    return engine
 
 
 def load(options: BuildOptions) -> CoDINO:
@@ -106,7 +119,14 @@ def _verify(detector: CoDINO, run: Runner, images: Sequence[NDArray[np.uint8]], 
     return verify(detector, run, images, spec.height, spec.width, batches, LIMITS[options.precision])
 
 
-def _write(options: BuildOptions, variant: Variant, engine_file: Path, result: Verification, repository: Path) -> None:
+def _write(
+    options: BuildOptions,
+    variant: Variant,
+    engine_file: Path,
+    extra_files: Sequence[Path],
+    result: Verification,
+    repository: Path,
+) -> None:
     spec = options.spec
     manifest = describe(variant, options.weights, options.engine, options.precision, spec, result)
     write_repository(
@@ -119,5 +139,6 @@ def _write(options: BuildOptions, variant: Variant, engine_file: Path, result: V
         max_detections=variant.max_detections,
         class_names=variant.class_names or (),
         manifest=manifest,
+        extra_files=extra_files,
         overwrite=options.overwrite,
     )

@@ -37,6 +37,7 @@ CANDIDATES = tuple(tensor.name for tensor in contract(1, 1)[DETECTOR].outputs)
 _FORMS: dict[str, _Form] = {
     "tensorrt": _Form(config="config.pbtxt", engine="model.plan", code=None),
     "onnx": _Form(config="configs/onnx.pbtxt", engine="model.onnx", code="1/model.py"),
+    "torch": _Form(config="configs/torch.pbtxt", engine="model.pt2", code="1/model_torch.py"),
 }
 
 

@@ -80,6 +80,13 @@ class OnnxSettings:
             raise CodetrError(f"threads: expected 0 (all cores) or more, got {self.threads}")
 
 
+@dataclass(frozen=True)
+class TorchSettings:
+    """How PyTorch runs the detector."""
+
+    cuda_graphs: bool = True  # on a GPU, for every batch size
+
+
 def output_dims(model_config: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """Return the dims of a model's output by name, without the batch dimension."""
     for output in model_config["output"]:

@@ -1,9 +1,13 @@
 """Engines: what the detector step runs. Each module builds a file from an exported program and loads it again.
 
-Every module has the same two functions:
+Every module has the same names:
 
-    build(program, path)      write the engine file
-    load(path) -> Runner      run it in this process
+    FILE_NAME                     of the engine in a repository
+    PRECISIONS                    it can be built in, the default first
+    device() -> str               where the detector must lie when it is exported
+    build(program, path)          write the engine file
+    load(path, spec) -> Runner    run it in this process
+    extra_files() -> [Path]       what belongs beside the engine file
 """
 
 from __future__ import annotations

@@ -12,12 +12,23 @@ import torch
 from torch.export import ExportedProgram
 
 from builder.engines import EngineError, EngineOutput, Runner, output_of
-from builder.export import INPUT_NAMES, OUTPUT_NAMES, decompose_operator
+from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator
 
 FILE_NAME = "model.onnx"
+PRECISIONS = ("float32",)  # half types have no fast kernels in ONNX Runtime on CPUs
 OPSET = 18
-# Protocol buffers end at 2 GiB; larger weights go to a second file beside the graph.
-MAX_INLINE_BYTES = 2**31 - 2**24
+# Where a protocol buffer ends; the largest published variant needs 0.9 GB.
+MAX_BYTES = 2**31 - 2**24
+
+
+def device() -> str:
+    """Return where the detector must lie when it is exported."""
+    return "cpu"
+
+
+def extra_files() -> list[Path]:
+    """Return what belongs beside the engine file: nothing."""
+    return []
 
 
 def build(program: ExportedProgram, path: Path) -> None:
@@ -27,6 +38,8 @@ def build(program: ExportedProgram, path: Path) -> None:
         EngineError: an operator has no ONNX form, or the result is not valid ONNX.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    if size > MAX_BYTES:
+        raise EngineError(f"the weights take {size / 2**30:.1f} GiB; an ONNX file holds less than 2 GiB")
     try:
         with warnings.catch_warnings(), _quiet_exporter():
             warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
@@ -41,17 +54,15 @@ def build(program: ExportedProgram, path: Path) -> None:
             )
             if exported is None:
                 raise EngineError("the ONNX exporter returned nothing")
-            exported.save(str(path), external_data=size > MAX_INLINE_BYTES)
+            exported.save(str(path), external_data=False)
         onnx.checker.check_model(str(path))
     except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
         raise EngineError(f"ONNX export failed: {str(error).splitlines()[0]}") from error
 
 
-def load(path: Path, threads: int = 0) -> Runner:
-    """Return a runner of the ONNX file on the CPU; `threads` 0 leaves their number to ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+def load(path: Path, spec: InputSpec) -> Runner:
+    """Return a runner of the ONNX file on the CPU; the file itself knows its `spec`."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(images, image_sizes) -> EngineOutput:  # type: ignore[no-untyped-def]  # a Runner
         return output_of(session.run(list(OUTPUT_NAMES), dict(zip(INPUT_NAMES, (images, image_sizes), strict=True))))

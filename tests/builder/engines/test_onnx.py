@@ -8,6 +8,7 @@ from builder.export import InputSpec, export_detector
 from builder.verify import LIMITS, VerificationError, verify
 
 HEIGHT, WIDTH = 64, 96
+SPEC = InputSpec(HEIGHT, WIDTH, max_batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def detector(golden_config, golden_weights):
 @pytest.fixture(scope="module")
 def onnx_file(detector, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / engine.FILE_NAME
-    engine.build(export_detector(detector, InputSpec(HEIGHT, WIDTH, max_batch_size=2)), path)
+    engine.build(export_detector(detector, SPEC), path)
     return path
 
 
@@ -46,7 +47,7 @@ def test_file_follows_the_contract(onnx_file):
 
 
 def test_engine_reproduces_the_detector(detector, onnx_file, images):
-    result = verify(detector, engine.load(onnx_file), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
+    result = verify(detector, engine.load(onnx_file, SPEC), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
     assert result.matched == 1
     assert result.batch_matched == 1
     assert result.max_score_difference < 1e-4
@@ -62,4 +63,4 @@ def test_a_damaged_engine_is_refused(detector, onnx_file, images, tmp_path):
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "damaged.onnx")
     with pytest.raises(VerificationError, match="does not reproduce the detector: found"):
-        verify(detector, engine.load(tmp_path / "damaged.onnx"), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
+        verify(detector, engine.load(tmp_path / "damaged.onnx", SPEC), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])

@@ -1,0 +1,69 @@
+"""PyTorch engine: the detector compiled by AOTInductor, for GPUs without TensorRT and for CPUs with a C++ compiler.
+
+On a GPU the package calls the CUDA kernel of `plugin_src` and runs through CUDA graphs; on a CPU deformable attention
+is compiled along with the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+
+from builder.cuda_operator import load_cuda_operator
+from builder.engines import EngineError, Runner, output_of
+from builder.engines.torch_runner import TorchRunner
+from builder.export import InputSpec, decompose_operator
+
+FILE_NAME = "model.pt2"
+PRECISIONS = ("float32", "float16", "bfloat16")
+# The server runs the package with the same code as `load`: its source goes beside the package.
+RUNNER_SOURCE = Path(__file__).with_name("torch_runner.py")
+
+
+def device() -> str:
+    """Return where the detector must lie when it is exported: on the GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def extra_files() -> list[Path]:
+    """Return what belongs beside the package: the runner's source, and on a GPU the operator's library."""
+    return [RUNNER_SOURCE, *_operator_library()]
+
+
+def build(program: ExportedProgram, path: Path) -> None:
+    """Compile the program for the device it was exported on and write the package to `path`.
+
+    Raises:
+        EngineError: there is no C++ compiler, or the compilation failed.
+    """
+    on_gpu = next(iter(program.state_dict.values())).device.type == "cuda"
+    if on_gpu:
+        load_cuda_operator()
+    elif not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        raise EngineError("the torch engine needs a C++ compiler on a CPU; install g++, or use --engine onnx")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler warns about its own deprecated calls
+            torch._inductor.aoti_compile_and_package(
+                program if on_gpu else decompose_operator(program),
+                package_path=str(path),
+                inductor_configs={"max_autotune": True} if on_gpu else {"freezing": True},
+            )
+    except Exception as error:  # the compilers raise classes that have no common base
+        raise EngineError(f"AOTInductor could not compile the detector: {str(error).splitlines()[0]}") from error
+
+
+def load(path: Path, spec: InputSpec) -> Runner:
+    """Return a runner of the package, on a GPU with a CUDA graph for the smallest and the largest batch."""
+    library = next(iter(_operator_library()), None)
+    batch_sizes = {1, spec.max_batch_size} if spec.is_dynamic else {spec.max_batch_size}
+    runner = TorchRunner(path, (spec.height, spec.width), library, sorted(batch_sizes))
+    return lambda images, image_sizes: output_of(runner(images, image_sizes))
+
+
+def _operator_library() -> list[Path]:
+    return [load_cuda_operator()] if device() == "cuda" else []

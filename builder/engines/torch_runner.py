@@ -1,0 +1,85 @@
+"""Runs an AOTInductor package.
+
+Imports PyTorch and NumPy alone, because `codetr build` puts a copy beside the server's `model.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+WARMUPS = 3  # before a capture, so that lazily loaded kernels and workspaces are there
+
+
+class _Captured(NamedTuple):
+    """A CUDA graph with the buffers it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, Tensor]
+    outputs: Sequence[Tensor]
+
+
+class TorchRunner:
+    """Calls a compiled detector on NumPy arrays, on a GPU through one CUDA graph for each batch size."""
+
+    def __init__(
+        self,
+        package: Path,
+        input_shape: tuple[int, int],
+        operator_library: Path | None = None,
+        batch_sizes: Sequence[int] = (),
+    ) -> None:
+        """Load `package`.
+
+        Args:
+            package: what `builder.engines.torch.build` wrote.
+            input_shape: height and width in pixels.
+            operator_library: the CUDA library of `codetr::ms_deform_attn`; with it the package is one for a GPU,
+                without it one for the CPU.
+            batch_sizes: to capture CUDA graphs for; other batches run without one.
+        """
+        self.device = torch.device("cpu" if operator_library is None else "cuda")
+        if operator_library is not None:
+            torch.ops.load_library(str(operator_library))
+        self.model: Any = torch._inductor.aoti_load_package(str(package))
+        self.input_shape = input_shape
+        self.graphs: dict[int, _Captured] = {}
+        for batch_size in sorted(batch_sizes if self.device.type == "cuda" else (), reverse=True):
+            self.graphs[batch_size] = self._capture(batch_size)
+
+    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> list[NDArray[Any]]:
+        """Return boxes, scores and labels of `images` uint8 [B, H, W, 3] with valid sizes int32 [B, 2]."""
+        arrays = (torch.from_numpy(images), torch.from_numpy(image_sizes))
+        captured = self.graphs.get(len(images))
+        with torch.inference_mode():
+            if captured is None:
+                outputs = self.model(*(array.to(self.device) for array in arrays))
+            else:
+                for buffer, array in zip(captured.inputs, arrays, strict=True):
+                    buffer.copy_(array)
+                captured.graph.replay()
+                outputs = captured.outputs
+            return [output.cpu().numpy() for output in outputs]
+
+    def _capture(self, batch_size: int) -> _Captured:
+        """Record one inference; all graphs share one memory pool, since none runs while another's outputs are read."""
+        pool = next((captured.graph.pool() for captured in self.graphs.values()), None)
+        images = torch.zeros((batch_size, *self.input_shape, 3), dtype=torch.uint8, device=self.device)
+        sizes = torch.tensor([self.input_shape] * batch_size, dtype=torch.int32, device=self.device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(WARMUPS):
+                    self.model(images, sizes)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=pool):
+                outputs = self.model(images, sizes)
+        return _Captured(graph, (images, sizes), outputs)

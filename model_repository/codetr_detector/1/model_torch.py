@@ -1,0 +1,32 @@
+"""The detector as an AOTInductor package, on a GPU with CUDA graphs."""
+
+import json
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+from torch_runner import TorchRunner
+
+from serving.triton import TorchSettings, parse_settings, respond_together
+
+
+class TritonPythonModel:
+    """One instance of `codetr_detector`, a process of its own."""
+
+    def initialize(self, args):
+        """Load `model.pt2`, which lies beside this file with the operator's library if it is for a GPU."""
+        config = json.loads(args["model_config"])
+        folder = Path(args["model_repository"], args["model_version"])
+        library = next(folder.glob("libcodetr_ms_deform_attn*.so"), None)
+        height, width, _ = config["input"][0]["dims"]
+        self.max_batch_size = int(config["max_batch_size"])
+        graphs = parse_settings(TorchSettings, config).cuda_graphs
+        self.run = TorchRunner(
+            folder / "model.pt2",
+            (int(height), int(width)),
+            library,
+            range(1, self.max_batch_size + 1) if graphs else (),
+        )
+
+    def execute(self, requests):
+        """Answer all requests with common batches."""
+        return respond_together(pb_utils, requests, self.run, self.max_batch_size)

@@ -1,0 +1,59 @@
+"""The torch engine on a CPU: compiled, verified, and served by a real tritonserver beside its own runner's source."""
+
+import shutil
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from builder import Variant, random_detector
+from builder.build import BuildOptions, build_repository
+from builder.export import InputSpec
+from builder.variants import SwinConfig
+from clients.client import CoDetrClient
+from serving.launch import running_server
+from serving.postprocess import PostprocessSettings, postprocess
+from serving.preprocess import preprocess
+
+# As few kernels as a Co-DINO can have: a C++ compiler builds them all.
+SMALLEST = Variant(
+    "smallest",
+    SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), window_size=4, mlp_ratio=1),
+    num_classes=4,
+    num_queries=20,
+    max_detections=40,
+    embed_dim=32,
+    num_heads=2,
+    num_self_heads=2,
+    num_levels=4,
+    num_points=2,
+    feedforward_dim=32,
+    encoder_layers=1,
+    decoder_layers=1,
+)
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
+# The export machinery of torch 2.13 warns about its own use of a tree class while it copies a program.
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")
+def test_compiled_package_is_served(tmp_path):
+    options = BuildOptions(SMALLEST, InputSpec(64, 96, 2), seed=3, engine="torch")
+    result = build_repository(options, tmp_path / "repository")
+    assert result.matched == 1
+    assert result.batch_matched == 1
+
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(file, "PNG")
+    with running_server(tmp_path / "repository") as server, CoDetrClient(server.grpc_url) as client:
+        found = client.detect(file.getvalue())
+
+    images, image_size, original_size = preprocess(file.getvalue(), 64, 96)
+    detector = random_detector(SMALLEST, seed=3)
+    candidates = detector(torch.from_numpy(images)[None], torch.tensor([image_size], dtype=torch.int32))
+    boxes, scores, labels = (part[0].numpy() for part in candidates)
+    expected = postprocess(boxes, scores, labels, original_size, PostprocessSettings(max_detections=40))
+    np.testing.assert_allclose(found.boxes, expected.boxes[: len(found)], atol=1e-2)
+    np.testing.assert_allclose(found.scores, expected.scores[: len(found)], atol=1e-4)
