@@ -92,11 +92,13 @@ constexpr int kPoints = 4;
 constexpr int kPairs = kHeads / 2;      // a thread block serves two heads, whose values share 128-byte lines
 constexpr int kItemQueries = 4;         // a warp's item: 4 neighbouring queries x 2 heads = 8 groups of 4 lanes
 constexpr int kMaxFastLevels = 5;
-#ifndef CODETR_TILE_ROWS_LOG2
-#define CODETR_TILE_ROWS_LOG2 4
+#ifndef CODETR_TILE_ROWS
+#define CODETR_TILE_ROWS 16
+#define CODETR_TILE_COLUMNS 8
 #endif
-constexpr int kStripRowsLog2 = CODETR_TILE_ROWS_LOG2;
-constexpr int kStripRows = 1 << kStripRowsLog2;
+constexpr int kTileRows = CODETR_TILE_ROWS;  // of the finest map
+constexpr int kTileColumns = CODETR_TILE_COLUMNS;
+constexpr int kChunkTiles = 16;  // tiles whose parts are listed in shared memory at a time
 
 template <typename T>
 constexpr int kFastWarps = sizeof(T) == 4 ? 16 : 32;
@@ -109,12 +111,9 @@ struct FastLevel {
     int32_t height, width, start;
 };
 
-// Where the queries lie: maps of the image whose neighbours sample neighbouring tokens, cut into strips of rows.
+// Where the queries lie. Encoder queries are the tokens, so the levels are their maps; others are one row.
 struct QueryMap {
     int32_t height, width, start;
-    int32_t items;              // a warp's pieces of work in this map, strip after strip, column after column
-    int32_t strip_items;        // of one full strip
-    uint32_t strip_reciprocal;  // ceil(2^32 / strip_items)
 };
 
 struct FastCall {
@@ -126,6 +125,7 @@ struct FastCall {
     void* output;
     int32_t batch, queries, tokens, reference_dim;
     int32_t maps;
+    int32_t tile_rows, tile_columns;  // how many tiles the maps are cut into, each map into the same number
     FastLevel levels[kMaxFastLevels];
     QueryMap query_maps[kMaxFastLevels];
 };
@@ -195,15 +195,39 @@ __device__ __forceinline__ Corners locate(LevelConstants const& level, float x, 
     return {token * kTokenUnits<T> + level.origin, left * upper, right * upper, left * lower, right * lower};
 }
 
+// Loads what is read once and must not push values out of the L1 cache.
+template <typename V>
+__device__ __forceinline__ V loadOnce(V const* pointer) {
+    V v;
+    if constexpr (sizeof(V) == 16) {
+        uint4 u;
+        asm("ld.global.nc.L1::evict_first.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w) : "l"(pointer));
+        memcpy(&v, &u, sizeof(v));
+    } else if constexpr (sizeof(V) == 8) {
+        uint2 u;
+        asm("ld.global.nc.L1::evict_first.v2.u32 {%0,%1}, [%2];" : "=r"(u.x), "=r"(u.y) : "l"(pointer));
+        memcpy(&v, &u, sizeof(v));
+    } else if constexpr (sizeof(V) == 4) {
+        uint32_t u;
+        asm("ld.global.nc.L1::evict_first.u32 %0, [%1];" : "=r"(u) : "l"(pointer));
+        memcpy(&v, &u, sizeof(v));
+    } else {
+        uint16_t u;
+        asm("ld.global.nc.L1::evict_first.u16 %0, [%1];" : "=h"(u) : "l"(pointer));
+        memcpy(&v, &u, sizeof(v));
+    }
+    return v;
+}
+
 struct Anchor {
     float x, y, scale_x, scale_y;  // pixels; a sample lies at anchor + scale * offset
 };
 
 __device__ __forceinline__ Anchor loadAnchor(LevelConstants const& level, float const* reference_point, int32_t dim) {
-    float2 const center = __ldg(reinterpret_cast<float2 const*>(reference_point));
+    float2 const center = loadOnce(reinterpret_cast<float2 const*>(reference_point));
     Anchor anchor{fmaf(center.x, level.width, -0.5f), fmaf(center.y, level.height, -0.5f), 1.f, 1.f};
     if (dim == 4) {
-        float2 const size = __ldg(reinterpret_cast<float2 const*>(reference_point) + 1);
+        float2 const size = loadOnce(reinterpret_cast<float2 const*>(reference_point) + 1);
         anchor.scale_x = size.x * level.width * (0.5f / kPoints);
         anchor.scale_y = size.y * level.height * (0.5f / kPoints);
     }
@@ -235,14 +259,14 @@ template <typename T>
 __device__ __forceinline__ PointInputs<T> loadPoints(T const* offsets, T const* logits) {
     PointInputs<T> in;
     if constexpr (sizeof(T) == 4) {
-        float4 const a = __ldg(reinterpret_cast<float4 const*>(offsets));
-        float4 const b = __ldg(reinterpret_cast<float4 const*>(offsets) + 1);
-        float4 const c = __ldg(reinterpret_cast<float4 const*>(logits));
+        float4 const a = loadOnce(reinterpret_cast<float4 const*>(offsets));
+        float4 const b = loadOnce(reinterpret_cast<float4 const*>(offsets) + 1);
+        float4 const c = loadOnce(reinterpret_cast<float4 const*>(logits));
         in = {{a.x, a.z, b.x, b.z}, {a.y, a.w, b.y, b.w}, {c.x, c.y, c.z, c.w}};
     } else {
         using P = Packed<T>;
-        uint4 const o = __ldg(reinterpret_cast<uint4 const*>(offsets));
-        uint2 const c = __ldg(reinterpret_cast<uint2 const*>(logits));
+        uint4 const o = loadOnce(reinterpret_cast<uint4 const*>(offsets));
+        uint2 const c = loadOnce(reinterpret_cast<uint2 const*>(logits));
         float2 const o0 = P::widen(P::fromBits(o.x)), o1 = P::widen(P::fromBits(o.y));
         float2 const o2 = P::widen(P::fromBits(o.z)), o3 = P::widen(P::fromBits(o.w));
         float2 const c0 = P::widen(P::fromBits(c.x)), c1 = P::widen(P::fromBits(c.y));
@@ -254,12 +278,12 @@ __device__ __forceinline__ PointInputs<T> loadPoints(T const* offsets, T const* 
 template <typename T>
 __device__ __forceinline__ float3 loadPoint(T const* offset, T const* logit) {
     if constexpr (sizeof(T) == 4) {
-        float2 const o = __ldg(reinterpret_cast<float2 const*>(offset));
-        return {o.x, o.y, __ldg(logit)};
+        float2 const o = loadOnce(reinterpret_cast<float2 const*>(offset));
+        return {o.x, o.y, loadOnce(logit)};
     } else {
         using P = Packed<T>;
-        float2 const o = P::widen(P::fromBits(__ldg(reinterpret_cast<uint32_t const*>(offset))));
-        return {o.x, o.y, P::widen(__ldg(logit))};
+        float2 const o = P::widen(P::fromBits(loadOnce(reinterpret_cast<uint32_t const*>(offset))));
+        return {o.x, o.y, P::widen(loadOnce(logit))};
     }
 }
 
@@ -383,22 +407,44 @@ struct Sums<float> {
     }
 };
 
-// The query of an item that `column` (0..3) names, and whether it exists.
-__device__ __forceinline__ int32_t queryOf(QueryMap const& map, int32_t item, int32_t column, bool& exists) {
-    int32_t const strip = static_cast<int32_t>(__umulhi(static_cast<uint32_t>(item), map.strip_reciprocal));
-    int32_t const rest = item - strip * map.strip_items;
-    int32_t const rows = min(kStripRows, map.height - strip * kStripRows);
-    int32_t const columns = rows == kStripRows ? rest >> kStripRowsLog2 : rest / rows;
-    int32_t const row = strip * kStripRows + rest - columns * rows;
-    int32_t const x = columns * kItemQueries + column;
-    exists = x < map.width;
-    return map.start + row * map.width + min(x, map.width - 1);
+// The part of one tile that lies on one map, or what of it a thread block works on. Its queries are numbered row by
+// row, and four in a row of numbers are one item.
+struct TilePart {
+    int32_t first_query, map_width;
+    int32_t columns, queries;
+    int32_t begin, items;
+};
+
+// Every tile covers the same part of the image on all maps: what one query samples, its neighbours on the finer and
+// coarser maps find in the cache. A block takes the tiles from `tiles * share / shares` to `tiles * (share + 1) / shares`;
+// of a tile that it shares with the next block, it takes that fraction of every part.
+__device__ TilePart makeTilePart(FastCall const& call, int64_t tile, int map_index, int share, int shares) {
+    int64_t const tiles = static_cast<int64_t>(call.tile_rows) * call.tile_columns;
+    int64_t const from = max(tiles * share - tile * shares, int64_t{0});  // in units of 1 / shares of a tile
+    int64_t const to = min(tiles * (share + 1) - tile * shares, static_cast<int64_t>(shares));
+    QueryMap const map = call.query_maps[map_index];
+    auto const i = static_cast<int32_t>(tile / call.tile_columns), j = static_cast<int32_t>(tile % call.tile_columns);
+    auto const cut = [](int32_t size, int32_t index, int32_t count) {
+        return static_cast<int32_t>(static_cast<int64_t>(size) * index / count);
+    };
+    int32_t const top = cut(map.height, i, call.tile_rows), bottom = cut(map.height, i + 1, call.tile_rows);
+    int32_t const left = cut(map.width, j, call.tile_columns), right = cut(map.width, j + 1, call.tile_columns);
+    TilePart part;
+    part.first_query = map.start + top * map.width + left;
+    part.map_width = map.width;
+    part.columns = right - left;
+    part.queries = (bottom - top) * part.columns;
+    int32_t const items = (part.queries + kItemQueries - 1) / kItemQueries;
+    part.begin = static_cast<int32_t>(items * from / shares);
+    part.items = static_cast<int32_t>(items * to / shares) - part.begin;
+    return part;
 }
 
 template <typename T, int kLevels>
 __global__ void __launch_bounds__(kFastWarps<T> * 32, 1) deformAttnFast(__grid_constant__ FastCall const call) {
     extern __shared__ uint4 shared[];
     __shared__ LevelConstants levels[kLevels];
+    __shared__ TilePart parts[kChunkTiles * kMaxFastLevels];
     int const lane = threadIdx.x & 31, group = lane >> 2, t = lane & 3;
     auto& samples = reinterpret_cast<Samples<T, kLevels>*>(shared)[threadIdx.x >> 5];
     uint32_t const identity = Sums<T>::identityColumn(group, t);
@@ -406,21 +452,32 @@ __global__ void __launch_bounds__(kFastWarps<T> * 32, 1) deformAttnFast(__grid_c
     int32_t const image = static_cast<int32_t>(blockIdx.y) / kPairs;
     int const head = static_cast<int>(blockIdx.y % kPairs) * 2 + (group & 1);
     if (threadIdx.x < kLevels) levels[threadIdx.x] = makeLevelConstants<T>(call, image, threadIdx.x, kLevels);
-    __syncthreads();
     uint64_t const base = __cvta_generic_to_global(
         static_cast<T const*>(call.value) + (static_cast<int64_t>(image) * call.tokens * kHeads + head) * kDim) + t * 16;
 
-    // This block's share of every map, so that all blocks get the same mixture of near and far samples.
+    int64_t const tiles = static_cast<int64_t>(call.tile_rows) * call.tile_columns;
+    int64_t tile = tiles * blockIdx.x / gridDim.x;
+    int64_t const end_tile = (tiles * (blockIdx.x + 1) + gridDim.x - 1) / gridDim.x;
     int32_t turn = static_cast<int32_t>(threadIdx.x >> 5);
+    for (; tile < end_tile; tile += kChunkTiles) {
+        int const part_count = static_cast<int>(min(end_tile - tile, static_cast<int64_t>(kChunkTiles))) * call.maps;
+        __syncthreads();
+        for (int i = threadIdx.x; i < part_count; i += blockDim.x) {
+            parts[i] = makeTilePart(call, tile + i / call.maps, i % call.maps, blockIdx.x, gridDim.x);
+        }
+        __syncthreads();
+        int index = 0;
 #pragma unroll 1
-    for (int m = 0; m < call.maps; ++m) {
-        QueryMap const map = call.query_maps[m];
-        int32_t const first = static_cast<int32_t>(static_cast<int64_t>(map.items) * blockIdx.x / gridDim.x);
-        int32_t const count = static_cast<int32_t>(static_cast<int64_t>(map.items) * (blockIdx.x + 1) / gridDim.x) - first;
-#pragma unroll 1
-        for (; turn < count; turn += static_cast<int32_t>(blockDim.x >> 5)) {
-            bool exists;
-            int64_t const query = static_cast<int64_t>(image) * call.queries + queryOf(map, first + turn, group >> 1, exists);
+        for (;; turn += static_cast<int32_t>(blockDim.x >> 5)) {
+            while (index < part_count && turn >= parts[index].items) turn -= parts[index++].items;
+            if (index == part_count) break;
+            TilePart const part = parts[index];
+            int32_t const number = (part.begin + turn) * kItemQueries + (group >> 1);
+            bool const exists = number < part.queries;
+            int32_t const inside = min(number, part.queries - 1);
+            int32_t const row = static_cast<int32_t>(__fdividef(static_cast<float>(inside) + 0.5f, static_cast<float>(part.columns)));
+            int32_t const position = part.first_query + row * part.map_width + inside - row * part.columns;
+            int64_t const query = static_cast<int64_t>(image) * call.queries + position;
             T const* const logits = static_cast<T const*>(call.attention_logits) + (query * kHeads + head) * (kLevels * kPoints);
             T const* const offsets = static_cast<T const*>(call.sampling_offsets) + (query * kHeads + head) * (kLevels * kPoints * 2);
             float const* const reference = call.reference_points + query * kLevels * call.reference_dim;
@@ -486,7 +543,6 @@ __global__ void __launch_bounds__(kFastWarps<T> * 32, 1) deformAttnFast(__grid_c
             __syncwarp();
             if (exists) sums.store(static_cast<T*>(call.output) + (query * kHeads + head) * kDim, t, __fdividef(1.f, total));
         }
-        turn -= count;
     }
 }
 
@@ -594,37 +650,30 @@ int64_t elementSize(ElementType type) { return type == ElementType::kFloat32 ? 4
 
 bool aligned(void const* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
-// Cuts the queries into maps and items. Encoder queries are the tokens themselves, so they lie on the levels.
-// Returns the items of one image and head pair.
+// Lays out the queries and returns the items of one image and head pair, not counting what tiles leave incomplete.
 int32_t mapQueries(FastCall& fast, MsDeformAttn const& call, int64_t tokens) {
     bool const encoder = call.queries == tokens;
     fast.maps = encoder ? call.levels : 1;
-    int32_t start = 0, items = 0;
+    fast.tile_rows = encoder ? (call.spatial_shapes[0] + kTileRows - 1) / kTileRows : 1;
+    fast.tile_columns = encoder ? (call.spatial_shapes[1] + kTileColumns - 1) / kTileColumns : 1;
+    int32_t start = 0;
     for (int32_t i = 0; i < fast.maps; ++i) {
-        QueryMap& map = fast.query_maps[i];
-        map.height = encoder ? call.spatial_shapes[2 * i] : 1;
-        map.width = encoder ? call.spatial_shapes[2 * i + 1] : call.queries;
-        map.start = start;
-        int32_t const columns = (map.width + kItemQueries - 1) / kItemQueries;
-        map.strip_items = columns * kStripRows;
-        map.strip_reciprocal = static_cast<uint32_t>(((uint64_t{1} << 32) + map.strip_items - 1) / map.strip_items);
-        map.items = columns * map.height;
-        start += map.height * map.width;
-        items += map.items;
+        fast.query_maps[i] = encoder ? QueryMap{call.spatial_shapes[2 * i], call.spatial_shapes[2 * i + 1], start}
+                                     : QueryMap{1, call.queries, 0};
+        start += fast.query_maps[i].height * fast.query_maps[i].width;
     }
-    return items;
+    return (start + kItemQueries - 1) / kItemQueries;
 }
 
 bool fitsFast(MsDeformAttn const& call, int64_t tokens) {
     if (call.heads != kHeads || call.dim != kDim || call.points != kPoints) return false;
     if (call.levels < 3 || call.levels > kMaxFastLevels) return false;
     for (int32_t i = 0; i < call.levels; ++i) {
-        // The corners are neighbours inside the level, so it has two rows and columns; the reciprocal is exact so far.
+        // The corners are neighbours inside the level, so it has two rows and columns.
         if (call.spatial_shapes[2 * i] < 2 || call.spatial_shapes[2 * i + 1] < 2) return false;
-        if (call.spatial_shapes[2 * i + 1] > 8192 || call.spatial_shapes[2 * i] > 8192) return false;
     }
-    int64_t const limit = int64_t{1} << 25;  // tokens and queries: strips and 32-bit offsets in 16-byte units
-    if (tokens > limit || call.queries > (1 << 20) || call.batch > 65535 / kPairs) return false;
+    // Tokens: 32-bit offsets in units of 16 bytes. Queries: float division of their numbers must be exact.
+    if (tokens > (1 << 25) || (call.queries != tokens && call.queries > (1 << 20)) || call.batch > 65535 / kPairs) return false;
     return aligned(call.value, 16) && aligned(call.sampling_offsets, 16) && aligned(call.attention_logits, 16) &&
            aligned(call.output, 16) && aligned(call.reference_points, 8) && aligned(call.valid_shapes, 8);
 }
