@@ -5,6 +5,8 @@
 
 #include "ms_deform_attn.h"
 
+#include "query_tiles.h"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -89,15 +91,12 @@ struct Packed<__nv_bfloat16> {
 constexpr int kHeads = 8;
 constexpr int kDim = 32;
 constexpr int kPoints = 4;
-constexpr int kPairs = kHeads / 2;      // a thread block serves two heads, whose values share 128-byte lines
-constexpr int kItemQueries = 4;         // a warp's item: 4 neighbouring queries x 2 heads = 8 groups of 4 lanes
+constexpr int kBlockHeads = 2;  // heads a thread block serves; the values of two share 128-byte lines
+constexpr int kHeadSets = kHeads / kBlockHeads;
+constexpr int kItemQueries = 8 / kBlockHeads;  // a warp's item: these neighbouring queries x heads = 8 groups of 4 lanes
 constexpr int kMaxFastLevels = 5;
-#ifndef CODETR_TILE_ROWS
-#define CODETR_TILE_ROWS 16
-#define CODETR_TILE_COLUMNS 8
-#endif
-constexpr int kTileRows = CODETR_TILE_ROWS;  // of the finest map
-constexpr int kTileColumns = CODETR_TILE_COLUMNS;
+constexpr int kTileRows = 16;  // of queries of the finest level
+constexpr int kTileColumns = 8;
 constexpr int kChunkTiles = 16;  // tiles whose parts are listed in shared memory at a time
 
 template <typename T>
@@ -111,11 +110,6 @@ struct FastLevel {
     int32_t height, width, start;
 };
 
-// Where the queries lie. Encoder queries are the tokens, so the levels are their maps; others are one row.
-struct QueryMap {
-    int32_t height, width, start;
-};
-
 struct FastCall {
     void const* value;
     float const* reference_points;
@@ -124,10 +118,8 @@ struct FastCall {
     int32_t const* valid_shapes;
     void* output;
     int32_t batch, queries, tokens, reference_dim;
-    int32_t maps;
-    int32_t tile_rows, tile_columns;  // how many tiles the maps are cut into, each map into the same number
     FastLevel levels[kMaxFastLevels];
-    QueryMap query_maps[kMaxFastLevels];
+    QueryTiles<kMaxFastLevels> tiles;
 };
 
 // What the sampling of one level needs. In shared memory, because lanes of a warp work on different levels.
@@ -407,39 +399,77 @@ struct Sums<float> {
     }
 };
 
-// The part of one tile that lies on one map, or what of it a thread block works on. Its queries are numbered row by
-// row, and four in a row of numbers are one item.
-struct TilePart {
-    int32_t first_query, map_width;
-    int32_t columns, queries;
-    int32_t begin, items;
-};
+// Makes the corners and weights of a group's samples for all its lanes: lane t makes level t, and point t of level 4.
+// `logits`, `offsets` and `reference` belong to the group's query and head. Returns the sum of the softmax weights, of
+// which the largest is 1: the sums are divided by it at the end.
+template <typename T, int kLevels>
+__device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, LevelConstants const* levels, int group, int t,
+                                                T const* logits, T const* offsets, float const* reference, int32_t reference_dim) {
+    constexpr bool kEveryLane = kLevels >= 4;  // else lane 3 repeats level 2 and throws it away
+    constexpr bool kFifth = kLevels == 5;
+    int const own = kEveryLane ? t : min(t, kLevels - 1);
+    LevelConstants const level = loadLevel(levels[own]);
+    PointInputs<T> const in = loadPoints<T>(offsets + own * kPoints * 2, logits + own * kPoints);
+    Anchor const anchor = loadAnchor(level, reference + own * reference_dim, reference_dim);
+    float3 fifth{};
+    if constexpr (kFifth) fifth = loadPoint<T>(offsets + (4 * kPoints + t) * 2, logits + 4 * kPoints + t);
 
-// Every tile covers the same part of the image on all maps: what one query samples, its neighbours on the finer and
-// coarser maps find in the cache. A block takes the tiles from `tiles * share / shares` to `tiles * (share + 1) / shares`;
-// of a tile that it shares with the next block, it takes that fraction of every part.
-__device__ TilePart makeTilePart(FastCall const& call, int64_t tile, int map_index, int share, int shares) {
-    int64_t const tiles = static_cast<int64_t>(call.tile_rows) * call.tile_columns;
-    int64_t const from = max(tiles * share - tile * shares, int64_t{0});  // in units of 1 / shares of a tile
-    int64_t const to = min(tiles * (share + 1) - tile * shares, static_cast<int64_t>(shares));
-    QueryMap const map = call.query_maps[map_index];
-    auto const i = static_cast<int32_t>(tile / call.tile_columns), j = static_cast<int32_t>(tile % call.tile_columns);
-    auto const cut = [](int32_t size, int32_t index, int32_t count) {
-        return static_cast<int32_t>(static_cast<int64_t>(size) * index / count);
-    };
-    int32_t const top = cut(map.height, i, call.tile_rows), bottom = cut(map.height, i + 1, call.tile_rows);
-    int32_t const left = cut(map.width, j, call.tile_columns), right = cut(map.width, j + 1, call.tile_columns);
-    TilePart part;
-    part.first_query = map.start + top * map.width + left;
-    part.map_width = map.width;
-    part.columns = right - left;
-    part.queries = (bottom - top) * part.columns;
-    int32_t const items = (part.queries + kItemQueries - 1) / kItemQueries;
-    part.begin = static_cast<int32_t>(items * from / shares);
-    part.items = static_cast<int32_t>(items * to / shares) - part.begin;
-    return part;
+    float top = fmaxf(fmaxf(in.logit[0], in.logit[1]), fmaxf(in.logit[2], in.logit[3]));
+    if constexpr (kFifth) top = fmaxf(top, fifth.z);
+    top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2)) * kLog2E;
+
+    float total = 0.f;
+    Corners corners[kPoints];
+#pragma unroll
+    for (int p = 0; p < kPoints; ++p) {
+        float const attention = exp2Approx(fmaf(in.logit[p], kLog2E, -top));
+        total += attention;
+        corners[p] = locate<T>(level, fmaf(in.x[p], anchor.scale_x, anchor.x), fmaf(in.y[p], anchor.scale_y, anchor.y), attention);
+    }
+    if (kEveryLane || t < kLevels) storeLevel<T, kLevels>(samples, own, group, corners);
+    if (!kEveryLane && t >= kLevels) total = 0.f;
+    if constexpr (kFifth) {
+        LevelConstants const last = loadLevel(levels[4]);
+        Anchor const last_anchor = loadAnchor(last, reference + 4 * reference_dim, reference_dim);
+        float const attention = exp2Approx(fmaf(fifth.z, kLog2E, -top));
+        total += attention;
+        storePoint<T, kLevels>(samples, 4, group, t,
+                               locate<T>(last, fmaf(fifth.x, last_anchor.scale_x, last_anchor.x),
+                                         fmaf(fifth.y, last_anchor.scale_y, last_anchor.y), attention));
+    }
+    total += __shfl_xor_sync(kFullWarp, total, 1);
+    total += __shfl_xor_sync(kFullWarp, total, 2);
+    return total;
 }
 
+// Adds up a lane's channels of all samples of its group.
+template <typename T, int kLevels>
+__device__ __forceinline__ Sums<T> sumSamples(Samples<T, kLevels> const& samples, FastCall const& call, uint64_t base, int group,
+                                              uint32_t identity) {
+    Sums<T> sums(identity);
+#pragma unroll
+    for (int level = 0; level < kLevels; ++level) {
+        int const slot = slotOf(group, level);
+        uint4 const offset = samples.offsets[level][slot];
+        uint32_t const row_units = static_cast<uint32_t>(call.levels[level].width) * kTokenUnits<T>;
+#pragma unroll
+        for (int p = 0; p < kPoints; ++p) {
+            uint64_t const upper = addUnits(base, element(offset, p));
+            uint64_t const lower = addUnits(base, element(offset, p) + row_units);
+            if constexpr (sizeof(T) == 4) {
+                uint4 const w = samples.weights[level][p][slot];
+                sums.add(upper, lower, {__uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z), __uint_as_float(w.w)});
+            } else {
+                uint4 const w = samples.weights[level][p / 2][slot];
+                sums.add(upper, lower, p % 2 ? w.z : w.x, p % 2 ? w.w : w.y);
+            }
+        }
+    }
+    return sums;
+}
+
+// Block (x, y) takes share x of the queries of image and head set y. Its warps take the share's items in turn.
 template <typename T, int kLevels>
 __global__ void __launch_bounds__(kFastWarps<T> * 32, 1) deformAttnFast(__grid_constant__ FastCall const call) {
     extern __shared__ uint4 shared[];
@@ -449,99 +479,40 @@ __global__ void __launch_bounds__(kFastWarps<T> * 32, 1) deformAttnFast(__grid_c
     auto& samples = reinterpret_cast<Samples<T, kLevels>*>(shared)[threadIdx.x >> 5];
     uint32_t const identity = Sums<T>::identityColumn(group, t);
 
-    int32_t const image = static_cast<int32_t>(blockIdx.y) / kPairs;
-    int const head = static_cast<int>(blockIdx.y % kPairs) * 2 + (group & 1);
+    int32_t const image = static_cast<int32_t>(blockIdx.y) / kHeadSets;
+    int const head = static_cast<int>(blockIdx.y % kHeadSets) * kBlockHeads + group % kBlockHeads;
     if (threadIdx.x < kLevels) levels[threadIdx.x] = makeLevelConstants<T>(call, image, threadIdx.x, kLevels);
     uint64_t const base = __cvta_generic_to_global(
         static_cast<T const*>(call.value) + (static_cast<int64_t>(image) * call.tokens * kHeads + head) * kDim) + t * 16;
 
-    int64_t const tiles = static_cast<int64_t>(call.tile_rows) * call.tile_columns;
-    int64_t tile = tiles * blockIdx.x / gridDim.x;
-    int64_t const end_tile = (tiles * (blockIdx.x + 1) + gridDim.x - 1) / gridDim.x;
-    int32_t turn = static_cast<int32_t>(threadIdx.x >> 5);
-    for (; tile < end_tile; tile += kChunkTiles) {
-        int const part_count = static_cast<int>(min(end_tile - tile, static_cast<int64_t>(kChunkTiles))) * call.maps;
+    auto const share = static_cast<int32_t>(blockIdx.x), shares = static_cast<int32_t>(gridDim.x);
+    auto const warps = static_cast<int32_t>(blockDim.x >> 5);
+    auto turn = static_cast<int32_t>(threadIdx.x >> 5);
+    int32_t const end_tile = lastTile(call.tiles.count(), share, shares);
+    for (int32_t tile = firstTile(call.tiles.count(), share, shares); tile < end_tile; tile += kChunkTiles) {
+        int const part_count = min(end_tile - tile, kChunkTiles) * call.tiles.maps;
         __syncthreads();
-        for (int i = threadIdx.x; i < part_count; i += blockDim.x) {
-            parts[i] = makeTilePart(call, tile + i / call.maps, i % call.maps, blockIdx.x, gridDim.x);
+        for (int i = static_cast<int>(threadIdx.x); i < part_count; i += static_cast<int>(blockDim.x)) {
+            parts[i] = makeTilePart(call.tiles, tile + i / call.tiles.maps, i % call.tiles.maps, kItemQueries, share, shares);
         }
         __syncthreads();
         int index = 0;
+        Item item = findItem(parts, part_count, index, turn, kItemQueries, group / kBlockHeads);
 #pragma unroll 1
-        for (;; turn += static_cast<int32_t>(blockDim.x >> 5)) {
-            while (index < part_count && turn >= parts[index].items) turn -= parts[index++].items;
-            if (index == part_count) break;
-            TilePart const part = parts[index];
-            int32_t const number = (part.begin + turn) * kItemQueries + (group >> 1);
-            bool const exists = number < part.queries;
-            int32_t const inside = min(number, part.queries - 1);
-            int32_t const row = static_cast<int32_t>(__fdividef(static_cast<float>(inside) + 0.5f, static_cast<float>(part.columns)));
-            int32_t const position = part.first_query + row * part.map_width + inside - row * part.columns;
-            int64_t const query = static_cast<int64_t>(image) * call.queries + position;
-            T const* const logits = static_cast<T const*>(call.attention_logits) + (query * kHeads + head) * (kLevels * kPoints);
-            T const* const offsets = static_cast<T const*>(call.sampling_offsets) + (query * kHeads + head) * (kLevels * kPoints * 2);
-            float const* const reference = call.reference_points + query * kLevels * call.reference_dim;
-
-            // Lane t prepares level t, and point t of level 4.
-            constexpr bool kEveryLane = kLevels >= 4;
-            constexpr bool kFifth = kLevels == 5;
-            int const own = kEveryLane ? t : min(t, kLevels - 1);
-            PointInputs<T> in = loadPoints<T>(offsets + own * kPoints * 2, logits + own * kPoints);
-            float3 fifth{};
-            LevelConstants const level_own = loadLevel(levels[own]);
-            Anchor const anchor = loadAnchor(level_own, reference + own * call.reference_dim, call.reference_dim);
-            if constexpr (kFifth) {
-                fifth = loadPoint<T>(offsets + (16 + t) * 2, logits + 16 + t);
-            }
-            float top = fmaxf(fmaxf(in.logit[0], in.logit[1]), fmaxf(in.logit[2], in.logit[3]));
-            if constexpr (kFifth) top = fmaxf(top, fifth.z);
-            top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2)) * kLog2E;
-            float total = 0.f;
-            Corners corners[kPoints];
-#pragma unroll
-            for (int p = 0; p < kPoints; ++p) {
-                float const attention = exp2Approx(fmaf(in.logit[p], kLog2E, -top));
-                total += attention;
-                corners[p] = locate<T>(level_own, fmaf(in.x[p], anchor.scale_x, anchor.x),
-                                       fmaf(in.y[p], anchor.scale_y, anchor.y), attention);
-            }
-            if (kEveryLane || t < kLevels) storeLevel<T, kLevels>(samples, own, group, corners);
-            if (!kEveryLane && t >= kLevels) total = 0.f;
-            if constexpr (kFifth) {
-                LevelConstants const level_fifth = loadLevel(levels[4]);
-                Anchor const anchor4 = loadAnchor(level_fifth, reference + 4 * call.reference_dim, call.reference_dim);
-                float const attention = exp2Approx(fmaf(fifth.z, kLog2E, -top));
-                total += attention;
-                storePoint<T, kLevels>(samples, 4, group, t,
-                                       locate<T>(level_fifth, fmaf(fifth.x, anchor4.scale_x, anchor4.x),
-                                                 fmaf(fifth.y, anchor4.scale_y, anchor4.y), attention));
-            }
-            total += __shfl_xor_sync(kFullWarp, total, 1);
-            total += __shfl_xor_sync(kFullWarp, total, 2);
+        while (item.exists) {
+            int64_t const query = static_cast<int64_t>(image) * call.queries + item.query;
+            int64_t const query_head = query * kHeads + head;
+            bool const query_exists = item.query_exists;
+            float const total = prepareSamples<T, kLevels>(
+                samples, levels, group, t, static_cast<T const*>(call.attention_logits) + query_head * (kLevels * kPoints),
+                static_cast<T const*>(call.sampling_offsets) + query_head * (kLevels * kPoints * 2),
+                call.reference_points + query * kLevels * call.reference_dim, call.reference_dim);
             __syncwarp();
-
-            Sums<T> sums(identity);
-#pragma unroll
-            for (int level = 0; level < kLevels; ++level) {
-                int const slot = slotOf(group, level);
-                uint4 const offset = samples.offsets[level][slot];
-                uint32_t const row_units = static_cast<uint32_t>(call.levels[level].width) * kTokenUnits<T>;
-#pragma unroll
-                for (int p = 0; p < kPoints; ++p) {
-                    uint64_t const upper = addUnits(base, element(offset, p));
-                    uint64_t const lower = addUnits(base, element(offset, p) + row_units);
-                    if constexpr (sizeof(T) == 4) {
-                        uint4 const w = samples.weights[level][p][slot];
-                        sums.add(upper, lower, {__uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z), __uint_as_float(w.w)});
-                    } else {
-                        uint4 const w = samples.weights[level][p / 2][slot];
-                        sums.add(upper, lower, p % 2 ? w.z : w.x, p % 2 ? w.w : w.y);
-                    }
-                }
-            }
+            turn += warps;
+            item = findItem(parts, part_count, index, turn, kItemQueries, group / kBlockHeads);
+            Sums<T> const sums = sumSamples<T, kLevels>(samples, call, base, group, identity);
             __syncwarp();
-            if (exists) sums.store(static_cast<T*>(call.output) + (query * kHeads + head) * kDim, t, __fdividef(1.f, total));
+            if (query_exists) sums.store(static_cast<T*>(call.output) + query_head * kDim, t, __fdividef(1.f, total));
         }
     }
 }
@@ -650,19 +621,28 @@ int64_t elementSize(ElementType type) { return type == ElementType::kFloat32 ? 4
 
 bool aligned(void const* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
-// Lays out the queries and returns the items of one image and head pair, not counting what tiles leave incomplete.
-int32_t mapQueries(FastCall& fast, MsDeformAttn const& call, int64_t tokens) {
-    bool const encoder = call.queries == tokens;
-    fast.maps = encoder ? call.levels : 1;
-    fast.tile_rows = encoder ? (call.spatial_shapes[0] + kTileRows - 1) / kTileRows : 1;
-    fast.tile_columns = encoder ? (call.spatial_shapes[1] + kTileColumns - 1) / kTileColumns : 1;
-    int32_t start = 0;
-    for (int32_t i = 0; i < fast.maps; ++i) {
-        fast.query_maps[i] = encoder ? QueryMap{call.spatial_shapes[2 * i], call.spatial_shapes[2 * i + 1], start}
-                                     : QueryMap{1, call.queries, 0};
-        start += fast.query_maps[i].height * fast.query_maps[i].width;
+// Whether the queries are the tokens of a pyramid whose first level is the finest, and so can be cut into tiles.
+bool isEncoder(MsDeformAttn const& call, int64_t tokens) {
+    if (call.queries != tokens || call.spatial_shapes[0] > 8192 || call.spatial_shapes[1] > 8192) return false;
+    for (int32_t i = 2; i < 2 * call.levels; ++i) {
+        if (call.spatial_shapes[i] > call.spatial_shapes[i - 2]) return false;
     }
-    return (start + kItemQueries - 1) / kItemQueries;
+    return true;
+}
+
+// Lays out the queries and returns the items of one image and set of heads, not counting what tiles leave incomplete.
+int32_t mapQueries(QueryTiles<kMaxFastLevels>& tiles, MsDeformAttn const& call, int64_t tokens) {
+    bool const encoder = isEncoder(call, tokens);
+    int32_t const* const shapes = call.spatial_shapes;
+    tiles.maps = encoder ? call.levels : 1;
+    tiles.rows = encoder ? (shapes[0] + kTileRows - 1) / kTileRows : 1;
+    tiles.columns = encoder ? (shapes[1] + kTileColumns - 1) / kTileColumns : 1;
+    int32_t start = 0;
+    for (int32_t i = 0; i < tiles.maps; ++i) {
+        tiles.map[i] = encoder ? QueryMap{shapes[2 * i], shapes[2 * i + 1], start} : QueryMap{1, call.queries, 0};
+        start += tiles.map[i].height * tiles.map[i].width;
+    }
+    return (call.queries + kItemQueries - 1) / kItemQueries;
 }
 
 bool fitsFast(MsDeformAttn const& call, int64_t tokens) {
@@ -672,13 +652,13 @@ bool fitsFast(MsDeformAttn const& call, int64_t tokens) {
         // The corners are neighbours inside the level, so it has two rows and columns.
         if (call.spatial_shapes[2 * i] < 2 || call.spatial_shapes[2 * i + 1] < 2) return false;
     }
-    // Tokens: 32-bit offsets in units of 16 bytes. Queries: float division of their numbers must be exact.
-    if (tokens > (1 << 25) || (call.queries != tokens && call.queries > (1 << 20)) || call.batch > 65535 / kPairs) return false;
+    // Tokens: 32-bit offsets in units of 16 bytes. Queries and batch: 32-bit shares of the work, blocks of the grid.
+    if (tokens > (1 << 25) || (call.queries > (1 << 20) && !isEncoder(call, tokens)) || call.batch > 65535 / kHeadSets) return false;
     return aligned(call.value, 16) && aligned(call.sampling_offsets, 16) && aligned(call.attention_logits, 16) &&
            aligned(call.output, 16) && aligned(call.reference_points, 8) && aligned(call.valid_shapes, 8);
 }
 
-// A plane is one image and pair of heads. One block fills a multiprocessor, so the blocks of all planes should fill
+// A plane is one image and set of heads. One block fills a multiprocessor, so the blocks of all planes should fill
 // the device once; where that would leave more than a thirtieth of it idle, up to four times.
 int blocksPerPlane(int planes, int multiprocessors) {
     int best = 1;
@@ -713,13 +693,13 @@ cudaError_t launchFast(MsDeformAttn const& call, int64_t tokens, cudaStream_t st
         fast.levels[i] = {call.spatial_shapes[2 * i], call.spatial_shapes[2 * i + 1], start};
         start += fast.levels[i].height * fast.levels[i].width;
     }
-    int32_t const items = mapQueries(fast, call, tokens);
+    int32_t const items = mapQueries(fast.tiles, call, tokens);
     int device = 0, multiprocessors = 0;
     if (auto const error = cudaGetDevice(&device); error != cudaSuccess) return error;
     if (auto const error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device); error != cudaSuccess) {
         return error;
     }
-    int const planes = call.batch * kPairs;
+    int const planes = call.batch * kHeadSets;
     int const blocks = std::min(blocksPerPlane(planes, multiprocessors), items);
     int const warps = std::min(kFastWarps<T>, (items + blocks - 1) / blocks);
     auto const kernel = deformAttnFast<T, kLevels>;
