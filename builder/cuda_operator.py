@@ -1,0 +1,153 @@
+"""The CUDA implementation of `torch.ops.codetr.ms_deform_attn`: loaded from its library, which is built on first use.
+
+The library is written against PyTorch's stable ABI, so one build serves PyTorch 2.11 and later. It registers under the
+CUDA key of the operator that `builder.ms_deform_attn` defines; fake kernel and backward are the ones defined there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import cast
+
+import torch
+
+import builder.ms_deform_attn  # noqa: F401  # defines the schema, before the library would
+from serving.errors import CodetrError
+
+SOURCES = ("ms_deform_attn.cu", "torch_op.cpp")
+HEADERS = ("ms_deform_attn.h", "query_tiles.h")
+LIBRARY_VARIABLE = "CODETR_CUDA_OPERATOR"  # environment: the path of a library built before
+CACHE_VARIABLE = "CODETR_CACHE"  # environment: the folder for built libraries
+ABI_TARGET = "0x020b000000000000ULL"  # PyTorch 2.11, the oldest supported
+
+
+class CudaOperatorError(CodetrError):
+    """The CUDA operator could not be built or loaded."""
+
+
+def load_cuda_operator() -> Path:
+    """Make `torch.ops.codetr.ms_deform_attn` run the CUDA kernel on CUDA tensors.
+
+    The first call builds the library with nvcc, about half a minute, and keeps it in `$CODETR_CACHE` (default
+    `~/.cache/codetr`); `$CODETR_CUDA_OPERATOR` names a library built elsewhere instead. Later calls do nothing.
+
+    Returns:
+        The library's path.
+
+    Raises:
+        CudaOperatorError: there is no GPU, no nvcc, or the build or the loading failed.
+    """
+    return _load()
+
+
+@cache
+def _load() -> Path:
+    if not torch.cuda.is_available():
+        raise CudaOperatorError(
+            "the CUDA operator needs an NVIDIA GPU and a CUDA build of PyTorch; without them the operator runs on the "
+            "CPU"
+        )
+    prebuilt = os.environ.get(LIBRARY_VARIABLE)
+    library = Path(prebuilt) if prebuilt else _cached_library()
+    if not library.is_file():
+        raise CudaOperatorError(f"{LIBRARY_VARIABLE} names {library}, which is not a file")
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise CudaOperatorError(f"cannot load the CUDA operator from {library}: {error}") from error
+    return library
+
+
+def load_plain_kernel() -> Callable[..., int]:
+    """Return the plain kernel of the library as a C function, for benchmarks: see `codetrMsDeformAttnPlain`.
+
+    Raises:
+        CudaOperatorError: as `load_cuda_operator`.
+    """
+    function = ctypes.CDLL(str(load_cuda_operator())).codetrMsDeformAttnPlain
+    function.restype = ctypes.c_int
+    return cast("Callable[..., int]", function)
+
+
+def _cached_library() -> Path:
+    architecture = "{}{}".format(*torch.cuda.get_device_capability())
+    folder = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/codetr")).expanduser()
+    library = folder / f"libcodetr_ms_deform_attn_sm{architecture}_{_fingerprint()}.so"
+    if not library.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        build_cuda_operator(library, [architecture])
+    return library
+
+
+def _fingerprint() -> str:
+    """Return what tells builds of different sources apart."""
+    digest = hashlib.sha256(ABI_TARGET.encode())
+    for name in (*SOURCES, *HEADERS):
+        digest.update((_source_folder() / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _source_folder() -> Path:
+    return Path(__file__).parents[1] / "plugin_src"  # beside this package, in a checkout as in a wheel
+
+
+def build_cuda_operator(library: Path, architectures: list[str]) -> None:
+    """Compile the operator's library with nvcc.
+
+    Args:
+        library: the file to write; it appears whole or not at all.
+        architectures: compute capabilities without the dot, for example ["80", "90"].
+
+    Raises:
+        CudaOperatorError: nvcc was not found or failed; its messages are in the error.
+    """
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        unfinished = Path(folder) / library.name
+        command = build_command(find_nvcc(), unfinished, architectures)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise CudaOperatorError(f"nvcc failed: {' '.join(command)}\n{result.stdout}{result.stderr}")
+        unfinished.replace(library)
+
+
+def build_command(nvcc: Path, library: Path, architectures: list[str]) -> list[str]:
+    """Return the command that compiles the operator's library for PyTorch's present installation."""
+    torch_folder = Path(torch.__file__).parent
+    sources = [str(_source_folder() / name) for name in SOURCES]
+    gencode = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    toolkit_libraries = [
+        f"-L{folder}" for name in ("lib64", "lib") if (folder := nvcc.resolve().parents[1] / name).is_dir()
+    ]
+    return [
+        str(nvcc), "-std=c++20", "-O3", "-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode,
+        f"-DTORCH_TARGET_VERSION={ABI_TARGET}", f"-isystem={torch_folder / 'include'}",
+        f"-L{torch_folder / 'lib'}", "-Xlinker=--no-as-needed", "-ltorch_cpu", "-ltorch_cuda", *toolkit_libraries,
+        "-o", str(library), *sources,
+    ]  # fmt: skip  # one flag a line would hide the command's shape
+
+
+def find_nvcc() -> Path:
+    """Return the compiler: `$CUDA_HOME`, then PATH, /usr/local/cuda, and the pip toolchain of plugin_src/README.md.
+
+    Raises:
+        CudaOperatorError: there is none.
+    """
+    candidates = [Path(home) / "bin/nvcc" for home in [os.environ.get("CUDA_HOME")] if home]
+    candidates += [Path(found) for found in [shutil.which("nvcc")] if found]
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    candidates.append(Path(torch.__file__).parents[1] / "nvidia/cu13/bin/nvcc")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CudaOperatorError(
+        "nvcc was not found: install the CUDA toolkit, set CUDA_HOME, or install the pip toolchain that "
+        "plugin_src/README.md names"
+    )
