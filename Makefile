@@ -38,5 +38,15 @@ format: setup
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 
+# TENSORRT_INCLUDE_DIR names the folder of NvInfer.h, NVCC a compiler that is not on PATH: plugin_src/README.md
+NVCC ?=
+TENSORRT_INCLUDE_DIR ?=
+
+plugin: ## the TensorRT plugin, build/plugin/libcodetr_plugin.so, and its tests
+	@test -f "$(TENSORRT_INCLUDE_DIR)/NvInfer.h" || { echo "error: pass TENSORRT_INCLUDE_DIR=<folder of NvInfer.h>; plugin_src/README.md says where it comes from" >&2; exit 1; }
+	cmake -S plugin_src -B build/plugin -DTENSORRT_INCLUDE_DIR="$(abspath $(TENSORRT_INCLUDE_DIR))" $(if $(NVCC),-DCODETR_NVCC="$(NVCC)")
+	cmake --build build/plugin --parallel 2
+	ctest --test-dir build/plugin --output-on-failure
+
 clean: ## remove what make created
 	rm -rf $(VENV) .triton runs build
