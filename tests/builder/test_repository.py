@@ -170,7 +170,7 @@ def test_what_was_there_survives_a_failure(tmp_path: Path, engine_file: Path, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"kind": "caffe"}, "kind: expected one of tensorrt, onnx, got 'caffe'", id="kind"),
+        pytest.param({"kind": "caffe"}, "kind: expected one of tensorrt, onnx, torch, got 'caffe'", id="kind"),
         pytest.param({"max_batch_size": 0}, "max_batch_size: expected at least 1, got 0", id="batch"),
         pytest.param({"height": -1}, "height: expected at least 1, got -1", id="height"),
         pytest.param({"output_names": ["a"]}, "output_names: expected the names of boxes, scores, labels", id="names"),
