@@ -86,6 +86,57 @@ struct Packed<__nv_bfloat16> {
 };
 
 // ---------------------------------------------------------------------------------------------------------------
+// Coordinates
+
+// A position along one axis in pixels, whole + part. float32 values deserve better than a float32 position, whose last
+// bit costs them 1e-5 on a map of 480 pixels: for them `whole` holds the integer nearest and `part` what is left. For the
+// 16-bit types everything is in `part`.
+struct Coordinate {
+    float whole, part;
+};
+
+template <typename T>
+constexpr bool kSplit = sizeof(T) == 4;
+
+template <typename T>
+__device__ __forceinline__ float approximate(Coordinate c) {
+    if constexpr (kSplit<T>) return c.whole + c.part;
+    return c.part;
+}
+
+// How far `c` lies to the right of the integer `base`.
+template <typename T>
+__device__ __forceinline__ float distance(Coordinate c, float base) {
+    if constexpr (kSplit<T>) return (c.whole - base) + c.part;
+    return c.part - base;
+}
+
+// The line offset -> coordinate of one axis.
+struct Axis {
+    Coordinate origin;
+    float scale;  // pixels for one unit of offset
+};
+
+// `center` in 0..1 of a level of `size` pixels.
+template <typename T>
+__device__ __forceinline__ Axis makeAxis(float center, float size, float scale) {
+    if constexpr (kSplit<T>) {
+        float const whole = rintf(center * size);
+        return {{whole, fmaf(center, size, -whole) - 0.5f}, scale};
+    }
+    return {{0.f, fmaf(center, size, -0.5f)}, scale};
+}
+
+template <typename T>
+__device__ __forceinline__ Coordinate coordinate(Axis const& axis, float offset) {
+    if constexpr (kSplit<T>) {
+        float const whole = rintf(offset * axis.scale);
+        return {axis.origin.whole + whole, axis.origin.part + fmaf(offset, axis.scale, -whole)};
+    }
+    return {0.f, fmaf(offset, axis.scale, axis.origin.part)};
+}
+
+// ---------------------------------------------------------------------------------------------------------------
 // The fast kernel: 8 heads x 32 channels, 4 points
 
 constexpr int kHeads = 8;
@@ -174,11 +225,11 @@ struct Corners {
 // sample leaves it, the corners stop at the border and a tent function, max(0, 1 - distance), gives them the weights
 // that reading zeros outside would have left.
 template <typename T>
-__device__ __forceinline__ Corners locate(LevelConstants const& level, float x, float y, float attention) {
-    float const rounded_x = fminf(fmaxf(x - 0.5f, -0.25f), level.last_x) + kRoundMagic;
-    float const rounded_y = fminf(fmaxf(y - 0.5f, -0.25f), level.last_y) + kRoundMagic;
-    float const dx = x - (rounded_x - kRoundMagic);
-    float const dy = y - (rounded_y - kRoundMagic);
+__device__ __forceinline__ Corners locate(LevelConstants const& level, Coordinate x, Coordinate y, float attention) {
+    float const rounded_x = fminf(fmaxf(approximate<T>(x) - 0.5f, -0.25f), level.last_x) + kRoundMagic;
+    float const rounded_y = fminf(fmaxf(approximate<T>(y) - 0.5f, -0.25f), level.last_y) + kRoundMagic;
+    float const dx = distance<T>(x, rounded_x - kRoundMagic);
+    float const dy = distance<T>(y, rounded_y - kRoundMagic);
     float const left = __saturatef(1.f - fabsf(dx));
     float const right = __saturatef(level.right_x - fabsf(dx - 1.f));
     float const upper = __saturatef(level.upper_y - fabsf(dy)) * attention;
@@ -212,18 +263,19 @@ __device__ __forceinline__ V loadOnce(V const* pointer) {
 }
 
 struct Anchor {
-    float x, y, scale_x, scale_y;  // pixels; a sample lies at anchor + scale * offset
+    Axis x, y;
 };
 
+template <typename T>
 __device__ __forceinline__ Anchor loadAnchor(LevelConstants const& level, float const* reference_point, int32_t dim) {
     float2 const center = loadOnce(reinterpret_cast<float2 const*>(reference_point));
-    Anchor anchor{fmaf(center.x, level.width, -0.5f), fmaf(center.y, level.height, -0.5f), 1.f, 1.f};
+    float scale_x = 1.f, scale_y = 1.f;
     if (dim == 4) {
         float2 const size = loadOnce(reinterpret_cast<float2 const*>(reference_point) + 1);
-        anchor.scale_x = size.x * level.width * (0.5f / kPoints);
-        anchor.scale_y = size.y * level.height * (0.5f / kPoints);
+        scale_x = size.x * level.width * (0.5f / kPoints);
+        scale_y = size.y * level.height * (0.5f / kPoints);
     }
-    return anchor;
+    return {makeAxis<T>(center.x, level.width, scale_x), makeAxis<T>(center.y, level.height, scale_y)};
 }
 
 template <int kOffset>
@@ -410,7 +462,7 @@ __device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, Le
     int const own = kEveryLane ? t : min(t, kLevels - 1);
     LevelConstants const level = loadLevel(levels[own]);
     PointInputs<T> const in = loadPoints<T>(offsets + own * kPoints * 2, logits + own * kPoints);
-    Anchor const anchor = loadAnchor(level, reference + own * reference_dim, reference_dim);
+    Anchor const anchor = loadAnchor<T>(level, reference + own * reference_dim, reference_dim);
     float3 fifth{};
     if constexpr (kFifth) fifth = loadPoint<T>(offsets + (4 * kPoints + t) * 2, logits + 4 * kPoints + t);
 
@@ -425,18 +477,17 @@ __device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, Le
     for (int p = 0; p < kPoints; ++p) {
         float const attention = exp2Approx(fmaf(in.logit[p], kLog2E, -top));
         total += attention;
-        corners[p] = locate<T>(level, fmaf(in.x[p], anchor.scale_x, anchor.x), fmaf(in.y[p], anchor.scale_y, anchor.y), attention);
+        corners[p] = locate<T>(level, coordinate<T>(anchor.x, in.x[p]), coordinate<T>(anchor.y, in.y[p]), attention);
     }
     if (kEveryLane || t < kLevels) storeLevel<T, kLevels>(samples, own, group, corners);
     if (!kEveryLane && t >= kLevels) total = 0.f;
     if constexpr (kFifth) {
         LevelConstants const last = loadLevel(levels[4]);
-        Anchor const last_anchor = loadAnchor(last, reference + 4 * reference_dim, reference_dim);
+        Anchor const last_anchor = loadAnchor<T>(last, reference + 4 * reference_dim, reference_dim);
         float const attention = exp2Approx(fmaf(fifth.z, kLog2E, -top));
         total += attention;
         storePoint<T, kLevels>(samples, 4, group, t,
-                               locate<T>(last, fmaf(fifth.x, last_anchor.scale_x, last_anchor.x),
-                                         fmaf(fifth.y, last_anchor.scale_y, last_anchor.y), attention));
+                               locate<T>(last, coordinate<T>(last_anchor.x, fifth.x), coordinate<T>(last_anchor.y, fifth.y), attention));
     }
     total += __shfl_xor_sync(kFullWarp, total, 1);
     total += __shfl_xor_sync(kFullWarp, total, 2);
@@ -578,23 +629,24 @@ __global__ void __launch_bounds__(kGeneralThreads) deformAttnGeneral(__grid_cons
             valid_width = min(valid.y, width);
         }
         float const* const reference = call.reference_points + (query * call.levels + level) * call.reference_dim;
-        float const anchor_x = fmaf(reference[0], static_cast<float>(width), -0.5f);
-        float const anchor_y = fmaf(reference[1], static_cast<float>(height), -0.5f);
         float scale_x = 1.f, scale_y = 1.f;
         if (call.reference_dim == 4) {
             scale_x = reference[2] * static_cast<float>(width) * 0.5f / static_cast<float>(call.points);
             scale_y = reference[3] * static_cast<float>(height) * 0.5f / static_cast<float>(call.points);
         }
+        Axis const axis_x = makeAxis<T>(reference[0], static_cast<float>(width), scale_x);
+        Axis const axis_y = makeAxis<T>(reference[1], static_cast<float>(height), scale_y);
         for (int32_t point = 0; point < call.points; ++point) {
             int32_t const s = level * call.points + point;
             float const attention = exp2Approx((toFloat(logits[s]) - top) * kLog2E);
             total += attention;
-            float const x = fmaf(toFloat(offsets[2 * s]), scale_x, anchor_x);
-            float const y = fmaf(toFloat(offsets[2 * s + 1]), scale_y, anchor_y);
+            Coordinate const exact_x = coordinate<T>(axis_x, toFloat(offsets[2 * s]));
+            Coordinate const exact_y = coordinate<T>(axis_y, toFloat(offsets[2 * s + 1]));
+            float const x = approximate<T>(exact_x), y = approximate<T>(exact_y);
             // Beyond these bounds nothing is read, and within them the conversion to integers is exact.
             if (!(x > -1.f && y > -1.f && x < static_cast<float>(valid_width) && y < static_cast<float>(valid_height))) continue;
             int32_t const x0 = static_cast<int32_t>(floorf(x)), y0 = static_cast<int32_t>(floorf(y));
-            float const dx = x - floorf(x), dy = y - floorf(y);
+            float const dx = distance<T>(exact_x, floorf(x)), dy = distance<T>(exact_y, floorf(y));
 #pragma unroll
             for (int corner = 0; corner < 4; ++corner) {
                 int32_t const cx = x0 + (corner & 1), cy = y0 + (corner >> 1);

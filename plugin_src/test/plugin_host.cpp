@@ -33,7 +33,8 @@ void check(bool ok, char const* what) {
 
 // ---- The problem: three images, odd level sizes, samples far outside ----
 
-constexpr int32_t kHeads = 8, kDim = 32, kPoints = 4, kBatch = 3, kQueries = 101;
+constexpr int32_t kHeads = 8, kDim = 32, kPoints = 4, kBatch = 3;
+int32_t queries = 101;  // testEnqueue also runs with one query a token
 std::vector<int32_t> const kShapes = {37, 51, 19, 26, 10, 13, 5, 7, 3, 4};
 int32_t const kLevels = static_cast<int32_t>(kShapes.size() / 2);
 
@@ -52,15 +53,15 @@ Dims dims(std::initializer_list<int64_t> sizes) {
 std::vector<PluginTensorDesc> describe(DataType type, int32_t reference_dim, bool masked) {
     std::vector<PluginTensorDesc> in = {
         {dims({kBatch, tokens(), kHeads, kDim}), type, TensorFormat::kLINEAR, 1.f},
-        {dims({kBatch, kQueries, kLevels, reference_dim}), DataType::kFLOAT, TensorFormat::kLINEAR, 1.f},
-        {dims({kBatch, kQueries, kHeads, kLevels, kPoints, 2}), type, TensorFormat::kLINEAR, 1.f},
-        {dims({kBatch, kQueries, kHeads, kLevels, kPoints}), type, TensorFormat::kLINEAR, 1.f},
+        {dims({kBatch, queries, kLevels, reference_dim}), DataType::kFLOAT, TensorFormat::kLINEAR, 1.f},
+        {dims({kBatch, queries, kHeads, kLevels, kPoints, 2}), type, TensorFormat::kLINEAR, 1.f},
+        {dims({kBatch, queries, kHeads, kLevels, kPoints}), type, TensorFormat::kLINEAR, 1.f},
     };
     if (masked) in.push_back({dims({kBatch, kLevels, 2}), DataType::kINT32, TensorFormat::kLINEAR, 1.f});
     return in;
 }
 
-PluginTensorDesc describeOutput(DataType type) { return {dims({kBatch, kQueries, kHeads * kDim}), type, TensorFormat::kLINEAR, 1.f}; }
+PluginTensorDesc describeOutput(DataType type) { return {dims({kBatch, queries, kHeads * kDim}), type, TensorFormat::kLINEAR, 1.f}; }
 
 std::vector<DynamicPluginTensorDesc> dynamic(std::vector<PluginTensorDesc> const& in) {
     std::vector<DynamicPluginTensorDesc> out;
@@ -215,7 +216,7 @@ void testShapes() {
     for (auto const& desc : in) exprs.push_back(expressions(builder, desc.dims));
     DimsExprs out{};
     check(plugin.build()->getOutputShapes(exprs.data(), 5, nullptr, 0, &out, 1, builder) == 0 && out.nbDims == 3 &&
-              out.d[0]->getConstantValue() == kBatch && out.d[1]->getConstantValue() == kQueries &&
+              out.d[0]->getConstantValue() == kBatch && out.d[1]->getConstantValue() == queries &&
               out.d[2]->getConstantValue() == kHeads * kDim,
           "the output has shape [batch, queries, heads * dim]");
     exprs[0].nbDims = 3;
@@ -294,9 +295,9 @@ Problem draw(DataType type, int32_t reference_dim, std::mt19937_64& random) {
         v.resize(n);
         for (double& x : v) x = rounded(next(), t);
     };
-    int64_t const samples = int64_t{kBatch} * kQueries * kHeads * kLevels * kPoints;
+    int64_t const samples = int64_t{kBatch} * queries * kHeads * kLevels * kPoints;
     fill(p.value, int64_t{kBatch} * tokens() * kHeads * kDim, type, [&] { return normal(random); });
-    fill(p.reference, int64_t{kBatch} * kQueries * kLevels * reference_dim, DataType::kFLOAT, [&] { return uniform(random); });
+    fill(p.reference, int64_t{kBatch} * queries * kLevels * reference_dim, DataType::kFLOAT, [&] { return uniform(random); });
     fill(p.offsets, samples * 2, type, [&] { return 5. * normal(random); });
     fill(p.logits, samples, type, [&] { return 2. * normal(random); });
     for (int32_t b = 0; b < kBatch; ++b) {
@@ -309,10 +310,10 @@ Problem draw(DataType type, int32_t reference_dim, std::mt19937_64& random) {
 }
 
 std::vector<double> solve(Problem const& p, int32_t reference_dim, bool masked) {
-    std::vector<double> out(int64_t{kBatch} * kQueries * kHeads * kDim);
+    std::vector<double> out(int64_t{kBatch} * queries * kHeads * kDim);
     int32_t const samples = kLevels * kPoints;
-    for (int64_t bqh = 0; bqh < int64_t{kBatch} * kQueries * kHeads; ++bqh) {
-        int64_t const bq = bqh / kHeads, b = bq / kQueries, h = bqh % kHeads;
+    for (int64_t bqh = 0; bqh < int64_t{kBatch} * queries * kHeads; ++bqh) {
+        int64_t const bq = bqh / kHeads, b = bq / queries, h = bqh % kHeads;
         double const* const logits = &p.logits[bqh * samples];
         double top = logits[0], total = 0;
         for (int32_t s = 0; s < samples; ++s) top = std::max(top, logits[s]);
@@ -407,15 +408,27 @@ void testEnqueue() {
         char const* name;
         double error;
     };
-    for (Limit const& limit : {Limit{DataType::kFLOAT, "FP32", 2e-6}, Limit{DataType::kHALF, "FP16", 6e-4}, Limit{DataType::kBF16, "BF16", 5e-3}}) {
+    Limit const limits[] = {{DataType::kFLOAT, "FP32", 2e-6}, {DataType::kHALF, "FP16", 6e-4}, {DataType::kBF16, "BF16", 5e-3}};
+    struct Case {
+        int32_t queries, reference_dim;
+        bool masked;
+    };
+    std::vector<Case> cases;
+    for (int32_t const count : {101, tokens()}) {
         for (int32_t const reference_dim : {2, 4}) {
-            for (bool const masked : {false, true}) {
-                double const error = runEnqueue(limit.type, reference_dim, masked, random);
-                std::printf("    %s, %d-d references, %s: relative error %.2e\n", limit.name, reference_dim, masked ? "masked" : "all valid", error);
-                check(error <= limit.error, "enqueue agrees with float64");
-            }
+            for (bool const masked : {false, true}) cases.push_back({count, reference_dim, masked});
         }
     }
+    for (Limit const& limit : limits) {
+        for (Case const& c : cases) {
+            queries = c.queries;
+            double const error = runEnqueue(limit.type, c.reference_dim, c.masked, random);
+            std::printf("    %s, %d queries, %d-d references, %s: relative error %.2e\n", limit.name, c.queries, c.reference_dim,
+                        c.masked ? "masked" : "all valid", error);
+            check(error <= limit.error, "enqueue agrees with float64");
+        }
+    }
+    queries = 101;
 }
 
 }  // namespace
