@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +30,8 @@ from serving.errors import CodetrError
 # The data set and number of generated images that engines are verified on when no other images are given.
 VERIFY_SEED, VERIFY_IMAGES = 20, 8
 ENGINES = ("onnx", "torch")
+# Files of the weights' size that exist at once while an engine is made and copied.
+WORKING_COPIES = 3
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 # Shows one stage of a build while it runs, by its name.
@@ -46,16 +49,17 @@ class BuildOptions:
     engine: str = "onnx"
     precision: Precision = "float32"
     verify_images: Path | None = None  # None: generated shapes
+    skip_verification: bool = False
     overwrite: bool = False
 
 
 def build_repository(
     options: BuildOptions, repository: Path, stage: Stage = lambda name: nullcontext()
-) -> Verification:
+) -> Verification | None:
     """Build the engine, compare it with the float32 detector, and only then write `repository`.
 
     Returns:
-        The comparison's figures, which are also in the repository's manifest.
+        The comparison's figures, which are also in the repository's manifest; None if it was skipped.
 
     Raises:
         CodetrError: something in `options` is not possible, or the engine does not reproduce the detector; nothing
@@ -65,6 +69,7 @@ def build_repository(
     images = sample_images(options.verify_images)
     with stage("load weights"):
         reference = load(options)
+    _check_disk(reference, repository)
     with stage("export"):
         detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(engine.device())
         program = export_detector(detector, options.spec)
@@ -72,8 +77,11 @@ def build_repository(
         engine_file = Path(folder) / engine.FILE_NAME
         with stage("build engine"):
             engine.build(program, engine_file)
-        with stage("verify"):
-            result = _verify(reference.to(engine.device()), engine.load(engine_file, options.spec), images, options)
+        result = None
+        if not options.skip_verification:
+            with stage("verify"):
+                run = engine.load(engine_file, options.spec)
+                result = compare_engine(reference.to(engine.device()), run, images, options.spec, options.precision)
         with stage("write repository"):
             _write(options, reference.variant, engine_file, engine.extra_files(), result, repository)
     return result
@@ -103,20 +111,34 @@ def sample_images(folder: Path | None) -> list[NDArray[np.uint8]]:
     """Return images uint8 [h, w, 3] RGB to verify on: those in `folder`, or generated shapes."""
     if folder is None:
         return [shapes.generate(VERIFY_SEED, index).image for index in range(VERIFY_IMAGES)]
-    paths = (
-        sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
-    )
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
     if not paths or any(image is None for image in images):
         raise CodetrError(f"{folder} holds no readable images ({', '.join(IMAGE_SUFFIXES)}) to verify on")
     return [np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images]
 
 
-def _verify(detector: CoDINO, run: Runner, images: Sequence[NDArray[np.uint8]], options: BuildOptions) -> Verification:
-    spec = options.spec
+def compare_engine(
+    detector: CoDINO, run: Runner, images: Sequence[NDArray[np.uint8]], spec: InputSpec, precision: str
+) -> Verification:
+    """Compare an engine with its float32 detector within the limits of its precision; see `builder.verify.verify`."""
     smallest = 1 if spec.is_dynamic else spec.max_batch_size
     batches = (smallest, spec.max_batch_size)
-    return verify(detector, run, images, spec.height, spec.width, batches, LIMITS[options.precision])
+    return verify(detector, run, images, spec.height, spec.width, batches, LIMITS[precision])
+
+
+def _check_disk(detector: CoDINO, repository: Path) -> None:
+    """Refuse to start where neither the engine made aside nor its copy would find room."""
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
+    existing = next(folder for folder in (repository, *repository.absolute().parents) if folder.is_dir())
+    for folder in (existing, Path(tempfile.gettempdir())):
+        free, needed = shutil.disk_usage(folder).free, WORKING_COPIES * weights
+        if free < needed:
+            raise CodetrError(
+                f"{folder} has {free / 2**30:.1f} GiB free, the build needs {needed / 2**30:.1f} GiB; free some, or "
+                "set TMPDIR and --repository to another disk"
+            )
 
 
 def _write(
@@ -124,11 +146,11 @@ def _write(
     variant: Variant,
     engine_file: Path,
     extra_files: Sequence[Path],
-    result: Verification,
+    result: Verification | None,
     repository: Path,
 ) -> None:
     spec = options.spec
-    manifest = describe(variant, options.weights, options.engine, options.precision, spec, result)
+    manifest = describe(variant, options.weights, options.seed, options.engine, options.precision, spec, result)
     write_repository(
         repository,
         engine_file=engine_file,

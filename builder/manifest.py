@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -10,9 +12,10 @@ from typing import Any
 
 import torch
 
-from builder.co_dino.config import Variant
+from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.export import InputSpec
 from builder.verify import Verification
+from serving.errors import CodetrError
 from serving.manifest import sha256
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
@@ -22,14 +25,16 @@ _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript",
 def describe(
     variant: Variant,
     weights: Path | None,
+    seed: int,
     engine: str,
     precision: str,
     spec: InputSpec,
     verification: Verification | None,
 ) -> dict[str, Any]:
-    """Return the manifest of one engine; `weights` None stands for seeded random weights."""
+    """Return the manifest of one engine; `weights` None stands for random weights of `seed`."""
     return {
         "variant": variant.name,
+        "network": asdict(variant),
         "engine": engine,
         "precision": precision,
         "height": spec.height,
@@ -37,13 +42,29 @@ def describe(
         "max_batch_size": spec.max_batch_size,
         "dynamic_batch": spec.is_dynamic,
         "max_detections": variant.max_detections,
-        "class_names": list(variant.class_names or ()),
         "weights": None if weights is None else {"file": weights.name, "sha256": sha256(weights)},
+        "seed": seed if weights is None else None,
         "versions": versions(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "verification": None if verification is None else verification.to_dict(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def variant_of(manifest: Mapping[str, Any]) -> Variant:
+    """Return the variant that a manifest's engine was built from; raises CodetrError where it has none."""
+    try:
+        network = dict(manifest["network"])
+        backbone = SwinConfig if "window_size" in network["backbone"] else ResNetConfig
+        network["backbone"] = backbone(**_tuples(network["backbone"]))
+        return Variant(**_tuples(network))
+    except (KeyError, TypeError) as error:
+        raise CodetrError(f"the manifest describes no network this version knows ({error}); build it again") from error
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON's lists as the tuples they were."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def versions() -> dict[str, str]:

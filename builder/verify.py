@@ -51,6 +51,12 @@ class Verification:
     mean_box_iou: float
     batch_matched: float | None  # the same figure between batch 1 and the largest batch; None for a batch of 1
 
+    def __str__(self) -> str:
+        return (
+            f"{self.matched:.1%} of {self.compared} candidates found again, scores within "
+            f"{self.max_score_difference:.1e}, mean IoU {self.mean_box_iou:.4f}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for the manifest."""
         return asdict(self)

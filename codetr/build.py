@@ -23,6 +23,9 @@ def build(
     batch: Annotated[int, typer.Option(help="Largest batch.")] = 4,
     static_batch: Annotated[bool, typer.Option(help="Only the largest batch, instead of 1 to it.")] = False,
     verify_images: Annotated[Path | None, typer.Option(help="Images to verify on; generated shapes else.")] = None,
+    skip_verification: Annotated[
+        bool, typer.Option(help="Keep the engine unverified; random weights in half precision cannot be compared.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing repository.")] = False,
 ) -> None:
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
@@ -45,13 +48,11 @@ def build(
         engine=engine,
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
         verify_images=verify_images,
+        skip_verification=skip_verification,
         overwrite=overwrite,
     )
     console = Console()
     result = build_repository(options, repository, Stages(console))
-    console.print(
-        f"engine and detector agree on {result.matched:.1%} of {result.compared} candidates, "
-        f"scores within {result.max_score_difference:.1e}",
-        highlight=False,
-    )
+    if result is not None:
+        console.print(f"engine and detector agree: {result}", highlight=False)
     console.print(f"[bold]{repository}[/] is ready: codetr serve --repository {repository}", highlight=False)

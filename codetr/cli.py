@@ -16,6 +16,7 @@ from codetr.build import build
 from codetr.detect import detect
 from codetr.serve import serve
 from codetr.variants import variants
+from codetr.verify import verify
 from serving.errors import CodetrError
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ bench.command("preprocess")(bench_preprocess)
 bench.command("server")(bench_server)
 bench.command("install-perf-analyzer")(install_perf_analyzer)
 app.command()(variants)
+app.command()(verify)
 bench.command()(precision)
 
 

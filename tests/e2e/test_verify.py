@@ -1,0 +1,68 @@
+"""`codetr verify` on a repository that was really built, whole and damaged."""
+
+import json
+import shutil
+
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from builder.recheck import verify_repository
+from builder.verify import VerificationError
+from codetr.cli import app
+from serving.errors import CodetrError
+from serving.launch import ServerOptions, start_server
+from serving.manifest import MANIFEST, sha256
+
+ENGINE = "codetr_detector/1/model.onnx"
+
+
+@pytest.fixture
+def copy(repository, tmp_path):
+    return shutil.copytree(repository, tmp_path / "copy")
+
+
+def damage(repository):
+    """Change one weight of the engine, as a failing disk would not: the file is still a valid model."""
+    model = onnx.load(repository / ENGINE)
+    weight = next(item for item in model.graph.initializer if item.name.endswith("query_embed.weight"))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[3, 0] += 8
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, repository / ENGINE)
+
+
+def test_an_untouched_repository_is_confirmed(repository, checkpoint):
+    result = CliRunner().invoke(app, ["verify", str(repository), "--weights", str(checkpoint)])
+    assert result.exit_code == 0, result.output
+    assert "engine and detector agree: 100.0%" in result.output
+
+
+def test_a_changed_byte_is_refused_before_start_and_at_verification(copy, checkpoint):
+    damage(copy)
+    with pytest.raises(CodetrError, match=r"model\.onnx is not the file that was built: its SHA-256 is"):
+        verify_repository(copy, checkpoint)
+    with pytest.raises(CodetrError, match=r"model\.onnx is not the file that was built"):
+        start_server(ServerOptions(copy))
+
+
+def test_a_changed_weight_with_a_matching_hash_is_found(copy, checkpoint):
+    damage(copy)
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["files"][ENGINE] = sha256(copy / ENGINE)
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(VerificationError, match="does not reproduce the detector"):
+        verify_repository(copy, checkpoint)
+
+
+def test_other_weights_are_refused(repository, golden_weights, tmp_path):
+    other = tmp_path / "other.pth"
+    torch.save(golden_weights | {"query_head.cls_branches.2.bias": torch.zeros(8)}, other)
+    with pytest.raises(CodetrError, match=r"other\.pth is not what the repository was built from"):
+        verify_repository(repository, other)
+
+
+def test_weights_must_be_given(repository):
+    with pytest.raises(CodetrError, match=r"give --weights: the repository was built from tiny\.pth"):
+        verify_repository(repository, None)
