@@ -34,6 +34,10 @@ INSTALL_HINT = "`codetr bench install-perf-analyzer` sets it up"
 Mode = Literal["concurrency", "rate"]
 
 
+class NothingFinishedError(CodetrError):
+    """A level whose windows were too short for a single request."""
+
+
 @dataclass(frozen=True)
 class Installation:
     """A perf_analyzer that can be started; `library_path` is for LD_LIBRARY_PATH, empty if it needs none."""
@@ -147,8 +151,8 @@ def arguments(level: Level, url: str, protocol: str, inputs: Path, csv_file: Pat
 def measure(installation: Installation, level: Level, url: str, protocol: str, inputs: Path, csv_file: Path) -> Reading:
     """Run one level, keep its CSV, and return what was read.
 
-    Raises CodetrError with perf_analyzer's own words if it fails or takes far longer than its windows. At Ctrl-C the
-    process is ended before the exception goes on.
+    Raises CodetrError with perf_analyzer's own words if it fails or takes far longer than its windows, and
+    NothingFinishedError. At Ctrl-C the process is ended before the exception goes on.
     """
     command = [str(installation.binary), *arguments(level, url, protocol, inputs, csv_file)]
     # a session of its own: the terminal's Ctrl-C must reach it through us only
@@ -166,6 +170,8 @@ def measure(installation: Installation, level: Level, url: str, protocol: str, i
         raise CodetrError(f"perf_analyzer did not finish within {error.timeout:.0f} s") from error
     finally:
         _end(process)
+    if "Please try to increase the --measurement-interval" in output:
+        raise NothingFinishedError(f"no request finished within a window of {level.window:g} s")
     if process.returncode or not csv_file.exists():
         raise CodetrError(f"perf_analyzer failed ({process.returncode}): {failure_reason(output)}")
     return read(csv_file.read_text(encoding="utf-8"), output)

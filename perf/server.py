@@ -23,6 +23,9 @@ RESULTS_NAME = "results.json"
 # A level is stable if neither the throughput nor the p99 of its windows spans more than these shares of the median.
 STABLE_THROUGHPUT = 0.10
 STABLE_P99 = 0.25
+# Fewer requests in a window give no p99 worth the name: slow services get longer windows, up to this many seconds.
+MIN_REQUESTS = 20
+MAX_WINDOW = 30.0
 # Rates to try where none are given, as shares of the highest throughput that the concurrency sweep reached.
 AUTO_RATES = (0.5, 0.7, 0.9)
 # The search for the highest rate ends when its bounds are this close (share of the upper one).
@@ -128,10 +131,26 @@ class ServerBench:
         return Result(level, repeat, reading, steps, sampler.means(), error)
 
     def _read(self, level: Level, csv_file: Path) -> Reading:
+        if level.mode == "rate":
+            return self._analyze(widened(level, level.value), csv_file)
+        try:
+            reading = self._analyze(level, csv_file)
+        except perf_analyzer.NothingFinishedError:
+            return self._analyze(replace(level, window=MAX_WINDOW), csv_file)
+        longer = widened(level, reading.throughput / level.batch)
+        return reading if longer == level else self._analyze(longer, csv_file)
+
+    def _analyze(self, level: Level, csv_file: Path) -> Reading:
         connection = self._connection
         return perf_analyzer.measure(
             self._installation, level, connection.address, connection.protocol, self._inputs[level.model], csv_file
         )
+
+
+def widened(level: Level, rate: float) -> Level:
+    """Return the level with windows long enough for MIN_REQUESTS at `rate` requests a second."""
+    needed = min(MIN_REQUESTS / rate, MAX_WINDOW) if rate else MAX_WINDOW
+    return level if needed <= level.window else replace(level, window=needed)
 
 
 def sweep(bench: Bench, plan: Plan) -> Iterator[Result]:
@@ -241,6 +260,7 @@ def to_record(plan: Plan, results: Sequence[Result], description: Mapping[str, A
         "criteria": {
             "windows": WINDOWS, "window_seconds": plan.window, "stable_throughput": STABLE_THROUGHPUT,
             "stable_p99": STABLE_P99, "max_delayed": MAX_DELAYED, "search_tolerance": SEARCH_TOLERANCE,
+            "min_requests": MIN_REQUESTS,
         },
         "highest_rate": highest_rate(results, limit) if limit and any(r.search for r in results) else None,
         "results": [result.to_json() for result in results],

@@ -10,7 +10,7 @@ import pytest
 from clients.errors import ServerUnreachableError
 from perf import perf_analyzer, server
 from perf.perf_analyzer import Installation, Level
-from perf.server import Plan, Result, ServerBench, highest_rate, run, sweep
+from perf.server import Plan, Result, ServerBench, highest_rate, run, sweep, widened
 from serving.errors import CodetrError
 from tests.perf.records import DESCRIPTION, reading, result
 
@@ -170,3 +170,33 @@ def test_server_bench_gives_every_level_its_own_csv_and_survives_a_failed_one(
     assert seen == ["h:1", "grpc", tmp_path / "inputs" / "codetr.json", csv_file]
     assert got.error == ("perf_analyzer failed (2): saturated" if fails else "")
     assert (got.reading is None) == fails
+
+
+@pytest.mark.parametrize(
+    ("rate", "window"),
+    [
+        pytest.param(100.0, 2.0, id="fast enough"),
+        pytest.param(4.0, 5.0, id="20 requests take 5 s"),
+        pytest.param(0.1, 30.0, id="never longer than half a minute"),
+        pytest.param(0.0, 30.0, id="nothing finished"),
+    ],
+)
+def test_slow_services_get_longer_windows(rate: float, window: float) -> None:
+    assert widened(Level("codetr", "rate", rate, 1, 2.0), rate).window == window
+
+
+def test_a_slow_level_is_measured_again_with_longer_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows: list[float] = []
+
+    def measure(installation, level, *rest):
+        windows.append(level.window)
+        if level.model == "codetr_detector" and len(windows) == 3:
+            raise perf_analyzer.NothingFinishedError("no request finished")
+        return reading(throughput=4.0)
+
+    monkeypatch.setattr(perf_analyzer, "measure", measure)
+    bench = ServerBench(Installation(Path("pa"), ""), StubConnection(), "http://127.0.0.1:9/", {}, [], tmp_path)
+    bench._inputs = {"codetr": tmp_path, "codetr_detector": tmp_path}
+    bench.measure(Level("codetr", "concurrency", 1, 1, 2.0), 0)
+    bench.measure(Level("codetr_detector", "concurrency", 1, 1, 2.0), 0)
+    assert windows == [2.0, 5.0, 2.0, 30.0]
