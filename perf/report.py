@@ -87,10 +87,11 @@ def _method(record: Mapping[str, Any]) -> str:
     cut = "" if record["complete"] else " The run was cut short: levels are missing."
     return (
         f"perf_analyzer over {record['protocol']}, JPEGs of {sizes} in turn, {plan['batch']} image(s) a request. Each "
-        f"level: {rules['windows']} windows of at least {rules['window_seconds']:g} s and about {rules['min_requests']} "
-        f"requests, {plan['repeats']} pass(es) over all levels; figures are medians over the passes, ± half of (largest - smallest) / median. A level is called "
-        f"stable if in every pass its windows differ by at most {rules['stable_throughput']:.0%} in throughput and "
-        f"{rules['stable_p99']:.0%} in p99 and at most {rules['max_delayed']:.0%} of the requests left late.{cut}"
+        f"level: {rules['windows']} windows of at least {rules['window_seconds']:g} s and about "
+        f"{rules['min_requests']} requests, {plan['repeats']} pass(es) over all levels; figures are medians over the "
+        "passes, ± half of (largest - smallest) / median. A level is called stable if in every pass its windows differ "
+        f"by at most {rules['stable_throughput']:.0%} in throughput and {rules['stable_p99']:.0%} in p99 and at most "
+        f"{rules['max_delayed']:.0%} of the requests left late.{cut}"
     )
 
 
