@@ -127,9 +127,11 @@ def _sniff(data: bytes, limits: ImageLimits) -> tuple[ImageFile.ImageFile, str]:
 
 
 def _decode(image: ImageFile.ImageFile, name: str, data: bytes) -> Pixels:
-    # OpenCV fills what is missing from a truncated file with gray and succeeds. The entropy-coded data cannot hold
-    # the end marker, so its absence behind the start of scan (where Pillow stopped reading) tells: Pillow decides then.
-    if name == "JPEG" and image.mode in ("RGB", "L") and data.find(_JPEG_END, _position(image)) >= 0:
+    if name == "JPEG" and image.mode in ("RGB", "L"):
+        # Whether OpenCV refuses a truncated file or fills it with gray is up to its release. The entropy-coded data
+        # cannot hold the end marker, so its absence behind the start of scan (where Pillow stopped reading) tells.
+        if data.find(_JPEG_END, _position(image)) < 0:
+            raise InvalidImageError("damaged JPEG image: it is cut short, its end marker is missing")
         return _decode_with_opencv(data)
     image.load()
     if image.mode.startswith("I"):  # 16-bit grayscale

@@ -158,6 +158,14 @@ def test_jpeg_with_a_thumbnail_and_bytes_behind_its_end() -> None:
         decode_image(data[:-60])
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_truncated_jpeg_is_told_before_opencv_could_fill_it_with_gray(options: dict[str, bool]) -> None:
+    data = encode(RGB, "JPEG", **options)
+    for end in (-2, len(data) - len(data) // 4):
+        with pytest.raises(InvalidImageError, match="cut short, its end marker is missing"):
+            decode_image(data[:end])
+
+
 @pytest.mark.parametrize("kind", [kind for kind in LIKE_OPENCV if "interlaced" not in kind])
 def test_every_truncated_file_is_an_error(kind: str) -> None:
     data = LIKE_OPENCV[kind]()

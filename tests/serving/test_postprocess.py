@@ -133,6 +133,12 @@ def test_boxes_scale_by_width_and_height_and_are_clipped() -> None:
 
 
 @pytest.mark.parametrize("nms", ["soft", "hard"])
+def test_scores_of_zero_leave_one_box_with_that_score(nms: Any) -> None:
+    result = run([[0, 0, 1, 1]] * 2, [0, 0], [1, 1], nms=nms)
+    assert (result.num_detections, result.scores[0]) == (1, 0)
+
+
+@pytest.mark.parametrize("nms", ["soft", "hard"])
 def test_empty_boxes_suppress_nothing(nms: Any) -> None:
     result = run([[0.5, 0.5, 0.5, 0.5]] * 2 + [[0, 0, 1, 1]], [0.9, 0.8, 0.7], [1, 1, 1], nms=nms)
     np.testing.assert_allclose(result.scores[:3], [0.9, 0.8, 0.7])
