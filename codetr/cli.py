@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from codetr.bench_load import bench_load
 from codetr.bench_op import bench_op
 from codetr.bench_precision import precision
 from codetr.bench_preprocess import bench_preprocess
@@ -32,6 +33,7 @@ app.command()(build)
 app.command()(detect)
 app.command()(serve)
 bench.command("op")(bench_op)
+bench.command("load")(bench_load)
 bench.command("preprocess")(bench_preprocess)
 bench.command("server")(bench_server)
 bench.command("install-perf-analyzer")(install_perf_analyzer)

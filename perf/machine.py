@@ -38,9 +38,14 @@ def header(kind: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(),
         "machine": describe(),
     }
+
+
+def command_line() -> str:
+    """Return the command that this process was started by, the program's name without its folder."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def summary(machine: dict[str, Any]) -> str:

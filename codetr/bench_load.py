@@ -1,0 +1,64 @@
+"""`codetr bench load`: users against a running server, with limits that decide the exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from serving.contract import ENSEMBLE
+
+
+def bench_load(
+    output: Annotated[Path, typer.Option(help="Folder for report, results.json and CSV files.")] = Path(
+        "runs/bench/load"
+    ),
+    url: Annotated[str | None, typer.Option(help="host:port; Triton's port on this machine if not given.")] = None,
+    protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
+    arrival: Annotated[
+        Literal["closed", "constant-rate"],
+        typer.Option(help="Users who wait for their answers, or requests that arrive at random regardless."),
+    ] = "closed",
+    shape: Annotated[
+        Literal["constant", "steps", "spike", "soak"], typer.Option(help="How the load goes over time.")
+    ] = "constant",
+    peak: Annotated[float, typer.Option(min=0.1, help="Users (closed) or requests/s (constant-rate).")] = 4.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of the run.")] = 60.0,
+    think: Annotated[float, typer.Option(min=0, help="Mean seconds a user thinks between requests.")] = 0.5,
+    bad_share: Annotated[float, typer.Option(min=0, max=1, help="Share of images that must be refused.")] = 0.01,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one answer.")] = 30.0,
+    model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = ENSEMBLE,
+    max_p99_ms: Annotated[float | None, typer.Option(help="Fail if the p99 of good images is above this.")] = None,
+    max_failures: Annotated[int, typer.Option(help="Fail if more requests fail; -1: any number may.")] = 0,
+    web: Annotated[bool, typer.Option("--web", help="Open locust's page on port 8089 instead of starting.")] = False,
+    locust_options: Annotated[
+        list[str] | None, typer.Argument(help="Options for locust behind `--`, such as --master or --worker.")
+    ] = None,
+) -> None:
+    """Put a running server under load with locust; exit status 1 if a limit is broken."""
+    from clients.wire import endpoint
+    from perf.load.config import LoadConfig
+    from perf.load.run import run
+    from perf.machine import command_line
+
+    config = LoadConfig(
+        url=endpoint(url, protocol, timeout, model).address,
+        protocol=protocol,
+        model=model,
+        timeout=timeout,
+        arrival=arrival,
+        shape=shape,
+        peak=peak,
+        seconds=seconds,
+        think=think,
+        bad_share=bad_share,
+        max_p99_ms=max_p99_ms,
+        max_failures=None if max_failures < 0 else max_failures,
+        output=str(output),
+        command=command_line(),
+    )
+    options = locust_options or []
+    run(config, web, options)
+    if "--worker" not in options:  # the master judges and reports
+        typer.echo(f"all limits kept; report in {output / 'report.html'}")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients.errors import ServerUnreachableError
+from perf.load import run as load_run
+from perf.load.config import LoadConfig
+from perf.load.limits import STATUS_LIMIT
+from perf.load.run import command, run
+from serving.errors import CodetrError
+
+
+class ReadyClient:
+    def __enter__(self) -> ReadyClient:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> LoadConfig:
+    return LoadConfig("h:1", output=str(tmp_path / "out"))
+
+
+def end_with(monkeypatch: pytest.MonkeyPatch, status: int, broken: str = "") -> None:
+    """Let a small program stand for locust: it writes the results and ends with the status."""
+    code = "import os, json, sys; c = json.loads(os.environ['CODETR_LOAD']); "
+    code += f"open(c['output'] + '/results.json', 'w').write('{{\"broken_limits\": [{broken}]}}'); sys.exit({status})"
+    monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
+    monkeypatch.setattr(load_run, "command", lambda *arguments: [sys.executable, "-c", code])
+
+
+def test_limits_kept(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_with(monkeypatch, 0)
+    run(config)
+
+
+def test_broken_limits_are_the_error(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_with(monkeypatch, STATUS_LIMIT, '\\"too slow\\", \\"too many\\"')
+    with pytest.raises(CodetrError, match=r"^too slow; too many$"):
+        run(config)
+
+
+def test_locusts_own_failure_is_an_error(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    end_with(monkeypatch, 2)
+    with pytest.raises(CodetrError, match="locust ended with status 2"):
+        run(config)
+
+
+def test_a_dead_server_is_an_error_before_anything_starts(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class DeadClient(ReadyClient):
+        def check(self) -> None:
+            raise ServerUnreachableError("no server answers")
+
+    monkeypatch.setattr(load_run, "connect", lambda config: DeadClient())
+    with pytest.raises(ServerUnreachableError):
+        run(config)
+    assert not config.folder.exists()
+
+
+def test_ctrl_c_waits_for_locust_to_write_its_results(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Any] = []
+
+    class Process:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            pass
+
+        def wait(self) -> int:
+            waits.append(None)
+            if len(waits) == 1:
+                raise KeyboardInterrupt
+            return 0
+
+    monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
+    monkeypatch.setattr(load_run.subprocess, "Popen", Process)
+    run(config)
+    assert len(waits) == 2
+
+
+def test_command_lines(config: LoadConfig) -> None:
+    assert "--headless" in command(config, web=False, locust_options=[])
+    web = command(config, web=True, locust_options=["--master"])
+    assert "--headless" not in web
+    assert web[web.index("--web-host") + 1] == "127.0.0.1"
+    assert web[-1] == "--master"
+    worker = command(config, web=False, locust_options=["--worker", "--master-host", "h"])
+    assert worker[-3:] == ["--worker", "--master-host", "h"]
+    assert not {"--headless", "--csv", "--html"} & set(worker)
