@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross", "pentagon", "heart")
+from builder.demo import CLASS_NAMES
 
 # Smallest longer side in pixels at which a class can be told from the others: a pentagon of 8 pixels is a disc.
 MIN_SIZES = (8, 8, 8, 12, 10, 10, 14, 12)
@@ -213,7 +213,7 @@ class _Canvas:
         """Tell whether the item and all it covers stay recognisable."""
         mask, _, place = self._window(item)
         inside, total = cv2.countNonZero(mask) if mask.size else 0, cv2.countNonZero(item.mask)
-        if inside < _needed(item, total) * total or len(self.items) >= 255:
+        if not inside or inside < _needed(item) * total or len(self.items) >= 255:
             return False
         under = self.owners[place]
         if not under.any():
@@ -226,7 +226,7 @@ class _Canvas:
             return False  # two bars may make a cross
         left = self.visible[numbers] - covered[numbers]
         return all(
-            n >= _needed(self.items[number - 1], self.sizes[number]) * self.sizes[number]
+            n >= _needed(self.items[number - 1]) * self.sizes[number]
             for n, number in zip(left.tolist(), numbers.tolist(), strict=True)
         )
 
@@ -287,7 +287,7 @@ def _fine(pixels: slice) -> slice:
     return slice(pixels.start * SUBPIXELS, pixels.stop * SUBPIXELS)
 
 
-def _needed(item: _Item, subpixels: int) -> float:
+def _needed(item: _Item) -> float:
     """Return the share of an item that must be visible: small shapes need nearly all of theirs."""
     if item.label == _CLUTTER:
         return 0.0
