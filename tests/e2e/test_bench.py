@@ -1,0 +1,101 @@
+"""Load test and sweep against a real server: that they work, never how fast it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perf.perf_analyzer import find
+from serving.errors import CodetrError
+from serving.launch import TritonServer
+
+pytestmark = pytest.mark.server
+
+PROGRAM = [sys.executable, "-c", "from codetr.cli import main; main()", "bench"]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=240)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "arrival"),
+    [pytest.param("grpc", "closed", id="users over gRPC"), pytest.param("http", "constant-rate", id="arrivals, HTTP")],
+)
+def test_a_load_test_gets_answers_and_refusals(
+    server: TritonServer, tmp_path: Path, protocol: str, arrival: str
+) -> None:
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    options = ["--protocol", protocol, "--arrival", arrival, "--think", "0", "--bad-share", "0.3", "--seconds", "6"]
+    done = bench("load", "--url", url, "--output", str(tmp_path), *options)
+    assert done.returncode == 0, done.stderr
+    record = results(tmp_path)
+    assert record["outcome"]["requests"] > 0
+    assert record["outcome"]["failures"] == 0
+    assert record["memory_growth_mib"] is not None, "the server is on this machine"
+    assert (tmp_path / "locust_stats.csv").exists()
+
+
+def test_a_broken_limit_is_exit_status_1(server: TritonServer, tmp_path: Path) -> None:
+    options = ["--think", "0", "--seconds", "3", "--max-p99-ms", "0.001"]
+    done = bench("load", "--url", server.grpc_url, "--output", str(tmp_path), *options)
+    assert done.returncode == 1
+    assert "error: p99 of" in done.stderr
+    assert "is above --max-p99-ms 0.001" in done.stderr
+
+
+def test_ctrl_c_keeps_what_a_load_test_measured(server: TritonServer, tmp_path: Path) -> None:
+    command = [
+        *PROGRAM,
+        "load",
+        "--url",
+        server.grpc_url,
+        "--output",
+        str(tmp_path),
+        "--think",
+        "0",
+        "--seconds",
+        "300",
+    ]
+    # the pipe is for the process that locust runs in: both get the signal, as from a terminal
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if b"All users spawned" in line:
+                break
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert results(tmp_path)["outcome"]["requests"] > 0
+
+
+def test_a_sweep_of_the_ensemble_and_its_steps(server: TritonServer, tmp_path: Path) -> None:
+    try:
+        find()
+    except CodetrError as error:
+        pytest.skip(str(error))
+    options = ["--concurrency", "1", "--rates", "none", "--repeats", "1", "--window", "0.5", "--pictures", "64x48"]
+    addresses = ["--url", server.grpc_url, "--metrics-url", server.metrics_url]
+    done = bench("server", *addresses, "--output", str(tmp_path), *options)
+    assert done.returncode == 0, done.stderr
+    record = results(tmp_path)
+    assert [(each["model"], each["error"]) for each in record["results"]] == [
+        ("codetr", ""), ("codetr_preprocess", ""), ("codetr_detector", ""), ("codetr_postprocess", ""),
+    ]  # fmt: skip
+    assert set(record["results"][0]["steps"]) >= {"codetr_preprocess", "codetr_detector", "codetr_postprocess"}
+    assert "<svg" in (tmp_path / "report.html").read_text()
