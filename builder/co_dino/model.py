@@ -127,7 +127,8 @@ class CoDINO(nn.Module):
 
     def _normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """Return float32 [B, 3, H, W], normalised, with everything outside `image_sizes` set to the padding."""
-        pixels = (images.permute(0, 3, 1, 2).float() - self.pixel_mean) / self.pixel_std
+        # TensorRT moves no uint8 tensor: it is cast before it is permuted.
+        pixels = (images.float().permute(0, 3, 1, 2) - self.pixel_mean) / self.pixel_std
         rows = torch.arange(images.shape[1], device=images.device) < image_sizes[:, :1]
         columns = torch.arange(images.shape[2], device=images.device) < image_sizes[:, 1:]
         inside = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)  # [B, 1, H, W]

@@ -60,7 +60,7 @@ def anchor_logits(shapes: Shapes, valid_shapes: Tensor) -> tuple[Tensor, Tensor]
         centres = token_centres(shape, valid_shapes[:, level])
         anchors.append(torch.cat([centres, torch.full_like(centres, BASE_SIDE * 2**level)], dim=-1))
     boxes = torch.cat(anchors, dim=1)
-    inside = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(-1)
+    inside = (boxes.amin(-1) > BORDER) & (boxes.amax(-1) < 1 - BORDER)  # `all` has no TensorRT converter
     valid = inside & token_mask(valid_shapes, shapes)
     # Beyond the image the logarithm has no value: take it only of boxes where it has one.
     boxes = torch.where(valid.unsqueeze(-1), boxes, 0.5)
