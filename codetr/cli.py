@@ -15,7 +15,9 @@ from codetr.bench_preprocess import bench_preprocess
 from codetr.bench_server import bench_server, install_perf_analyzer
 from codetr.build import build
 from codetr.detect import detect
+from codetr.evaluate import evaluate
 from codetr.serve import serve
+from codetr.train_demo import demo_data, train_demo
 from codetr.variants import variants
 from codetr.verify import verify
 from serving.errors import CodetrError
@@ -31,7 +33,10 @@ app.add_typer(bench, name="bench")
 
 app.command()(build)
 app.command()(detect)
+app.command()(demo_data)
+app.command()(evaluate)
 app.command()(serve)
+app.command()(train_demo)
 bench.command("op")(bench_op)
 bench.command("load")(bench_load)
 bench.command("preprocess")(bench_preprocess)

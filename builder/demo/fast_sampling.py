@@ -1,3 +1,5 @@
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,attr-defined,import-not-found"
+# Triton's kernels have no types, and PyTorch for CPUs does not bring Triton.
 """Multi-scale deformable attention for training on a GPU: forward and backward as two Triton kernels.
 
 `grid_sample`'s backward would take most of a training step; these kernels compute what `builder.ms_deform_attn`
@@ -11,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-not-found,unused-ignore]  # comes with PyTorch for CUDA only
-import triton.language as tl  # type: ignore[import-not-found,unused-ignore]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from builder.co_dino import deformable
@@ -44,7 +46,7 @@ def ms_deform_attn(
     if valid_shapes is None:
         valid_shapes = shapes.to(value.device).expand(len(value), -1, -1)
     levels = [(int(h), int(w)) for h, w in shapes]
-    out: Tensor = _Sampling.apply(  # type: ignore[no-untyped-call]
+    out: Tensor = _Sampling.apply(
         value, reference_points.detach().float(), sampling_offsets, attention_logits, levels, valid_shapes
     )
     return out
@@ -94,7 +96,7 @@ def _sizes(value: Tensor, references: Tensor, offsets: Tensor) -> tuple[int, ...
 
 
 @triton.jit
-def _softmax_terms(logits, row, inside, LP: tl.constexpr):  # type: ignore[no-untyped-def]
+def _softmax_terms(logits, row, inside, LP: tl.constexpr):
     """Return the largest logit of each query and the sum of exponentials below it."""
     largest = tl.full(row.shape, float("-inf"), tl.float32)
     for j in range(LP):
@@ -107,7 +109,7 @@ def _softmax_terms(logits, row, inside, LP: tl.constexpr):  # type: ignore[no-un
 
 @triton.jit
 def _position(references, offset, row, q, inside, level, axis: tl.constexpr, side,
-              L: tl.constexpr, P: tl.constexpr, R: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+              L: tl.constexpr, P: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """Return the sampled coordinate along one axis in pixels of the level, and its derivative by the offset."""
     centre = tl.load(references + (q * L + level) * R + axis, mask=inside, other=0.0)
     scale = tl.full(centre.shape, 1.0, tl.float32)
@@ -117,7 +119,7 @@ def _position(references, offset, row, q, inside, level, axis: tl.constexpr, sid
 
 
 @triton.jit
-def _corner(x, y, inside, valid_h, valid_w, width, start):  # type: ignore[no-untyped-def]
+def _corner(x, y, inside, valid_h, valid_w, width, start):
     """Return the token at integral (x, y) and whether it lies inside the valid part."""
     seen = inside & (x >= 0) & (y >= 0) & (x < valid_w) & (y < valid_h)
     return tl.where(seen, start + y.to(tl.int32) * width + x.to(tl.int32), 0), seen
@@ -126,7 +128,7 @@ def _corner(x, y, inside, valid_h, valid_w, width, start):  # type: ignore[no-un
 @triton.jit
 def _forward_kernel(value, references, offsets, logits, geometry, valid_shapes, out, S, Q, H: tl.constexpr,
                     L: tl.constexpr, P: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
-                    BQ: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+                    BQ: tl.constexpr):  # fmt: skip
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     query = tl.program_id(0) * BQ + tl.arange(0, BQ)
     inside = query < Q
@@ -164,7 +166,7 @@ def _forward_kernel(value, references, offsets, logits, geometry, valid_shapes, 
 @triton.jit
 def _backward_kernel(value, references, offsets, logits, geometry, valid_shapes, out, grad, grad_value, grad_offsets,
                      grad_logits, S, Q, H: tl.constexpr, L: tl.constexpr, P: tl.constexpr, D: tl.constexpr,
-                     R: tl.constexpr, BQ: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+                     R: tl.constexpr, BQ: tl.constexpr):  # fmt: skip
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     query = tl.program_id(0) * BQ + tl.arange(0, BQ)
     inside = query < Q

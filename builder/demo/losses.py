@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builder.co_dino.boxes import cxcywh_to_xyxy, inverse_sigmoid
-from builder.co_dino.decoder import box_embedding
+from builder.co_dino.decoder import DecoderLayer, box_embedding
 from builder.co_dino.model import CoDINO, Memory
 from builder.co_dino.position import valid_ratios
 from builder.co_dino.proposals import anchor_logits
@@ -120,12 +120,11 @@ def decode(
     ratios = valid_ratios(memory.valid_shapes, memory.shapes).repeat(1, 1, 2)
     logits, boxes = [], []
     for layer, box_head in zip(decoder.layers, decoder.box_heads, strict=True):
+        assert isinstance(layer, DecoderLayer)
         level_boxes = references.detach()[:, :, None] * ratios[:, None]
         position = decoder.ref_point_head(box_embedding(level_boxes[:, :, 0], hidden.shape[-1] // 2))
-        attended = [
-            layer.self_attn(h, p) for h, p in zip(hidden.split(groups, 1), position.split(groups, 1), strict=True)
-        ]
-        hidden = layer.norm1(hidden + torch.cat(attended, dim=1))
+        pairs = zip(hidden.split(groups, 1), position.split(groups, 1), strict=True)
+        hidden = layer.norm1(hidden + torch.cat([layer.self_attn(*pair) for pair in pairs], dim=1))
         attended = layer.cross_attn(hidden + position, memory.tokens, level_boxes, memory.shapes, memory.valid_shapes)
         hidden = layer.norm2(hidden + attended)
         hidden = layer.norm3(hidden + layer.ffn(hidden))

@@ -1,0 +1,160 @@
+"""`codetr evaluate`: COCO AP and AR of a running server, of the PyTorch detector or of an ONNX engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from serving.errors import CodetrError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rich.table import Table
+
+    from clients.detections import Detections
+    from perf.accuracy import Dataset, Detect
+
+Source = Literal["server", "pytorch", "onnx"]
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def evaluate(
+    annotations: Annotated[Path, typer.Option(help="COCO annotation file.")],
+    images: Annotated[Path, typer.Option(help="Folder that its file names are relative to.")],
+    output: Annotated[Path, typer.Option(help="Folder for the results; an interrupted run continues from it.")],
+    source: Annotated[Source, typer.Option(help="What detects.")] = "server",
+    against: Annotated[
+        Literal["pytorch"] | None, typer.Option(help="Compare with the PyTorch detector of --variant and --weights.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="host:port; Triton's port on this machine if not given.")] = None,
+    protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
+    concurrency: Annotated[int, typer.Option(min=1, help="Images under way at a time.")] = 4,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 60.0,
+    model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = "codetr",
+    labels: Annotated[str | None, typer.Option(help="Class names: a file with one a line, or 'coco'.")] = None,
+    variant: Annotated[str, typer.Option(help="Of the PyTorch detector.")] = "co_dino_demo",
+    weights: Annotated[Path | None, typer.Option(help="Of the PyTorch detector; the demo's if not given.")] = None,
+    precision: Annotated[str, typer.Option(help="Of the PyTorch detector: fp32, fp16 or bf16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="Of the PyTorch detector: cpu or cuda.")] = "cpu",
+    repository: Annotated[Path | None, typer.Option(help="Whose ONNX engine detects (--source onnx).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+) -> None:
+    """Measure COCO accuracy; killed and started again, it goes on where it was."""
+    from rich.console import Console
+
+    from perf.accuracy import category_of_label, collect, draw_worst, onnx_detect, open_server, read_dataset, report
+
+    console = Console()
+    dataset = read_dataset(annotations, images, limit)
+    pytorch = _PyTorch(variant, weights, precision, device)
+    if source == "server":
+        from codetr.detect import read_labels
+
+        make, names = open_server(url, protocol, timeout, read_labels(labels), model)
+        name = f"server {model}"
+    elif source == "onnx":
+        if repository is None:
+            raise CodetrError("--source onnx needs --repository, the folder that `codetr build` wrote")
+        make, names, name, concurrency = *pytorch.onnx(repository, onnx_detect), "onnx", 1
+    else:
+        make, names, name, concurrency = *pytorch.load(), pytorch.name, 1
+    category_ids = category_of_label(dataset, names)
+    with _bar(console, name, len(dataset.images)) as advance:
+        found = collect(dataset, output / "results.jsonl", name, make, names, concurrency, advance)
+    result = report(dataset, name, found, category_ids, output)
+    console.print(class_table(result))
+    console.print(summary_line(result), highlight=False, soft_wrap=True)
+    if against is not None:
+        other = _against(dataset, pytorch, output, console)
+        difference = result["ap"] - other[1]["ap"]
+        console.print(f"AP {name} - {pytorch.name}: {difference:+.4f}", highlight=False)
+        for path, value in draw_worst(dataset, found, other[0], output / "worst"):
+            console.print(f"agreement {value:.3f}  {path}", highlight=False, soft_wrap=True)
+    console.print(f"results are in {output}", soft_wrap=True, markup=False, highlight=False)
+
+
+class _PyTorch:
+    """The in-process detector that the options describe, loaded when it is needed."""
+
+    def __init__(self, variant: str, weights: Path | None, precision: str, device: str) -> None:
+        if precision not in PRECISIONS:
+            raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(PRECISIONS)}")
+        self.variant, self.weights, self.device = variant, weights, device
+        self.precision = PRECISIONS[precision]
+        self.name = f"pytorch {variant} {precision} {device}"
+
+    def load(self) -> tuple[Callable[[], Detect], tuple[str, ...]]:
+        """Return a maker of the detector and its class names."""
+        from perf.accuracy import pytorch_detect
+
+        detect, names = pytorch_detect(self.variant, self._weights(), self.precision, self.device)
+        return lambda: detect, names
+
+    def onnx(
+        self, repository: Path, onnx_detect: Callable[[Path, tuple[str, ...]], Detect]
+    ) -> tuple[Callable[[], Detect], tuple[str, ...]]:
+        """Return a maker of the repository's ONNX engine, and the class names of its variant."""
+        from builder.variants import get_variant
+
+        engine = repository / "codetr_detector" / "1" / "model.onnx"
+        if not engine.is_file():
+            raise CodetrError(f"no ONNX engine at {engine}; `codetr build --engine onnx` writes one")
+        names = get_variant(self.variant).class_names or ()
+        return lambda: onnx_detect(engine, names), names
+
+    def _weights(self) -> Path:
+        from builder.demo import DEMO_VARIANT, DEMO_WEIGHTS
+
+        if self.weights is None and self.variant != DEMO_VARIANT:
+            raise CodetrError(f"--variant {self.variant} needs --weights, its checkpoint")
+        return self.weights or DEMO_WEIGHTS
+
+
+def _against(
+    dataset: Dataset, pytorch: _PyTorch, output: Path, console: Any
+) -> tuple[Mapping[int, Detections], dict[str, Any]]:
+    """Return the PyTorch detector's detections and figures on the same images."""
+    from perf.accuracy import category_of_label, collect, report
+
+    folder = output / "against"
+    make, names = pytorch.load()
+    with _bar(console, pytorch.name, len(dataset.images)) as advance:
+        found = collect(dataset, folder / "results.jsonl", pytorch.name, make, names, 1, advance)
+    return found, report(dataset, pytorch.name, found, category_of_label(dataset, names), folder)
+
+
+class _bar:  # noqa: N801  # a context manager used like a function
+    """A progress bar that is told how many images are done."""
+
+    def __init__(self, console: Any, name: str, total: int) -> None:
+        from rich.progress import Progress
+
+        self.progress = Progress(console=console, transient=True)
+        self.task = self.progress.add_task(name, total=total)
+
+    def __enter__(self) -> Callable[[int], None]:
+        self.progress.start()
+        return lambda done: self.progress.update(self.task, completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+
+def class_table(result: Mapping[str, Any]) -> Table:
+    """Return the table of the classes' AP and AP50."""
+    from rich.table import Table
+
+    table = Table("class", "AP", "AP50")
+    for name, figures in result["classes"].items():
+        table.add_row(name, f"{figures['ap']:.3f}", f"{figures['ap50']:.3f}")
+    return table
+
+
+def summary_line(result: Mapping[str, Any]) -> str:
+    """Return one parsable line of the figures of all classes."""
+    names = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
+    figures = "  ".join(f"{name}={result[name]:.4f}" for name in names)
+    return f"{result['source']}: images={result['images']}  {figures}"

@@ -1,0 +1,39 @@
+"""`codetr train-demo` and `codetr demo-data`: how the demo's weights and its images are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train_demo(
+    output: Annotated[Path, typer.Option(help="Folder for checkpoints and weights; an interrupted run continues.")],
+    device: Annotated[str, typer.Option(help="cuda or cpu; a GPU takes a quarter of an hour, a CPU days.")] = "cuda",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw images.")] = 15,
+) -> None:
+    """Train the demo detector on generated shapes, as the weights that come along were trained."""
+    from rich.console import Console
+
+    from builder.demo import DEMO_VARIANT
+    from builder.demo.train import train_demo as train
+    from builder.variants import get_variant
+
+    console = Console()
+    weights = train(get_variant(DEMO_VARIANT), output, "codetr train-demo", device, workers, console)
+    console.print(f"[bold]{weights}[/]: codetr build {DEMO_VARIANT} --weights {weights} ...", highlight=False)
+
+
+def demo_data(
+    output: Annotated[Path, typer.Option(help="Folder for images/ and annotations.json (COCO).")],
+    images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data set; the demo was trained on 1 and 3.")] = 2,
+) -> None:
+    """Draw a data set of shapes as JPEG files with COCO annotations."""
+    from rich.progress import track
+
+    from builder.demo.shapes import write_dataset
+
+    path = write_dataset(output, images, seed, progress=lambda indices: track(indices, "drawing", total=images))
+    typer.echo(f"{images} images and {path}")
