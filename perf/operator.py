@@ -198,8 +198,12 @@ def grid_sample_attention(
     if reference.shape[-1] == 4:
         locations = anchors[..., :2] + offsets / POINTS * anchors[..., 2:] * 0.5
     else:
-        scale = torch.tensor([(w, h) for h, w in levels], device=value.device, dtype=value.dtype)[:, None]
-        locations = anchors + offsets / scale
+        # Level by level: a tensor made of Python numbers could not be captured in a CUDA graph.
+        steps = [
+            torch.stack([offsets[:, :, :, i, :, 0] / w, offsets[:, :, :, i, :, 1] / h], -1)
+            for i, (h, w) in enumerate(levels)
+        ]
+        locations = anchors + torch.stack(steps, dim=3)
     samples = []
     for level, (tokens, (h, w)) in enumerate(zip(value.split([h * w for h, w in levels], 1), levels, strict=True)):
         feature_map = tokens.permute(0, 2, 3, 1).reshape(batch * heads, dim, h, w)

@@ -102,7 +102,8 @@ Tensor msDeformAttn(Tensor value, Tensor reference_points, Tensor sampling_offse
     STD_TORCH_CHECK(value.size(1) == tokens, "ms_deform_attn: value has ", value.size(1), " tokens, spatial_shapes make ", tokens);
 
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream));
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream) == AOTI_TORCH_SUCCESS,
+                    "ms_deform_attn: the device of value has no current stream");
     cudaError_t const error = codetr::launchMsDeformAttn(call, static_cast<cudaStream_t>(stream));
     STD_TORCH_CHECK(error == cudaSuccess, "ms_deform_attn: the launch failed: ", cudaGetErrorString(error));
     return output;
