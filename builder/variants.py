@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant, VariantError
-from builder.demo import CLASS_NAMES, DEMO_VARIANT
+from builder.demo import DEMO_VARIANT
 from builder.mmdet_config import from_mmdet_config
 
 __all__ = ["VARIANTS", "ResNetConfig", "SwinConfig", "Variant", "VariantError", "from_mmdet_config", "get_variant"]
@@ -40,21 +40,7 @@ VARIANTS: dict[str, Variant] = {
     )
     for name, backbone, augmentation, epochs, box_ap, checkpoint in _PUBLISHED
 }
-# The project's own: trained by `codetr train-demo` on generated shapes, weights in `builder/demo/weights`.
-VARIANTS[DEMO_VARIANT] = Variant(
-    DEMO_VARIANT,
-    SwinConfig(32, (2, 2, 6, 2), (1, 2, 4, 8), window_size=7),
-    num_classes=len(CLASS_NAMES),
-    num_queries=150,
-    embed_dim=128,
-    num_heads=4,
-    num_self_heads=4,
-    feedforward_dim=512,
-    encoder_layers=3,
-    decoder_layers=3,
-    input_size=(320, 480),
-    class_names=CLASS_NAMES,
-)
+VARIANTS[DEMO_VARIANT.name] = DEMO_VARIANT
 
 
 def get_variant(name: str) -> Variant:

@@ -175,7 +175,10 @@ class Postprocess:
 
 
 def with_request_parameters(settings: PostprocessSettings, parameters: Mapping[str, Any]) -> PostprocessSettings:
-    """Return the settings with a request's own `score_threshold`, if it has one.
+    """Return the settings with a request's own `score_threshold`, if it has one: the lowest score it wants to see.
+
+    Unlike the setting, which is mmdetection's and looks at scores before NMS, it also holds for the scores that soft NMS
+    has lowered; what it removes could not have changed a higher score.
 
     Raises:
         CodetrError: `score_threshold` is not a number in 0..1.
@@ -185,7 +188,7 @@ def with_request_parameters(settings: PostprocessSettings, parameters: Mapping[s
     value = parameters["score_threshold"]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise CodetrError(f"score_threshold: expected a number in 0..1, got {value!r}")
-    return replace(settings, score_threshold=value)
+    return replace(settings, score_threshold=value, min_score=max(settings.min_score, value))
 
 
 def respond(

@@ -191,6 +191,16 @@ def test_a_request_sets_its_own_score_threshold() -> None:
     assert usual.outputs()["num_detections"] == [[2]]
 
 
+def test_a_requests_threshold_also_holds_for_what_soft_nms_has_lowered() -> None:
+    inputs = candidates(0.9, 0.8)
+    inputs["labels"][:] = 0  # the second box lies on the first, and soft NMS leaves it a score of 0.8 * (1 - 0.9)
+    inputs["boxes"][0, 1, 2] = 0.45
+    assert postprocess_step()(inputs, {})["num_detections"] == [[2]]
+    outputs = postprocess_step()(inputs, {"score_threshold": 0.3})
+    assert outputs["num_detections"] == [[1]]
+    assert outputs["scores"][0, 0] == np.float32(0.9)
+
+
 @pytest.mark.parametrize("value", ["0.3", True, None, -0.1, 1.5, float("nan"), [0.3]])
 def test_impossible_score_thresholds_of_a_request_are_refused(value: Any) -> None:
     with pytest.raises(CodetrError, match=r"score_threshold: expected a number in 0..1, got "):

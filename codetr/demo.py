@@ -1,0 +1,60 @@
+"""`codetr demo`: the whole way once, from weights to an annotated picture, on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from codetr.stages import Stages
+
+MAX_BATCH_SIZE = 4
+SCORE_THRESHOLD = 0.3
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the repository, the picture and the boxes.")] = Path(
+        "runs/demo"
+    ),
+    image: Annotated[Path | None, typer.Option(help="Another image than the sample that comes along.")] = None,
+) -> None:
+    """Build the demo detector, serve it, detect on an image, write the annotated picture, stop the server."""
+    from builder.demo import SAMPLE_IMAGE
+    from clients.client import CoDetrClient
+    from clients.files import RESULTS_NAME, detect_files
+    from codetr.detect import raise_failures, results_table
+    from codetr.stages import Stages
+    from serving.launch import running_server
+
+    console = Console()
+    repository = output / "repository"
+    prepare_repository(repository, Stages(console))
+    with console.status("starting tritonserver"), running_server(repository) as server:
+        console.print(f"[green]✓[/] serving on {server.grpc_url} (gRPC) and {server.http_url} (HTTP)", highlight=False)
+        with CoDetrClient(server.grpc_url) as client:
+            results = detect_files(client, [image or SAMPLE_IMAGE], output, SCORE_THRESHOLD)
+    console.print(results_table(results))
+    raise_failures(results)
+    console.print(f"annotated picture: [bold]{results[0].picture}[/]\nboxes: [bold]{output / RESULTS_NAME}[/]")  # type: ignore[union-attr]
+
+
+def prepare_repository(repository: Path, stages: Stages) -> None:
+    """Build the demo repository, unless it is there already and made of the same weights."""
+    from builder.build import BuildOptions, build_repository
+    from builder.demo import DEMO_VARIANT, DEMO_WEIGHTS
+    from builder.export import InputSpec
+    from serving.manifest import MANIFEST, sha256
+
+    if (repository / MANIFEST).is_file():
+        manifest = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
+        if (manifest.get("weights") or {}).get("sha256") == sha256(DEMO_WEIGHTS):
+            stages.console.print(f"[green]✓[/] {repository} is up to date")
+            return
+    options = BuildOptions(
+        DEMO_VARIANT, InputSpec(*DEMO_VARIANT.input_size, MAX_BATCH_SIZE), DEMO_WEIGHTS, overwrite=True
+    )
+    build_repository(options, repository, stages)
