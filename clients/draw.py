@@ -32,7 +32,7 @@ def draw(image: ImageInput, detections: Detections) -> Image.Image:
     Lines and text grow with the picture. The best detections are drawn last, so nothing hides their labels.
     Raises InvalidImageError for a picture that cannot be read.
     """
-    picture = open_upright(image).copy()
+    picture = open_upright(image)
     canvas = ImageDraw.Draw(picture)
     line = max(1, round(max(picture.size) / 400))
     font = ImageFont.load_default(size=max(10, max(picture.size) / 60))

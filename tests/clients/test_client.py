@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from clients import errors
+from clients import errors, wire
 from clients.aio import AsyncCoDetrClient
 from clients.client import CoDetrClient
 from serving import contract
@@ -190,6 +190,11 @@ def test_check_tells_an_unready_model(call: Call, server) -> None:
 def test_wrong_arguments_are_one_line_errors(call: Call, server, options: dict[str, Any], message: str) -> None:
     with pytest.raises(CodetrError, match=message):
         call("detect", b"a", **options)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_an_address_may_have_its_scheme(protocol: Any) -> None:
+    assert wire.endpoint(f"{protocol}://host:1/", protocol, 1.0, "codetr").address == "host:1"
 
 
 def test_an_unreadable_image_fails_before_the_request(call: Call, server, tmp_path) -> None:
