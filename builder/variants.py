@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant, VariantError
-from builder.demo import DEMO_VARIANT
+from builder.demo import DEMO_NETWORK, DEMO_VARIANT
 from builder.mmdet_config import from_mmdet_config
 
 __all__ = ["VARIANTS", "ResNetConfig", "SwinConfig", "Variant", "VariantError", "from_mmdet_config", "get_variant"]
@@ -40,7 +40,7 @@ VARIANTS: dict[str, Variant] = {
     )
     for name, backbone, augmentation, epochs, box_ap, checkpoint in _PUBLISHED
 }
-VARIANTS[DEMO_VARIANT.name] = DEMO_VARIANT
+VARIANTS[DEMO_VARIANT] = DEMO_NETWORK
 
 
 def get_variant(name: str) -> Variant:

@@ -45,7 +45,7 @@ def demo(
 def prepare_repository(repository: Path, stages: Stages) -> None:
     """Build the demo repository, unless it is there already and made of the same weights."""
     from builder.build import BuildOptions, build_repository
-    from builder.demo import DEMO_VARIANT, DEMO_WEIGHTS
+    from builder.demo import DEMO_NETWORK, DEMO_WEIGHTS
     from builder.export import InputSpec
     from serving.manifest import MANIFEST, sha256
 
@@ -55,6 +55,6 @@ def prepare_repository(repository: Path, stages: Stages) -> None:
             stages.console.print(f"[green]✓[/] {repository} is up to date")
             return
     options = BuildOptions(
-        DEMO_VARIANT, InputSpec(*DEMO_VARIANT.input_size, MAX_BATCH_SIZE), DEMO_WEIGHTS, overwrite=True
+        DEMO_NETWORK, InputSpec(*DEMO_NETWORK.input_size, MAX_BATCH_SIZE), DEMO_WEIGHTS, overwrite=True
     )
     build_repository(options, repository, stages)

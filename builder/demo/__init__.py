@@ -8,9 +8,10 @@ from builder.co_dino.config import SwinConfig, Variant
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross", "pentagon", "heart")
 
+DEMO_VARIANT = "co_dino_demo"
 # Trained by `codetr train-demo` on generated shapes.
-DEMO_VARIANT = Variant(
-    "co_dino_demo",
+DEMO_NETWORK = Variant(
+    DEMO_VARIANT,
     SwinConfig(32, (2, 2, 6, 2), (1, 2, 4, 8), window_size=7),
     num_classes=len(CLASS_NAMES),
     num_queries=150,
