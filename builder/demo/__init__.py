@@ -25,5 +25,5 @@ DEMO_NETWORK = Variant(
     class_names=CLASS_NAMES,
 )
 DEMO_WEIGHTS = Path(__file__).parent / "weights" / "co_dino_demo_fp16.safetensors"
-# Image 263 of data set 4, 480 x 720 (h x w) pixels: drawn like the training images, but not one of them.
+# Image 3864 of data set 4, 480 x 720 (h x w) pixels: drawn like the training images, but not one of them.
 SAMPLE_IMAGE = Path(__file__).parent / "sample.jpg"
