@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from builder.co_dino.config import Variant
 from builder.co_dino.model import CoDINO
 from builder.demo import shapes
 from builder.engines import EngineError, Runner
+from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
 from builder.manifest import describe
 from builder.repository import write_repository
@@ -29,7 +30,7 @@ from serving.errors import CodetrError
 
 # The data set and number of generated images that engines are verified on when no other images are given.
 VERIFY_SEED, VERIFY_IMAGES = 20, 8
-ENGINES = ("onnx", "torch")
+ENGINES = ("onnx", "torch", "tensorrt")
 # Files of the weights' size that exist at once while an engine is made and copied.
 WORKING_COPIES = 3
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -51,6 +52,11 @@ class BuildOptions:
     verify_images: Path | None = None  # None: generated shapes
     skip_verification: bool = False
     overwrite: bool = False
+    tensorrt: TensorRTSettings = field(default_factory=TensorRTSettings)
+
+    def __post_init__(self) -> None:
+        if self.engine != "tensorrt" and self.tensorrt != TensorRTSettings():
+            raise EngineError(f"TensorRT's settings are not for the {self.engine} engine; use --engine tensorrt")
 
 
 def build_repository(
@@ -76,7 +82,10 @@ def build_repository(
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
         engine_file = Path(folder) / engine.FILE_NAME
         with stage("build engine"):
-            engine.build(program, engine_file)
+            if options.engine == "tensorrt":
+                engine.build(program, engine_file, options.tensorrt)
+            else:
+                engine.build(program, engine_file)
         result = None
         if not options.skip_verification:
             with stage("verify"):
@@ -85,6 +94,32 @@ def build_repository(
         with stage("write repository"):
             _write(options, reference.variant, engine_file, engine.extra_files(), result, repository)
     return result
+
+
+def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda name: nullcontext()) -> Path:
+    """Write `folder`/model.onnx with the TensorRT plugin as nodes, for trtexec; nothing can verify it here.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        CodetrError: something in `options` is not possible, or the file exists.
+    """
+    from builder.engines import plugin_onnx
+
+    path = folder / plugin_onnx.FILE_NAME
+    if options.engine != "onnx":
+        raise EngineError(f"plugin nodes are not for the {options.engine} engine; use --engine onnx")
+    if path.exists() and not options.overwrite:
+        raise EngineError(f"{path} exists; name another folder, or add --overwrite")
+    with stage("load weights"):
+        detector = load(options).set_precision(DTYPES[options.precision])
+    with stage("export"):
+        program = export_detector(detector, options.spec)
+    with stage("write ONNX"):
+        folder.mkdir(parents=True, exist_ok=True)
+        plugin_onnx.build(program, path)
+    return path
 
 
 def _engine(options: BuildOptions) -> Any:
@@ -151,6 +186,12 @@ def _write(
 ) -> None:
     spec = options.spec
     manifest = describe(variant, options.weights, options.seed, options.engine, options.precision, spec, result)
+    names = None
+    if options.engine == "tensorrt":
+        from builder.engines.tensorrt import output_names
+
+        names = output_names()
+        manifest["version_compatible"] = options.tensorrt.version_compatible
     write_repository(
         repository,
         engine_file=engine_file,
@@ -161,6 +202,7 @@ def _write(
         max_detections=variant.max_detections,
         class_names=variant.class_names or (),
         manifest=manifest,
+        output_names=names,
         extra_files=extra_files,
         overwrite=options.overwrite,
     )

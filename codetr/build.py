@@ -16,7 +16,7 @@ def build(
     repository: Annotated[Path, typer.Option(help="Folder to write; tritonserver loads it as it is.")],
     weights: Annotated[Path | None, typer.Option(help="Checkpoint, .pth or .safetensors.")] = None,
     random_weights: Annotated[bool, typer.Option(help="Seeded random weights instead, to measure speed.")] = False,
-    engine: Annotated[str, typer.Option(help="onnx (ONNX Runtime, CPU).")] = "onnx",
+    engine: Annotated[str, typer.Option(help="onnx, torch or tensorrt.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
     height: Annotated[int | None, typer.Option(help="Input height in pixels; the variant's by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Input width in pixels; the variant's by default.")] = None,
@@ -27,9 +27,18 @@ def build(
         bool, typer.Option(help="Keep the engine unverified; random weights in half precision cannot be compared.")
     ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing repository.")] = False,
+    plugin_nodes: Annotated[
+        bool, typer.Option("--plugin-nodes", help="Only write model.onnx with TensorRT plugin nodes, for trtexec.")
+    ] = False,
+    optimization_level: Annotated[int | None, typer.Option(help="TensorRT: 0 (fast build) to 5.")] = None,
+    timing_cache: Annotated[Path | None, typer.Option(help="TensorRT: file of kernel timings.")] = None,
+    version_compatible: Annotated[bool, typer.Option(help="TensorRT: also for later releases.")] = False,
+    hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: also for other GPUs.")] = False,
+    fp32_accumulation: Annotated[bool, typer.Option(help="TensorRT: of half-precision products.")] = False,
 ) -> None:
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
-    from builder.build import BuildOptions, build_repository
+    from builder.build import BuildOptions, build_repository, write_plugin_onnx
+    from builder.engines.tensorrt import TensorRTSettings
     from builder.export import InputSpec
     from builder.variants import get_variant
     from codetr.stages import Stages
@@ -50,8 +59,15 @@ def build(
         verify_images=verify_images,
         skip_verification=skip_verification,
         overwrite=overwrite,
+        tensorrt=TensorRTSettings(
+            optimization_level, timing_cache, version_compatible, hardware_compatible, fp32_accumulation
+        ),
     )
     console = Console()
+    if plugin_nodes:
+        path = write_plugin_onnx(options, repository, Stages(console))
+        console.print(f"[bold]{path}[/] is ready for trtexec; docs/gpu.md has the command", highlight=False)
+        return
     result = build_repository(options, repository, Stages(console))
     if result is not None:
         console.print(f"engine and detector agree: {result}", highlight=False)

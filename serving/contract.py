@@ -16,6 +16,8 @@ ENSEMBLE = "codetr"
 PREPROCESS = "codetr_preprocess"
 DETECTOR = "codetr_detector"
 POSTPROCESS = "codetr_postprocess"
+# The TensorRT plugin, beside the plan in the detector's version folder.
+PLUGIN_LIBRARY = "libcodetr_plugin.so"
 
 # ImageNet statistics of RGB pixels in 0..255, as every published Co-DETR config has them (`data_preprocessor`).
 PIXEL_MEAN = (123.675, 116.28, 103.53)

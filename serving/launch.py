@@ -23,9 +23,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO
 
-from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS
+from serving.contract import DETECTOR, ENSEMBLE, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS
 from serving.errors import CodetrError
-from serving.manifest import check_files
+from serving.manifest import check_files, check_versions
 
 # Where the set-up puts the wheel that carries a tritonserver; see `INSTALL_HINT`.
 TRITON_FOLDER = Path(__file__).resolve().parent.parent / ".triton"
@@ -273,6 +273,7 @@ def check_repository(repository: Path) -> None:
             if not (repository / model / part).exists():
                 raise CodetrError(f"{repository} is incomplete: {model}/{part} is missing; build it again")
     check_files(repository)
+    check_versions(repository)
 
 
 def find_tritonserver() -> _Binary:
@@ -327,6 +328,9 @@ def _command(binary: _Binary, options: ServerOptions) -> list[str]:
         f"--metrics-port={options.metrics_port}",
         "--disable-auto-complete-config",  # our configs are complete; asking the models would start each twice
     ]
+    plugin = options.repository.absolute() / DETECTOR / "1" / PLUGIN_LIBRARY
+    if plugin.is_file():
+        command.append(f"--backend-config=tensorrt,plugins={plugin}")
     if binary.backends is not None:
         command.append(f"--backend-directory={binary.backends}")
     if not Path("/dev/nvidiactl").exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,24 @@ def check_files(repository: Path) -> None:
                 f"{path} is not the file that was built: its SHA-256 is {actual}, {MANIFEST} says {expected}; "
                 "build the repository again"
             )
+
+
+def check_versions(repository: Path) -> None:
+    """Compare this machine's TensorRT with the one that built the repository's plan.
+
+    Raises:
+        CodetrError: they differ; names both. A machine whose Python knows of no TensorRT is not judged.
+    """
+    manifest = read_manifest(repository)
+    built = manifest.get("versions", {}).get("tensorrt")
+    if manifest.get("engine") != "tensorrt" or built is None:
+        return
+    try:
+        installed = metadata.version("tensorrt")
+    except metadata.PackageNotFoundError:
+        return
+    if installed != built and not manifest.get("version_compatible", False):
+        raise CodetrError(
+            f"the plan in {repository} was built with TensorRT {built}, this machine has {installed}; build the "
+            "repository again here"
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -37,6 +39,15 @@ def build(program: ExportedProgram, path: Path) -> None:
     Raises:
         EngineError: an operator has no ONNX form, or the result is not valid ONNX.
     """
+    write(decompose_operator(program), path)
+
+
+def write(program: ExportedProgram, path: Path, translations: Mapping[Any, Callable[..., Any]] | None = None) -> None:
+    """Write the program, of operators that have an ONNX form or one of `translations`, and check the file.
+
+    Raises:
+        EngineError: as `build`.
+    """
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size > MAX_BYTES:
         raise EngineError(f"the weights take {size / 2**30:.1f} GiB; an ONNX file holds less than 2 GiB")
@@ -44,12 +55,13 @@ def build(program: ExportedProgram, path: Path) -> None:
         with warnings.catch_warnings(), _quiet_exporter():
             warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
             exported = torch.onnx.export(
-                decompose_operator(program),
+                program,
                 (),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(INPUT_NAMES),
                 output_names=list(OUTPUT_NAMES),
+                custom_translation_table=dict(translations or {}),
                 verbose=False,
             )
             if exported is None:

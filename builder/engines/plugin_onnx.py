@@ -1,0 +1,80 @@
+"""ONNX with our TensorRT plugin as one node per deformable attention, for `trtexec --onnx`.
+
+Only TensorRT with the plugin loaded can run it. TensorRT's parser finds the plugin's creator by the node's type and
+the attributes `plugin_version` and `plugin_namespace`, and fills each of the creator's fields from the attribute of
+the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx.defs
+import onnxscript
+import torch
+from torch.export import ExportedProgram
+
+import builder.ms_deform_attn  # noqa: F401  # defines the operator
+from builder.engines.onnx import FILE_NAME, write
+
+PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "CodetrMsDeformAttn", "1", ""
+DOMAIN = "trt.plugins"  # TensorRT looks at the type only; every other reader needs a domain that is not ONNX's own
+
+__all__ = ["FILE_NAME", "build"]
+
+
+def build(program: ExportedProgram, path: Path) -> None:
+    """Write the program as ONNX with plugin nodes to `path`; needs neither a GPU nor TensorRT.
+
+    Raises:
+        EngineError: an operator has no ONNX form, or the result is not valid ONNX.
+    """
+    write(program, path, TRANSLATIONS)
+
+
+def _schema() -> onnx.defs.OpSchema:
+    parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
+    optional = onnx.defs.OpSchema.FormalParameterOption.Optional
+    inputs = [parameter("value", "T"), parameter("reference_points", "tensor(float)")]
+    inputs += [parameter("sampling_offsets", "T"), parameter("attention_logits", "T")]
+    inputs += [parameter("valid_shapes", "tensor(int32)", param_option=optional)]
+    return onnx.defs.OpSchema(
+        PLUGIN_NAME,
+        DOMAIN,
+        1,
+        inputs=inputs,
+        outputs=[parameter("output", "T")],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
+        attributes=[
+            attribute("spatial_shapes", onnx.defs.OpSchema.AttrType.INTS, ""),
+            attribute("plugin_version", onnx.defs.OpSchema.AttrType.STRING, ""),
+            attribute("plugin_namespace", onnx.defs.OpSchema.AttrType.STRING, ""),
+        ],
+    )
+
+
+_PLUGIN = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), PLUGIN_NAME, _schema())
+
+
+def _plugin_node(
+    value: Any,
+    reference_points: Any,
+    sampling_offsets: Any,
+    attention_logits: Any,
+    spatial_shapes: Sequence[int],
+    valid_shapes: Any = None,
+) -> Any:
+    """Translate the operator: the sizes become the plugin's field, the tensors its inputs."""
+    tensors = [value, reference_points, sampling_offsets, attention_logits]
+    tensors += [] if valid_shapes is None else [valid_shapes]
+    return _PLUGIN(
+        *tensors,
+        spatial_shapes=list(spatial_shapes),
+        plugin_version=PLUGIN_VERSION,
+        plugin_namespace=PLUGIN_NAMESPACE,
+    )
+
+
+TRANSLATIONS = {torch.ops.codetr.ms_deform_attn.default: _plugin_node}

@@ -1,0 +1,347 @@
+"""TensorRT engine: the detector as a plan for Triton's TensorRT backend, deformable attention by our plugin.
+
+The graph's own types decide the precision. TensorRT and torch_tensorrt are imported when they are needed, so that this
+module can be imported, and its checks tested, where they are not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from builder.engines import EngineError, Runner, output_of
+from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec
+from serving.contract import PLUGIN_LIBRARY
+
+FILE_NAME = "model.plan"
+PRECISIONS = ("float32", "float16", "bfloat16")
+PLUGIN_VARIABLE = "CODETR_PLUGIN"  # environment: the plugin's library, where it is not in build/plugin
+_BUILT_PLUGIN = Path(__file__).resolve().parents[2] / "build" / "plugin" / PLUGIN_LIBRARY
+
+# Keywords that came or went between torch_tensorrt 2.11 and 2.14: passed where the function has them. Strong typing is
+# the only kind where `use_explicit_typing` is gone; the graph holds no fused attention whose bias could be dropped.
+_IF_PRESENT = ("use_explicit_typing", "attn_bias_is_causal", "output_binding_names")
+# A half-precision engine keeps norms, softmax and coordinates in float32. One with fewer layers of the asked type than
+# this share of its floating-point layers was not built in that type.
+MIN_SHARE = 0.25
+# The inspector's names of types, in the spellings of TensorRT 10 and 11.
+_TYPE = re.compile(r"\b(BF16|BFloat16|FP16|Half|FP32|Float|TF32)\b", re.IGNORECASE)
+_TYPE_NAMES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "half": "float16"}
+
+
+@dataclass(frozen=True)
+class TensorRTSettings:
+    """How TensorRT builds; None leaves a value to TensorRT."""
+
+    optimization_level: int | None = None  # 0 (fast build) to 5; higher is not always a faster engine
+    timing_cache: Path | None = None  # kernel timings, read and added to
+    version_compatible: bool = False  # the plan also runs on later TensorRT releases
+    hardware_compatible: bool = False  # the plan also runs on other GPUs from Ampere on
+    fp32_accumulation: bool = False  # of half-precision matrix products
+    tf32: bool = False  # float32 matrix products with 10-bit mantissas
+    workspace_gib: float | None = None  # the most GPU memory a kernel may use beside its tensors
+    average_timings: int = 1  # runs a kernel is timed for
+    immutable_weights: bool = True  # a plan that cannot be refitted may be faster
+
+    def __post_init__(self) -> None:
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise EngineError(f"optimization level {self.optimization_level} is not known; expected 0 to 5")
+        if self.workspace_gib is not None and self.workspace_gib <= 0:
+            raise EngineError(f"workspace {self.workspace_gib} GiB is not possible; expected more than 0")
+        if self.average_timings < 1:
+            raise EngineError(f"average_timings={self.average_timings} is not possible; expected at least 1")
+
+    def keywords(self) -> dict[str, Any]:
+        """Return the settings by torch_tensorrt's names."""
+        keywords: dict[str, Any] = {
+            "use_explicit_typing": True,
+            "attn_bias_is_causal": False,
+            "require_full_compilation": True,
+            "min_block_size": 1,
+            "assume_dynamic_shape_support": True,  # some converters serve dynamic shapes without being marked so
+            "immutable_weights": self.immutable_weights,
+            "version_compatible": self.version_compatible,
+            "hardware_compatible": self.hardware_compatible,
+            "use_fp32_acc": self.fp32_accumulation,
+            "disable_tf32": not self.tf32,
+            "num_avg_timing_iters": self.average_timings,
+            "output_binding_names": OUTPUT_NAMES,
+        }
+        if self.optimization_level is not None:
+            keywords["optimization_level"] = self.optimization_level
+        if self.timing_cache is not None:
+            keywords["timing_cache_path"] = str(self.timing_cache)
+        if self.workspace_gib is not None:
+            keywords["workspace_size"] = int(self.workspace_gib * 2**30)
+        return keywords
+
+
+def device() -> str:
+    """Return where the detector must lie when it is exported.
+
+    Raises:
+        EngineError: there is no GPU, or TensorRT or torch_tensorrt is not installed.
+    """
+    if not torch.cuda.is_available():
+        raise EngineError("the tensorrt engine needs an NVIDIA GPU and a CUDA build of PyTorch; use --engine onnx")
+    for name in ("tensorrt", "torch_tensorrt"):
+        _import(name)
+    return "cuda"
+
+
+def extra_files() -> list[Path]:
+    """Return what belongs beside the plan: the plugin's library, which the server loads."""
+    return [plugin_library()]
+
+
+def output_names() -> tuple[str, ...]:
+    """Return the plan's names of boxes, scores and labels, which torch_tensorrt can choose from 2.14 on."""
+    named = "output_binding_names" in _parameters(_convert_function())
+    return OUTPUT_NAMES if named else tuple(f"output{i}" for i in range(len(OUTPUT_NAMES)))
+
+
+def plugin_library() -> Path:
+    """Return the library of `make plugin`, or the one that `$CODETR_PLUGIN` names.
+
+    Raises:
+        EngineError: there is none.
+    """
+    path = Path(os.environ.get(PLUGIN_VARIABLE, _BUILT_PLUGIN))
+    if not path.is_file():
+        raise EngineError(
+            f"no TensorRT plugin at {path}; run make plugin, or set {PLUGIN_VARIABLE} to {PLUGIN_LIBRARY}"
+        )
+    if path.name != PLUGIN_LIBRARY:
+        raise EngineError(f"{PLUGIN_VARIABLE} names {path}; the server looks for a file called {PLUGIN_LIBRARY}")
+    return path
+
+
+def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | None = None) -> None:
+    """Compile the program for this machine's GPU and write the plan to `path`.
+
+    Raises:
+        EngineError: TensorRT or the plugin is missing, an operator has no converter, the compilation failed, or the
+            plan's layers have other types than the program.
+    """
+    convert = _convert_function()
+    torch_tensorrt = _import("torch_tensorrt")
+    _load_plugin(plugin_library())
+    keywords = checked_keywords(convert, settings or TensorRTSettings())
+    inputs = [torch_tensorrt.Input(**profile) for profile in profiles(program)]
+    try:
+        # Without a debugger the plan forgets its layers' types, which the check below reads.
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            torch_tensorrt.dynamo.Debugger(log_level="warning", engine_builder_monitor=False, logging_dir=folder),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
+            plan = convert(program, arg_inputs=inputs, **keywords)
+    except Exception as error:  # the compilers raise classes that have no common base
+        raise EngineError(f"TensorRT could not compile the detector: {explain(error)}") from error
+    check_types(layer_types(_engine_information(plan)), precision_of(program))
+    path.write_bytes(plan)
+
+
+def load(path: Path, spec: InputSpec) -> Runner:
+    """Return a runner of the plan on this machine's GPU, for batches that `spec` allows."""
+    tensorrt = _import("tensorrt")
+    beside = path.with_name(PLUGIN_LIBRARY)
+    _load_plugin(beside if beside.is_file() else plugin_library())
+    engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise EngineError(f"TensorRT {tensorrt.__version__} cannot load {path}; it was built by another version or GPU")
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    outputs = [name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.OUTPUT]
+    ordered = OUTPUT_NAMES if set(outputs) == set(OUTPUT_NAMES) else sorted(outputs)
+    context, stream = engine.create_execution_context(), torch.cuda.Stream()
+    types = {name: _torch_type(engine.get_tensor_dtype(name).name) for name in ordered}
+
+    def run(images, image_sizes):  # type: ignore[no-untyped-def]  # a Runner
+        with torch.cuda.stream(stream):
+            tensors = {
+                name: torch.from_numpy(array).cuda().contiguous()
+                for name, array in zip(INPUT_NAMES, (images, image_sizes), strict=True)
+            }
+            for name, tensor in tensors.items():
+                if not context.set_input_shape(name, tuple(tensor.shape)):
+                    raise EngineError(f"{path} takes no {name} of shape {tuple(tensor.shape)}")
+            for name in ordered:
+                shape = tuple(context.get_tensor_shape(name))
+                tensors[name] = torch.empty(shape, dtype=types[name], device="cuda")
+            for name, tensor in tensors.items():
+                context.set_tensor_address(name, tensor.data_ptr())
+            if not context.execute_async_v3(stream.cuda_stream):
+                raise EngineError(f"{path} failed to run; TensorRT's log says why")
+            return output_of(tensors[name].cpu() for name in ordered)
+
+    return run
+
+
+def profiles(program: ExportedProgram) -> list[dict[str, Any]]:
+    """Return the arguments of `torch_tensorrt.Input` for each input: one shape, or smallest, usual and largest.
+
+    The usual shape, for which TensorRT chooses kernels, is the largest batch.
+    """
+    result = []
+    for name, value in zip(INPUT_NAMES, _input_tensors(program), strict=True):
+        limits = [_limits(program, size) for size in value.shape]
+        smallest, largest = (tuple(limit[i] for limit in limits) for i in (0, 1))
+        shapes = (
+            {"shape": largest}
+            if smallest == largest
+            else {"min_shape": smallest, "opt_shape": largest, "max_shape": largest}
+        )
+        result.append({**shapes, "dtype": value.dtype, "name": name})
+    return result
+
+
+def checked_keywords(function: Callable[..., Any], settings: TensorRTSettings) -> dict[str, Any]:
+    """Return the settings as keywords of `function`, every one of which it names.
+
+    torch_tensorrt swallows keywords that it does not know, from 2.13 on without a word.
+
+    Raises:
+        EngineError: the installed function does not have a setting; names it.
+    """
+    keywords, known = settings.keywords(), _parameters(function)
+    unknown = [name for name in keywords if name not in known and name not in _IF_PRESENT]
+    if unknown:
+        version = _version("torch-tensorrt")
+        raise EngineError(
+            f"torch_tensorrt {version} does not know {', '.join(unknown)}; install torch-tensorrt 2.11 to 2.14"
+        )
+    return {name: value for name, value in keywords.items() if name in known}
+
+
+def precision_of(program: ExportedProgram) -> str:
+    """Return the type of the program's matrix products: the narrowest of its floating-point weights."""
+    types = {tensor.dtype for tensor in program.state_dict.values() if tensor.is_floating_point()}
+    return str(min(types, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
+
+
+def layer_types(information: Mapping[str, Any]) -> Counter[str]:
+    """Return how many layers of an inspected engine put out each floating-point type.
+
+    Raises:
+        EngineError: the engine does not tell its layers' types.
+    """
+    layers = information.get("Layers", [])
+    if not all(isinstance(layer, Mapping) for layer in layers) or not layers:
+        raise EngineError("the plan does not tell its layers' types, so its precision cannot be checked")
+    found: Counter[str] = Counter()
+    for layer in layers:
+        types = {type_ for output in layer.get("Outputs", []) if (type_ := _output_type(output))}
+        found.update(types)
+    return found
+
+
+def check_types(histogram: Mapping[str, int], precision: str) -> None:
+    """Check that an engine's layers have the asked precision.
+
+    Raises:
+        EngineError: too few have, or some have a narrower type that was not asked for; gives the histogram.
+    """
+    total = sum(histogram.values())
+    strange = [name for name in histogram if name not in ("float32", precision)]
+    if not total or histogram.get(precision, 0) < MIN_SHARE * total or strange:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(histogram.items())) or "none"
+        raise EngineError(f"the plan was not built in {precision}: its layers put out {counts}")
+
+
+def explain(error: BaseException) -> str:
+    """Return one line on a failed conversion: the operators without a converter, or what went wrong first."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    text = "\n".join(str(each) for each in chain)
+    operators = sorted(set(re.findall(r"Conversion of function (\S+) not currently supported", text)))
+    if operators:
+        return f"no converter for {', '.join(operators)}"
+    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
+    return lines[0] if lines else type(chain[-1]).__name__
+
+
+def _output_type(output: Any) -> str | None:
+    described = [str(value) for key, value in output.items() if "datatype" in key.lower()]
+    match = _TYPE.search(" ".join(described))
+    return None if match is None else _TYPE_NAMES.get(match[1].lower(), "float32")
+
+
+def _input_tensors(program: ExportedProgram) -> list[torch.Tensor]:
+    names = program.graph_signature.user_inputs
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    return [values[name] for name in names]
+
+
+def _limits(program: ExportedProgram, size: int | torch.SymInt) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    constraint = program.range_constraints[size.node.expr]
+    return int(constraint.lower), int(constraint.upper)
+
+
+def _engine_information(plan: bytes) -> dict[str, Any]:
+    tensorrt = _import("tensorrt")
+    engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError("TensorRT cannot load the plan it has just built; its log says why")
+    text = engine.create_engine_inspector().get_engine_information(tensorrt.LayerInformationFormat.JSON)
+    information: dict[str, Any] = json.loads(text)
+    return information
+
+
+def _torch_type(name: str) -> torch.dtype:
+    """Return the type of an output by TensorRT's name of it."""
+    return {"FLOAT": torch.float32, "INT32": torch.int32, "INT64": torch.int64}[name]
+
+
+def _convert_function() -> Callable[..., Any]:
+    module = _import("torch_tensorrt")
+    function: Callable[..., Any] = module.dynamo.convert_exported_program_to_serialized_trt_engine
+    return function
+
+
+def _load_plugin(library: Path) -> None:
+    _import("torch_tensorrt")
+    from builder.tensorrt_converter import load_plugin
+
+    load_plugin(library)
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD}
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        raise EngineError(
+            f"the tensorrt engine needs {name}, which cannot be imported ({str(error).splitlines()[0]}); use the image "
+            "of Dockerfile.triton, or --engine onnx"
+        ) from error
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "(unknown version)"
