@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import cast
 
@@ -65,4 +66,7 @@ def export_detector(detector: nn.Module, spec: InputSpec) -> ExportedProgram:
 def decompose_operator(program: ExportedProgram) -> ExportedProgram:
     """Return the program with `codetr::ms_deform_attn` written out in standard operators."""
     operator = torch.ops.codetr.ms_deform_attn.default
-    return cast(ExportedProgram, program.run_decompositions({operator: reference_ms_deform_attn}))
+    with warnings.catch_warnings():
+        # PyTorch 2.13 warns about its own use of a tree class while it copies a program.
+        warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
+        return cast(ExportedProgram, program.run_decompositions({operator: reference_ms_deform_attn}))

@@ -43,8 +43,6 @@ def test_static_batch_takes_no_other(detector):
         module(*random_inputs(1, 64, 64))
 
 
-# The export machinery of torch 2.13 warns about its own use of a tree class while it copies a program.
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")
 def test_decomposed_program_has_no_operator_and_the_same_numbers(detector):
     program = decompose_operator(export_detector(detector, InputSpec(64, 98, max_batch_size=2)))
     assert not operator_nodes(program)

@@ -37,8 +37,6 @@ SMALLEST = Variant(
 
 @pytest.mark.server
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler")
-# The export machinery of torch 2.13 warns about its own use of a tree class while it copies a program.
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")
 def test_compiled_package_is_served(tmp_path):
     options = BuildOptions(SMALLEST, InputSpec(64, 96, 2), seed=3, engine="torch")
     result = build_repository(options, tmp_path / "repository")
