@@ -11,7 +11,7 @@ TRITON := .triton/pytriton
 
 .PHONY: demo test lint format plugin clean setup
 
-setup: $(VENV)/.installed $(TRITON)/.installed ## create .venv and fetch tritonserver, once
+setup: $(VENV)/.installed $(TRITON)/.installed ## create .venv and fetch tritonserver and perf_analyzer, once
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one or run make PYTHON=/path/to/python" >&2; exit 1; }
@@ -21,6 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(TRITON)/.installed: | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --upgrade --target $(TRITON) nvidia-pytriton==0.7.0
+	$(BIN)/codetr bench install-perf-analyzer
 	@touch $@
 
 demo: setup ## build, serve and detect: writes runs/demo/
