@@ -31,7 +31,7 @@ def test_command_and_options_exist(line):
     while hasattr(command, "commands"):
         assert words[0] in command.commands, f"no command {words[0]!r}"
         command = command.commands[words.pop(0)]
-    known = {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
+    known = {"--help"} | {name for parameter in command.params for name in parameter.opts + parameter.secondary_opts}
     for word in words[: words.index("--")] if "--" in words else words:
         if word.startswith("-"):
             assert word.split("=")[0] in known
