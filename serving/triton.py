@@ -177,8 +177,8 @@ class Postprocess:
 def with_request_parameters(settings: PostprocessSettings, parameters: Mapping[str, Any]) -> PostprocessSettings:
     """Return the settings with a request's own `score_threshold`, if it has one: the lowest score it wants to see.
 
-    Unlike the setting, which is mmdetection's and looks at scores before NMS, it also holds for the scores that soft NMS
-    has lowered; what it removes could not have changed a higher score.
+    Unlike the setting, which is mmdetection's and looks at scores before NMS, it also holds for the scores that soft
+    NMS has lowered; what it removes could not have changed a higher score.
 
     Raises:
         CodetrError: `score_threshold` is not a number in 0..1.
