@@ -72,12 +72,13 @@ def build_repository(
             has been written.
     """
     engine = _engine(options)
+    device = engine.device()  # says that there is no GPU before anything slow begins
     images = sample_images(options.verify_images)
     with stage("load weights"):
         reference = load(options)
     _check_disk(reference, repository)
     with stage("export"):
-        detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(engine.device())
+        detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(device)
         program = export_detector(detector, options.spec)
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
         engine_file = Path(folder) / engine.FILE_NAME
@@ -90,7 +91,7 @@ def build_repository(
         if not options.skip_verification:
             with stage("verify"):
                 run = engine.load(engine_file, options.spec)
-                result = compare_engine(reference.to(engine.device()), run, images, options.spec, options.precision)
+                result = compare_engine(reference.to(device), run, images, options.spec, options.precision)
         with stage("write repository"):
             _write(options, reference.variant, engine_file, engine.extra_files(), result, repository)
     return result
