@@ -5,7 +5,8 @@ Imports PyTorch and NumPy alone, because `codetr build` puts a copy beside the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, Tensor]
     outputs: Sequence[Tensor]
+
+    def replay(self) -> None:
+        """Queue the inference; the bound method keeps the buffers."""
+        self.graph.replay()
 
 
 class TorchRunner:
@@ -47,7 +52,8 @@ class TorchRunner:
         self.device = torch.device("cpu" if operator_library is None else "cuda")
         if operator_library is not None:
             torch.ops.load_library(str(operator_library))
-        self.model: Any = torch._inductor.aoti_load_package(str(package))
+        # One thread calls it; the synchronisation for several would query events, which no capture allows.
+        self.model: Any = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
         self.input_shape = input_shape
         self.graphs: dict[int, _Captured] = {}
         for batch_size in sorted(batch_sizes if self.device.type == "cuda" else (), reverse=True):
