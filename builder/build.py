@@ -24,8 +24,9 @@ from builder.engines import EngineError, Runner
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
 from builder.manifest import describe
-from builder.repository import write_repository
+from builder.repository import check_destination, write_repository
 from builder.verify import LIMITS, Verification, verify
+from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
 # The data set and number of generated images that engines are verified on when no other images are given.
@@ -51,6 +52,7 @@ class BuildOptions:
     precision: Precision = "float32"
     verify_images: Path | None = None  # None: generated shapes
     skip_verification: bool = False
+    name: str = ENSEMBLE  # of the ensemble; a repository may hold several
     overwrite: bool = False
     tensorrt: TensorRTSettings = field(default_factory=TensorRTSettings)
 
@@ -71,6 +73,7 @@ def build_repository(
         CodetrError: something in `options` is not possible, or the engine does not reproduce the detector; nothing
             has been written.
     """
+    check_destination(repository, options.name, options.overwrite)
     engine = _engine(options)
     device = engine.device()  # says that there is no GPU before anything slow begins
     images = sample_images(options.verify_images)
@@ -203,6 +206,7 @@ def _write(
         max_detections=variant.max_detections,
         class_names=variant.class_names or (),
         manifest=manifest,
+        name=options.name,
         output_names=names,
         extra_files=extra_files,
         overwrite=options.overwrite,

@@ -3,55 +3,81 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from builder.build import ENGINES, compare_engine, sample_images
 from builder.checkpoint import load_detector, random_detector
 from builder.export import InputSpec
 from builder.manifest import variant_of
 from builder.verify import Verification
-from serving.contract import DETECTOR
+from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, read_manifest, sha256
+from serving.manifest import check_files, engine_names, read_manifest, sha256
 
 
-def verify_repository(repository: Path, weights: Path | None, verify_images: Path | None = None) -> Verification:
-    """Compare a repository's engine with the detector of `weights` again, on `verify_images` or generated shapes.
+def chosen_names(repository: Path, name: str | None = None) -> list[str]:
+    """Return the names of the engines to verify: `name`, or all that the repository has.
+
+    Raises:
+        CodetrError: it has none, or none of that name.
+    """
+    names = engine_names(repository)
+    if not names:
+        raise CodetrError(f"no repository at {repository}; write one with `codetr build ... --repository {repository}`")
+    if name is not None and name not in names:
+        raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(names)}")
+    return names if name is None else [name]
+
+
+def verify_repository(
+    repository: Path, name: str, weights: Sequence[Path] = (), verify_images: Path | None = None
+) -> Verification:
+    """Compare an engine with the detector of its weights again, on `verify_images` or generated shapes.
 
     Args:
         repository: what `codetr build` wrote.
-        weights: the checkpoint it was built from; None if it was built with random weights.
+        name: of the engine.
+        weights: checkpoints, among them the one it was built from, unless it was built with random weights.
         verify_images: folder of images.
 
     Raises:
         CodetrError: a file of the repository is not the one that was built, the weights are others than those, or
             the engine does not reproduce the detector.
     """
-    check_files(repository)
-    manifest = read_manifest(repository)
-    _check_weights(manifest["weights"], weights)
+    check_files(repository, name)
+    manifest = read_manifest(repository, name)
+    file = _find_weights(name, manifest["weights"], weights)
     variant = variant_of(manifest)
-    detector = random_detector(variant, manifest["seed"]) if weights is None else load_detector(variant, weights)
+    detector = random_detector(variant, manifest["seed"]) if file is None else load_detector(variant, file)
     spec = InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], manifest["dynamic_batch"])
-    if manifest["engine"] not in ENGINES:
-        raise CodetrError(f"engine {manifest['engine']!r} is not known; expected {', '.join(ENGINES)}")
-    engine = importlib.import_module(f"builder.engines.{manifest['engine']}")
-    run = engine.load(repository / DETECTOR / "1" / engine.FILE_NAME, spec)
+    engine = _engine(manifest)
+    run = engine.load(repository / model_name(DETECTOR, name) / "1" / engine.FILE_NAME, spec)
     return compare_engine(detector.to(engine.device()), run, sample_images(verify_images), spec, manifest["precision"])
 
 
-def _check_weights(built_from: dict[str, str] | None, weights: Path | None) -> None:
-    if built_from is None and weights is not None:
-        raise CodetrError("the repository was built with random weights; leave --weights out")
+def _engine(manifest: Mapping[str, Any]) -> Any:
+    if manifest["engine"] not in ENGINES:
+        raise CodetrError(f"engine {manifest['engine']!r} is not known; expected {', '.join(ENGINES)}")
+    return importlib.import_module(f"builder.engines.{manifest['engine']}")
+
+
+def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequence[Path]) -> Path | None:
+    """Return the checkpoint that an engine was built from, by its hash; None stands for random weights."""
     if built_from is None:
-        return
-    if weights is None:
-        raise CodetrError(f"give --weights: the repository was built from {built_from['file']}")
-    if not weights.is_file():
-        raise CodetrError(f"no checkpoint at {weights}")
-    actual = sha256(weights)
-    if actual != built_from["sha256"]:
+        return None
+    if not weights:
+        raise CodetrError(f"give --weights: the engine {name} was built from {built_from['file']}")
+    missing = [path for path in weights if not path.is_file()]
+    if missing:
+        raise CodetrError(f"no checkpoint at {missing[0]}")
+    hashes = {path: sha256(path) for path in weights}
+    found = next((path for path, digest in hashes.items() if digest == built_from["sha256"]), None)
+    if found is None:
+        given = ", ".join(f"{path} (SHA-256 {digest})" for path, digest in hashes.items())
         raise CodetrError(
-            f"{weights} is not what the repository was built from: its SHA-256 is {actual}, the manifest says "
-            f"{built_from['sha256']}"
+            f"the engine {name} was not built from {given} but from {built_from['file']} (SHA-256 "
+            f"{built_from['sha256']}); give that one with --weights"
         )
+    return found

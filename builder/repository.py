@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +17,15 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, ModelContract, contract
+from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
 from serving.errors import CodetrError
-from serving.manifest import FILES, MANIFEST, sha256
+from serving.manifest import FILES, engine_names, manifest_name, sha256
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
+# Within the detector's folder, because Triton takes every folder of a repository for a model.
+REPORT_FOLDER = "verification"
+_MODELS = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot: the manifest's name has one
 
 
 @dataclass(frozen=True)
@@ -52,17 +58,19 @@ def write_repository(
     max_detections: int,
     class_names: Sequence[str],
     manifest: Mapping[str, Any],
+    name: str = ENSEMBLE,
     output_names: Sequence[str] | None = None,
     extra_files: Sequence[Path] = (),
+    report: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a Triton model repository around one engine.
+    """Write a Triton model repository around one engine, or add the engine to one that is there.
 
-    The folder is written aside and renamed when it is complete. A repository of ours that is there already is
-    replaced. The tracked `model_repository/` is only read.
+    Everything is written aside and renamed when it is complete; engines of other names are left as they are. The
+    tracked `model_repository/` is only read.
 
     Args:
-        destination: the folder to write.
+        destination: the repository's folder.
         engine_file: the engine, copied under the name its backend expects.
         kind: what runs it: `onnx` or `tensorrt`.
         height: the engine's input height in pixels.
@@ -71,11 +79,13 @@ def write_repository(
         max_detections: rows of the engine's outputs.
         class_names: in label order; clients read them as the parameter `class_names` (JSON) of the ensemble's config.
         manifest: what is known about the engine; `files`, the SHA-256 of each engine file by its path in the
-            repository, is added, and all of it written to `manifest.json`.
+            repository, is added, and all of it written to `manifest.json`, or NAME.manifest.json.
+        name: of the ensemble; the three other models begin with it.
         output_names: the engine's own names of boxes, scores and labels, if they are not these: torch_tensorrt names
             a plan's outputs output0, output1, output2. The ensemble maps them, so clients see no difference.
         extra_files: what belongs beside the engine under its own name, such as an ONNX model's external data.
-        overwrite: replace the folder even if it is none of ours.
+        report: folder with the report of the engine's verification, copied into the detector's.
+        overwrite: replace an engine of this name; write into a folder that holds something else.
 
     Returns:
         `destination`.
@@ -84,20 +94,51 @@ def write_repository(
         CodetrError: the engine file is missing, an argument is impossible, or the folder holds something else.
     """
     _check_arguments(kind, height, width, max_batch_size, output_names, (engine_file, *extra_files))
-    _refuse_foreign(destination, overwrite)
+    check_destination(destination, name, overwrite)
     form = _FORMS[kind]
-    with _replacing(destination) as folder:
+    with _adding(destination, name) as folder:
         for model in contract(height, width, max_detections).values():
             config = _read_config(model.name, form)
             _set_sizes(config, model, max_batch_size)
             _customise(config, class_names, max_detections, output_names or CANDIDATES)
-            _write_model(folder / model.name, config, form)
-        _write_warmup(folder / DETECTOR, height, width)
+            _rename(config, name)
+            _write_model(folder / config.name, config, model.name, form)
+        detector = folder / model_name(DETECTOR, name)
+        _write_warmup(detector, height, width)
         engines = {form.engine: engine_file, **{path.name: path for path in extra_files}}
-        files = _place(folder, {f"{DETECTOR}/1/{name}": path for name, path in engines.items()})
+        files = _place(folder, {f"{detector.name}/1/{file}": path for file, path in engines.items()})
+        if report is not None:
+            shutil.copytree(report, detector / REPORT_FOLDER)
         text = json.dumps({**manifest, FILES: files}, indent=2, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        (folder / manifest_name(name)).write_text(text + "\n", encoding="utf-8")
     return destination
+
+
+def check_destination(destination: Path, name: str, overwrite: bool) -> None:
+    """Check that an engine called `name` can be written to `destination`.
+
+    Raises:
+        CodetrError: the name is impossible or taken, or the folder holds something else; says what to do.
+    """
+    if not _NAME.fullmatch(name) or name.endswith(tuple(model_name(model, "") for model in _MODELS[1:])):
+        raise CodetrError(
+            f"--name {name!r} is not possible; expected letters, digits, '-' and '_' that do not end like a step of an "
+            "ensemble (_preprocess, _detector, _postprocess)"
+        )
+    if destination.exists() and not destination.is_dir():
+        raise CodetrError(f"{destination} is a file; name a folder")
+    if overwrite or not destination.is_dir():
+        return
+    names = engine_names(destination)
+    if name in names:
+        raise CodetrError(
+            f"{destination} has an engine {name}; give the new one another --name, or replace it with --overwrite"
+        )
+    if not names and any(destination.iterdir()):
+        raise CodetrError(
+            f"{destination} is not empty and no repository of this project; name another, or add --overwrite to write "
+            "beside what is there"
+        )
 
 
 def _check_arguments(
@@ -115,26 +156,46 @@ def _check_arguments(
             raise CodetrError(f"no engine file at {path}")
 
 
-def _refuse_foreign(destination: Path, overwrite: bool) -> None:
-    if destination.exists() and not destination.is_dir():
-        raise CodetrError(f"{destination} is a file; name a folder")
-    ours = (destination / MANIFEST).is_file() and (destination / ENSEMBLE / "config.pbtxt").is_file()
-    if not (ours or overwrite) and destination.is_dir() and any(destination.iterdir()):
-        raise CodetrError(f"{destination} is not empty and no repository of this project; name another, or overwrite")
-
-
 @contextmanager
-def _replacing(destination: Path) -> Iterator[Path]:
-    """Give a folder beside `destination` to write to, which takes its place only if nothing went wrong."""
+def _adding(destination: Path, name: str) -> Iterator[Path]:
+    """Give a folder to write to, whose content comes into `destination` only if nothing went wrong.
+
+    It lies beside `destination`, or inside where that is a mount of its own or its parent is not ours to write.
+    """
     destination = destination.absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as aside:
+    inside = destination.is_dir() and not _same_writable_disk(destination.parent, destination)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{destination.name}.", dir=destination if inside else destination.parent
+    ) as aside:
         folder, former = Path(aside, "new"), Path(aside, "former")
         folder.mkdir()
         yield folder
         if destination.exists():
-            destination.rename(former)
-        folder.rename(destination)
+            former.mkdir()
+            parts = (*(model_name(model, name) for model in _MODELS), manifest_name(name))  # the manifest comes last
+            moves = [(destination / part, former / part) for part in parts if (destination / part).exists()]
+            _move_all([*moves, *((folder / part, destination / part) for part in parts)])
+        else:
+            folder.rename(destination)
+
+
+def _same_writable_disk(parent: Path, folder: Path) -> bool:
+    return os.access(parent, os.W_OK) and parent.stat().st_dev == folder.stat().st_dev
+
+
+def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename each source to its target, or none of them where one fails or Ctrl-C comes between."""
+    begun: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            begun.append((source, target))
+            source.rename(target)
+    except BaseException:
+        for source, target in reversed(begun):
+            if target.exists() and not source.exists():
+                target.rename(source)
+        raise
 
 
 def _read_config(name: str, form: _Form) -> Any:
@@ -174,14 +235,21 @@ def _customise(config: Any, class_names: Sequence[str], max_detections: int, out
         config.parameters["max_detections"].string_value = str(max_detections)
 
 
-def _write_model(folder: Path, config: Any, form: _Form) -> None:
+def _rename(config: Any, name: str) -> None:
+    """Give a model, and the steps of an ensemble, the names that begin with the engine's."""
+    config.name = model_name(config.name, name)
+    for step in config.ensemble_scheduling.step:
+        step.model_name = model_name(step.model_name, name)
+
+
+def _write_model(folder: Path, config: Any, template: str, form: _Form) -> None:
     (folder / "1").mkdir(parents=True)  # an ensemble has an empty version folder
     text = text_format.MessageToString(config, as_utf8=True)
-    header = f"# Written by `codetr build`; model_repository/{config.name} explains the settings.\n"
+    header = f"# Written by `codetr build`; model_repository/{template} explains the settings.\n"
     (folder / "config.pbtxt").write_text(header + text, encoding="utf-8")
-    code = form.code if config.name == DETECTOR else None if config.name == ENSEMBLE else "1/model.py"
+    code = form.code if template == DETECTOR else None if template == ENSEMBLE else "1/model.py"
     if code is not None:
-        shutil.copyfile(TEMPLATES / config.name / code, folder / "1" / "model.py")
+        shutil.copyfile(TEMPLATES / template / code, folder / "1" / "model.py")
 
 
 def _write_warmup(folder: Path, height: int, width: int) -> None:

@@ -26,7 +26,8 @@ def build(
     skip_verification: Annotated[
         bool, typer.Option(help="Keep the engine unverified; random weights in half precision cannot be compared.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing repository.")] = False,
+    name: Annotated[str, typer.Option(help="Of the ensemble; others beside it in the repository stay.")] = "codetr",
+    overwrite: Annotated[bool, typer.Option(help="Replace the engine of this name.")] = False,
     plugin_nodes: Annotated[
         bool, typer.Option("--plugin-nodes", help="Only write model.onnx with TensorRT plugin nodes, for trtexec.")
     ] = False,
@@ -58,6 +59,7 @@ def build(
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
         verify_images=verify_images,
         skip_verification=skip_verification,
+        name=name,
         overwrite=overwrite,
         tensorrt=TensorRTSettings(
             optimization_level, timing_cache, version_compatible, hardware_compatible, fp32_accumulation

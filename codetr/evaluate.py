@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def evaluate(
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
     concurrency: Annotated[int, typer.Option(min=1, help="Images under way at a time.")] = 4,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 60.0,
-    model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = "codetr",
+    model: Annotated[str, typer.Option(help="Name of the ensemble on the server or in --repository.")] = "codetr",
     labels: Annotated[str | None, typer.Option(help="Class names: a file with one a line, or 'coco'.")] = None,
     variant: Annotated[str, typer.Option(help="Of the PyTorch detector.")] = "co_dino_demo",
     weights: Annotated[Path | None, typer.Option(help="Of the PyTorch detector; the demo's if not given.")] = None,
@@ -58,7 +59,7 @@ def evaluate(
     elif source == "onnx":
         if repository is None:
             raise CodetrError("--source onnx needs --repository, the folder that `codetr build` wrote")
-        make, names, name, concurrency = *pytorch.onnx(repository, onnx_detect), "onnx", 1
+        make, names, name, concurrency = *pytorch.onnx(repository, model, onnx_detect), "onnx", 1
     else:
         make, names, name, concurrency = *pytorch.load(), pytorch.name, 1
     category_ids = category_of_label(dataset, names)
@@ -94,12 +95,12 @@ class _PyTorch:
         return lambda: detect, names
 
     def onnx(
-        self, repository: Path, onnx_detect: Callable[[Path, tuple[str, ...]], Detect]
+        self, repository: Path, model: str, onnx_detect: Callable[[Path, tuple[str, ...]], Detect]
     ) -> tuple[Callable[[], Detect], tuple[str, ...]]:
         """Return a maker of the repository's ONNX engine, and the class names of its variant."""
         from builder.variants import get_variant
 
-        engine = repository / "codetr_detector" / "1" / "model.onnx"
+        engine = repository / model_name(DETECTOR, model) / "1" / "model.onnx"
         if not engine.is_file():
             raise CodetrError(f"no ONNX engine at {engine}; `codetr build --engine onnx` writes one")
         names = get_variant(self.variant).class_names or ()

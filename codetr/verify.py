@@ -1,4 +1,4 @@
-"""`codetr verify`: compare a repository's engine with its detector again."""
+"""`codetr verify`: compare a repository's engines with their detectors again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from rich.console import Console
 
 def verify(
     repository: Annotated[Path, typer.Argument(help="A folder written by `codetr build`.")],
-    weights: Annotated[Path | None, typer.Option(help="The checkpoint it was built from.")] = None,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="The checkpoint it was built from; once for each, if there are several.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the ensemble; all of them else.")] = None,
     verify_images: Annotated[Path | None, typer.Option(help="Images to verify on; generated shapes else.")] = None,
 ) -> None:
-    """Check a repository's files and compare its engine with the float32 detector again."""
-    from builder.recheck import verify_repository
+    """Check a repository's files and compare its engines with the float32 detectors again."""
+    from builder.recheck import chosen_names, verify_repository
 
-    result = verify_repository(repository, weights, verify_images)
-    Console().print(f"[green]✓[/] engine and detector agree: {result}", highlight=False)
+    for each in chosen_names(repository, name):
+        result = verify_repository(repository, each, weights or (), verify_images)
+        Console().print(f"[green]✓[/] {each}: engine and detector agree: {result}", highlight=False)

@@ -11,7 +11,8 @@ from typing import Literal
 
 TritonType = Literal["BYTES", "UINT8", "INT32", "FP32"]
 
-# Names of the four Triton models; `codetr` is the ensemble of the other three.
+# Names of the four Triton models; `codetr` is the ensemble of the other three. Those of a further engine in the same
+# repository begin with that engine's own name: see `model_name`.
 ENSEMBLE = "codetr"
 PREPROCESS = "codetr_preprocess"
 DETECTOR = "codetr_detector"
@@ -35,6 +36,11 @@ SOFT_NMS_MIN_SCORE = 0.001
 PADDING_BOX = 0.0
 PADDING_SCORE = 0.0
 PADDING_LABEL = -1
+
+
+def model_name(model: str, name: str) -> str:
+    """Return what a model of the contract is called in the ensemble `name`: `codetr_detector` is NAME_detector."""
+    return name + model.removeprefix(ENSEMBLE)
 
 
 @dataclass(frozen=True)

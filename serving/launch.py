@@ -23,9 +23,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO
 
-from serving.contract import DETECTOR, ENSEMBLE, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS
+from serving.contract import DETECTOR, ENSEMBLE, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, check_versions
+from serving.manifest import FILES, check_files, check_versions, engine_names, read_manifest
 
 # Where the set-up puts the wheel that carries a tritonserver; see `INSTALL_HINT`.
 TRITON_FOLDER = Path(__file__).resolve().parent.parent / ".triton"
@@ -261,19 +261,44 @@ def free_ports(count: int) -> list[int]:
 
 
 def check_repository(repository: Path) -> None:
-    """Check that a repository is complete and its engine the one that was built.
+    """Check that a repository is complete and its engines those that were built.
 
     Raises:
         CodetrError: names what is missing or differs.
     """
     if not repository.is_dir():
         raise CodetrError(f"no repository at {repository}; write one with `codetr build ... --repository {repository}`")
-    for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
-        for part in ("config.pbtxt", "1"):
-            if not (repository / model / part).exists():
-                raise CodetrError(f"{repository} is incomplete: {model}/{part} is missing; build it again")
-    check_files(repository)
-    check_versions(repository)
+    for name in engine_names(repository) or [ENSEMBLE]:
+        for role in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
+            for part in ("config.pbtxt", "1"):
+                path = repository / model_name(role, name) / part
+                if not path.exists():
+                    missing = path.relative_to(repository)
+                    raise CodetrError(f"{repository} is incomplete: {missing} is missing; build it again")
+        check_files(repository, name)
+        check_versions(repository, name)
+
+
+def find_plugin(repository: Path) -> Path | None:
+    """Return the TensorRT plugin that the server must load for a repository's plans; None if there are none.
+
+    A server can load one library that registers the operator, so the plans must have been built with the same.
+
+    Raises:
+        CodetrError: they were not; names the engines.
+    """
+    plugins = {}
+    for name in engine_names(repository):
+        file = f"{model_name(DETECTOR, name)}/1/{PLUGIN_LIBRARY}"
+        digest = read_manifest(repository, name)[FILES].get(file)
+        if digest is not None:
+            plugins[name] = (digest, repository / file)
+    if len({digest for digest, _ in plugins.values()}) > 1:
+        raise CodetrError(
+            f"the engines {', '.join(plugins)} of {repository} come with different builds of {PLUGIN_LIBRARY}, of "
+            "which a server can load one; build them again with the same plugin, or serve them from two repositories"
+        )
+    return next((path for _, path in plugins.values()), None)
 
 
 def find_tritonserver() -> _Binary:
@@ -328,8 +353,8 @@ def _command(binary: _Binary, options: ServerOptions) -> list[str]:
         f"--metrics-port={options.metrics_port}",
         "--disable-auto-complete-config",  # our configs are complete; asking the models would start each twice
     ]
-    plugin = options.repository.absolute() / DETECTOR / "1" / PLUGIN_LIBRARY
-    if plugin.is_file():
+    plugin = find_plugin(options.repository.absolute())
+    if plugin is not None:
         command.append(f"--backend-config=tensorrt,plugins={plugin}")
     if binary.backends is not None:
         command.append(f"--backend-directory={binary.backends}")

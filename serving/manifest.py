@@ -1,4 +1,4 @@
-"""The repository's `manifest.json`: which engine files belong to it, by their SHA-256."""
+"""A repository's manifests, one for each engine: which files belong to it, by their SHA-256."""
 
 from __future__ import annotations
 
@@ -8,11 +8,28 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from serving.contract import DETECTOR, ENSEMBLE
 from serving.errors import CodetrError
 
-MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"  # of the engine `codetr`
 # In the manifest: SHA-256 as hex digits by path within the repository.
 FILES = "files"
+
+
+def manifest_name(name: str = ENSEMBLE) -> str:
+    """Return the file name of the manifest of the engine `name`."""
+    return MANIFEST if name == ENSEMBLE else f"{name}.{MANIFEST}"
+
+
+def engine_names(repository: Path) -> list[str]:
+    """Return the names of a repository's engines, which are those of its ensembles.
+
+    A detector without manifest counts too, so that nothing is served unchecked.
+    """
+    ending = DETECTOR.removeprefix(ENSEMBLE)
+    names = {path.name.removesuffix(ending) for path in repository.glob(f"*{ending}")}
+    names |= {path.name.removesuffix(f".{MANIFEST}") for path in repository.glob(f"*.{MANIFEST}")}
+    return sorted(names | ({ENSEMBLE} if (repository / MANIFEST).is_file() else set()))
 
 
 def sha256(path: Path) -> str:
@@ -24,17 +41,17 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(repository: Path) -> dict[str, Any]:
-    """Return the manifest of a repository.
+def read_manifest(repository: Path, name: str = ENSEMBLE) -> dict[str, Any]:
+    """Return the manifest of the engine `name` of a repository.
 
     Raises:
         CodetrError: there is none, or it is not a manifest.
     """
-    path = repository / MANIFEST
+    path = repository / manifest_name(name)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CodetrError(f"{repository} is incomplete: {MANIFEST} is missing; build it again") from None
+        raise CodetrError(f"{repository} is incomplete: {path.name} is missing; build it again") from None
     except ValueError as error:
         raise CodetrError(f"{path} is not JSON ({error}); build the repository again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get(FILES), dict):
@@ -42,31 +59,31 @@ def read_manifest(repository: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_files(repository: Path) -> None:
-    """Compare the repository's engine files with its manifest.
+def check_files(repository: Path, name: str = ENSEMBLE) -> None:
+    """Compare the files of the engine `name` with its manifest.
 
     Raises:
         CodetrError: a file is missing or is another one; names the file, both hashes and what to do.
     """
-    for name, expected in read_manifest(repository)[FILES].items():
-        path = repository / name
+    for file, expected in read_manifest(repository, name)[FILES].items():
+        path = repository / file
         if not path.is_file():
-            raise CodetrError(f"{repository} is incomplete: {name} is missing; build it again")
+            raise CodetrError(f"{repository} is incomplete: {file} is missing; build it again")
         actual = sha256(path)
         if actual != expected:
             raise CodetrError(
-                f"{path} is not the file that was built: its SHA-256 is {actual}, {MANIFEST} says {expected}; "
-                "build the repository again"
+                f"{path} is not the file that was built: its SHA-256 is {actual}, {manifest_name(name)} says "
+                f"{expected}; build the repository again"
             )
 
 
-def check_versions(repository: Path) -> None:
-    """Compare this machine's TensorRT with the one that built the repository's plan.
+def check_versions(repository: Path, name: str = ENSEMBLE) -> None:
+    """Compare this machine's TensorRT with the one that built the plan of the engine `name`.
 
     Raises:
         CodetrError: they differ; names both. A machine whose Python knows of no TensorRT is not judged.
     """
-    manifest = read_manifest(repository)
+    manifest = read_manifest(repository, name)
     built = manifest.get("versions", {}).get("tensorrt")
     if manifest.get("engine") != "tensorrt" or built is None:
         return
@@ -76,6 +93,6 @@ def check_versions(repository: Path) -> None:
         return
     if installed != built and not manifest.get("version_compatible", False):
         raise CodetrError(
-            f"the plan in {repository} was built with TensorRT {built}, this machine has {installed}; build the "
-            "repository again here"
+            f"the plan of {name} in {repository} was built with TensorRT {built}, this machine has {installed}; build "
+            "it again here"
         )

@@ -1,7 +1,7 @@
 """A stand-in for a detector that honours the contract in a few ONNX operators, so that tests know its answers.
 
 Candidate `k` of every image has the label `k`, the box 0.05 k .. 0.05 k + 0.4 in both directions, and the score
-0.9^k times the mean brightness (0..1) of the image's valid part.
+DECAY^k times the mean brightness (0..1) of the image's valid part.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 MAX_DETECTIONS = 12
 CLASS_NAMES = tuple(f"class {k}" for k in range(MAX_DETECTIONS))
+DECAY = 0.9
 
 
-def tiny_candidates(brightness: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tiny_candidates(brightness: float, decay: float = DECAY) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes, scores and labels of one image, as the engine computes them."""
     k = np.arange(MAX_DETECTIONS, dtype=np.float32)
     boxes = np.stack([0.05 * k, 0.05 * k, 0.05 * k + 0.4, 0.05 * k + 0.4], axis=1).astype(np.float32)
-    return boxes, (np.float32(0.9) ** k * np.float32(brightness)).astype(np.float32), k.astype(np.int32)
+    return boxes, (np.float32(decay) ** k * np.float32(brightness)).astype(np.float32), k.astype(np.int32)
 
 
-def write_tiny_engine(path: Path) -> Path:
+def write_tiny_engine(path: Path, decay: float = DECAY) -> Path:
     """Write the stand-in to `path`; it takes any batch, height and width."""
-    boxes, scores, labels = tiny_candidates(1.0)
+    boxes, scores, labels = tiny_candidates(1.0, decay)
     constants = {
         "box_rows": boxes[None],
         "score_rows": scores[None],

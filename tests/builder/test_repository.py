@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from builder.repository import TEMPLATES, write_repository
-from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract
+from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, read_manifest, sha256
+from serving.manifest import check_files, engine_names, read_manifest, sha256
 
 SIZES: dict[str, Any] = {"height": 64, "width": 96, "max_batch_size": 3, "max_detections": 12}
 
@@ -32,6 +33,12 @@ def write(destination: Path, engine_file: Path, **options: Any) -> Path:
 def read_config(repository: Path, model: str) -> Any:
     text = (repository / model / "config.pbtxt").read_text(encoding="utf-8")
     return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def content(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and inode of each file: a copy would have another inode."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_ino) for path in paths}
 
 
 def files(folder: Path) -> set[str]:
@@ -129,14 +136,18 @@ def test_templates_are_left_alone(tmp_path: Path, engine_file: Path) -> None:
     assert after == before
 
 
-def test_a_repository_of_ours_is_replaced_whole(tmp_path: Path, engine_file: Path) -> None:
+def test_an_engine_is_replaced_whole_if_told(tmp_path: Path, engine_file: Path) -> None:
     repository = write(tmp_path / "repository", engine_file)
-    write(repository, engine_file, kind="tensorrt")
+    before = content(repository)
+    with pytest.raises(CodetrError, match=r"has an engine codetr; give the new one another --name, or .* --overwrite"):
+        write(repository, engine_file, kind="tensorrt")
+    assert content(repository) == before
+    write(repository, engine_file, kind="tensorrt", overwrite=True)
     assert "codetr_detector/1/model.plan" in files(repository)
     assert "codetr_detector/1/model.onnx" not in files(repository)
 
 
-def test_a_foreign_folder_is_refused_unless_told(tmp_path: Path, engine_file: Path) -> None:
+def test_a_foreign_folder_is_refused_unless_told_and_keeps_its_files(tmp_path: Path, engine_file: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "holiday.jpg").write_bytes(b"dear to someone")
@@ -144,7 +155,102 @@ def test_a_foreign_folder_is_refused_unless_told(tmp_path: Path, engine_file: Pa
         write(folder, engine_file)
     assert files(folder) == {"holiday.jpg"}
     write(folder, engine_file, overwrite=True)
-    assert "holiday.jpg" not in files(folder)
+    assert files(folder) > {"holiday.jpg", "manifest.json"}
+
+
+def test_a_second_engine_has_its_own_ensemble_and_leaves_the_first_alone(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    before = content(repository)
+    write(repository, engine_file, name="large", height=128, width=160)
+    assert {key: value for key, value in content(repository).items() if key in before} == before
+    assert files(repository) - before.keys() == {
+        "large.manifest.json",
+        "large/config.pbtxt",
+        "large_preprocess/config.pbtxt",
+        "large_preprocess/1/model.py",
+        "large_detector/config.pbtxt",
+        "large_detector/1/model.onnx",
+        "large_detector/1/model.py",
+        "large_detector/warmup/image_sizes",
+        "large_postprocess/config.pbtxt",
+        "large_postprocess/1/model.py",
+    }
+    for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
+        assert read_config(repository, model_name(model, "large")).name == model_name(model, "large")
+    steps = read_config(repository, "large").ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ["large_preprocess", "large_detector", "large_postprocess"]
+    assert tuple(read_config(repository, "large_detector").input[0].dims) == (128, 160, 3)
+    assert engine_names(repository) == ["codetr", "large"]
+    assert list(read_manifest(repository, "large")["files"]) == ["large_detector/1/model.onnx"]
+
+
+def test_overwriting_one_engine_leaves_the_others(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    write(repository, engine_file, name="large")
+    before = {key: value for key, value in content(repository).items() if not key.startswith("large")}
+    write(repository, engine_file, name="large", kind="tensorrt", overwrite=True)
+    after = content(repository)
+    assert {key: value for key, value in after.items() if not key.startswith("large")} == before
+    assert "large_detector/1/model.plan" in after
+    assert "large_detector/1/model.onnx" not in after
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "a.b", "day_detector", "day_preprocess"])
+def test_impossible_names_are_refused(tmp_path: Path, engine_file: Path, name: str) -> None:
+    with pytest.raises(CodetrError, match=f"--name {name!r} is not possible; expected letters"):
+        write(tmp_path / "repository", engine_file, name=name)
+    assert files(tmp_path) == {"some-engine.bin"}
+
+
+@pytest.mark.parametrize("renames", range(10))  # five old parts go, five new ones come
+def test_ctrl_c_between_two_renames_leaves_what_was_there(
+    tmp_path: Path, engine_file: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    write(repository, engine_file, name="large")
+    before = content(repository)
+    rename, done = Path.rename, []
+
+    def interrupted(path: Path, target: Path) -> Any:
+        done.append(path)
+        if len(done) == renames + 1:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(repository, engine_file, kind="tensorrt", overwrite=True)
+    assert content(repository) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"repository", "some-engine.bin"}
+
+
+def test_a_repository_whose_parent_cannot_be_used_is_written_from_inside(
+    tmp_path: Path, engine_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mounted folder is in a container."""
+    monkeypatch.setattr("builder.repository._same_writable_disk", lambda parent, folder: False)
+    monkeypatch.setattr("builder.repository.tempfile.TemporaryDirectory", in_folder(tmp_path / "mount"))
+    (tmp_path / "mount").mkdir()
+    write(tmp_path / "mount", engine_file)
+    assert files(tmp_path / "mount") >= COMMON
+    assert all(not path.name.startswith(".") for path in (tmp_path / "mount").iterdir())
+
+
+def in_folder(expected: Path) -> Any:
+    make = tempfile.TemporaryDirectory
+
+    def checked(prefix: str, dir: Path) -> Any:  # noqa: A002  # the standard library's name
+        assert dir == expected
+        return make(prefix=prefix, dir=dir)
+
+    return checked
+
+
+def test_the_verification_report_lies_where_triton_sees_no_model(tmp_path: Path, engine_file: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.md").write_text("agrees")
+    repository = write(tmp_path / "repository", engine_file, report=tmp_path / "report", name="large")
+    assert (repository / "large_detector" / "verification" / "report.md").read_text() == "agrees"
 
 
 def test_an_empty_or_new_folder_is_taken(tmp_path: Path, engine_file: Path) -> None:
@@ -162,7 +268,7 @@ def test_what_was_there_survives_a_failure(tmp_path: Path, engine_file: Path, mo
 
     monkeypatch.setattr("builder.repository.shutil.copyfile", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        write(repository, engine_file, kind="tensorrt")
+        write(repository, engine_file, kind="tensorrt", overwrite=True)
     assert files(repository) == before
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "some-engine.bin"}
 

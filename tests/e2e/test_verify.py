@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from builder.recheck import verify_repository
+from builder.recheck import chosen_names, verify_repository
 from builder.verify import VerificationError
 from codetr.cli import app
 from serving.errors import CodetrError
@@ -36,13 +36,13 @@ def damage(repository):
 def test_an_untouched_repository_is_confirmed(repository, checkpoint):
     result = CliRunner().invoke(app, ["verify", str(repository), "--weights", str(checkpoint)])
     assert result.exit_code == 0, result.output
-    assert "engine and detector agree: 100.0%" in result.output
+    assert "codetr: engine and detector agree: 100.0%" in result.output
 
 
 def test_a_changed_byte_is_refused_before_start_and_at_verification(copy, checkpoint):
     damage(copy)
     with pytest.raises(CodetrError, match=r"model\.onnx is not the file that was built: its SHA-256 is"):
-        verify_repository(copy, checkpoint)
+        verify_repository(copy, "codetr", [checkpoint])
     with pytest.raises(CodetrError, match=r"model\.onnx is not the file that was built"):
         start_server(ServerOptions(copy))
 
@@ -53,16 +53,26 @@ def test_a_changed_weight_with_a_matching_hash_is_found(copy, checkpoint):
     manifest["files"][ENGINE] = sha256(copy / ENGINE)
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(VerificationError, match="does not reproduce the detector"):
-        verify_repository(copy, checkpoint)
+        verify_repository(copy, "codetr", [checkpoint])
 
 
 def test_other_weights_are_refused(repository, golden_weights, tmp_path):
     other = tmp_path / "other.pth"
     torch.save(golden_weights | {"query_head.cls_branches.2.bias": torch.zeros(8)}, other)
-    with pytest.raises(CodetrError, match=r"other\.pth is not what the repository was built from"):
-        verify_repository(repository, other)
+    with pytest.raises(CodetrError, match=r"codetr was not built from .*other\.pth \(SHA-256 .* but from tiny\.pth"):
+        verify_repository(repository, "codetr", [other])
 
 
 def test_weights_must_be_given(repository):
-    with pytest.raises(CodetrError, match=r"give --weights: the repository was built from tiny\.pth"):
-        verify_repository(repository, None)
+    with pytest.raises(CodetrError, match=r"give --weights: the engine codetr was built from tiny\.pth"):
+        verify_repository(repository, "codetr")
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known(repository):
+    with pytest.raises(CodetrError, match="has no engine 'large'; it has codetr"):
+        chosen_names(repository, "large")
+
+
+def test_a_missing_repository_is_named(tmp_path):
+    with pytest.raises(CodetrError, match="no repository at"):
+        chosen_names(tmp_path / "nowhere")

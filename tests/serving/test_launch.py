@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
 import pytest
 
 from serving import launch
-from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS
+from serving.contract import DETECTOR, ENSEMBLE, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
 from serving.launch import ServerOptions, check_repository, find_tritonserver, free_ports, is_warning, start_server
+from serving.manifest import manifest_name, sha256
 
 
 @pytest.fixture
@@ -19,6 +21,19 @@ def repository(tmp_path: Path) -> Path:
         (tmp_path / model / "config.pbtxt").touch()
     (tmp_path / "manifest.json").write_text('{"files": {}}')
     return tmp_path
+
+
+def add_engine(repository: Path, name: str, plugin: str | None = None) -> None:
+    """Add an engine, with `plugin` as the content of its TensorRT plugin."""
+    for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
+        (repository / model_name(model, name) / "1").mkdir(parents=True, exist_ok=True)
+        (repository / model_name(model, name) / "config.pbtxt").touch()
+    files = {}
+    if plugin is not None:
+        path = f"{model_name(DETECTOR, name)}/1/{PLUGIN_LIBRARY}"
+        (repository / path).write_text(plugin)
+        files[path] = sha256(repository / path)
+    (repository / manifest_name(name)).write_text(json.dumps({"files": files}))
 
 
 def test_missing_repository_says_how_to_make_one(tmp_path: Path) -> None:
@@ -33,6 +48,53 @@ def test_incomplete_repository_names_the_part(repository: Path, part: str) -> No
     path.rmdir() if path.is_dir() else path.unlink()
     with pytest.raises(CodetrError, match=f"is incomplete: {part} is missing; build it again"):
         check_repository(repository)
+
+
+@pytest.mark.parametrize("part", ["large/1", "large_postprocess/config.pbtxt", "large.manifest.json"])
+def test_every_engine_must_be_complete(repository: Path, part: str) -> None:
+    add_engine(repository, "large")
+    check_repository(repository)
+    path = repository / part
+    path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(CodetrError, match=f"is incomplete: {part} is missing; build it again"):
+        check_repository(repository)
+
+
+def test_every_engines_files_are_compared_with_their_hashes(repository: Path) -> None:
+    add_engine(repository, "large", plugin="built")
+    check_repository(repository)
+    (repository / "large_detector" / "1" / PLUGIN_LIBRARY).write_text("changed")
+    with pytest.raises(CodetrError, match=rf"{PLUGIN_LIBRARY} is not the file that was built.* large\.manifest\.json"):
+        check_repository(repository)
+
+
+def plugin_options(repository: Path) -> list[str]:
+    """The options that load plugins, as the server would be started."""
+    binary = launch._Binary(Path("tritonserver"), None, None)
+    return [word for word in launch._command(binary, ServerOptions(repository)) if "plugins=" in word]
+
+
+def test_the_plugin_of_the_plans_is_loaded_once(repository: Path) -> None:
+    assert plugin_options(repository) == []
+    add_engine(repository, "codetr", plugin="built")
+    add_engine(repository, "large", plugin="built")
+    library = repository / "codetr_detector" / "1" / PLUGIN_LIBRARY
+    assert plugin_options(repository) == [f"--backend-config=tensorrt,plugins={library}"]
+
+
+def test_the_plugin_may_lie_beside_any_engine(repository: Path) -> None:
+    add_engine(repository, "large", plugin="built")
+    library = repository / "large_detector" / "1" / PLUGIN_LIBRARY
+    assert plugin_options(repository) == [f"--backend-config=tensorrt,plugins={library}"]
+
+
+def test_plans_of_different_plugins_cannot_be_served_together(repository: Path) -> None:
+    add_engine(repository, "codetr", plugin="built in May")
+    add_engine(repository, "large", plugin="built in June")
+    with pytest.raises(
+        CodetrError, match=r"engines codetr, large of .* come with different builds of libcodetr_plugin"
+    ):
+        plugin_options(repository)
 
 
 @pytest.mark.parametrize("taken", ["http", "grpc", "metrics"])
