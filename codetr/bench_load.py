@@ -25,12 +25,21 @@ def bench_load(
     ] = "constant",
     peak: Annotated[float, typer.Option(min=0.1, help="Users (closed) or requests/s (constant-rate).")] = 4.0,
     seconds: Annotated[float, typer.Option(min=1, help="Length of the run.")] = 60.0,
+    requests: Annotated[int | None, typer.Option(min=1, help="End after so many instead of after --seconds.")] = None,
     think: Annotated[float, typer.Option(min=0, help="Mean seconds a user thinks between requests.")] = 0.5,
     bad_share: Annotated[float, typer.Option(min=0, max=1, help="Share of images that must be refused.")] = 0.01,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one answer.")] = 30.0,
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = ENSEMBLE,
     max_p99_ms: Annotated[float | None, typer.Option(help="Fail if the p99 of good images is above this.")] = None,
     max_failures: Annotated[int, typer.Option(help="Fail if more requests fail; -1: any number may.")] = 0,
+    max_memory_growth_mb: Annotated[
+        float | None,
+        typer.Option(help="Fail if server and steps grow by more after warm-up, or /dev/shm grows; a soak: 100."),
+    ] = None,
+    server_pid: Annotated[
+        int | None, typer.Option(help="Whose memory to sample; what listens at --url here if not given.")
+    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="results.json of an earlier run to compare with.")] = None,
     web: Annotated[bool, typer.Option("--web", help="Open locust's page on port 8089 instead of starting.")] = False,
     locust_options: Annotated[
         list[str] | None, typer.Argument(help="Options for locust behind `--`, such as --master or --worker.")
@@ -39,9 +48,12 @@ def bench_load(
     """Put a running server under load with locust; exit status 1 if a limit is broken."""
     from clients.wire import endpoint
     from perf.load.config import LoadConfig
+    from perf.load.limits import SOAK_MAX_GROWTH_MB
     from perf.load.run import run
     from perf.machine import command_line
 
+    if max_memory_growth_mb is None and shape == "soak":
+        max_memory_growth_mb = SOAK_MAX_GROWTH_MB
     config = LoadConfig(
         url=endpoint(url, protocol, timeout, model).address,
         protocol=protocol,
@@ -51,10 +63,14 @@ def bench_load(
         shape=shape,
         peak=peak,
         seconds=seconds,
+        requests=requests,
         think=think,
         bad_share=bad_share,
         max_p99_ms=max_p99_ms,
         max_failures=None if max_failures < 0 else max_failures,
+        max_memory_growth_mb=max_memory_growth_mb,
+        server_pid=server_pid,
+        baseline=str(baseline) if baseline else None,
         output=str(output),
         command=command_line(),
     )

@@ -81,9 +81,11 @@ def usage(levels: Sequence[LevelSummary], title: str) -> Figure:
     return figure
 
 
-def over_time(series: Mapping[str, Sequence[tuple[float, float]]], title: str, unit: str) -> Figure:
-    """Return lines over the seconds of a run; `series` maps a label to (second, value) points."""
-    figure, axes = _axes(title, "time (s)", unit)
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]], title: str, unit: str, x_label: str = "time (s)"
+) -> Figure:
+    """Return lines over a run; `series` maps a label to (x, value) points."""
+    figure, axes = _axes(title, x_label, unit)
     for label, points in series.items():
         if points:
             axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)

@@ -70,7 +70,7 @@ def server_sections(record: Mapping[str, Any], baseline: Mapping[str, Any] | Non
     rates = [level for level in levels if level.mode == "rate"]
     sections = [
         Section("How it was measured", _method(record)),
-        *([_comparison_section(record, baseline)] if baseline else []),
+        *([comparison_section(record, baseline)] if baseline else []),
         *_curves(concurrency),
         *([_cost_section(concurrency)] if ensemble else []),
         *([_stack_section(ensemble)] if ensemble else []),
@@ -179,12 +179,15 @@ def _failure_section(record: Mapping[str, Any]) -> Section:
     return Section("Levels that failed", "", ("level", "why"), rows)
 
 
-def _comparison_section(record: Mapping[str, Any], baseline: Mapping[str, Any]) -> Section:
+def comparison_section(record: Mapping[str, Any], baseline: Mapping[str, Any]) -> Section:
+    """Return the section that compares a record's levels with those of an earlier record."""
     comparisons = compare(summarise_levels(record), summarise_levels(baseline))
     text = (
         f"New over old; the old run is `{baseline['command']}` of {baseline['time']} on "
         f"{summary(baseline['machine'])}. A ratio is a difference only beyond the spread of both runs together."
     )
+    if not comparisons:
+        text += " The two runs have no level in common: nothing can be compared."
     columns = ("level", "throughput", "spread", "verdict", "p99", "spread", "verdict")
     return Section("Beside the baseline", text, columns, [comparison_row(each) for each in comparisons])
 

@@ -14,15 +14,12 @@ from perf.machine import header
 from perf.perf_analyzer import WINDOWS, Level, Reading
 from perf.requests import write_inputs
 from perf.server_metrics import GaugeSampler, StepTime, step_times
-from perf.statistics import relative_range
+from perf.statistics import STABLE_P99, STABLE_THROUGHPUT, windows_agree
 from serving import contract
 from serving.errors import CodetrError
 
 ALL_MODELS = tuple(contract.contract(1, 1))
 RESULTS_NAME = "results.json"
-# A level is stable if neither the throughput nor the p99 of its windows spans more than these shares of the median.
-STABLE_THROUGHPUT = 0.10
-STABLE_P99 = 0.25
 # Fewer requests in a window give no p99 worth the name: slow services get longer windows, up to this many seconds.
 MIN_REQUESTS = 20
 MAX_WINDOW = 30.0
@@ -73,8 +70,7 @@ class Result:
         """Whether the windows agree within STABLE_THROUGHPUT and STABLE_P99, and the load was the one asked for."""
         if self.reading is None or self.reading.delayed > MAX_DELAYED:
             return False
-        rates, p99s = zip(*self.reading.windows, strict=True) if self.reading.windows else ((0.0,), (0.0,))
-        return relative_range(rates) <= STABLE_THROUGHPUT and relative_range(p99s) <= STABLE_P99
+        return windows_agree(self.reading.windows)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""

@@ -9,6 +9,9 @@ import numpy as np
 
 # The factor that makes the median absolute deviation of a normal distribution its standard deviation.
 MAD_TO_SIGMA = 1.4826
+# A level is stable if neither the throughput nor the p99 of its windows spans more than these shares of the median.
+STABLE_THROUGHPUT = 0.10
+STABLE_P99 = 0.25
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,9 @@ def relative_range(values: Sequence[float]) -> float:
     array = np.asarray(values, np.float64)
     median = float(np.median(array))
     return float(array.max() - array.min()) / median if median else 0.0
+
+
+def windows_agree(windows: Sequence[tuple[float, float]]) -> bool:
+    """Return whether windows (throughput, p99) agree within STABLE_THROUGHPUT and STABLE_P99."""
+    rates, p99s = zip(*windows, strict=True) if windows else ((0.0,), (0.0,))
+    return relative_range(rates) <= STABLE_THROUGHPUT and relative_range(p99s) <= STABLE_P99

@@ -22,7 +22,9 @@ class LoadConfig:
 
     closed: `peak` users, each sending, waiting for the answer, then thinking `think` seconds on average
     (exponentially distributed). constant-rate: `peak` requests a second arrive at random (Poisson) whatever the server
-    does, so a slow answer delays nobody else's request. Limits decide the exit status; None: no limit. command: what
+    does, so a slow answer delays nobody else's request. The run ends after `requests` requests if given, else after
+    `seconds`. Limits decide the exit status; None: no limit. server_pid: whose memory to sample; None: that of the
+    process which listens at `url`, if it is of this machine. baseline: results.json of an earlier run. command: what
     the report names as its command.
     """
 
@@ -34,18 +36,26 @@ class LoadConfig:
     shape: Shape = "constant"
     peak: float = 4.0
     seconds: float = 60.0
+    requests: int | None = None
     think: float = 0.5
     bad_share: float = 0.01
     seed: int = 0
     max_p99_ms: float | None = None
     max_failures: int | None = 0
+    max_memory_growth_mb: float | None = None
+    server_pid: int | None = None
+    baseline: str | None = None
     output: str = "runs/bench/load"
     command: str = ""
 
     @property
     def profile(self) -> Profile:
-        """The load over time."""
-        return Profile(self.shape, self.peak, self.seconds)
+        """The load over the run."""
+        return Profile(self.shape, self.peak)
+
+    def progress(self, second: float, requests: int) -> float:
+        """Return the share of the run that is done after `second` seconds and `requests` requests."""
+        return requests / self.requests if self.requests else second / self.seconds
 
     @property
     def folder(self) -> Path:

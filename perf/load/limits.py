@@ -16,6 +16,11 @@ from perf.load.config import LoadConfig
 # Exit statuses of locust itself: 1 for failures, 2 for a wrong command line.
 STATUS_LIMIT = 3
 SAMPLES_NAME = "requests.csv"
+# What a soak may grow by after its warm-up unless told otherwise.
+SOAK_MAX_GROWTH_MB = 100.0
+# /dev/shm is flat if it grows by no more than this. Triton's Python backend extends a step's region by whole MiB when a
+# batch needs more than any before, and never shrinks it: a rare batch of large photographs may still come late.
+FLAT_SHARED_MB = 5.0
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,33 @@ class Outcome:
         return asdict(self)
 
 
+def broken_memory_limit(memory: Mapping[str, Any] | None, config: LoadConfig) -> list[str]:
+    """Return a sentence for each way in which `memory_record`'s figures break the limit on memory growth."""
+    limit, broken = config.max_memory_growth_mb, []
+    if limit is None:
+        return []
+    if memory is None:
+        return [
+            f"--max-memory-growth-mb {limit:g} cannot be judged: no server of this machine and this user was found at "
+            f"{config.url}; name it with --server-pid"
+        ]
+    if memory["growth_mb"] > limit:
+        broken.append(f"memory grew by {memory['growth_mb']:.0f} MB, more than --max-memory-growth-mb {limit:g}")
+    if memory["shared_growth_mb"] > FLAT_SHARED_MB:
+        broken.append(
+            f"/dev/shm grew by {memory['shared_growth_mb']:.1f} MB after the warm-up, more than {FLAT_SHARED_MB:g}"
+        )
+    return broken
+
+
+def good_times(samples: Iterable[Sample]) -> list[float]:
+    """Return the milliseconds of good answers to good images."""
+    return [s.milliseconds for s in samples if not s.error and not s.name.startswith("bad")]
+
+
 def outcome(samples: Sequence[Sample]) -> Outcome:
     """Return the figures of a run's samples; percentiles are NaN if nothing was answered."""
-    times = [s.milliseconds for s in samples if not s.error and not s.name.startswith("bad")]
+    times = good_times(samples)
     p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist() if times else (float("nan"),) * 3
     length = max((s.second for s in samples), default=0.0)
     errors = Counter(s.error for s in samples if s.error)
@@ -80,7 +109,7 @@ def over_time(samples: Sequence[Sample], bins: int = 60) -> dict[str, list[tuple
         middle, group = (index + 0.5) * width, groups[index]
         series["requests/s"].append((middle, len(group) / width))
         series["failures/s"].append((middle, sum(bool(s.error) for s in group) / width))
-        times = [s.milliseconds for s in group if not s.error and not s.name.startswith("bad")]
+        times = good_times(group)
         for percentile in (50, 95, 99) if times else ():
             series[f"p{percentile}"].append((middle, float(np.percentile(times, percentile))))
     return series

@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import grpc.experimental.gevent
+import psutil
 from locust import LoadTestShape, User, events, task
 from locust.runners import WorkerRunner
 
@@ -36,7 +37,8 @@ class Recorder:
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.samples: list[Sample] = []
-        self.memory = MemoryMonitor(local_server(CONFIG.url))
+        server = psutil.Process(CONFIG.server_pid) if CONFIG.server_pid else local_server(CONFIG.url)
+        self.memory = MemoryMonitor(server)
 
     def on_request(self, name: str, response_time: float, exception: Exception | None, **rest: Any) -> None:
         """Keep one finished request."""
@@ -55,7 +57,7 @@ class Recorder:
     def watch_memory(self) -> None:
         """Sample the memory until the process ends."""
         while True:
-            self.memory.sample()
+            self.memory.sample(len(self.samples))
             gevent.sleep(MEMORY_INTERVAL)
 
 
@@ -131,7 +133,7 @@ class ProfileShape(LoadTestShape):
 
     def tick(self) -> tuple[int, float] | None:
         """Return users and the rate to start them at, or None at the end."""
-        load = CONFIG.profile.load_at(self.get_run_time())
+        load = CONFIG.profile.load_at(CONFIG.progress(self.get_run_time(), len(RECORDER.samples)))
         if load is None:
             return None
         users = load if CONFIG.arrival == "closed" else STREAMS * load / CONFIG.peak

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+import psutil
 
 from perf.load.config import LoadConfig
 from perf.load.limits import STATUS_LIMIT
 from perf.load.report import RESULTS_NAME
 from perf.load.timing import connect
+from perf.report import load_record
 from serving.errors import CodetrError
 
 # Seconds that requests in flight get to be answered when the run ends.
@@ -23,25 +29,48 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
     """Run a load test in a process of its own; results lie in the configured folder, also after Ctrl-C.
 
     `web` opens locust's page instead of starting at once; `locust_options` are handed on, such as `--master` or
-    `--worker --master-host HOST`. Raises CodetrError if the server is not ready, a limit is broken or locust fails.
+    `--worker --master-host HOST`. Raises CodetrError if the server is not ready, there is no process `server_pid` or
+    no baseline, a limit is broken or locust fails.
     """
+    if config.server_pid is not None and not psutil.pid_exists(config.server_pid):
+        raise CodetrError(f"--server-pid {config.server_pid}: there is no such process")
+    if config.baseline:
+        load_record(Path(config.baseline), "load")
     with connect(config) as client:
         client.check()
     config.folder.mkdir(parents=True, exist_ok=True)
     results = config.folder / RESULTS_NAME
     results.unlink(missing_ok=True)
     process = subprocess.Popen(command(config, web, locust_options), env=config.environment())
-    while True:
-        try:
-            status = process.wait()
-            break
-        except KeyboardInterrupt:
-            # the terminal has sent it to locust too, which ends the run and writes what it has
-            continue
+    with _handing_on_sigterm(process):
+        status = _wait(process)
     if status == STATUS_LIMIT:
         raise CodetrError("; ".join(json.loads(results.read_text(encoding="utf-8"))["broken_limits"]))
     if status:
         raise CodetrError(f"locust ended with status {status}; its own words are above")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            # the terminal has sent it to locust too, which ends the run and writes what it has
+            continue
+
+
+@contextmanager
+def _handing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let SIGTERM, which only we receive, end the run as Ctrl-C does."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        process.terminate()
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def command(config: LoadConfig, web: bool, locust_options: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""How many users, or arrivals a second, at which time of a run."""
+"""How many users, or arrivals a second, at which part of a run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ SOAK_RAMP_SHARE = 0.02
 
 @dataclass(frozen=True)
 class Profile:
-    """A shape with its peak (users, or arrivals a second) and length in seconds."""
+    """A shape with its peak (users, or arrivals a second)."""
 
     shape: Shape
     peak: float
-    seconds: float
 
-    def load_at(self, second: float) -> float | None:
-        """Return the load at a second of the run, or None when the run is over."""
-        if second >= self.seconds:
+    def load_at(self, share: float) -> float | None:
+        """Return the load when `share` of the run (0..1) is done, or None when it is over."""
+        if share >= 1:
             return None
-        share = second / self.seconds
         if self.shape == "steps":
             return self.peak * (int(share * STEP_COUNT) + 1) / STEP_COUNT
         if self.shape == "spike":

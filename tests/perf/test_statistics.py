@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from perf.statistics import relative_range, summarise
+from perf.statistics import relative_range, summarise, windows_agree
 
 
 def test_summary_ignores_an_outlier() -> None:
@@ -28,3 +28,16 @@ def test_spread_is_the_standard_deviation_of_normal_noise() -> None:
 )
 def test_relative_range(values: list[float], expected: float) -> None:
     assert relative_range(values) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("windows", "agree"),
+    [
+        pytest.param([(100.0, 20.0), (105.0, 22.0)], True, id="close"),
+        pytest.param([(100.0, 20.0), (120.0, 20.0)], False, id="throughput wanders"),
+        pytest.param([(100.0, 20.0), (100.0, 30.0)], False, id="p99 wanders"),
+        pytest.param([], True, id="none"),
+    ],
+)
+def test_windows_agree(windows: list[tuple[float, float]], agree: bool) -> None:
+    assert windows_agree(windows) is agree

@@ -13,4 +13,9 @@ def test_settings_survive_the_way_to_locusts_process() -> None:
 
 
 def test_the_profile_is_the_settings() -> None:
-    assert CONFIG.profile == Profile("spike", 7, 30)
+    assert CONFIG.profile == Profile("spike", 7)
+
+
+def test_a_run_ends_by_its_requests_if_given_else_by_its_time() -> None:
+    assert CONFIG.progress(15, 400) == 0.5
+    assert LoadConfig("h:1", seconds=30, requests=1000).progress(15, 400) == 0.4

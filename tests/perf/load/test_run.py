@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,27 @@ def test_ctrl_c_waits_for_locust_to_write_its_results(config: LoadConfig, monkey
     monkeypatch.setattr(load_run.subprocess, "Popen", Process)
     run(config)
     assert len(waits) == 2
+
+
+def test_what_cannot_be_used_is_an_error_before_anything_starts(
+    config: LoadConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
+    with pytest.raises(CodetrError, match="--server-pid 4194305: there is no such process"):
+        run(replace(config, server_pid=2**22 + 1))
+    with pytest.raises(CodetrError, match="cannot read the results"):
+        run(replace(config, baseline=str(config.folder / "none.json")))
+    assert not config.folder.exists()
+
+
+def test_sigterm_ends_locust_and_is_then_ours_again(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = "import signal, os; os.kill(os.getppid(), signal.SIGTERM); signal.pause()"
+    monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
+    monkeypatch.setattr(load_run, "command", lambda *arguments: [sys.executable, "-c", wait])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(CodetrError, match=f"locust ended with status -{signal.SIGTERM.value}"):
+        run(config)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_command_lines(config: LoadConfig) -> None:
