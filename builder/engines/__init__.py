@@ -6,14 +6,14 @@ Every module has the same names:
     PRECISIONS                    it can be built in, the default first
     device() -> str               where the detector must lie when it is exported
     build(program, path)          write the engine file
-    load(path, spec) -> Runner    run it in this process
+    load(path, spec) -> Engine    run it in this process
     extra_files() -> [Path]       what belongs beside the engine file
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,19 @@ class EngineOutput(NamedTuple):
 
 # Takes images uint8 [B, H, W, 3] RGB and image_sizes int32 [B, 2], valid (h, w).
 Runner = Callable[[NDArray[np.uint8], NDArray[np.int32]], EngineOutput]
+
+
+class Engine(Protocol):
+    """An engine in this process: a `Runner` that can also repeat one inference without moving any data."""
+
+    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
+        """Run the engine on arrays and return arrays."""
+
+    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], object]:
+        """Return a call that repeats the inference of these inputs, which are on the engine's device from now on.
+
+        On a GPU the call only queues work on the current stream, as one CUDA graph where there is one for this batch.
+        """
 
 
 def output_of(arrays: Any) -> EngineOutput:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from builder.engines import EngineError, EngineOutput, Runner, output_of
+from builder.engines import EngineError, EngineOutput, output_of
 from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator
 
 FILE_NAME = "model.onnx"
@@ -72,14 +75,25 @@ def write(program: ExportedProgram, path: Path, translations: Mapping[Any, Calla
         raise EngineError(f"ONNX export failed: {str(error).splitlines()[0]}") from error
 
 
-def load(path: Path, spec: InputSpec) -> Runner:
-    """Return a runner of the ONNX file on the CPU; the file itself knows its `spec`."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def load(path: Path, spec: InputSpec) -> OnnxEngine:
+    """Return the ONNX file's engine on the CPU; the file itself knows its `spec`."""
+    return OnnxEngine(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
 
-    def run(images, image_sizes) -> EngineOutput:  # type: ignore[no-untyped-def]  # a Runner
-        return output_of(session.run(list(OUTPUT_NAMES), dict(zip(INPUT_NAMES, (images, image_sizes), strict=True))))
 
-    return run
+class OnnxEngine:
+    """An `Engine` of an ONNX Runtime session."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
+        """Run the session, as `builder.engines.Engine` says."""
+        return output_of(self.prepare(images, image_sizes)())
+
+    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], Any]:
+        """Return a call that repeats one inference, as `builder.engines.Engine` says."""
+        inputs = dict(zip(INPUT_NAMES, (images, image_sizes), strict=True))
+        return partial(self.session.run, list(OUTPUT_NAMES), inputs)
 
 
 class _quiet_exporter:  # noqa: N801  # used as a function

@@ -14,16 +14,18 @@ import re
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from builder.engines import EngineError, Runner, output_of
+from builder.engines import EngineError, EngineOutput, output_of
 from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec
 from serving.contract import PLUGIN_LIBRARY
 
@@ -157,8 +159,8 @@ def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | Non
     path.write_bytes(plan)
 
 
-def load(path: Path, spec: InputSpec) -> Runner:
-    """Return a runner of the plan on this machine's GPU, for batches that `spec` allows."""
+def load(path: Path, spec: InputSpec) -> PlanEngine:
+    """Return the plan's engine on this machine's GPU, for batches that `spec` allows."""
     tensorrt = _import("tensorrt")
     beside = path.with_name(PLUGIN_LIBRARY)
     _load_plugin(beside if beside.is_file() else plugin_library())
@@ -167,29 +169,58 @@ def load(path: Path, spec: InputSpec) -> Runner:
         raise EngineError(f"TensorRT {tensorrt.__version__} cannot load {path}; it was built by another version or GPU")
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     outputs = [name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.OUTPUT]
-    ordered = OUTPUT_NAMES if set(outputs) == set(OUTPUT_NAMES) else sorted(outputs)
-    context, stream = engine.create_execution_context(), torch.cuda.Stream()
-    types = {name: _torch_type(engine.get_tensor_dtype(name).name) for name in ordered}
+    return PlanEngine(path, engine, OUTPUT_NAMES if set(outputs) == set(OUTPUT_NAMES) else sorted(outputs))
 
-    def run(images, image_sizes):  # type: ignore[no-untyped-def]  # a Runner
-        with torch.cuda.stream(stream):
-            tensors = {
-                name: torch.from_numpy(array).cuda().contiguous()
-                for name, array in zip(INPUT_NAMES, (images, image_sizes), strict=True)
-            }
-            for name, tensor in tensors.items():
-                if not context.set_input_shape(name, tuple(tensor.shape)):
-                    raise EngineError(f"{path} takes no {name} of shape {tuple(tensor.shape)}")
-            for name in ordered:
-                shape = tuple(context.get_tensor_shape(name))
-                tensors[name] = torch.empty(shape, dtype=types[name], device="cuda")
-            for name, tensor in tensors.items():
-                context.set_tensor_address(name, tensor.data_ptr())
-            if not context.execute_async_v3(stream.cuda_stream):
-                raise EngineError(f"{path} failed to run; TensorRT's log says why")
-            return output_of(tensors[name].cpu() for name in ordered)
 
-    return run
+class PlanEngine:
+    """An `Engine` of a deserialised plan."""
+
+    def __init__(self, path: Path, engine: Any, outputs: Sequence[str]) -> None:
+        self.path, self.engine, self.outputs = path, engine, outputs
+        self.context, self.stream = engine.create_execution_context(), torch.cuda.Stream()
+
+    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
+        """Run the plan, as `builder.engines.Engine` says."""
+        with torch.cuda.stream(self.stream):
+            tensors = self._bind(images, image_sizes)
+            self._enqueue()
+            return output_of(tensors[name].cpu() for name in self.outputs)
+
+    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], object]:
+        """Return a call that replays one inference as a CUDA graph, as `builder.engines.Engine` says."""
+        with torch.cuda.stream(self.stream):
+            tensors = self._bind(images, image_sizes)
+            self._enqueue()  # what the context does at the first run with new shapes cannot be captured
+        self.stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream):
+            self._enqueue()
+
+        def replay() -> Mapping[str, torch.Tensor]:
+            graph.replay()
+            return tensors
+
+        return replay
+
+    def _bind(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> dict[str, torch.Tensor]:
+        """Give the context its inputs and new outputs on the GPU; return all of them by name."""
+        tensors = {
+            name: torch.from_numpy(array).cuda().contiguous()
+            for name, array in zip(INPUT_NAMES, (images, image_sizes), strict=True)
+        }
+        for name, tensor in tensors.items():
+            if not self.context.set_input_shape(name, tuple(tensor.shape)):
+                raise EngineError(f"{self.path} takes no {name} of shape {tuple(tensor.shape)}")
+        for name in self.outputs:
+            shape, dtype = tuple(self.context.get_tensor_shape(name)), self.engine.get_tensor_dtype(name)
+            tensors[name] = torch.empty(shape, dtype=_torch_type(dtype.name), device="cuda")
+        for name, tensor in tensors.items():
+            self.context.set_tensor_address(name, tensor.data_ptr())
+        return tensors
+
+    def _enqueue(self) -> None:
+        if not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise EngineError(f"{self.path} failed to run; TensorRT's log says why")
 
 
 def profiles(program: ExportedProgram) -> list[dict[str, Any]]:

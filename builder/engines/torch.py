@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from builder.cuda_operator import load_cuda_operator
-from builder.engines import EngineError, Runner, output_of
+from builder.engines import EngineError, EngineOutput, output_of
 from builder.engines.torch_runner import TorchRunner
 from builder.export import InputSpec, decompose_operator
 
@@ -57,12 +60,26 @@ def build(program: ExportedProgram, path: Path) -> None:
         raise EngineError(f"AOTInductor could not compile the detector: {str(error).splitlines()[0]}") from error
 
 
-def load(path: Path, spec: InputSpec) -> Runner:
-    """Return a runner of the package, on a GPU with a CUDA graph for the smallest and the largest batch."""
+def load(path: Path, spec: InputSpec) -> TorchEngine:
+    """Return the package's engine, on a GPU with a CUDA graph for the smallest and the largest batch."""
     library = next(iter(_operator_library()), None)
     batch_sizes = {1, spec.max_batch_size} if spec.is_dynamic else {spec.max_batch_size}
-    runner = TorchRunner(path, (spec.height, spec.width), library, sorted(batch_sizes))
-    return lambda images, image_sizes: output_of(runner(images, image_sizes))
+    return TorchEngine(TorchRunner(path, (spec.height, spec.width), library, sorted(batch_sizes)))
+
+
+class TorchEngine:
+    """An `Engine` of the runner that the server has too."""
+
+    def __init__(self, runner: TorchRunner) -> None:
+        self.runner = runner
+
+    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
+        """Run the package, as `builder.engines.Engine` says."""
+        return output_of(self.runner(images, image_sizes))
+
+    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], object]:
+        """Return a call that repeats one inference, as `builder.engines.Engine` says."""
+        return self.runner.prepare(images, image_sizes)
 
 
 def _operator_library() -> list[Path]:

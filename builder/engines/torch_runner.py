@@ -25,9 +25,10 @@ class _Captured(NamedTuple):
     inputs: tuple[Tensor, Tensor]
     outputs: Sequence[Tensor]
 
-    def replay(self) -> None:
-        """Queue the inference; the bound method keeps the buffers."""
+    def replay(self) -> Sequence[Tensor]:
+        """Queue the inference and return its outputs, which the next replay overwrites."""
         self.graph.replay()
+        return self.outputs
 
 
 class TorchRunner:
@@ -61,17 +62,21 @@ class TorchRunner:
 
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> list[NDArray[Any]]:
         """Return boxes, scores and labels of `images` uint8 [B, H, W, 3] with valid sizes int32 [B, 2]."""
+        return [output.cpu().numpy() for output in self.prepare(images, image_sizes)()]
+
+    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], Sequence[Tensor]]:
+        """Return a call that repeats the inference of these inputs, which are copied to the device now.
+
+        On a GPU it returns its outputs before the current stream has computed them, and only the last inputs prepared
+        for a batch size are in the buffers of its CUDA graph.
+        """
         arrays = (torch.from_numpy(images), torch.from_numpy(image_sizes))
         captured = self.graphs.get(len(images))
-        with torch.inference_mode():
-            if captured is None:
-                outputs = self.model(*(array.to(self.device) for array in arrays))
-            else:
-                for buffer, array in zip(captured.inputs, arrays, strict=True):
-                    buffer.copy_(array)
-                captured.graph.replay()
-                outputs = captured.outputs
-            return [output.cpu().numpy() for output in outputs]
+        if captured is None:
+            return torch.inference_mode()(partial(self.model, *(array.to(self.device) for array in arrays)))
+        for buffer, array in zip(captured.inputs, arrays, strict=True):
+            buffer.copy_(array)
+        return captured.replay
 
     def _capture(self, batch_size: int) -> _Captured:
         """Record one inference; all graphs share one memory pool, since none runs while another's outputs are read."""
