@@ -8,33 +8,27 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
 from builder.co_dino.config import Variant
 from builder.co_dino.model import CoDINO
-from builder.demo import shapes
 from builder.engines import EngineError, Runner
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
 from builder.manifest import describe
+from builder.report import FIGURES, write_report
 from builder.repository import check_destination, write_repository
-from builder.verify import LIMITS, Verification, verify
+from builder.samples import Samples, sample_images
+from builder.verify import LIMITS, Comparison, Verification, verify
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
-# The data set and number of generated images that engines are verified on when no other images are given.
-VERIFY_SEED, VERIFY_IMAGES = 20, 8
 ENGINES = ("onnx", "torch", "tensorrt")
 # Files of the weights' size that exist at once while an engine is made and copied.
 WORKING_COPIES = 3
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 # Shows one stage of a build while it runs, by its name.
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -51,6 +45,7 @@ class BuildOptions:
     engine: str = "onnx"
     precision: Precision = "float32"
     verify_images: Path | None = None  # None: generated shapes
+    verify_annotations: Path | None = None  # COCO annotations of these images
     skip_verification: bool = False
     name: str = ENSEMBLE  # of the ensemble; a repository may hold several
     overwrite: bool = False
@@ -76,9 +71,10 @@ def build_repository(
     check_destination(repository, options.name, options.overwrite)
     engine = _engine(options)
     device = engine.device()  # says that there is no GPU before anything slow begins
-    images = sample_images(options.verify_images)
     with stage("load weights"):
         reference = load(options)
+    options = replace(options, variant=reference.variant)  # now with the checkpoint's class names
+    samples = sample_images(options.variant.class_names or (), options.verify_images, options.verify_annotations)
     _check_disk(reference, repository)
     with stage("export"):
         detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(device)
@@ -90,14 +86,18 @@ def build_repository(
                 engine.build(program, engine_file, options.tensorrt)
             else:
                 engine.build(program, engine_file)
-        result = None
+        comparison = report = None
         if not options.skip_verification:
             with stage("verify"):
                 run = engine.load(engine_file, options.spec)
-                result = compare_engine(reference.to(device), run, images, options.spec, options.precision)
+                comparison = compare_engine(reference.to(device), run, samples, options.spec, options.precision)
+                report = write_report(
+                    Path(folder, "report"), comparison, samples, _describe(options, comparison)
+                ).parent
+            _check(comparison, report, repository, options.name)
         with stage("write repository"):
-            _write(options, reference.variant, engine_file, engine.extra_files(), result, repository)
-    return result
+            _write(options, engine_file, engine.extra_files(), comparison, report, repository)
+    return None if comparison is None else comparison.result
 
 
 def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda name: nullcontext()) -> Path:
@@ -146,25 +146,25 @@ def load(options: BuildOptions) -> CoDINO:
     return load_detector(options.variant, options.weights)
 
 
-def sample_images(folder: Path | None) -> list[NDArray[np.uint8]]:
-    """Return images uint8 [h, w, 3] RGB to verify on: those in `folder`, or generated shapes."""
-    if folder is None:
-        return [shapes.generate(VERIFY_SEED, index).image for index in range(VERIFY_IMAGES)]
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
-    if not paths or any(image is None for image in images):
-        raise CodetrError(f"{folder} holds no readable images ({', '.join(IMAGE_SUFFIXES)}) to verify on")
-    return [np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images]
-
-
-def compare_engine(
-    detector: CoDINO, run: Runner, images: Sequence[NDArray[np.uint8]], spec: InputSpec, precision: str
-) -> Verification:
-    """Compare an engine with its float32 detector within the limits of its precision; see `builder.verify.verify`."""
+def compare_engine(detector: CoDINO, run: Runner, samples: Samples, spec: InputSpec, precision: str) -> Comparison:
+    """Compare an engine with its float32 detector by the limits of its precision; see `builder.verify.verify`."""
     smallest = 1 if spec.is_dynamic else spec.max_batch_size
     batches = (smallest, spec.max_batch_size)
-    return verify(detector, run, images, spec.height, spec.width, batches, LIMITS[precision])
+    return verify(detector, run, samples, spec.height, spec.width, batches, LIMITS[precision])
+
+
+def keep_report(report: Path, repository: Path, name: str) -> Path:
+    """Copy the report of a failed verification beside the repository that will not be; return the copy.
+
+    Where nothing can be written there, it goes to a folder for temporary files.
+    """
+    kept = repository.absolute().with_name(f"{repository.absolute().name}-{name}-verification")
+    try:
+        if (kept / FIGURES).is_file():
+            shutil.rmtree(kept)  # of an earlier attempt
+        return Path(shutil.copytree(report, kept))
+    except OSError:
+        return Path(shutil.copytree(report, Path(tempfile.mkdtemp(prefix="codetr-")) / kept.name))
 
 
 def _check_disk(detector: CoDINO, repository: Path) -> None:
@@ -180,16 +180,29 @@ def _check_disk(detector: CoDINO, repository: Path) -> None:
             )
 
 
+def _check(comparison: Comparison, report: Path, repository: Path, name: str) -> None:
+    """Refuse an engine that does not agree; its report is kept."""
+    if comparison.result.faults(comparison.limits):
+        comparison.check(hint=f"; the report with pictures is in {keep_report(report, repository, name)}")
+
+
+def _describe(options: BuildOptions, comparison: Comparison | None) -> dict[str, Any]:
+    result = None if comparison is None else comparison.result
+    return describe(
+        options.variant, options.weights, options.seed, options.engine, options.precision, options.spec, result
+    )
+
+
 def _write(
     options: BuildOptions,
-    variant: Variant,
     engine_file: Path,
     extra_files: Sequence[Path],
-    result: Verification | None,
+    comparison: Comparison | None,
+    report: Path | None,
     repository: Path,
 ) -> None:
-    spec = options.spec
-    manifest = describe(variant, options.weights, options.seed, options.engine, options.precision, spec, result)
+    variant, spec = options.variant, options.spec
+    manifest = _describe(options, comparison)
     names = None
     if options.engine == "tensorrt":
         from builder.engines.tensorrt import output_names
@@ -209,5 +222,6 @@ def _write(
         name=options.name,
         output_names=names,
         extra_files=extra_files,
+        report=report,
         overwrite=options.overwrite,
     )

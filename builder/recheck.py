@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.build import ENGINES, compare_engine, sample_images
+from builder.build import ENGINES, compare_engine
 from builder.checkpoint import load_detector, random_detector
 from builder.export import InputSpec
 from builder.manifest import variant_of
+from builder.report import write_report
+from builder.samples import sample_images
 from builder.verify import Verification
 from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
@@ -32,7 +34,12 @@ def chosen_names(repository: Path, name: str | None = None) -> list[str]:
 
 
 def verify_repository(
-    repository: Path, name: str, weights: Sequence[Path] = (), verify_images: Path | None = None
+    repository: Path,
+    name: str,
+    weights: Sequence[Path] = (),
+    verify_images: Path | None = None,
+    verify_annotations: Path | None = None,
+    report: Path | None = None,
 ) -> Verification:
     """Compare an engine with the detector of its weights again, on `verify_images` or generated shapes.
 
@@ -41,6 +48,8 @@ def verify_repository(
         name: of the engine.
         weights: checkpoints, among them the one it was built from, unless it was built with random weights.
         verify_images: folder of images.
+        verify_annotations: COCO annotations of these images.
+        report: folder for the report; none is written if not given.
 
     Raises:
         CodetrError: a file of the repository is not the one that was built, the weights are others than those, or
@@ -50,11 +59,15 @@ def verify_repository(
     manifest = read_manifest(repository, name)
     file = _find_weights(name, manifest["weights"], weights)
     variant = variant_of(manifest)
+    samples = sample_images(variant.class_names or (), verify_images, verify_annotations)
     detector = random_detector(variant, manifest["seed"]) if file is None else load_detector(variant, file)
     spec = InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], manifest["dynamic_batch"])
     engine = _engine(manifest)
     run = engine.load(repository / model_name(DETECTOR, name) / "1" / engine.FILE_NAME, spec)
-    return compare_engine(detector.to(engine.device()), run, sample_images(verify_images), spec, manifest["precision"])
+    comparison = compare_engine(detector.to(engine.device()), run, samples, spec, manifest["precision"])
+    if report is None:
+        return comparison.check("; --report FOLDER shows where")
+    return comparison.check(f"; see {write_report(report, comparison, samples, manifest)}")
 
 
 def _engine(manifest: Mapping[str, Any]) -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from builder.ap import coco_rows, evaluate
 from builder.co_dino.model import CoDINO
 from builder.engines import EngineOutput, Runner, output_of
+from builder.samples import Samples
 from serving.errors import CodetrError
+from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
 from serving.preprocess import resize_and_pad
 
 # Candidates the comparison looks at, best first: those below are noise that any rounding reorders.
@@ -30,14 +33,28 @@ class Limits:
     """How far an engine of one precision may be from float32."""
 
     min_matched: float  # share of the best candidates that the engine finds again
-    max_score_difference: float  # of matched candidates, largest
+    max_usual_score_difference: float  # of 95 % of the matched candidates
+    max_ap_loss: float  # AP 50:95, 0..1; a few images are coarse: two detections that swap places cost 0.001
 
 
+# The demo detector in PyTorch itself, on 32 generated images on an H200: float16 finds 98.0 % again (95.8 % on the worst
+# 8 images), 95 % of scores within 0.012, AP +0.001; bfloat16 91.5 % (88.3 %), 0.043, AP +0.001 (-0.011). The largest
+# score difference has no limit: where rounding swaps two encoder proposals a whole query changes, and 0.6 is seen.
 LIMITS = {
-    "float32": Limits(min_matched=0.99, max_score_difference=1e-3),
-    "float16": Limits(min_matched=0.95, max_score_difference=0.03),
-    "bfloat16": Limits(min_matched=0.85, max_score_difference=0.15),
+    "float32": Limits(min_matched=0.99, max_usual_score_difference=1e-3, max_ap_loss=0.005),
+    "float16": Limits(min_matched=0.93, max_usual_score_difference=0.04, max_ap_loss=0.02),
+    "bfloat16": Limits(min_matched=0.85, max_usual_score_difference=0.12, max_ap_loss=0.03),
 }
+USUAL = 0.95  # share of the matched candidates
+
+
+class Agreement(NamedTuple):
+    """How an engine's best candidates compare with the detector's, of one image or over all."""
+
+    matched: float  # share found again
+    usual_score_difference: float  # of 95 % of those, at most
+    max_score_difference: float
+    mean_box_iou: float
 
 
 @dataclass(frozen=True)
@@ -47,55 +64,104 @@ class Verification:
     images: int
     compared: int
     matched: float
+    usual_score_difference: float
     max_score_difference: float
     mean_box_iou: float
     batch_matched: float | None  # the same figure between batch 1 and the largest batch; None for a batch of 1
+    ap: float | None = None  # AP 50:95 of the detector, after the server's post-processing; None without annotations
+    ap_engine: float | None = None
+
+    @property
+    def ap_difference(self) -> float | None:
+        """The engine's AP minus the detector's."""
+        return None if self.ap is None or self.ap_engine is None else self.ap_engine - self.ap
 
     def __str__(self) -> str:
-        return (
-            f"{self.matched:.1%} of {self.compared} candidates found again, scores within "
-            f"{self.max_score_difference:.1e}, mean IoU {self.mean_box_iou:.4f}"
+        text = (
+            f"{self.matched:.1%} of {self.compared} candidates found again, 95% of scores "
+            f"within {self.usual_score_difference:.1e}, mean IoU {self.mean_box_iou:.4f}"
         )
+        return text if self.ap_difference is None else f"{text}, AP {self.ap_engine:.4f} ({self.ap_difference:+.4f})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures for the manifest."""
         return asdict(self)
 
+    def faults(self, limits: Limits) -> list[str]:
+        """Return what is outside `limits`, each with its limit."""
+        faults = []
+        if self.matched < limits.min_matched:
+            faults.append(f"found {self.matched:.1%} of the detector's candidates, expected {limits.min_matched:.0%}")
+        if self.usual_score_difference > limits.max_usual_score_difference:
+            faults.append(
+                f"95% of scores differ by up to {self.usual_score_difference:.4f}, expected "
+                f"{limits.max_usual_score_difference}"
+            )
+        if self.batch_matched is not None and self.batch_matched < limits.min_matched:
+            faults.append(
+                f"the largest batch finds {self.batch_matched:.1%} of what batch 1 finds, expected "
+                f"{limits.min_matched:.0%}"
+            )
+        if self.ap_difference is not None and -self.ap_difference > limits.max_ap_loss:
+            faults.append(
+                f"AP is {self.ap_engine:.4f} instead of {self.ap:.4f}, expected a loss of at most {limits.max_ap_loss}"
+            )
+        return faults
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison in full, for its report."""
+
+    result: Verification
+    limits: Limits
+    per_image: Sequence[Agreement]
+    expected: EngineOutput  # the detector's candidates
+    actual: EngineOutput  # the engine's
+
+    def check(self, hint: str = "") -> Verification:
+        """Return the figures.
+
+        Raises:
+            VerificationError: one is outside the limits; `hint` is added to the message.
+        """
+        faults = self.result.faults(self.limits)
+        if faults:
+            raise VerificationError(f"the engine does not reproduce the detector: {'; '.join(faults)}{hint}")
+        return self.result
+
 
 def verify(
     detector: CoDINO,
     run: Runner,
-    images: Sequence[NDArray[np.uint8]],
+    samples: Samples,
     height: int,
     width: int,
     batch_sizes: tuple[int, int],
     limits: Limits,
-) -> Verification:
-    """Run engine and detector over `images` (uint8 [h, w, 3] RGB, any sizes) and compare their best candidates.
+) -> Comparison:
+    """Run engine and detector over the same images and compare their best candidates, and their AP where annotated.
 
     Args:
         detector: the float32 reference.
         run: the engine.
-        images: what both see, fitted into `height` x `width`.
+        samples: what both see, fitted into `height` x `width`.
         height: of the engine's input, in pixels.
         width: of the engine's input, in pixels.
         batch_sizes: smallest and largest batch of the engine; both are run and compared with each other.
-        limits: of the engine's precision.
-
-    Raises:
-        VerificationError: a figure is outside `limits`.
+        limits: of the engine's precision; `Comparison.check` applies them.
     """
-    pixels, sizes = fit(images, height, width)
+    pixels, sizes = fit(samples.images, height, width)
     expected = run_batched(_pytorch(detector), pixels, sizes, batch_sizes[0])
     actual = run_batched(run, pixels, sizes, batch_sizes[0])
-    matched, score_difference, iou = compare(expected, actual)
+    per_image = compare(expected, actual)
     batch_matched = None
     if batch_sizes[1] > batch_sizes[0]:
-        batch_matched, _, _ = compare(actual, run_batched(run, pixels, sizes, batch_sizes[1]))
-    compared = min(COMPARED, expected.scores.shape[1]) * len(images)
-    result = Verification(len(images), compared, matched, score_difference, iou, batch_matched)
-    _check(result, limits)
-    return result
+        batch_matched = overall(actual, run_batched(run, pixels, sizes, batch_sizes[1])).matched
+    ap, ap_engine = (average_precision(output, samples) for output in (expected, actual))
+    compared = min(COMPARED, expected.scores.shape[1]) * len(per_image)
+    result = Verification(len(per_image), compared, *overall(expected, actual), batch_matched, ap, ap_engine)
+    return Comparison(result, limits, per_image, expected, actual)
 
 
 def fit(images: Sequence[NDArray[np.uint8]], height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
@@ -114,17 +180,57 @@ def run_batched(run: Runner, pixels: NDArray[np.uint8], sizes: NDArray[np.int32]
     return EngineOutput(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
 
 
-def compare(expected: EngineOutput, actual: EngineOutput) -> tuple[float, float, float]:
-    """Return the share of the best expected candidates found again, their largest score difference and mean IoU."""
-    ious, differences = [], []
+def served(output: EngineOutput, images: Sequence[NDArray[np.uint8]]) -> list[Postprocessed]:
+    """Return each image's detections as the server answers them by default, without rows of padding."""
+    settings = PostprocessSettings(max_detections=output.scores.shape[1])
+    found = []
+    for boxes, scores, labels, image in zip(*output, images, strict=True):
+        rows = postprocess(boxes, scores, labels, (image.shape[0], image.shape[1]), settings)
+        n = rows.num_detections
+        found.append(rows._replace(boxes=rows.boxes[:n], scores=rows.scores[:n], labels=rows.labels[:n]))
+    return found
+
+
+def average_precision(output: EngineOutput, samples: Samples) -> float | None:
+    """Return COCO's AP 50:95 of what the server would answer on the annotated images; None if none are."""
+    truth = samples.truth
+    if truth is None:
+        return None
+    detections = served(output, samples.images)
+    rows = [
+        row
+        for index, image_id in truth.image_ids.items()
+        for row in coco_rows(image_id, *detections[index][:3], truth.category_ids)
+    ]
+    return float(evaluate(truth.content, rows, truth.image_ids.values(), truth.category_ids.values()).stats[0])
+
+
+def compare(expected: EngineOutput, actual: EngineOutput) -> list[Agreement]:
+    """Return for each image how the best expected candidates are found again."""
+    return [_agreement(*matches) for matches in _matches(expected, actual)]
+
+
+def overall(expected: EngineOutput, actual: EngineOutput) -> Agreement:
+    """Return how the best expected candidates of all images are found again."""
+    ious, differences = (np.concatenate(each) for each in zip(*_matches(expected, actual), strict=True))
+    return _agreement(ious, differences)
+
+
+def _matches(expected: EngineOutput, actual: EngineOutput) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return for each image the IoU and the score difference of each expected candidate's best match."""
+    result = []
     for boxes, scores, labels, *found in zip(*expected, *actual, strict=True):
-        for box, score, label in list(zip(boxes, scores, labels, strict=True))[:COMPARED]:
-            iou, difference = _best_match(box, score, label, *found)
-            ious.append(iou)
-            differences.append(difference)
-    matched = np.array(ious) >= MATCH_IOU
-    largest = float(np.max(np.array(differences)[matched], initial=0.0))
-    return float(matched.mean()), largest, float(np.mean(ious))
+        best = list(zip(boxes, scores, labels, strict=True))[:COMPARED]
+        ious, differences = np.array([_best_match(*candidate, *found) for candidate in best], float).T
+        result.append((ious, differences))
+    return result
+
+
+def _agreement(ious: NDArray[np.float64], differences: NDArray[np.float64]) -> Agreement:
+    matched = ious >= MATCH_IOU
+    of_matched = np.sort(differences[matched]) if matched.any() else np.zeros(1)
+    usual = of_matched[int(np.ceil(USUAL * len(of_matched))) - 1]
+    return Agreement(float(matched.mean()), float(usual), float(of_matched[-1]), float(ious.mean()))
 
 
 def _best_match(
@@ -162,20 +268,3 @@ def _pytorch(detector: CoDINO) -> Runner:
         return output_of(tensor.cpu() for tensor in outputs)
 
     return run
-
-
-def _check(result: Verification, limits: Limits) -> None:
-    faults = []
-    if result.matched < limits.min_matched:
-        faults.append(f"found {result.matched:.1%} of the detector's candidates, expected {limits.min_matched:.0%}")
-    if result.max_score_difference > limits.max_score_difference:
-        faults.append(
-            f"scores differ by up to {result.max_score_difference:.4f}, expected {limits.max_score_difference}"
-        )
-    if result.batch_matched is not None and result.batch_matched < limits.min_matched:
-        faults.append(
-            f"the largest batch finds {result.batch_matched:.1%} of what batch 1 finds, expected "
-            f"{limits.min_matched:.0%}"
-        )
-    if faults:
-        raise VerificationError(f"the engine does not reproduce the detector: {'; '.join(faults)}")

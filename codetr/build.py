@@ -23,6 +23,7 @@ def build(
     batch: Annotated[int, typer.Option(help="Largest batch.")] = 4,
     static_batch: Annotated[bool, typer.Option(help="Only the largest batch, instead of 1 to it.")] = False,
     verify_images: Annotated[Path | None, typer.Option(help="Images to verify on; generated shapes else.")] = None,
+    verify_annotations: Annotated[Path | None, typer.Option(help="Their COCO annotations, to compare AP too.")] = None,
     skip_verification: Annotated[
         bool, typer.Option(help="Keep the engine unverified; random weights in half precision cannot be compared.")
     ] = False,
@@ -58,6 +59,7 @@ def build(
         engine=engine,
         precision=PRECISIONS[precision],  # type: ignore[arg-type]
         verify_images=verify_images,
+        verify_annotations=verify_annotations,
         skip_verification=skip_verification,
         name=name,
         overwrite=overwrite,

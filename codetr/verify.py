@@ -16,10 +16,13 @@ def verify(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the ensemble; all of them else.")] = None,
     verify_images: Annotated[Path | None, typer.Option(help="Images to verify on; generated shapes else.")] = None,
+    verify_annotations: Annotated[Path | None, typer.Option(help="Their COCO annotations, to compare AP too.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for a report with pictures, one in it for each.")] = None,
 ) -> None:
     """Check a repository's files and compare its engines with the float32 detectors again."""
     from builder.recheck import chosen_names, verify_repository
 
     for each in chosen_names(repository, name):
-        result = verify_repository(repository, each, weights or (), verify_images)
+        folder = None if report is None else report / each
+        result = verify_repository(repository, each, weights or (), verify_images, verify_annotations, folder)
         Console().print(f"[green]✓[/] {each}: engine and detector agree: {result}", highlight=False)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 from PIL import Image
 
+from builder.ap import coco_rows, evaluate, match_categories
 from clients.client import CoDetrClient
 from clients.detections import Detections
 from clients.draw import draw
@@ -106,17 +106,8 @@ def category_of_label(dataset: Dataset, class_names: Sequence[str]) -> dict[int,
     Raises:
         CodetrError: the data set has a category that the detector does not know.
     """
-    if not class_names:
-        return dict(enumerate(dataset.category_ids))
-    labels = {name: label for label, name in enumerate(class_names)}
-    unknown = [name for name in dataset.category_names if name not in labels]
-    if unknown:
-        raise CodetrError(
-            f"the detector does not know {len(unknown)} of the {len(dataset.category_names)} categories of "
-            f"{dataset.annotations}, among them {unknown[0]!r}; its classes are {', '.join(class_names[:5])}, ... "
-            "(--labels replaces their names)"
-        )
-    return {labels[name]: id_ for id_, name in zip(dataset.category_ids, dataset.category_names, strict=True)}
+    categories = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
+    return match_categories(categories, class_names, dataset.annotations, "--labels replaces their names")
 
 
 # ------------------------------------------------------------------------------------------------ detectors
@@ -280,41 +271,24 @@ def _read_results(results: Path, header: dict[str, str], class_names: Sequence[s
 
 def coco_results(found: Mapping[int, Detections], category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
     """Return COCO result records of all detections whose label has a category."""
-    size = max(category_ids) + 1
-    rows = []
-    for image_id, detections in sorted(found.items()):
-        known = np.array([label in category_ids for label in detections.labels.tolist()], bool)
-        kept = Detections(
-            detections.boxes[known],
-            detections.scores[known],
-            detections.labels[known],
-            tuple(name for name, keep in zip(detections.names, known, strict=True) if keep),
-        )
-        rows += kept.to_coco(image_id, [category_ids.get(label, 0) for label in range(size)])
-    return rows
+    return [
+        row
+        for image_id, each in sorted(found.items())
+        for row in coco_rows(image_id, each.boxes, each.scores, each.labels, category_ids)
+    ]
 
 
 def score(dataset: Dataset, results: list[dict[str, Any]], images: Iterable[CocoImage] | None = None) -> Accuracy:
     """Return COCO's AP and AR of `results` on the data set, or on some of its images."""
-    truth = COCO(str(dataset.annotations), print_function=_quiet)
-    evaluation = COCOeval_faster(truth, truth.loadRes(results) if results else COCO(), "bbox", print_function=_quiet)
-    evaluation.params.imgIds = [image.id for image in (dataset.images if images is None else images)]
-    evaluation.params.catIds = list(dataset.category_ids)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    ap, ap50, ap75, small, medium, large, _, _, *recalls = (float(value) for value in evaluation.stats[:12])
+    image_ids = [image.id for image in (dataset.images if images is None else images)]
+    stats, precision = evaluate(dataset.annotations, results, image_ids, dataset.category_ids)
+    ap, ap50, ap75, small, medium, large, _, _, *recalls = stats.tolist()
     ar100, ar_small, ar_medium, ar_large = recalls
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]
     classes = {
         name: {"ap": _mean(precision[:, :, k]), "ap50": _mean(precision[0, :, k])}
         for k, name in enumerate(dataset.category_names)
     }
     return Accuracy(ap, ap50, ap75, small, medium, large, ar100, ar_small, ar_medium, ar_large, classes)
-
-
-def _quiet(*_: object, **__: object) -> None:
-    """Take the place of the library's prints."""
 
 
 def _mean(precision: NDArray[np.float64]) -> float:

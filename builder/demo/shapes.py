@@ -9,7 +9,7 @@ either: an item that would have too little contrast, or hide too much of another
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,12 +92,7 @@ def write_dataset(
         The path of the annotation file.
     """
     (output / "images").mkdir(parents=True, exist_ok=True)
-    coco: dict[str, Any] = {
-        "info": {"description": "generated shapes", "seed": seed, "first": first},
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASS_NAMES)],
-    }
+    coco = {"info": {"description": "generated shapes", "seed": seed, "first": first}, **coco_annotations([])}
     for index in progress(range(first, first + images)):
         sample = generate(seed, index)
         _append_to_coco(coco, sample, index)
@@ -105,6 +100,18 @@ def write_dataset(
     path = output / "annotations.json"
     path.write_text(json.dumps(coco), encoding="utf-8")
     return path
+
+
+def coco_annotations(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return the COCO annotations of the first images of a data set, as `write_dataset` numbers them."""
+    coco: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASS_NAMES)],
+    }
+    for index, sample in enumerate(samples):
+        _append_to_coco(coco, sample, index)
+    return coco
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:

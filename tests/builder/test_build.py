@@ -1,17 +1,22 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from PIL import Image
+import torch
 
 from builder import get_variant
-from builder.build import BuildOptions, build_repository, sample_images
-from builder.engines import EngineError
+from builder.build import BuildOptions, build_repository, keep_report
+from builder.demo import DEMO_WEIGHTS
+from builder.demo.shapes import write_dataset
+from builder.engines import EngineError, output_of
 from builder.export import InputSpec
 from builder.manifest import describe, variant_of
+from builder.verify import VerificationError
 from serving.errors import CodetrError
+from serving.manifest import engine_names, read_manifest
+from tests.smallest import SMALLEST
 
 SPEC = InputSpec(64, 96)
 SMALL = get_variant("co_dino_r50_12e").derive("small", num_classes=8, num_queries=50)
@@ -38,21 +43,83 @@ def test_a_full_disk_is_named_before_the_long_part(tmp_path, monkeypatch):
         build_repository(BuildOptions(SMALL, SPEC), tmp_path / "repository")
 
 
-def test_sample_images_come_from_a_folder_in_rgb(tmp_path):
-    red = np.zeros((4, 6, 3), np.uint8)
-    red[..., 0] = 255
-    Image.fromarray(red).save(tmp_path / "b.png")
-    (tmp_path / "notes.txt").write_text("no image")
-    (image,) = sample_images(tmp_path)
-    assert (image == red).all()
+@pytest.fixture
+def stand_in(monkeypatch):
+    """An engine that is the detector itself with its boxes moved by `shift`; nothing is exported."""
+    made = SimpleNamespace(shift=0.0, detector=None)
+
+    def export(detector, spec):
+        made.detector = detector
+
+    def load(path, spec):
+        def run(images, image_sizes):
+            boxes, *rest = made.detector(torch.from_numpy(images), torch.from_numpy(image_sizes))
+            return output_of(tensor.detach() for tensor in (boxes + made.shift, *rest))
+
+        return run
+
+    engine = SimpleNamespace(
+        FILE_NAME="model.onnx",
+        PRECISIONS=("float32",),
+        device=lambda: "cpu",
+        extra_files=list,
+        build=lambda program, path: path.write_bytes(b"an engine"),
+        load=load,
+    )
+    monkeypatch.setattr("builder.build.export_detector", export)
+    monkeypatch.setattr("builder.build._engine", lambda options: engine)
+    return made
 
 
-@pytest.mark.parametrize("content", [None, b"not an image"], ids=["empty folder", "broken image"])
-def test_a_folder_without_readable_images_is_named(tmp_path, content):
-    if content is not None:
-        (tmp_path / "broken.jpg").write_bytes(content)
-    with pytest.raises(CodetrError, match="holds no readable images"):
-        sample_images(tmp_path)
+def test_a_second_name_is_added_and_the_same_is_refused_at_once(tmp_path, stand_in, monkeypatch):
+    repository = tmp_path / "repository"
+    build_repository(BuildOptions(SMALLEST, SPEC), repository)
+    build_repository(BuildOptions(SMALLEST, InputSpec(96, 64), name="portrait"), repository)
+    assert [read_manifest(repository, name)["height"] for name in engine_names(repository)] == [64, 96]
+    monkeypatch.setattr("builder.build.load", lambda options: pytest.fail("the weights were loaded"))
+    with pytest.raises(CodetrError, match="has an engine portrait; give the new one another --name"):
+        build_repository(BuildOptions(SMALLEST, SPEC, name="portrait"), repository)
+
+
+def test_the_report_is_in_the_repository(tmp_path, stand_in):
+    result = build_repository(BuildOptions(SMALLEST, SPEC), tmp_path / "repository")
+    report = tmp_path / "repository" / "codetr_detector" / "verification"
+    figures = json.loads((report / "verification.json").read_text())
+    assert (figures["agrees"], figures["matched"], figures["ap"]) == (True, 1.0, None)
+    assert read_manifest(tmp_path / "repository")["verification"] == result.to_dict()
+    assert len(list(report.glob("*.jpg"))) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"repository"}
+
+
+def test_a_disagreeing_engine_leaves_a_report_and_no_repository(tmp_path, stand_in):
+    stand_in.shift = 0.3
+    for _ in range(2):  # the second replaces the first one's report
+        with pytest.raises(VerificationError, match=r"the report with pictures is in .*r-codetr-verification$"):
+            build_repository(BuildOptions(SMALLEST, SPEC), tmp_path / "r")
+    assert [path.name for path in tmp_path.iterdir()] == ["r-codetr-verification"]
+    kept = tmp_path / "r-codetr-verification"
+    assert "does not reproduce the detector" in (kept / "report.md").read_text()
+    assert len(list(kept.glob("*.jpg"))) == 4
+
+
+def test_a_report_that_cannot_lie_beside_the_repository_is_kept_elsewhere(tmp_path):
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.md").write_text("differs")
+    (tmp_path / "r-codetr-verification").write_text("a file of somebody else")
+    kept = keep_report(tmp_path / "report", tmp_path / "r", "codetr")
+    assert (kept / "report.md").read_text() == "differs"
+    assert (tmp_path / "r-codetr-verification").read_text() == "a file of somebody else"
+    shutil.rmtree(kept.parent)
+
+
+def test_the_shapes_detector_is_compared_by_ap_too(tmp_path, stand_in):
+    write_dataset(tmp_path / "data", images=2, seed=20)
+    options = BuildOptions(
+        get_variant("co_dino_demo"), InputSpec(96, 144, 1), DEMO_WEIGHTS, verify_images=tmp_path / "data" / "images"
+    )
+    result = build_repository(options, tmp_path / "repository")
+    assert 0 < result.ap <= 1
+    assert result.ap_difference == 0
 
 
 @pytest.mark.parametrize("name", ["co_dino_swin_l_o365", "co_dino_r50_lsj_36e"])

@@ -8,31 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from builder import Variant, random_detector
+from builder import random_detector
 from builder.build import BuildOptions, build_repository
 from builder.export import InputSpec
-from builder.variants import SwinConfig
 from clients.client import CoDetrClient
 from serving.launch import running_server
 from serving.postprocess import PostprocessSettings, postprocess
 from serving.preprocess import preprocess
-
-# As few kernels as a Co-DINO can have: a C++ compiler builds them all.
-SMALLEST = Variant(
-    "smallest",
-    SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), window_size=4, mlp_ratio=1),
-    num_classes=4,
-    num_queries=20,
-    max_detections=40,
-    embed_dim=32,
-    num_heads=2,
-    num_self_heads=2,
-    num_levels=4,
-    num_points=2,
-    feedforward_dim=32,
-    encoder_layers=1,
-    decoder_layers=1,
-)
+from tests.smallest import SMALLEST
 
 
 @pytest.mark.server

@@ -33,10 +33,14 @@ def damage(repository):
     onnx.save(model, repository / ENGINE)
 
 
-def test_an_untouched_repository_is_confirmed(repository, checkpoint):
-    result = CliRunner().invoke(app, ["verify", str(repository), "--weights", str(checkpoint)])
+def test_an_untouched_repository_is_confirmed_and_reported(repository, checkpoint, tmp_path):
+    options = ["--weights", str(checkpoint), "--report", str(tmp_path)]
+    result = CliRunner().invoke(app, ["verify", str(repository), *options])
     assert result.exit_code == 0, result.output
     assert "codetr: engine and detector agree: 100.0%" in result.output
+    again = json.loads((tmp_path / "codetr" / "verification.json").read_text())
+    built = json.loads((repository / "codetr_detector" / "verification" / "verification.json").read_text())
+    assert again == built
 
 
 def test_a_changed_byte_is_refused_before_start_and_at_verification(copy, checkpoint):

@@ -5,6 +5,7 @@ import pytest
 from builder import load_detector
 from builder.engines import onnx as engine
 from builder.export import InputSpec, export_detector
+from builder.samples import Samples
 from builder.verify import LIMITS, VerificationError, verify
 
 HEIGHT, WIDTH = 64, 96
@@ -27,7 +28,12 @@ def onnx_file(detector, tmp_path_factory):
 def images():
     """A landscape, a portrait and a tiny image of noise."""
     generator = np.random.default_rng(0)
-    return [generator.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((60, 100), (90, 41), (8, 8))]
+    images = [generator.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((60, 100), (90, 41), (8, 8))]
+    return Samples(images, ["landscape", "portrait", "tiny"])
+
+
+def compare(detector, path, images):
+    return verify(detector, engine.load(path, SPEC), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
 
 
 def test_file_follows_the_contract(onnx_file):
@@ -47,7 +53,7 @@ def test_file_follows_the_contract(onnx_file):
 
 
 def test_engine_reproduces_the_detector(detector, onnx_file, images):
-    result = verify(detector, engine.load(onnx_file, SPEC), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
+    result = compare(detector, onnx_file, images).check()
     assert result.matched == 1
     assert result.batch_matched == 1
     assert result.max_score_difference < 1e-4
@@ -62,5 +68,6 @@ def test_a_damaged_engine_is_refused(detector, onnx_file, images, tmp_path):
     values[3, 0] += 8
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "damaged.onnx")
+    comparison = compare(detector, tmp_path / "damaged.onnx", images)
     with pytest.raises(VerificationError, match="does not reproduce the detector: found"):
-        verify(detector, engine.load(tmp_path / "damaged.onnx", SPEC), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
+        comparison.check()

@@ -1,0 +1,19 @@
+"""A Co-DINO of as few kernels and weights as it can have."""
+
+from builder.variants import SwinConfig, Variant
+
+SMALLEST = Variant(
+    "smallest",
+    SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), window_size=4, mlp_ratio=1),
+    num_classes=4,
+    num_queries=20,
+    max_detections=40,
+    embed_dim=32,
+    num_heads=2,
+    num_self_heads=2,
+    num_levels=4,
+    num_points=2,
+    feedforward_dim=32,
+    encoder_layers=1,
+    decoder_layers=1,
+)
