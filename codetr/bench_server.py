@@ -49,6 +49,7 @@ def bench_server(
     from perf import server
     from perf.connection import Connection
     from perf.perf_analyzer import find
+    from perf.records import RESULTS_NAME
     from perf.report import load_record, write_server_report
 
     plan = server.Plan(
@@ -68,7 +69,7 @@ def bench_server(
         bench = server.ServerBench(installation, connection, metrics_url, configs, plan.picture_sizes, output)
         record = server.run(bench, plan, output, server.describe(connection, configs), print_result)
     write_server_report(record, output, earlier)
-    typer.echo(f"wrote {output / 'report.html'}, report.md and {server.RESULTS_NAME}")
+    typer.echo(f"wrote {output / 'report.html'}, report.md and {RESULTS_NAME}")
 
 
 def parse_models(text: str) -> tuple[str, ...]:

@@ -50,10 +50,13 @@ def throughput_latency(levels: Sequence[LevelSummary], title: str) -> Figure:
     return figure
 
 
-def step_stack(levels: Sequence[LevelSummary], title: str) -> Figure:
-    """Return bars of where a request's time goes, a bar a load: queue, input, compute and output of every step."""
-    figure, axes = _axes(title, "load", "mean time in the server (ms)")
-    ordered = sorted(levels, key=lambda level: level.value)
+def step_stack(levels: Sequence[LevelSummary], title: str, labels: Sequence[str] = ()) -> Figure:
+    """Return bars of where a request's time goes: queue, input, compute and output of every step.
+
+    A bar a level, in their order if they have `labels`, else by load.
+    """
+    figure, axes = _axes(title, "" if labels else "load", "mean time in the server (ms)")
+    ordered = list(levels) if labels else sorted(levels, key=lambda level: level.value)
     places = np.arange(len(ordered))
     bottom = np.zeros(len(ordered))
     for model, colour in STEP_COLOURS.items():
@@ -62,7 +65,7 @@ def step_stack(levels: Sequence[LevelSummary], title: str) -> Figure:
             label = f"{model.removeprefix('codetr_')} {phase.replace('compute_', '').replace('infer', 'compute')}"
             axes.bar(places, heights, bottom=bottom, color=colour, alpha=shade, width=0.7, label=label)
             bottom += heights
-    axes.set_xticks(places, [f"{level.value:g}" for level in ordered])
+    axes.set_xticks(places, labels or [f"{level.value:g}" for level in ordered])
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 

@@ -76,7 +76,7 @@ def server_sections(record: Mapping[str, Any], baseline: Mapping[str, Any] | Non
         *([_stack_section(ensemble)] if ensemble else []),
         *([_rate_section(rates)] if rates else []),
         *([_search_section(record)] if record["highest_rate"] is not None else []),
-        *([_failure_section(record)] if any(result["error"] for result in record["results"]) else []),
+        *([failure_section(record)] if any(result["error"] for result in record["results"]) else []),
     ]
     return [section for section in sections if section.text or section.rows or section.plots]
 
@@ -170,9 +170,10 @@ def _search_section(record: Mapping[str, Any]) -> Section:
     return Section("Highest rate within the latency limit", text, ("requests/s offered", *LEVEL_COLUMNS), rows)
 
 
-def _failure_section(record: Mapping[str, Any]) -> Section:
+def failure_section(record: Mapping[str, Any]) -> Section:
+    """Return the section of a record's levels that could not be measured, and why."""
     rows = [
-        [f"{result['model']} {result['mode']} {result['value']:g}", result["error"]]
+        [f"{result.get('case', '')} {result['model']} {result['mode']} {result['value']:g}".lstrip(), result["error"]]
         for result in record["results"]
         if result["error"]
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from perf import perf_analyzer
 from perf.connection import Connection
 from perf.machine import header
 from perf.perf_analyzer import WINDOWS, Level, Reading
+from perf.records import write_record
 from perf.requests import write_inputs
 from perf.server_metrics import GaugeSampler, StepTime, step_times
 from perf.statistics import STABLE_P99, STABLE_THROUGHPUT, windows_agree
@@ -19,7 +19,6 @@ from serving import contract
 from serving.errors import CodetrError
 
 ALL_MODELS = tuple(contract.contract(1, 1))
-RESULTS_NAME = "results.json"
 # Fewer requests in a window give no p99 worth the name: slow services get longer windows, up to this many seconds.
 MIN_REQUESTS = 20
 MAX_WINDOW = 30.0
@@ -235,14 +234,14 @@ def run(
         for result in sweep(bench, plan):
             results.append(result)
             record = to_record(plan, results, description, complete=False)
-            _write(record, output)
+            write_record(record, output)
             on_result(result)
         record = to_record(plan, results, description, complete=True)
     except KeyboardInterrupt:
         print("interrupted: keeping what was measured")
     if not any(result.reading for result in results):
         raise CodetrError(next((result.error for result in results), "nothing was measured"))
-    _write(record, output)
+    write_record(record, output)
     return record
 
 
@@ -275,10 +274,3 @@ def describe(connection: Connection, configs: Mapping[str, Any]) -> dict[str, An
         for name, config in configs.items()
     }
     return {**header("server"), "url": connection.address, "protocol": connection.protocol, "models": models}
-
-
-def _write(record: Mapping[str, Any], output: Path) -> None:
-    # written beside and renamed: a cut in the middle leaves the last whole file
-    partial = output / f"{RESULTS_NAME}.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(output / RESULTS_NAME)

@@ -17,7 +17,8 @@ Verdict = Literal["better", "worse", "no difference"]
 class LevelSummary:
     """One model under one load: medians over the repeats; latencies in milliseconds.
 
-    spread and p99_spread: (largest - smallest) / median over the repeats, or over the windows of a single one.
+    spread and p99_spread: (largest - smallest) / median over the repeats, or over the windows of a single one; of p50,
+    which windows do not tell, over the repeats only.
     steps: mean milliseconds by model and phase; gauges: mean use of CPU and GPU.
     """
 
@@ -30,6 +31,7 @@ class LevelSummary:
     p99: float
     spread: float
     p99_spread: float
+    p50_spread: float
     stable: bool
     repeats: int
     steps: Mapping[str, Mapping[str, float]]
@@ -76,6 +78,7 @@ def _summarise(model: str, mode: str, value: float, results: Sequence[Mapping[st
         p99=median(reading["p99"] for reading in readings),
         spread=spread,
         p99_spread=p99_spread,
+        p50_spread=relative_range([reading["p50"] for reading in readings]),
         stable=all(result["stable"] for result in results),
         repeats=len(results),
         steps=_mean_steps([result["steps"] for result in results]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import signal
 import time
 from typing import Any
 
@@ -22,6 +23,9 @@ from perf.load.timing import ClientPool, connect, send
 
 # after locust has patched the standard library, and before the first channel: gRPC would else block every user
 grpc.experimental.gevent.init_gevent()
+
+# a shell starts background jobs with SIGINT ignored, but that is how `codetr bench load` ends us
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CONFIG = from_environment()
 # Arrivals come as this many independent Poisson streams, each a locust user, so that locust spreads them over workers.

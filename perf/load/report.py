@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -26,10 +25,9 @@ from perf.load.limits import (
 )
 from perf.load.monitor import MEMORY_NAME, MemorySample, memory_record, thinned, to_series, write_memory
 from perf.machine import header
+from perf.records import write_record
 from perf.report import LEVEL_COLUMNS, Section, comparison_section, level_rows, load_record, write_report
 from perf.summaries import summarise_levels
-
-RESULTS_NAME = "results.json"
 
 
 def finish(config: LoadConfig, samples: Sequence[Sample], memory: Sequence[MemorySample]) -> list[str]:
@@ -40,7 +38,7 @@ def finish(config: LoadConfig, samples: Sequence[Sample], memory: Sequence[Memor
     broken = [*result.broken_limits(config), *broken_memory_limit(figures, config)]
     record = to_record(config, result, broken, load_levels(samples, config), figures)
     baseline = load_record(Path(config.baseline), "load") if config.baseline else None
-    (config.folder / RESULTS_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(record, config.folder)
     write_samples(samples, config.folder / SAMPLES_NAME)
     write_memory(memory, config.folder / MEMORY_NAME)
     write_report("Load test", record, load_sections(record, samples, memory, baseline), config.folder)

@@ -15,8 +15,8 @@ import psutil
 
 from perf.load.config import LoadConfig
 from perf.load.limits import STATUS_LIMIT
-from perf.load.report import RESULTS_NAME
 from perf.load.timing import connect
+from perf.records import RESULTS_NAME
 from perf.report import load_record
 from serving.errors import CodetrError
 
@@ -64,7 +64,7 @@ def _handing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """Let SIGTERM, which only we receive, end the run as Ctrl-C does."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # locust dies of SIGTERM without a word
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from perf.cost.cases import Case, CostPlan
+from perf.cost.run import measure_case
 from perf.perf_analyzer import find
 from serving.errors import CodetrError
 from serving.launch import TritonServer
@@ -57,7 +60,16 @@ def test_a_broken_limit_is_exit_status_1(server: TritonServer, tmp_path: Path) -
     assert "is above --max-p99-ms 0.001" in done.stderr
 
 
-def test_ctrl_c_keeps_what_a_load_test_measured(server: TritonServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(lambda pid: os.killpg(pid, signal.SIGINT), id="Ctrl-C"),
+        pytest.param(lambda pid: os.kill(pid, signal.SIGTERM), id="SIGTERM to the command alone"),
+    ],
+)
+def test_an_interrupted_load_test_keeps_what_it_measured(
+    server: TritonServer, tmp_path: Path, end: Callable[[int], None]
+) -> None:
     command = [
         *PROGRAM,
         "load",
@@ -78,7 +90,7 @@ def test_ctrl_c_keeps_what_a_load_test_measured(server: TritonServer, tmp_path: 
             if b"All users spawned" in line:
                 break
         time.sleep(2)
-        os.killpg(process.pid, signal.SIGINT)
+        end(process.pid)
         process.communicate(timeout=60)
     finally:
         process.kill()
@@ -100,3 +112,15 @@ def test_a_sweep_of_the_ensemble_and_its_steps(server: TritonServer, tmp_path: P
     ]  # fmt: skip
     assert set(record["results"][0]["steps"]) >= {"codetr_preprocess", "codetr_detector", "codetr_postprocess"}
     assert "<svg" in (tmp_path / "report.html").read_text()
+
+
+def test_the_server_adds_to_a_detector_of_fixed_cost(tmp_path: Path) -> None:
+    try:
+        find()
+    except CodetrError as error:
+        pytest.skip(str(error))
+    case = Case(96, 64, picture=(64, 48), protocol="http", preprocess=1)
+    plan = CostPlan(cost_ms=20, concurrency=2, repeats=1, window=0.5)
+    results = list(measure_case(find(), plan, tmp_path, case))
+    assert [(result.level.value, result.error) for result in results] == [(1, ""), (2, "")]
+    assert all(result.steps["codetr_detector"].compute_infer >= 20 for result in results)

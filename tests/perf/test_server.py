@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from clients.errors import ServerUnreachableError
-from perf import perf_analyzer, server
+from perf import perf_analyzer
 from perf.perf_analyzer import Installation, Level
+from perf.records import RESULTS_NAME
 from perf.server import Plan, Result, ServerBench, highest_rate, run, sweep, widened
 from serving.errors import CodetrError
 from tests.perf.records import DESCRIPTION, reading, result
@@ -104,7 +105,7 @@ def test_a_level_without_a_reading_is_not_stable() -> None:
 
 def test_the_record_is_complete_json(tmp_path: Path) -> None:
     record = run(RecordedBench(saturating), SMALL, tmp_path / "out", DESCRIPTION)
-    written = json.loads((tmp_path / "out" / server.RESULTS_NAME).read_text())
+    written = json.loads((tmp_path / "out" / RESULTS_NAME).read_text())
     assert written == json.loads(json.dumps(record))
     assert written["complete"] is True
     assert len(written["results"]) == 14
@@ -120,7 +121,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
 
     record = run(RecordedBench(cut), SMALL, tmp_path, DESCRIPTION)
     assert (record["complete"], len(record["results"])) == (False, 2)
-    assert json.loads((tmp_path / server.RESULTS_NAME).read_text())["complete"] is False
+    assert json.loads((tmp_path / RESULTS_NAME).read_text())["complete"] is False
 
 
 def test_a_server_that_dies_leaves_the_levels_before(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_server_that_dies_leaves_the_levels_before(tmp_path: Path) -> None:
 
     with pytest.raises(ServerUnreachableError):
         run(RecordedBench(die), SMALL, tmp_path, DESCRIPTION)
-    assert len(json.loads((tmp_path / server.RESULTS_NAME).read_text())["results"]) == 2
+    assert len(json.loads((tmp_path / RESULTS_NAME).read_text())["results"]) == 2
 
 
 def test_a_run_without_any_reading_is_its_first_error(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""`codetr bench cost`: what the server adds to the detector."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from codetr.bench_preprocess import parse_counts, parse_size
+
+if TYPE_CHECKING:
+    from perf.cost.cases import Case
+    from perf.server import Result
+
+
+def bench_cost(
+    output: Annotated[Path, typer.Option(help="Folder for the report, results.json and CSV files.")] = Path(
+        "runs/bench/cost"
+    ),
+    cost_ms: Annotated[float, typer.Option(min=0.1, help="What the engine takes for a batch.")] = 30.0,
+    sizes: Annotated[str, typer.Option(help="Comma-separated WIDTHxHEIGHT of the engine.")] = (
+        "608x608,1152x768,1920x1280"
+    ),
+    batches: Annotated[str, typer.Option(help="Comma-separated numbers of images in a request, 8 at most.")] = "1,4",
+    instances: Annotated[str, typer.Option(help="Comma-separated instance counts of pre-processing.")] = "1,2,4",
+    concurrency: Annotated[int, typer.Option(min=2, help="Concurrent requests of the higher load.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Passes over the loads of a case; they give the spread.")] = 2,
+    window: Annotated[float, typer.Option(min=0.1, help="Seconds of a window; a load has three.")] = 1.5,
+) -> None:
+    """Measure what the server adds to a detector of fixed cost: by size, batch, instances and protocol."""
+    from perf.cost.cases import CostPlan
+    from perf.cost.report import write_cost_report
+    from perf.cost.run import measure_case, run
+    from perf.perf_analyzer import find
+
+    plan = CostPlan(
+        cost_ms=cost_ms,
+        sizes=tuple(parse_size(size) for size in sizes.split(",")),
+        batches=tuple(parse_counts("--batches", batches)),
+        preprocess=tuple(parse_counts("--instances", instances)),
+        concurrency=concurrency,
+        repeats=repeats,
+        window=window,
+    )
+    record = run(partial(measure_case, find(), plan, output), plan, output, print_result)
+    write_cost_report(record, output)
+    typer.echo(f"wrote {output / 'report.html'}, report.md and results.json")
+
+
+def print_result(case: Case, result: Result) -> None:
+    """Print one parsable line a level."""
+    from codetr.bench_server import print_result as print_level
+
+    typer.echo(f"case={case.name!r} ", nl=False)
+    print_level(result)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from perf.cost.cases import MAX_BATCH_SIZE, Case
+from perf.cost.repository import MODEL, write_cost_repository
+from serving.launch import check_repository
+
+
+def config(repository: Path, model: str) -> Any:
+    text = (repository / model / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_a_repository_is_complete_and_its_detector_is_the_fixed_cost(tmp_path: Path) -> None:
+    repository = write_cost_repository(tmp_path / "repository", Case(96, 64, preprocess=3, postprocess=1), 12.5)
+    check_repository(repository)
+    detector = config(repository, "codetr_detector")
+    assert list(detector.input[0].dims) == [64, 96, 3]
+    assert detector.max_batch_size == MAX_BATCH_SIZE
+    assert {key: value.string_value for key, value in detector.parameters.items()} == {"cost_ms": "12.5"}
+    assert (repository / "codetr_detector/1/model.py").read_bytes() == MODEL.read_bytes()
+    assert [path.name for path in (repository / "codetr_detector/1").iterdir()] == ["model.py"]
+    assert config(repository, "codetr_preprocess").instance_group[0].count == 3
+    assert config(repository, "codetr_postprocess").instance_group[0].count == 1
+    assert json.loads((repository / "manifest.json").read_text())["cost_ms"] == 12.5
+
+
+@pytest.mark.parametrize(
+    ("case", "batching", "delay"),
+    [
+        pytest.param(Case(96, 64), True, 0, id="batching without delay"),
+        pytest.param(Case(96, 64, delay_ms=5), True, 5000, id="with delay"),
+        pytest.param(Case(96, 64, dynamic_batching=False), False, 0, id="none"),
+    ],
+)
+def test_batching(tmp_path: Path, case: Case, batching: bool, delay: int) -> None:
+    detector = config(write_cost_repository(tmp_path / "repository", case, 1), "codetr_detector")
+    assert detector.HasField("dynamic_batching") is batching
+    assert detector.dynamic_batching.max_queue_delay_microseconds == delay
