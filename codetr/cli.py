@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from codetr.bench_cost import bench_cost
+from codetr.bench_engine import bench_engine
 from codetr.bench_load import bench_load
 from codetr.bench_op import bench_op
 from codetr.bench_precision import precision
@@ -40,6 +41,7 @@ app.command()(demo_data)
 app.command()(evaluate)
 app.command()(serve)
 app.command()(train_demo)
+bench.command("engine")(bench_engine)
 bench.command("cost")(bench_cost)
 bench.command("op")(bench_op)
 bench.command("load")(bench_load)
