@@ -55,11 +55,12 @@ def write(record: Mapping[str, Any], output: Path) -> None:
 
 def to_markdown(record: Mapping[str, Any]) -> str:
     """Return the result file as Markdown."""
-    cases = record["cases"]
+    cases, earlier = record["cases"], record.get("earlier_commands")
     parts = [
         "# Engines",
         f"`{record['command']}`, {record['time']}  \n{summary(record['machine'])}"
         + (f", CUDA {record['cuda']}" if record["cuda"] else ""),
+        *(["Continued; before: " + ", ".join(f"`{command}`" for command in earlier) + "."] if earlier else []),
         *([] if record["complete"] else ["The run was cut short: cases are missing."]),
         *(f"## {_title(variant)}\n\n{_table(cases, variant)}" for variant in _variants(cases)),
         _method(record),

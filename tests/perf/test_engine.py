@@ -171,6 +171,7 @@ def test_a_resumed_run_measures_only_what_is_missing(monkeypatch: pytest.MonkeyP
     assert asked == [second]  # the cut one begins anew
     assert [case["width"] for case in record["cases"]] == [96, 96, 128, 128]
     assert len(record["earlier_commands"]) == 2
+    assert "Continued; before: `" in (tmp_path / "engine.md").read_text()
     with pytest.raises(CodetrError, match="another seconds than this run"):
         engine.run([first], Options(seconds=1), tmp_path, lambda case: None, stage, resume=True)
 
@@ -385,6 +386,16 @@ def test_trtexecs_median_is_read(fake_trtexec: Path, tmp_path: Path) -> None:
     assert "Latency" in (tmp_path / "log.txt").read_text()
     with pytest.raises(CodetrError, match=r"status 3 and no time; .*log.txt says why"):
         trtexec.run("trtexec fail", tmp_path / "log.txt")
+
+
+def test_a_failing_trtexec_leaves_our_own_figure(
+    fake_trtexec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_trtexec.write_text("#!/bin/sh\nexit 1\n")
+    plan = target(engine="tensorrt", precision="float16")
+    found = Bench(Options(), "cuda", tmp_path, stage, [])._trtexec(plan)
+    assert list(found) == ["trtexec"]
+    assert "trtexec ended with status 1" in capsys.readouterr().out
 
 
 def test_without_trtexec_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
