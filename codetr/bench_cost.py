@@ -34,6 +34,7 @@ def bench_cost(
     from perf.cost.report import write_cost_report
     from perf.cost.run import measure_case, run
     from perf.perf_analyzer import find
+    from perf.records import reporting
 
     plan = CostPlan(
         cost_ms=cost_ms,
@@ -44,8 +45,9 @@ def bench_cost(
         repeats=repeats,
         window=window,
     )
-    record = run(partial(measure_case, find(), plan, output), plan, output, print_result)
-    write_cost_report(record, output)
+    installation = find()
+    with reporting(output, lambda record: write_cost_report(record, output)):
+        run(partial(measure_case, installation, plan, output), plan, output, print_result)
     typer.echo(f"wrote {output / 'report.html'}, report.md and results.json")
 
 

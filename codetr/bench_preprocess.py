@@ -24,13 +24,15 @@ def bench_preprocess(
 ) -> None:
     """Measure decode + resize + pad beside bare OpenCV, and post-processing, on one core."""
     from perf.pictures import FORMATS, Format
-    from perf.preprocess import run
+    from perf.preprocess import goal_verdict, run
 
     wanted = tuple(formats.split(",")) if formats != "all" else FORMATS
     chosen: list[Format] = [known for known in FORMATS if known in wanted]
     if unknown := set(wanted) - set(FORMATS):
         raise CodetrError(f"--formats {', '.join(sorted(unknown))}: expected some of {', '.join(FORMATS)}")
-    run(parse_size(size), chosen, parse_counts("--candidates", candidates), seconds, output, print_case)
+    record = run(parse_size(size), chosen, parse_counts("--candidates", candidates), seconds, output, print_case)
+    if verdict := goal_verdict(record):
+        typer.echo(verdict)
     typer.echo(f"wrote {output / 'preprocess.json'} and {output / 'preprocess.md'}")
 
 

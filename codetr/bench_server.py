@@ -49,7 +49,7 @@ def bench_server(
     from perf import server
     from perf.connection import Connection
     from perf.perf_analyzer import find
-    from perf.records import RESULTS_NAME
+    from perf.records import RESULTS_NAME, reporting
     from perf.report import load_record, write_server_report
 
     plan = server.Plan(
@@ -67,8 +67,8 @@ def bench_server(
     with Connection(url, protocol) as connection:
         configs = connection.model_configs(plan.models)
         bench = server.ServerBench(installation, connection, metrics_url, configs, plan.picture_sizes, output)
-        record = server.run(bench, plan, output, server.describe(connection, configs), print_result)
-    write_server_report(record, output, earlier)
+        with reporting(output, lambda record: write_server_report(record, output, earlier)):
+            server.run(bench, plan, output, server.describe(connection, configs), print_result)
     typer.echo(f"wrote {output / 'report.html'}, report.md and {RESULTS_NAME}")
 
 

@@ -31,6 +31,8 @@ LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.s
 # one window has a stall of half a second and the next has none.
 WINDOWS = 3
 ANY_SPREAD = 1_000_000_000
+# What it says of windows without a request: of all of them, and of one.
+NOTHING_FINISHED = ("Please try to increase the --measurement-interval", "No valid requests recorded within time")
 INSTALL_HINT = "`codetr bench install-perf-analyzer` sets it up"
 
 Mode = Literal["concurrency", "rate"]
@@ -172,7 +174,7 @@ def measure(installation: Installation, level: Level, url: str, protocol: str, i
         raise CodetrError(f"perf_analyzer did not finish within {error.timeout:.0f} s") from error
     finally:
         _end(process)
-    if "Please try to increase the --measurement-interval" in output:
+    if any(words in output for words in NOTHING_FINISHED):
         raise NothingFinishedError(f"no request finished within a window of {level.window:g} s")
     if process.returncode or not csv_file.exists():
         raise CodetrError(f"perf_analyzer failed ({process.returncode}): {failure_reason(output)}")

@@ -25,7 +25,7 @@ def svg(figure: Figure) -> str:
     """Return a figure as an SVG element; the same figure always gives the same text."""
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": "codetr", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

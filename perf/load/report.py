@@ -37,10 +37,10 @@ def finish(config: LoadConfig, samples: Sequence[Sample], memory: Sequence[Memor
     figures = memory_record(memory)
     broken = [*result.broken_limits(config), *broken_memory_limit(figures, config)]
     record = to_record(config, result, broken, load_levels(samples, config), figures)
-    baseline = load_record(Path(config.baseline), "load") if config.baseline else None
     write_record(record, config.folder)
     write_samples(samples, config.folder / SAMPLES_NAME)
     write_memory(memory, config.folder / MEMORY_NAME)
+    baseline = load_record(Path(config.baseline), "load") if config.baseline else None
     write_report("Load test", record, load_sections(record, samples, memory, baseline), config.folder)
     return broken
 

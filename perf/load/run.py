@@ -34,12 +34,14 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
     """
     if config.server_pid is not None and not psutil.pid_exists(config.server_pid):
         raise CodetrError(f"--server-pid {config.server_pid}: there is no such process")
+    results = config.folder / RESULTS_NAME
     if config.baseline:
         load_record(Path(config.baseline), "load")
+        if Path(config.baseline).resolve() == results.resolve():
+            raise CodetrError(f"--baseline {config.baseline} is what this run writes: name another --output")
     with connect(config) as client:
         client.check()
     config.folder.mkdir(parents=True, exist_ok=True)
-    results = config.folder / RESULTS_NAME
     results.unlink(missing_ok=True)
     process = subprocess.Popen(command(config, web, locust_options), env=config.environment())
     with _handing_on_sigterm(process):

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from perf import perf_analyzer
-from perf.perf_analyzer import Installation, Level, arguments, failure_reason, find, install, measure, read
+from perf.perf_analyzer import (
+    Installation,
+    Level,
+    NothingFinishedError,
+    arguments,
+    failure_reason,
+    find,
+    install,
+    measure,
+    read,
+)
 from serving.errors import CodetrError
 
 # What perf_analyzer 2.51.0 wrote at concurrency 2, and at a rate it could not keep up with.
@@ -108,6 +118,25 @@ def test_measure_keeps_the_csv(tmp_path: Path) -> None:
 def test_measure_repeats_perf_analyzers_own_words(tmp_path: Path, script: str) -> None:
     stand_in = program(tmp_path / "pa", script)
     with pytest.raises(CodetrError, match=r"perf_analyzer failed \(\d+\): no such model"):
+        measure(stand_in, LEVEL, "h:1", "grpc", tmp_path / "in.json", tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(
+            "error: Failed to obtain stable measurement. Please try to increase the --measurement-interval.",
+            id="no window",
+        ),
+        pytest.param(
+            "Pass [1] cb::Error: No valid requests recorded within time interval. Please use a larger time window.",
+            id="one window",
+        ),
+    ],
+)
+def test_windows_too_short_for_a_request_are_an_error_of_their_own(tmp_path: Path, words: str) -> None:
+    stand_in = program(tmp_path / "pa", f"echo '{words}'; exit 3")
+    with pytest.raises(NothingFinishedError):
         measure(stand_in, LEVEL, "h:1", "grpc", tmp_path / "in.json", tmp_path / "out.csv")
 
 

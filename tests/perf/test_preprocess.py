@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,20 @@ def test_a_run_writes_json_and_markdown(measured: None, tmp_path: Path) -> None:
     markdown = (tmp_path / "out" / "preprocess.md").read_text()
     assert "| jpeg | 640x480 | 86 | 450.0 ± 1% | 500.0 ± 2% | 90% |" in markdown
     assert "| 300 | soft | 279 | 1.250 ± 2% |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("steps", "verdict"),
+    [
+        pytest.param([STEP, replace(STEP, width=1920, height=1080)], "reached with 90%.", id="reached"),
+        pytest.param([replace(STEP, width=1920, height=1080, images_per_s=300.0)], "missed with 60%.", id="missed"),
+        pytest.param([STEP], "", id="not measured"),
+    ],
+)
+def test_goal(steps: list[PreprocessCase], verdict: str) -> None:
+    said = bench.goal_verdict(bench.to_record((1152, 768), steps, []))
+    assert said.endswith(verdict)
+    assert bool(said) == bool(verdict)
 
 
 def test_ctrl_c_keeps_what_was_measured(measured: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,7 @@ def test_the_page_opens_without_a_network(full: dict, tmp_path: Path) -> None:
     write_server_report(full, tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"(src|href)=\"(?!#)", page), "nothing is loaded from elsewhere"
+    assert set(re.findall(r"https?://([^/\"]+)", page)) == {"www.w3.org"}, "names of XML vocabularies only"
     assert page.count("<svg") == 6
     assert "CPU &amp; Co" in page
     assert "&lt;full&gt;" in page

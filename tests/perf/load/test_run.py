@@ -96,6 +96,10 @@ def test_what_cannot_be_used_is_an_error_before_anything_starts(
     with pytest.raises(CodetrError, match="cannot read the results"):
         run(replace(config, baseline=str(config.folder / "none.json")))
     assert not config.folder.exists()
+    config.folder.mkdir()
+    (config.folder / "results.json").write_text('{"kind": "load"}')
+    with pytest.raises(CodetrError, match="is what this run writes"):
+        run(replace(config, baseline=str(config.folder / "results.json")))
 
 
 def test_sigterm_ends_locust_and_is_then_ours_again(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
