@@ -225,13 +225,15 @@ def test_pytorch_is_measured_in_float32_and_half(precision: Any, device: str, ex
     assert engine.eager_precisions(precision, device) == expected
 
 
-def test_tf32_is_set_and_given_back() -> None:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+@pytest.mark.parametrize("before", [True, False])
+def test_tf32_is_set_and_given_back(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    precision = torch.get_float32_matmul_precision()
     for tf32, expected in ((True, "high"), (False, "highest")):
         with engine.float32_products(tf32):
             assert torch.get_float32_matmul_precision() == expected
             assert torch.backends.cudnn.allow_tf32 is tf32
-    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, before)
 
 
 def test_table_has_speed_ups_and_the_published_figures_labelled() -> None:
