@@ -157,15 +157,16 @@ def _stack_section(levels: Sequence[LevelSummary]) -> Section:
 def _rate_section(levels: Sequence[LevelSummary]) -> Section:
     drawing = plots.svg(plots.throughput_latency(levels, f"{contract.ENSEMBLE}: Poisson arrivals"))
     columns = ("requests/s offered", *LEVEL_COLUMNS)
+    text = "images/s is what arrived and was answered: in windows this short it can differ from the rate asked for."
     return Section(
-        f"{contract.ENSEMBLE} under Poisson arrivals", "", columns, level_rows(levels), [("curve-rate", drawing)]
+        f"{contract.ENSEMBLE} under Poisson arrivals", text, columns, level_rows(levels), [("curve-rate", drawing)]
     )
 
 
 def _search_section(record: Mapping[str, Any]) -> Section:
     limit, rate = record["plan"]["p99_limit"], record["highest_rate"]
     rows = level_rows(summarise_levels(record, search=True))
-    found = f"{rate:g} requests/s" if rate else "none of the rates tried"
+    found = f"{rate:.3g} requests/s" if rate else "none of the rates tried"
     text = f"Highest Poisson rate with p99 within {limit:g} ms: {found}."
     return Section("Highest rate within the latency limit", text, ("requests/s offered", *LEVEL_COLUMNS), rows)
 

@@ -81,6 +81,12 @@ def test_the_search_ends_where_no_rate_is_good() -> None:
     assert len(results) < 15
 
 
+def test_the_highest_rate_is_no_higher_than_what_was_answered() -> None:
+    level = Level("codetr", "rate", 50, 2, 2.0)
+    assert highest_rate([Result(level, 0, reading(throughput=90.0, p99=1.0), search=True)], 15.0) == 45
+    assert highest_rate([Result(level, 0, reading(throughput=110.0, p99=1.0), search=True)], 15.0) == 50
+
+
 def test_a_rate_that_could_not_be_offered_is_not_good() -> None:
     late = Result(Level("codetr", "rate", 50, 1, 2.0), 0, reading(p99=1.0, delayed=0.5), search=True)
     assert highest_rate([late], 15.0) == 0
