@@ -9,8 +9,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
 from builder.co_dino.config import Variant
@@ -18,6 +21,7 @@ from builder.co_dino.model import CoDINO
 from builder.engines import EngineError, Runner
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
+from builder.logs import compiler_logs
 from builder.manifest import describe
 from builder.report import FIGURES, write_report
 from builder.repository import check_destination, write_repository
@@ -27,8 +31,13 @@ from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
 ENGINES = ("onnx", "torch", "tensorrt")
-# Files of the weights' size that exist at once while an engine is made and copied.
+# Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
+# detector that was exported, and the engine.
 WORKING_COPIES = 3
+# Of one image's pixel: Swin-L and R50 in PyTorch float32 take 1900 bytes above their weights on an H200 at any size
+# from 608x608 on, most of it in the encoder, and half as much in float16.
+ACTIVATION_BYTES = 1900
+GPU_WORKSPACE = 2**30  # for the compilers' trials of kernels
 
 # Shows one stage of a build while it runs, by its name.
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -49,6 +58,7 @@ class BuildOptions:
     skip_verification: bool = False
     name: str = ENSEMBLE  # of the ensemble; a repository may hold several
     overwrite: bool = False
+    verbose: bool = False  # show the compilers' own logs
     tensorrt: TensorRTSettings = field(default_factory=TensorRTSettings)
 
     def __post_init__(self) -> None:
@@ -76,12 +86,15 @@ def build_repository(
     options = replace(options, variant=reference.variant)  # now with the checkpoint's class names
     samples = sample_images(options.variant.class_names or (), options.verify_images, options.verify_annotations)
     _check_disk(reference, repository)
-    with stage("export"):
-        detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(device)
-        program = export_detector(detector, options.spec)
+    if device != "cpu":
+        _check_gpu_memory(reference, options.spec)
+    logs = partial(compiler_logs, options.verbose, _beside(repository, options.name, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
         engine_file = Path(folder) / engine.FILE_NAME
-        with stage("build engine"):
+        with stage("export"), logs():
+            detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(device)
+            program = export_detector(detector, options.spec)
+        with stage("build engine"), logs():
             if options.engine == "tensorrt":
                 engine.build(program, engine_file, options.tensorrt)
             else:
@@ -118,9 +131,10 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
         raise EngineError(f"{path} exists; name another folder, or add --overwrite")
     with stage("load weights"):
         detector = load(options).set_precision(DTYPES[options.precision])
-    with stage("export"):
+    logs = partial(compiler_logs, options.verbose, _beside(folder, options.name, "build.log"))
+    with stage("export"), logs():
         program = export_detector(detector, options.spec)
-    with stage("write ONNX"):
+    with stage("write ONNX"), logs():
         folder.mkdir(parents=True, exist_ok=True)
         plugin_onnx.build(program, path)
     return path
@@ -158,7 +172,7 @@ def keep_report(report: Path, repository: Path, name: str) -> Path:
 
     Where nothing can be written there, it goes to a folder for temporary files.
     """
-    kept = repository.absolute().with_name(f"{repository.absolute().name}-{name}-verification")
+    kept = _beside(repository, name, "verification")
     try:
         if (kept / FIGURES).is_file():
             shutil.rmtree(kept)  # of an earlier attempt
@@ -167,12 +181,34 @@ def keep_report(report: Path, repository: Path, name: str) -> Path:
         return Path(shutil.copytree(report, Path(tempfile.mkdtemp(prefix="codetr-")) / kept.name))
 
 
+def _beside(repository: Path, name: str, what: str) -> Path:
+    """Return the path beside a repository for what a failed build of the engine `name` leaves."""
+    return repository.absolute().with_name(f"{repository.absolute().name}-{name}-{what}")
+
+
+def _check_gpu_memory(detector: CoDINO, spec: InputSpec) -> None:
+    """Refuse to start where the GPU has no room for detector, engine and the activations of the largest batch."""
+    activations = spec.max_batch_size * spec.height * spec.width * ACTIVATION_BYTES
+    needed = WORKING_COPIES * _size(detector) + activations + GPU_WORKSPACE
+    free, _ = torch.cuda.mem_get_info()
+    if free < needed:
+        raise CodetrError(
+            f"{torch.cuda.get_device_name()} has {free / 2**30:.1f} GiB free, the build needs about "
+            f"{needed / 2**30:.1f} GiB; end what else runs there (nvidia-smi lists it), or choose a smaller --batch or "
+            "size"
+        )
+
+
+def _size(detector: CoDINO) -> int:
+    """Return the bytes of a detector's weights."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
+
+
 def _check_disk(detector: CoDINO, repository: Path) -> None:
     """Refuse to start where neither the engine made aside nor its copy would find room."""
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
     existing = next(folder for folder in (repository, *repository.absolute().parents) if folder.is_dir())
     for folder in (existing, Path(tempfile.gettempdir())):
-        free, needed = shutil.disk_usage(folder).free, WORKING_COPIES * weights
+        free, needed = shutil.disk_usage(folder).free, WORKING_COPIES * _size(detector)
         if free < needed:
             raise CodetrError(
                 f"{folder} has {free / 2**30:.1f} GiB free, the build needs {needed / 2**30:.1f} GiB; free some, or "

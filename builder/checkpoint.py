@@ -114,6 +114,7 @@ def load_detector(
     with torch.device("meta"):
         detector = CoDINO(variant)
     state = _renamed(checkpoint.tensors, variant)
+    _check_classes(state, variant)
     _check_keys(state, detector.state_dict())
     detector.load_state_dict(state, assign=True)
     return detector.set_precision(DTYPES[precision]).eval().requires_grad_(False)
@@ -260,6 +261,16 @@ def _merging_order(key: str, tensor: Tensor) -> Tensor:
         return tensor
     groups = tensor.reshape(*tensor.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :]  # [..., 4 (y, x), C]
     return groups.transpose(-1, -2).flatten(-2)
+
+
+def _check_classes(state: Mapping[str, Tensor], variant: Variant) -> None:
+    """Refuse a checkpoint whose only fault may be its class count with a message about that."""
+    bias = state.get("class_head.bias")
+    if bias is not None and bias.shape != (variant.num_classes,):
+        raise CheckpointError(
+            f"the checkpoint has {len(bias)} classes, variant {variant.name!r} has {variant.num_classes}; derive a "
+            f"variant with num_classes={len(bias)}"
+        )
 
 
 def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,9 @@ from serving.errors import CodetrError
 
 INPUT_NAMES = ("images", "image_sizes")
 OUTPUT_NAMES = ("boxes", "scores", "labels")
+# Pixels: the coarsest maps have one cell for 32 (and 64) of them; the largest published input is 2048 wide.
+SIDES = (32, 4096)
+BATCHES = (1, 256)
 
 
 class ExportError(CodetrError):
@@ -31,13 +34,14 @@ class InputSpec:
     dynamic_batch: bool = True
 
     def __post_init__(self) -> None:
-        for name, value, minimum in (
-            ("height", self.height, 32),
-            ("width", self.width, 32),
-            ("batch", self.max_batch_size, 1),
+        for name, value, minimum, maximum in (
+            ("height", self.height, *SIDES),
+            ("width", self.width, *SIDES),
+            ("batch", self.max_batch_size, *BATCHES),
         ):
-            if value < minimum:
-                raise ExportError(f"{name}={value} is too small; expected at least {minimum}")
+            if not minimum <= value <= maximum:
+                size = "small" if value < minimum else "large"
+                raise ExportError(f"{name}={value} is too {size}; expected {minimum} to {maximum}")
 
     @property
     def is_dynamic(self) -> bool:

@@ -37,7 +37,7 @@ class Limits:
     max_ap_loss: float  # AP 50:95, 0..1; a few images are coarse: two detections that swap places cost 0.001
 
 
-# The demo detector in PyTorch itself, on 32 generated images on an H200: float16 finds 98.0 % again (95.8 % on the worst
+# The demo detector in PyTorch itself, 32 generated images, H200: float16 finds 98.0 % again (95.8 % on the worst
 # 8 images), 95 % of scores within 0.012, AP +0.001; bfloat16 91.5 % (88.3 %), 0.043, AP +0.001 (-0.011). The largest
 # score difference has no limit: where rounding swaps two encoder proposals a whole query changes, and 0.6 is seen.
 LIMITS = {

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -29,6 +28,7 @@ def build(
     ] = False,
     name: Annotated[str, typer.Option(help="Of the ensemble; others beside it in the repository stay.")] = "codetr",
     overwrite: Annotated[bool, typer.Option(help="Replace the engine of this name.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the compilers' own logs.")] = False,
     plugin_nodes: Annotated[
         bool, typer.Option("--plugin-nodes", help="Only write model.onnx with TensorRT plugin nodes, for trtexec.")
     ] = False,
@@ -40,10 +40,11 @@ def build(
 ) -> None:
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
     from builder.build import BuildOptions, build_repository, write_plugin_onnx
+    from builder.engines.plugin_onnx import trtexec_line
     from builder.engines.tensorrt import TensorRTSettings
     from builder.export import InputSpec
     from builder.variants import get_variant
-    from codetr.stages import Stages
+    from codetr.stages import Stages, own_console
     from serving.errors import CodetrError
 
     if precision not in PRECISIONS:
@@ -63,14 +64,15 @@ def build(
         skip_verification=skip_verification,
         name=name,
         overwrite=overwrite,
+        verbose=verbose,
         tensorrt=TensorRTSettings(
             optimization_level, timing_cache, version_compatible, hardware_compatible, fp32_accumulation
         ),
     )
-    console = Console()
+    console = own_console()
     if plugin_nodes:
         path = write_plugin_onnx(options, repository, Stages(console))
-        console.print(f"[bold]{path}[/] is ready for trtexec; docs/gpu.md has the command", highlight=False)
+        console.print(f"[bold]{path}[/] is ready:\n{trtexec_line(path, spec)}", highlight=False, soft_wrap=True)
         return
     result = build_repository(options, repository, Stages(console))
     if result is not None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 if TYPE_CHECKING:
     from codetr.stages import Stages
@@ -27,10 +26,10 @@ def demo(
     from clients.client import CoDetrClient
     from clients.files import RESULTS_NAME, detect_files
     from codetr.detect import raise_failures, results_table
-    from codetr.stages import Stages
+    from codetr.stages import Stages, own_console
     from serving.launch import running_server
 
-    console = Console()
+    console = own_console()
     repository = output / "repository"
     prepare_repository(repository, Stages(console))
     with console.status("starting tritonserver"), running_server(repository) as server:

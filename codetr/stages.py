@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+
+GPU_SAMPLING_SECONDS = 0.2
 
 
 class Stages:
@@ -21,12 +25,63 @@ class Stages:
     def __call__(self, name: str) -> Iterator[None]:
         """Report the stage `name` while the `with` block runs; a failed one gets no tick."""
         started = time.monotonic()
-        with self.console.status(name):
+        with self.console.status(name), GpuPeak() as gpu:
             yield
         elapsed = time.monotonic() - started
-        self.console.print(
-            f"[green]✓[/] {name:<18} {elapsed:7.1f} s   peak {peak_memory_gib():5.2f} GiB", highlight=False
-        )
+        memory = f"peak {peak_memory_gib():5.2f} GiB"
+        if gpu.peak_gib is not None:
+            memory += f"   GPU {gpu.peak_gib:5.2f} GiB"
+        self.console.print(f"[green]✓[/] {name:<18} {elapsed:7.1f} s   {memory}", highlight=False)
+
+
+class GpuPeak:
+    """The most memory in use on the GPU while a `with` block runs, whoever uses it: TensorRT's is not PyTorch's.
+
+    Attributes:
+        peak_gib: in GiB; None where PyTorch uses no GPU.
+    """
+
+    def __init__(self, used: Callable[[], int | None] | None = None) -> None:
+        self.peak_gib: float | None = None
+        self._used = used or gpu_memory
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> GpuPeak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(GPU_SAMPLING_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        used = self._used()
+        if used is not None:
+            self.peak_gib = max(self.peak_gib or 0.0, used / 2**30)
+
+
+def own_console() -> Console:
+    """Return a console that stays on the terminal while what compilers print is redirected."""
+    try:
+        copy = os.dup(sys.stdout.fileno())
+    except OSError:  # a stand-in without a file
+        return Console(file=sys.stdout)
+    return Console(file=os.fdopen(copy, "w", encoding=sys.stdout.encoding, buffering=1))
+
+
+def gpu_memory() -> int | None:
+    """Return the bytes in use on the GPU; None unless PyTorch is loaded and uses one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return int(total - free)
 
 
 def peak_memory_gib() -> float:

@@ -55,7 +55,7 @@ def write(program: ExportedProgram, path: Path, translations: Mapping[Any, Calla
     if size > MAX_BYTES:
         raise EngineError(f"the weights take {size / 2**30:.1f} GiB; an ONNX file holds less than 2 GiB")
     try:
-        with warnings.catch_warnings(), _quiet_exporter():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
             exported = torch.onnx.export(
                 program,
@@ -65,7 +65,7 @@ def write(program: ExportedProgram, path: Path, translations: Mapping[Any, Calla
                 input_names=list(INPUT_NAMES),
                 output_names=list(OUTPUT_NAMES),
                 custom_translation_table=dict(translations or {}),
-                verbose=False,
+                verbose=logging.getLogger("torch.onnx").isEnabledFor(logging.INFO),
             )
             if exported is None:
                 raise EngineError("the ONNX exporter returned nothing")
@@ -94,18 +94,3 @@ class OnnxEngine:
         """Return a call that repeats one inference, as `builder.engines.Engine` says."""
         inputs = dict(zip(INPUT_NAMES, (images, image_sizes), strict=True))
         return partial(self.session.run, list(OUTPUT_NAMES), inputs)
-
-
-class _quiet_exporter:  # noqa: N801  # used as a function
-    """Keep the exporter's progress notes ("Skipping constant folding ...") out of the user's terminal."""
-
-    _loggers = ("torch.onnx", "onnxscript", "onnx_ir")
-
-    def __enter__(self) -> None:
-        self._levels = [logging.getLogger(name).level for name in self._loggers]
-        for name in self._loggers:
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-    def __exit__(self, *exception: object) -> None:
-        for name, level in zip(self._loggers, self._levels, strict=True):
-            logging.getLogger(name).setLevel(level)

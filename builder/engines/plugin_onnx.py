@@ -7,6 +7,7 @@ the same name.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from torch.export import ExportedProgram
 
 import builder.ms_deform_attn  # noqa: F401  # defines the operator
 from builder.engines.onnx import FILE_NAME, write
+from builder.export import InputSpec
+from serving.contract import PLUGIN_LIBRARY
 
 PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "CodetrMsDeformAttn", "1", ""
 DOMAIN = "trt.plugins"  # TensorRT looks at the type only; every other reader needs a domain that is not ONNX's own
 
-__all__ = ["FILE_NAME", "build"]
+__all__ = ["FILE_NAME", "build", "trtexec_line"]
 
 
 def build(program: ExportedProgram, path: Path) -> None:
@@ -32,6 +35,16 @@ def build(program: ExportedProgram, path: Path) -> None:
         EngineError: an operator has no ONNX form, or the result is not valid ONNX.
     """
     write(program, path, TRANSLATIONS)
+
+
+def trtexec_line(path: Path, spec: InputSpec) -> str:
+    """Return the command that builds a plan from the ONNX file `path` of inputs `spec`."""
+    words = ["trtexec", f"--onnx={path}", "--stronglyTyped", f"--staticPlugins=build/plugin/{PLUGIN_LIBRARY}"]
+    if spec.is_dynamic:
+        for option, batch in (("min", 1), ("opt", spec.max_batch_size), ("max", spec.max_batch_size)):
+            words.append(f"--{option}Shapes=images:{batch}x{spec.height}x{spec.width}x3,image_sizes:{batch}x2")
+    words += [f"--saveEngine={path.with_name('model.plan')}", "--profilingVerbosity=detailed", "--skipInference"]
+    return shlex.join(words)
 
 
 def _schema() -> onnx.defs.OpSchema:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import logging
 import os
 import re
 import tempfile
@@ -144,11 +145,12 @@ def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | Non
     _load_plugin(plugin_library())
     keywords = checked_keywords(convert, settings or TensorRTSettings())
     inputs = [torch_tensorrt.Input(**profile) for profile in profiles(program)]
+    log_level = "info" if logging.getLogger("torch_tensorrt").isEnabledFor(logging.INFO) else "warning"
     try:
         # Without a debugger the plan forgets its layers' types, which the check below reads.
         with (
             tempfile.TemporaryDirectory() as folder,
-            torch_tensorrt.dynamo.Debugger(log_level="warning", engine_builder_monitor=False, logging_dir=folder),
+            torch_tensorrt.dynamo.Debugger(log_level=log_level, engine_builder_monitor=False, logging_dir=folder),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls

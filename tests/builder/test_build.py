@@ -71,35 +71,43 @@ def stand_in(monkeypatch):
     return made
 
 
-def test_a_second_name_is_added_and_the_same_is_refused_at_once(tmp_path, stand_in, monkeypatch):
+@pytest.fixture
+def photos(tmp_path_factory):
+    """Two small images: enough where the comparison itself is not tested."""
+    annotations = write_dataset(tmp_path_factory.mktemp("photos"), images=2, seed=20)
+    annotations.unlink()
+    return annotations.parent / "images"
+
+
+def test_a_second_name_is_added_and_the_same_is_refused_at_once(tmp_path, stand_in, photos, monkeypatch):
     repository = tmp_path / "repository"
-    build_repository(BuildOptions(SMALLEST, SPEC), repository)
-    build_repository(BuildOptions(SMALLEST, InputSpec(96, 64), name="portrait"), repository)
+    build_repository(BuildOptions(SMALLEST, SPEC, verify_images=photos), repository)
+    build_repository(BuildOptions(SMALLEST, InputSpec(96, 64), verify_images=photos, name="portrait"), repository)
     assert [read_manifest(repository, name)["height"] for name in engine_names(repository)] == [64, 96]
     monkeypatch.setattr("builder.build.load", lambda options: pytest.fail("the weights were loaded"))
     with pytest.raises(CodetrError, match="has an engine portrait; give the new one another --name"):
         build_repository(BuildOptions(SMALLEST, SPEC, name="portrait"), repository)
 
 
-def test_the_report_is_in_the_repository(tmp_path, stand_in):
-    result = build_repository(BuildOptions(SMALLEST, SPEC), tmp_path / "repository")
+def test_the_report_is_in_the_repository(tmp_path, stand_in, photos):
+    result = build_repository(BuildOptions(SMALLEST, SPEC, verify_images=photos), tmp_path / "repository")
     report = tmp_path / "repository" / "codetr_detector" / "verification"
     figures = json.loads((report / "verification.json").read_text())
     assert (figures["agrees"], figures["matched"], figures["ap"]) == (True, 1.0, None)
     assert read_manifest(tmp_path / "repository")["verification"] == result.to_dict()
-    assert len(list(report.glob("*.jpg"))) == 4
+    assert len(list(report.glob("*.jpg"))) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"repository"}
 
 
-def test_a_disagreeing_engine_leaves_a_report_and_no_repository(tmp_path, stand_in):
+def test_a_disagreeing_engine_leaves_a_report_and_no_repository(tmp_path, stand_in, photos):
     stand_in.shift = 0.3
     for _ in range(2):  # the second replaces the first one's report
         with pytest.raises(VerificationError, match=r"the report with pictures is in .*r-codetr-verification$"):
-            build_repository(BuildOptions(SMALLEST, SPEC), tmp_path / "r")
+            build_repository(BuildOptions(SMALLEST, SPEC, verify_images=photos), tmp_path / "r")
     assert [path.name for path in tmp_path.iterdir()] == ["r-codetr-verification"]
     kept = tmp_path / "r-codetr-verification"
     assert "does not reproduce the detector" in (kept / "report.md").read_text()
-    assert len(list(kept.glob("*.jpg"))) == 4
+    assert len(list(kept.glob("*.jpg"))) == 2
 
 
 def test_a_report_that_cannot_lie_beside_the_repository_is_kept_elsewhere(tmp_path):

@@ -1,0 +1,135 @@
+"""`codetr build` as a user meets it: each fault is one line that says what to do, and Ctrl-C leaves nothing."""
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+from builder.demo import DEMO_WEIGHTS
+from codetr import cli
+from tests.smallest import SMALLEST
+
+DEMO = ["co_dino_demo", "--weights", str(DEMO_WEIGHTS)]
+
+
+@pytest.fixture
+def fault(tmp_path, monkeypatch, capsys):
+    """Runs `codetr build` with some arguments, which must fail with one line on standard error; returns the line."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["codetr", "build", *arguments, "--repository", str(tmp_path / "repository")])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 1
+        assert not (tmp_path / "repository").exists()
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        pytest.param(
+            ["co_dino_x", *DEMO[1:]], "unknown variant 'co_dino_x'; known: co_dino_r50_lsj_12e,", id="variant"
+        ),
+        pytest.param([*DEMO[:2], "absent.pth"], "no checkpoint at absent.pth", id="no weights file"),
+        pytest.param([DEMO[0]], "give either --weights FILE, or --random-weights", id="no weights"),
+        pytest.param(["co_dino_r50_12e", *DEMO[1:]], "the checkpoint names 8 classes, variant", id="class names"),
+        pytest.param([*DEMO, "--height", "16"], "height=16 is too small; expected 32 to 4096", id="small"),
+        pytest.param([*DEMO, "--width", "5000"], "width=5000 is too large; expected 32 to 4096", id="large"),
+        pytest.param([*DEMO, "--batch", "0"], "batch=0 is too small; expected 1 to 256", id="batch"),
+        pytest.param([*DEMO, "--engine", "caffe"], "engine 'caffe' is not known; expected onnx, torch", id="engine"),
+        pytest.param([*DEMO, "--precision", "int8"], "--precision 'int8' is not known; expected fp32", id="precision"),
+        pytest.param([*DEMO, "--name", "a.b"], "--name 'a.b' is not possible; expected letters", id="name"),
+        pytest.param([*DEMO, "--verify-images", "absent"], "absent holds no readable images (.jpg, .jpeg", id="images"),
+        pytest.param([*DEMO, "--optimization-level", "3"], "settings are not for the onnx engine", id="settings"),
+    ],
+)
+def test_an_impossible_wish_is_one_line(fault, arguments, expected):
+    assert expected in fault(*arguments)
+
+
+def test_another_class_count_is_named(fault, tmp_path):
+    weights = {"class_head.weight": torch.zeros(3, 128), "class_head.bias": torch.zeros(3)}
+    torch.save({"state_dict": weights}, tmp_path / "three.pth")
+    line = fault("co_dino_demo", "--weights", str(tmp_path / "three.pth"))
+    assert "the checkpoint has 3 classes, variant 'co_dino_demo' has 8; derive a variant with num_classes=3" in line
+
+
+def test_a_full_disk(fault, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
+    line = fault(*DEMO)
+    assert (
+        "has 0.0 GiB free, the build needs 0.1 GiB; free some, or set TMPDIR and --repository to another disk" in line
+    )
+
+
+def test_no_gpu(fault, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "the tensorrt engine needs an NVIDIA GPU and a CUDA build of PyTorch; use --engine onnx" in fault(
+        *DEMO, "--engine", "tensorrt"
+    )
+
+
+def test_no_tensorrt(fault, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    line = fault(*DEMO, "--engine", "tensorrt")
+    assert "the tensorrt engine needs torch_tensorrt, which cannot be imported" in line
+    assert line.endswith("use the image of Dockerfile.triton, or --engine onnx")
+
+
+@pytest.mark.parametrize("batch", [4, 256])
+def test_a_gpu_without_room(fault, monkeypatch, batch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 2**30, 24 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr("builder.build.export_detector", lambda *arguments: pytest.fail("the export was started"))
+    line = fault(*DEMO, "--engine", "torch", "--batch", str(batch), "--height", "640", "--width", "960")
+    needed = batch * 640 * 960 * 1900 / 2**30 + 1
+    assert f"Some GPU has 2.0 GiB free, the build needs about {needed + 0.1:.1f} GiB" in line
+    assert line.endswith("choose a smaller --batch or size")
+
+
+def test_a_failed_compilation_names_its_log(fault, monkeypatch, tmp_path):
+    from builder.engines import EngineError, onnx
+
+    def build(program, path):
+        print("a compiler's complaint")
+        raise EngineError("no ONNX form of aten::x")
+
+    monkeypatch.setattr("builder.build.export_detector", lambda *arguments: None)
+    monkeypatch.setattr("builder.build.load", lambda options: __import__("builder").random_detector(SMALLEST))
+    monkeypatch.setattr(onnx, "build", build)
+    log = tmp_path / "repository-codetr-build.log"
+    assert fault(*DEMO).endswith(f"no ONNX form of aten::x; the compilers' log is {log}, --verbose shows it")
+    assert "a compiler's complaint" in log.read_text()
+
+
+def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path):
+    command = [str(Path(sys.executable).parent / "codetr"), "build", *DEMO, "--height", "64", "--width", "96"]
+    process = subprocess.Popen(
+        [*command, "--repository", str(tmp_path / "repository")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert "load weights" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)  # the export is under way, or about to be
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    assert "verify" not in output
+    assert list(tmp_path.iterdir()) == []
