@@ -1,4 +1,4 @@
-"""What the README shows exists: commands with their options, make targets, the simplest client, linked files."""
+"""What the READMEs show exists: commands with their options, make targets, the simplest client, linked files."""
 
 import re
 import shlex
@@ -11,7 +11,8 @@ from codetr.cli import app
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHELL_BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+RESULTS_README = (ROOT / "perf/results/README.md").read_text(encoding="utf-8")
+SHELL_BLOCKS = re.findall(r"```sh\n(.*?)```", README + RESULTS_README, re.DOTALL)
 LINES = [
     line.split("#")[0].strip()
     for block in SHELL_BLOCKS
