@@ -94,7 +94,7 @@ def _row(case: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[st
         f"{case['p90_ms']:.2f}", f"{case['p99_ms']:.2f}", f"{case['images_per_s']:.1f}",
         f"{base / case['p50_ms']:.2f}x" if base else "", f"{half / case['p50_ms']:.2f}x" if half else "",
         "" if case["memory_gib"] is None else f"{case['memory_gib']:.2f}",
-        f"{case['gflop']:.0f}", f"{case['gemm_share']:.0%}",
+        f"{case['gflop']:.1f}", f"{case['gemm_share']:.0%}",
         f"{found['matched']:.1%}, scores ± {found['max_score_difference']:.1e}" if found else "",
         f"{case['published_ms']:.1f}" if case["published_ms"] else "",
     ]  # fmt: skip
@@ -146,13 +146,13 @@ def _profile(found: Mapping[str, Any]) -> str:
     total, flops = found["total_ms"], found["flops"]
     if not found["kernels"]:
         return "\n\n".join([*text, "PyTorch's profiler sees no kernels of this engine."])
-    text.append(f"Sum of all kernels: {total:.2f} ms an inference.")
+    text.append(f"Kernels (on a CPU: operators) that PyTorch's profiler sees: {total:.2f} ms an inference.")
     if found["parts"]:
         rows = [
-            [part["name"], f"{part['ms']:.2f}", f"{part['ms'] / total:.0%}", f"{flops.get(part['name'], 0) / 1e9:.0f}"]
+            [part["name"], f"{part['ms']:.2f}", f"{part['ms'] / total:.0%}", f"{flops.get(part['name'], 0) / 1e9:.1f}"]
             for part in found["parts"]
         ]
-        rows.append(["all", f"{total:.2f}", "100%", f"{flops[TOTAL] / 1e9:.0f}"])
+        rows.append(["all", f"{total:.2f}", "100%", f"{flops[TOTAL] / 1e9:.1f}"])
         text.append(markdown_table(("part", "ms", "share", "GFLOP"), rows))
     rows = [
         [

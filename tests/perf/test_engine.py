@@ -247,7 +247,7 @@ def test_table_has_speed_ups_and_the_published_figures_labelled() -> None:
     rows = [line for line in lines if line.startswith("| 1152x768")]
     assert rows[0].startswith("| 1152x768 | PyTorch float32 | 100.00 ± 0.2% | 101.00 | 102.00 | 10.0 | 1.00x | 0.40x |")
     assert rows[2] == (
-        "| 1152x768 | torch float16 | 20.00 ± 0.2% (unsteady) | 101.00 | 102.00 | 10.0 | 5.00x | 2.00x | 3.50 | 2500 "
+        "| 1152x768 | torch float16 | 20.00 ± 0.2% (unsteady) | 101.00 | 102.00 | 10.0 | 5.00x | 2.00x | 3.50 | 2500.0 "
         "| 50% | 99.0%, scores ± 2.0e-03 | 30.2 |"
     )
     assert any("published reference on other hardware" in line for line in lines)
@@ -407,15 +407,26 @@ def test_without_trtexec_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_eager_pytorch_is_measured_in_both_precisions(tmp_path: Path) -> None:
+def test_on_a_gpu_pytorch_and_engine_are_measured(tmp_path: Path) -> None:
     bench = Bench(Options(seconds=0.1, profile=True), "cuda", tmp_path, stage, [])
-    on_gpu = target(engine="torch", precision="float16")
-    measured = bench.measure(on_gpu)
-    full, half = next(measured), next(measured)
-    assert (full.precision, half.precision) == ("float32", "float16")
-    assert full.memory_gib is not None
-    assert full.p50_ms <= full.p90_ms <= full.p99_ms
-    (found,) = bench.profiles
-    assert found["total_ms"] > 0
-    assert sum(part["ms"] for part in found["parts"]) == pytest.approx(found["total_ms"])
-    assert all(part["ms"] >= 0 for part in found["parts"])
+    on_gpu = target(engine="torch", precision="float16", repository=tmp_path / "repository")
+    cases = list(bench.measure(on_gpu))
+    assert [(case.implementation, case.precision) for case in cases] == [
+        ("PyTorch", "float32"),
+        ("PyTorch", "float16"),
+        ("torch", "float16"),
+    ]
+    for case in cases:
+        assert case.memory_gib is not None
+        assert case.p50_ms <= case.p90_ms <= case.p99_ms
+    eager, compiled = bench.profiles
+    assert sum(part["ms"] for part in eager["parts"]) == pytest.approx(eager["total_ms"])
+    assert all(part["ms"] >= 0 for part in eager["parts"])
+    assert compiled["kernels"]
+
+    images, sizes = engine.noise(SPEC)
+    loaded = engine.engine_module("torch").load(on_gpu.file, SPEC)
+    replay = loaded.prepare(images, sizes)
+    replay()
+    for expected, actual in zip(loaded(images, sizes), replay(), strict=True):
+        np.testing.assert_array_equal(actual.cpu().numpy(), expected)
