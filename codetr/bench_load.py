@@ -34,7 +34,9 @@ def bench_load(
     max_failures: Annotated[int, typer.Option(help="Fail if more requests fail; -1: any number may.")] = 0,
     max_memory_growth_mb: Annotated[
         float | None,
-        typer.Option(help="Fail if server and steps grow by more after warm-up, or /dev/shm grows; a soak: 100."),
+        typer.Option(
+            help="Fail if server and steps grow by more after warm-up, or /dev/shm grows; a soak: 100; -1: no."
+        ),
     ] = None,
     server_pid: Annotated[
         int | None, typer.Option(help="Whose memory to sample; what listens at --url here if not given.")
@@ -54,6 +56,8 @@ def bench_load(
 
     if max_memory_growth_mb is None and shape == "soak":
         max_memory_growth_mb = SOAK_MAX_GROWTH_MB
+    elif max_memory_growth_mb is not None and max_memory_growth_mb < 0:
+        max_memory_growth_mb = None
     config = LoadConfig(
         url=endpoint(url, protocol, timeout, model).address,
         protocol=protocol,

@@ -69,7 +69,7 @@ def broken_memory_limit(memory: Mapping[str, Any] | None, config: LoadConfig) ->
     if memory is None:
         return [
             f"--max-memory-growth-mb {limit:g} cannot be judged: no server of this machine and this user was found at "
-            f"{config.url}; name it with --server-pid"
+            f"{config.url}; name it with --server-pid, or leave the limit out with -1"
         ]
     if memory["growth_mb"] > limit:
         broken.append(f"memory grew by {memory['growth_mb']:.0f} MB, more than --max-memory-growth-mb {limit:g}")

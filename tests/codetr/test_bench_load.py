@@ -51,3 +51,25 @@ def test_without_a_url_it_is_tritons_port_here(runs: list[Any]) -> None:
 def test_a_worker_does_not_speak_of_limits(runs: list[Any]) -> None:
     assert "limits" in invoke().output
     assert "limits" not in invoke("--", "--worker").output
+
+
+def test_what_a_soak_needs_reaches_the_settings(runs: list[Any], tmp_path: Path) -> None:
+    options = ["--requests", 25000, "--server-pid", 12, "--baseline", tmp_path / "old.json", "--output", tmp_path]
+    result = invoke("--shape", "soak", *options)
+    assert result.exit_code == 0, result.output
+    config = runs[0][0]
+    assert (config.requests, config.server_pid, config.baseline) == (25000, 12, str(tmp_path / "old.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        pytest.param([], None, id="only a soak has a limit by itself"),
+        pytest.param(["--shape", "soak"], 100.0, id="a soak"),
+        pytest.param(["--shape", "soak", "--max-memory-growth-mb", "-1"], None, id="a soak without"),
+        pytest.param(["--max-memory-growth-mb", "7.5"], 7.5, id="given"),
+    ],
+)
+def test_memory_limit(runs: list[Any], options: list[str], limit: float | None) -> None:
+    assert invoke(*options).exit_code == 0
+    assert runs[0][0].max_memory_growth_mb == limit

@@ -14,7 +14,7 @@ from serving.errors import CodetrError
 
 def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(perf.preprocess, "run", lambda *arguments: seen.extend(arguments))
+    monkeypatch.setattr(perf.preprocess, "run", lambda *arguments: seen.extend(arguments) or {"preprocess": []})
     options = ["--output", str(tmp_path), "--size", "608x512", "--formats", "png,jpeg", "--candidates", "300,100"]
     result = CliRunner().invoke(cli.app, ["bench", "preprocess", *options, "--seconds", "0.5"])
     assert result.exit_code == 0, result.output

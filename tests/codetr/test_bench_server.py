@@ -14,6 +14,7 @@ from clients.errors import ServerUnreachableError
 from codetr import cli
 from codetr.bench_server import parse_models, parse_rates
 from perf.perf_analyzer import Installation
+from perf.records import write_record
 from perf.server import Plan
 from serving.errors import CodetrError
 from tests.perf.records import record, result
@@ -38,10 +39,9 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """Replaces server and perf_analyzer; the plans that were run."""
     seen: list[Plan] = []
 
-    def run(bench: object, plan: Plan, output: Path, *rest: object) -> dict[str, Any]:
+    def run(bench: object, plan: Plan, output: Path, *rest: object) -> None:
         seen.append(plan)
-        output.mkdir(exist_ok=True)
-        return record(result(), plan=plan)
+        write_record(record(result(), plan=plan), output)
 
     monkeypatch.setattr(perf.connection, "Connection", StubConnection)
     monkeypatch.setattr(perf.perf_analyzer, "find", lambda: Installation(Path("pa"), ""))
