@@ -1,7 +1,9 @@
 """ONNX with plugin nodes: the nodes' form, and their meaning through an evaluation of the operator in Python."""
 
 import re
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,14 +12,16 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import nn
+from typer.testing import CliRunner
 
 import plugin_src
-from builder import load_detector
 from builder.build import BuildOptions, write_plugin_onnx
 from builder.engines import EngineError, plugin_onnx
-from builder.export import InputSpec, export_detector
+from builder.export import InputSpec
 from builder.ms_deform_attn import ms_deform_attn, reference_ms_deform_attn
-from builder.variants import get_variant
+from builder.variants import VARIANTS, get_variant
+from codetr.cli import app
+from tests.smallest import SMALLEST
 
 SIZES = [4, 6, 2, 3]
 
@@ -50,33 +54,76 @@ def creator_source():
     return (Path(plugin_src.__path__[0]) / "tensorrt_plugin.h").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
-def detector_nodes(golden_config, golden_weights, tmp_path_factory, request):
-    path = tmp_path_factory.mktemp("plugin") / plugin_onnx.FILE_NAME
-    detector = load_detector(golden_config, golden_weights, request.param)
-    plugin_onnx.build(export_detector(detector, InputSpec(64, 96, max_batch_size=2)), path)
-    return plugin_nodes(path)
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def written(tmp_path_factory, request):
+    """What `codetr build --plugin-nodes` writes for a small detector, what it prints, and the asked precision."""
+    folder = tmp_path_factory.mktemp("plugin")
+    arguments = ["smallest", "--random-weights", "--plugin-nodes", "--precision", request.param]
+    sizes = ["--height", "64", "--width", "96", "--batch", "2", "--repository", str(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(VARIANTS, "smallest", SMALLEST)
+        done = CliRunner().invoke(app, ["build", *arguments, *sizes], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return SimpleNamespace(path=folder / plugin_onnx.FILE_NAME, output=done.output, precision=request.param)
 
 
-def test_one_node_a_layer_with_the_levels_sizes(detector_nodes):
-    assert len(detector_nodes) == 4  # two encoder layers, two decoder layers
-    for node in detector_nodes:
-        assert len(node.input) == 5
+def test_the_file_is_valid_with_its_own_domain(written):
+    model = onnx.load(written.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {entry.domain: entry.version for entry in model.opset_import}[plugin_onnx.DOMAIN] == 1
+    assert {node.domain for node in model.graph.node} == {"", plugin_onnx.DOMAIN}
+
+
+def test_one_node_a_layer_with_the_levels_sizes(written):
+    nodes = plugin_nodes(written.path)
+    assert len(nodes) == 2  # an encoder layer, a decoder layer
+    for node in nodes:
         assert len(node.output) == 1
         assert attributes(node) == {
-            "spatial_shapes": [16, 24, 8, 12, 4, 6, 2, 3, 1, 2],
+            "spatial_shapes": [16, 24, 8, 12, 4, 6, 2, 3],
             "plugin_version": b"1",
             "plugin_namespace": b"",
         }
 
 
-def test_names_are_the_creators(detector_nodes):
+def test_names_are_the_creators(written):
+    nodes = plugin_nodes(written.path)
     constants = dict(re.findall(r'constexpr char const\* (k\w+) = "(.*)";', creator_source()))
-    assert {node.op_type for node in detector_nodes} == {constants["kPluginName"]}
-    given = attributes(detector_nodes[0])
+    assert {node.op_type for node in nodes} == {constants["kPluginName"]}
+    given = attributes(nodes[0])
     assert given.pop("plugin_version").decode() == constants["kPluginVersion"]
     assert given.pop("plugin_namespace").decode() == constants["kPluginNamespace"]
     assert list(given) == [constants["kSpatialShapesField"]]
+
+
+def test_inputs_have_the_types_that_the_plugin_takes(written):
+    """As `supportsFormatCombination` of plugin_src/tensorrt_plugin.cpp: T, float, T, T, int32; T comes out."""
+    graph = onnx.load(written.path).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    asked = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}[written.precision]
+    for node in plugin_nodes(written.path):
+        expected = [asked, onnx.TensorProto.FLOAT, asked, asked, onnx.TensorProto.INT32]
+        assert [types[name] for name in node.input] == expected
+        assert [types[name] for name in node.output] == [asked]
+
+
+def test_the_command_says_how_trtexec_builds_the_plan(written):
+    line = written.output.rstrip().splitlines()[-1]
+    folder = written.path.parent
+    assert shlex.split(line) == [
+        "trtexec",
+        f"--onnx={folder}/model.onnx",
+        "--stronglyTyped",
+        "--staticPlugins=build/plugin/libcodetr_plugin.so",
+        "--minShapes=images:1x64x96x3,image_sizes:1x2",
+        "--optShapes=images:2x64x96x3,image_sizes:2x2",
+        "--maxShapes=images:2x64x96x3,image_sizes:2x2",
+        f"--saveEngine={folder}/model.plan",
+        "--profilingVerbosity=detailed",
+        "--skipInference",
+    ]
+    static = plugin_onnx.trtexec_line(written.path, InputSpec(64, 96, 2, dynamic_batch=False))
+    assert "Shapes" not in static
 
 
 # The exporter warns about its own use of a tree class.
