@@ -76,5 +76,7 @@ def build(
         return
     result = build_repository(options, repository, Stages(console))
     if result is not None:
-        console.print(f"engine and detector agree: {result}", highlight=False)
-    console.print(f"[bold]{repository}[/] is ready: codetr serve --repository {repository}", highlight=False)
+        console.print(f"engine and detector agree: {result}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{repository}[/] is ready: codetr serve --repository {repository}", highlight=False, soft_wrap=True
+    )

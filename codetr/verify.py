@@ -25,4 +25,4 @@ def verify(
     for each in chosen_names(repository, name):
         folder = None if report is None else report / each
         result = verify_repository(repository, each, weights or (), verify_images, verify_annotations, folder)
-        Console().print(f"[green]✓[/] {each}: engine and detector agree: {result}", highlight=False)
+        Console().print(f"[green]✓[/] {each}: engine and detector agree: {result}", highlight=False, soft_wrap=True)
