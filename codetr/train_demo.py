@@ -13,15 +13,22 @@ def train_demo(
     device: Annotated[str, typer.Option(help="cuda or cpu; a GPU takes a quarter of an hour, a CPU days.")] = "cuda",
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw images.")] = 15,
 ) -> None:
-    """Train the demo detector on generated shapes, as the weights that come along were trained."""
+    """Train the demo detector on generated shapes, as the weights that come along were trained, and measure its AP."""
     from rich.console import Console
+    from rich.progress import track
 
     from builder.demo import DEMO_VARIANT
     from builder.demo.train import train_demo as train
     from builder.variants import get_variant
+    from codetr.evaluate import summary_line
+    from perf.held_out import record_accuracy
 
     console = Console()
     weights = train(get_variant(DEMO_VARIANT), output, "codetr train-demo", device, workers, console)
+    result = record_accuracy(
+        DEMO_VARIANT, weights, output / "held-out", device, progress=lambda indices: track(indices, "drawing")
+    )
+    console.print(summary_line(result), highlight=False, soft_wrap=True)
     console.print(f"[bold]{weights}[/]: codetr build {DEMO_VARIANT} --weights {weights} ...", highlight=False)
 
 
