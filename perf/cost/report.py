@@ -72,9 +72,10 @@ def _method(record: Mapping[str, Any]) -> str:
         "leaves the CPU free meanwhile, as a GPU does; one instance. All else is the repository that `codetr build` "
         "writes, on a real tritonserver, asked by perf_analyzer on the same machine. At concurrency 1: median latency, "
         "what it adds to the engine's cost, and the mean time in each step; rest is what remains of the mean latency, "
-        f"in the network, the ensemble and the client. At concurrency {plan['concurrency']}: images/s, the detector's "
-        f"mean batch and p99. Medians over {plan['repeats']} pass(es), ± half of (largest - smallest) / median. What "
-        f"is not named is as in the case {base}.{cut}"
+        "in the network, the ensemble and the client (a little below 0 at times: the server's means count the warm-up "
+        f"too). At concurrency {plan['concurrency']}: images/s, the detector's mean batch and p99. Medians over "
+        f"{plan['repeats']} pass(es), ± half of (largest - smallest) / median. What is not named is as in the case "
+        f"{base}.{cut}"
     )
 
 
