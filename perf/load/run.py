@@ -32,15 +32,8 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
     `--worker --master-host HOST`. Raises CodetrError if the server is not ready, there is no process `server_pid` or
     no baseline, a limit is broken or locust fails.
     """
-    if config.server_pid is not None and not psutil.pid_exists(config.server_pid):
-        raise CodetrError(f"--server-pid {config.server_pid}: there is no such process")
     results = config.folder / RESULTS_NAME
-    if config.baseline:
-        load_record(Path(config.baseline), "load")
-        if Path(config.baseline).resolve() == results.resolve():
-            raise CodetrError(f"--baseline {config.baseline} is what this run writes: name another --output")
-    with connect(config) as client:
-        client.check()
+    _check(config, results)
     config.folder.mkdir(parents=True, exist_ok=True)
     results.unlink(missing_ok=True)
     process = subprocess.Popen(command(config, web, locust_options), env=config.environment())
@@ -50,6 +43,17 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
         raise CodetrError("; ".join(json.loads(results.read_text(encoding="utf-8"))["broken_limits"]))
     if status:
         raise CodetrError(f"locust ended with status {status}; its own words are above")
+
+
+def _check(config: LoadConfig, results: Path) -> None:
+    if config.server_pid is not None and not psutil.pid_exists(config.server_pid):
+        raise CodetrError(f"--server-pid {config.server_pid}: there is no such process")
+    if config.baseline:
+        load_record(Path(config.baseline), "load")
+        if Path(config.baseline).resolve() == results.resolve():
+            raise CodetrError(f"--baseline {config.baseline} is what this run writes: name another --output")
+    with connect(config) as client:
+        client.check()
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
