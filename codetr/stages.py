@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -76,12 +77,31 @@ def own_console() -> Console:
 
 
 def gpu_memory() -> int | None:
-    """Return the bytes in use on the GPU; None unless PyTorch is loaded and uses one."""
+    """Return the bytes in use on the GPU; None unless PyTorch is loaded and uses one.
+
+    It asks the driver, not CUDA: a CUDA call could spoil a graph that another thread is capturing.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not hasattr(torch, "cuda") or not torch.cuda.is_initialized():
         return None
-    free, total = torch.cuda.mem_get_info()
-    return int(total - free)
+    try:
+        driver = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    device, memory = ctypes.c_void_p(), _Memory()
+    name = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}".encode()
+    failed = (
+        driver.nvmlInit_v2()
+        or driver.nvmlDeviceGetHandleByUUID(name, ctypes.byref(device))
+        or driver.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory))
+    )
+    return None if failed else int(memory.used)
+
+
+class _Memory(ctypes.Structure):
+    """`nvmlMemory_t`: bytes."""
+
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
 
 
 def peak_memory_gib() -> float:
