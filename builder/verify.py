@@ -39,9 +39,10 @@ class Limits:
 
 # The demo detector in PyTorch itself, 32 generated images, H200: float16 finds 98.0 % again (95.8 % on the worst
 # 8 images), 95 % of scores within 0.012, AP +0.001; bfloat16 91.5 % (88.3 %), 0.043, AP +0.001 (-0.011). The largest
-# score difference has no limit: where rounding swaps two encoder proposals a whole query changes, and 0.6 is seen.
+# score difference has no limit: where rounding swaps two encoder proposals a whole query changes, and 0.6 is seen. The
+# ONNX engine in float32 finds 99.2 % at 96x64. One wrong weight in the query embedding leaves 62 %.
 LIMITS = {
-    "float32": Limits(min_matched=0.99, max_usual_score_difference=1e-3, max_ap_loss=0.005),
+    "float32": Limits(min_matched=0.98, max_usual_score_difference=1e-3, max_ap_loss=0.005),
     "float16": Limits(min_matched=0.93, max_usual_score_difference=0.04, max_ap_loss=0.02),
     "bfloat16": Limits(min_matched=0.85, max_usual_score_difference=0.12, max_ap_loss=0.03),
 }

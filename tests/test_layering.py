@@ -16,8 +16,8 @@ FOLDERS = ("builder", "clients", "codetr", "model_repository", "perf", "plugin_s
 ERRORS = {"serving.errors"}
 ALLOWED: dict[str, set[str]] = {
     "serving": {"serving"},
-    # serving.manifest: what the builder writes and the launcher checks; serving.postprocess: the AP of an engine is that
-    # of what the server answers
+    # serving.manifest: what the builder writes and the launcher checks
+    # serving.postprocess: the AP of an engine is that of what the server answers
     "builder": {"builder", "serving.contract", "serving.preprocess", "serving.postprocess", "serving.manifest"}
     | ERRORS,
     "clients": {"clients", "serving.contract"} | ERRORS,
