@@ -79,7 +79,7 @@ def test_detect_and_evaluate_take_the_ensemble_by_name(both: TritonServer, tmp_p
 
 
 def test_a_load_test_takes_the_ensemble_by_name(both: TritonServer, tmp_path: Path) -> None:
-    before = answered(both, "small")
+    before = {name: answered(both, name) for name in ENGINES}
     command = [sys.executable, "-c", "from codetr.cli import main; main()", "bench", "load", "--model", "small"]
     options = ["--url", both.grpc_url, "--output", str(tmp_path / "load"), "--think", "0", "--seconds", "2"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=120)
@@ -87,7 +87,8 @@ def test_a_load_test_takes_the_ensemble_by_name(both: TritonServer, tmp_path: Pa
     record = json.loads((tmp_path / "load" / "results.json").read_text())
     assert record["outcome"]["requests"] > 0
     assert record["outcome"]["failures"] == 0
-    assert answered(both, "small") - before >= record["outcome"]["requests"]
+    assert answered(both, "small") > before["small"]
+    assert answered(both, "codetr") == before["codetr"]
 
 
 def answered(server: TritonServer, model: str) -> int:
