@@ -59,6 +59,7 @@ def _load() -> Path:
     library = Path(prebuilt) if prebuilt else _cached_library()
     if not library.is_file():
         raise CudaOperatorError(f"{LIBRARY_VARIABLE} names {library}, which is not a file")
+    os.environ["CODETR_SCHEMA_DEFINED"] = "1"  # read when the library is loaded: torch_op.cpp
     try:
         torch.ops.load_library(str(library))
     except OSError as error:

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 namespace codetr {
 namespace {
@@ -144,14 +145,12 @@ constexpr int kDim = 32;
 constexpr int kPoints = 4;
 constexpr int kBlockHeads = 2;  // heads a thread block serves; the values of two share 128-byte lines
 constexpr int kHeadSets = kHeads / kBlockHeads;
-constexpr int kItemQueries = 8 / kBlockHeads;  // a warp's item: these neighbouring queries x heads = 8 groups of 4 lanes
+constexpr int kItemQueries = 8 / kBlockHeads;  // a warp's item: these consecutive queries x heads = 8 groups of 4 lanes
 constexpr int kMaxFastLevels = 5;
 constexpr int kTileRows = 16;  // of queries of the finest level
 constexpr int kTileColumns = 8;
 constexpr int kChunkTiles = 16;  // tiles whose parts are listed in shared memory at a time
-
-template <typename T>
-constexpr int kFastWarps = sizeof(T) == 4 ? 16 : 32;
+constexpr int kFastWarps = 12;   // of a block, which fills a multiprocessor: 168 registers a thread
 
 // Adding 1.5 * 2^23 to a small float rounds it to an integer and leaves that integer in the low bits.
 constexpr float kRoundMagic = 12582912.f;
@@ -181,14 +180,6 @@ struct alignas(16) LevelConstants {
     float upper_y;           // 1, or -1 if the valid part of the level is empty
     uint32_t origin;         // 16-byte units: of the level's first token, less the magic of both coordinates
 };
-
-// Reads all constants in two loads.
-__device__ __forceinline__ LevelConstants loadLevel(LevelConstants const& level) {
-    LevelConstants copy;
-    reinterpret_cast<uint4*>(&copy)[0] = reinterpret_cast<uint4 const*>(&level)[0];
-    reinterpret_cast<uint4*>(&copy)[1] = reinterpret_cast<uint4 const*>(&level)[1];
-    return copy;
-}
 
 template <typename T>
 constexpr uint32_t kTokenUnits = kHeads * kDim * sizeof(T) / 16;
@@ -238,44 +229,32 @@ __device__ __forceinline__ Corners locate(LevelConstants const& level, Coordinat
     return {token * kTokenUnits<T> + level.origin, left * upper, right * upper, left * lower, right * lower};
 }
 
-// Loads what is read once and must not push values out of the L1 cache.
+// Loads what is read once, and stores: neither may push values out of the L1 cache.
 template <typename V>
 __device__ __forceinline__ V loadOnce(V const* pointer) {
     V v;
     if constexpr (sizeof(V) == 16) {
         uint4 u;
-        asm("ld.global.nc.L1::evict_first.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w) : "l"(pointer));
+        asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(u.x), "=r"(u.y), "=r"(u.z), "=r"(u.w) : "l"(pointer));
         memcpy(&v, &u, sizeof(v));
     } else if constexpr (sizeof(V) == 8) {
         uint2 u;
-        asm("ld.global.nc.L1::evict_first.v2.u32 {%0,%1}, [%2];" : "=r"(u.x), "=r"(u.y) : "l"(pointer));
+        asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(u.x), "=r"(u.y) : "l"(pointer));
         memcpy(&v, &u, sizeof(v));
     } else if constexpr (sizeof(V) == 4) {
         uint32_t u;
-        asm("ld.global.nc.L1::evict_first.u32 %0, [%1];" : "=r"(u) : "l"(pointer));
+        asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(u) : "l"(pointer));
         memcpy(&v, &u, sizeof(v));
     } else {
         uint16_t u;
-        asm("ld.global.nc.L1::evict_first.u16 %0, [%1];" : "=h"(u) : "l"(pointer));
+        asm("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(u) : "l"(pointer));
         memcpy(&v, &u, sizeof(v));
     }
     return v;
 }
 
-struct Anchor {
-    Axis x, y;
-};
-
-template <typename T>
-__device__ __forceinline__ Anchor loadAnchor(LevelConstants const& level, float const* reference_point, int32_t dim) {
-    float2 const center = loadOnce(reinterpret_cast<float2 const*>(reference_point));
-    float scale_x = 1.f, scale_y = 1.f;
-    if (dim == 4) {
-        float2 const size = loadOnce(reinterpret_cast<float2 const*>(reference_point) + 1);
-        scale_x = size.x * level.width * (0.5f / kPoints);
-        scale_y = size.y * level.height * (0.5f / kPoints);
-    }
-    return {makeAxis<T>(center.x, level.width, scale_x), makeAxis<T>(center.y, level.height, scale_y)};
+__device__ __forceinline__ void storeOnce(uint4* pointer, uint4 v) {
+    asm volatile("st.global.L1::no_allocate.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(pointer), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 
 template <int kOffset>
@@ -293,43 +272,73 @@ __device__ __forceinline__ uint64_t addUnits(uint64_t base, uint32_t units) {
     return address;
 }
 
-// Four points' worth of raw inputs, loaded at once.
-template <typename T>
-struct PointInputs {
-    float x[kPoints], y[kPoints], logit[kPoints];
+// A reference point: its centre, and its size if it is a box.
+struct Reference {
+    float2 center, size;
+};
+
+__device__ __forceinline__ Reference loadReference(float const* reference_point, int32_t dim) {
+    Reference reference{};
+    reference.center = loadOnce(reinterpret_cast<float2 const*>(reference_point));
+    if (dim == 4) reference.size = loadOnce(reinterpret_cast<float2 const*>(reference_point) + 1);
+    return reference;
+}
+
+struct Anchor {
+    Axis x, y;
 };
 
 template <typename T>
-__device__ __forceinline__ PointInputs<T> loadPoints(T const* offsets, T const* logits) {
-    PointInputs<T> in;
-    if constexpr (sizeof(T) == 4) {
-        float4 const a = loadOnce(reinterpret_cast<float4 const*>(offsets));
-        float4 const b = loadOnce(reinterpret_cast<float4 const*>(offsets) + 1);
-        float4 const c = loadOnce(reinterpret_cast<float4 const*>(logits));
-        in = {{a.x, a.z, b.x, b.z}, {a.y, a.w, b.y, b.w}, {c.x, c.y, c.z, c.w}};
-    } else {
-        using P = Packed<T>;
-        uint4 const o = loadOnce(reinterpret_cast<uint4 const*>(offsets));
-        uint2 const c = loadOnce(reinterpret_cast<uint2 const*>(logits));
-        float2 const o0 = P::widen(P::fromBits(o.x)), o1 = P::widen(P::fromBits(o.y));
-        float2 const o2 = P::widen(P::fromBits(o.z)), o3 = P::widen(P::fromBits(o.w));
-        float2 const c0 = P::widen(P::fromBits(c.x)), c1 = P::widen(P::fromBits(c.y));
-        in = {{o0.x, o1.x, o2.x, o3.x}, {o0.y, o1.y, o2.y, o3.y}, {c0.x, c0.y, c1.x, c1.y}};
-    }
-    return in;
+__device__ __forceinline__ Anchor makeAnchor(LevelConstants const& level, Reference const& reference, int32_t dim) {
+    float const scale_x = dim == 4 ? reference.size.x * level.width * (0.5f / kPoints) : 1.f;
+    float const scale_y = dim == 4 ? reference.size.y * level.height * (0.5f / kPoints) : 1.f;
+    return {makeAxis<T>(reference.center.x, level.width, scale_x), makeAxis<T>(reference.center.y, level.height, scale_y)};
 }
 
-template <typename T>
-__device__ __forceinline__ float3 loadPoint(T const* offset, T const* logit) {
-    if constexpr (sizeof(T) == 4) {
-        float2 const o = loadOnce(reinterpret_cast<float2 const*>(offset));
-        return {o.x, o.y, loadOnce(logit)};
-    } else {
-        using P = Packed<T>;
-        float2 const o = P::widen(P::fromBits(loadOnce(reinterpret_cast<uint32_t const*>(offset))));
-        return {o.x, o.y, P::widen(loadOnce(logit))};
+__device__ __forceinline__ float toFloat(float x) { return x; }
+__device__ __forceinline__ float toFloat(__half x) { return __half2float(x); }
+__device__ __forceinline__ float toFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+// `kCount` neighbouring elements as they lie in memory.
+template <typename T, int kCount>
+struct Raw {
+    static constexpr int kBytes = sizeof(T) * kCount;
+    using Word = std::conditional_t<kBytes >= 16, uint4, std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
+    Word words[kBytes / sizeof(Word)];
+
+    __device__ __forceinline__ void load(T const* from) {
+#pragma unroll
+        for (size_t i = 0; i < kBytes / sizeof(Word); ++i) words[i] = loadOnce(reinterpret_cast<Word const*>(from) + i);
     }
-}
+    __device__ __forceinline__ float get(int i) const {
+        T elements[kCount];
+        memcpy(elements, words, sizeof(elements));
+        return toFloat(elements[i]);
+    }
+};
+
+// What a lane needs to make its samples: four points of its own level and one of level 4.
+template <typename T, int kLevels>
+struct LaneInputs {
+    Raw<T, 2 * kPoints> offsets;
+    Raw<T, kPoints> logits;
+    Reference reference;
+    Raw<T, 2> fifth_offset;
+    Raw<T, 1> fifth_logit;
+    Reference fifth_reference;
+
+    // The pointers belong to the group's query and head.
+    __device__ __forceinline__ void load(int own, int t, T const* logits_at, T const* offsets_at, float const* reference_at, int32_t dim) {
+        offsets.load(offsets_at + own * kPoints * 2);
+        logits.load(logits_at + own * kPoints);
+        reference = loadReference(reference_at + own * dim, dim);
+        if constexpr (kLevels == 5) {
+            fifth_offset.load(offsets_at + (4 * kPoints + t) * 2);
+            fifth_logit.load(logits_at + 4 * kPoints + t);
+            fifth_reference = loadReference(reference_at + 4 * dim, dim);
+        }
+    }
+};
 
 // A warp's samples in shared memory: every lane prepares some, all four lanes of a group read all of them.
 // Slot `slot(group, level)` of a row belongs to one group; the exclusive-or keeps reads and writes free of conflicts.
@@ -418,7 +427,7 @@ struct Sums {
         using P = Packed<T>;
         uint4 const out = {bits(P::round(a[0] * scale, a[1] * scale)), bits(P::round(a[2] * scale, a[3] * scale)),
                            bits(P::round(b[0] * scale, b[1] * scale)), bits(P::round(b[2] * scale, b[3] * scale))};
-        reinterpret_cast<uint4*>(head)[t] = out;
+        storeOnce(reinterpret_cast<uint4*>(head) + t, out);
     }
 };
 
@@ -446,48 +455,49 @@ struct Sums<float> {
     }
 
     __device__ __forceinline__ void store(float* head, int t, float scale) const {
-        reinterpret_cast<float4*>(head)[t] = {a[0] * scale, a[1] * scale, a[2] * scale, a[3] * scale};
-        reinterpret_cast<float4*>(head)[t + 4] = {b[0] * scale, b[1] * scale, b[2] * scale, b[3] * scale};
+        storeOnce(reinterpret_cast<uint4*>(head) + t, scaled(a, scale));
+        storeOnce(reinterpret_cast<uint4*>(head) + t + 4, scaled(b, scale));
+    }
+
+    static __device__ __forceinline__ uint4 scaled(float const (&x)[4], float scale) {
+        return {__float_as_uint(x[0] * scale), __float_as_uint(x[1] * scale), __float_as_uint(x[2] * scale), __float_as_uint(x[3] * scale)};
     }
 };
 
 // Makes the corners and weights of a group's samples for all its lanes: lane t makes level t, and point t of level 4.
-// `logits`, `offsets` and `reference` belong to the group's query and head. Returns the sum of the softmax weights, of
-// which the largest is 1: the sums are divided by it at the end.
+// `level` is lane t's own. Returns the sum of the softmax weights, of which the largest is 1: the sums are divided by it
+// at the end.
 template <typename T, int kLevels>
-__device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, LevelConstants const* levels, int group, int t,
-                                                T const* logits, T const* offsets, float const* reference, int32_t reference_dim) {
+__device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, LaneInputs<T, kLevels> const& in, LevelConstants const& level,
+                                                LevelConstants const& last, int group, int t, int32_t reference_dim) {
     constexpr bool kEveryLane = kLevels >= 4;  // else lane 3 repeats level 2 and throws it away
     constexpr bool kFifth = kLevels == 5;
-    int const own = kEveryLane ? t : min(t, kLevels - 1);
-    LevelConstants const level = loadLevel(levels[own]);
-    PointInputs<T> const in = loadPoints<T>(offsets + own * kPoints * 2, logits + own * kPoints);
-    Anchor const anchor = loadAnchor<T>(level, reference + own * reference_dim, reference_dim);
-    float3 fifth{};
-    if constexpr (kFifth) fifth = loadPoint<T>(offsets + (4 * kPoints + t) * 2, logits + 4 * kPoints + t);
-
-    float top = fmaxf(fmaxf(in.logit[0], in.logit[1]), fmaxf(in.logit[2], in.logit[3]));
-    if constexpr (kFifth) top = fmaxf(top, fifth.z);
+    float top = fmaxf(fmaxf(in.logits.get(0), in.logits.get(1)), fmaxf(in.logits.get(2), in.logits.get(3)));
+    if constexpr (kFifth) top = fmaxf(top, in.fifth_logit.get(0));
     top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
     top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2)) * kLog2E;
 
+    Anchor const anchor = makeAnchor<T>(level, in.reference, reference_dim);
     float total = 0.f;
     Corners corners[kPoints];
 #pragma unroll
     for (int p = 0; p < kPoints; ++p) {
-        float const attention = exp2Approx(fmaf(in.logit[p], kLog2E, -top));
+        float const attention = exp2Approx(fmaf(in.logits.get(p), kLog2E, -top));
         total += attention;
-        corners[p] = locate<T>(level, coordinate<T>(anchor.x, in.x[p]), coordinate<T>(anchor.y, in.y[p]), attention);
+        corners[p] = locate<T>(level, coordinate<T>(anchor.x, in.offsets.get(2 * p)), coordinate<T>(anchor.y, in.offsets.get(2 * p + 1)), attention);
     }
-    if (kEveryLane || t < kLevels) storeLevel<T, kLevels>(samples, own, group, corners);
-    if (!kEveryLane && t >= kLevels) total = 0.f;
+    if (kEveryLane || t < kLevels) {
+        storeLevel<T, kLevels>(samples, t, group, corners);
+    } else {
+        total = 0.f;
+    }
     if constexpr (kFifth) {
-        LevelConstants const last = loadLevel(levels[4]);
-        Anchor const last_anchor = loadAnchor<T>(last, reference + 4 * reference_dim, reference_dim);
-        float const attention = exp2Approx(fmaf(fifth.z, kLog2E, -top));
+        Anchor const last_anchor = makeAnchor<T>(last, in.fifth_reference, reference_dim);
+        float const attention = exp2Approx(fmaf(in.fifth_logit.get(0), kLog2E, -top));
         total += attention;
-        storePoint<T, kLevels>(samples, 4, group, t,
-                               locate<T>(last, coordinate<T>(last_anchor.x, fifth.x), coordinate<T>(last_anchor.y, fifth.y), attention));
+        Corners const fifth = locate<T>(last, coordinate<T>(last_anchor.x, in.fifth_offset.get(0)),
+                                        coordinate<T>(last_anchor.y, in.fifth_offset.get(1)), attention);
+        storePoint<T, kLevels>(samples, 4, group, t, fifth);
     }
     total += __shfl_xor_sync(kFullWarp, total, 1);
     total += __shfl_xor_sync(kFullWarp, total, 2);
@@ -520,9 +530,9 @@ __device__ __forceinline__ Sums<T> sumSamples(Samples<T, kLevels> const& samples
     return sums;
 }
 
-// Block (x, y) takes share x of the queries of image and head set y. Its warps take the share's items in turn.
+// Block (x, y) takes share x of the queries of image and head set y. Its warps take items of the share in turn.
 template <typename T, int kLevels>
-__global__ void __launch_bounds__(kFastWarps<T> * 32, 1) deformAttnFast(__grid_constant__ FastCall const call) {
+__global__ void __launch_bounds__(kFastWarps * 32, 1) deformAttnFast(__grid_constant__ FastCall const call) {
     extern __shared__ uint4 shared[];
     __shared__ LevelConstants levels[kLevels];
     __shared__ TilePart parts[kChunkTiles * kMaxFastLevels];
@@ -537,33 +547,41 @@ __global__ void __launch_bounds__(kFastWarps<T> * 32, 1) deformAttnFast(__grid_c
         static_cast<T const*>(call.value) + (static_cast<int64_t>(image) * call.tokens * kHeads + head) * kDim) + t * 16;
 
     auto const share = static_cast<int32_t>(blockIdx.x), shares = static_cast<int32_t>(gridDim.x);
-    auto const warps = static_cast<int32_t>(blockDim.x >> 5);
-    auto turn = static_cast<int32_t>(threadIdx.x >> 5);
+    auto const stride = static_cast<int32_t>(blockDim.x >> 5) * kItemQueries;
+    auto turn = static_cast<int32_t>(threadIdx.x >> 5) * kItemQueries + group / kBlockHeads;
+    int const own = min(t, kLevels - 1);
+    __syncthreads();
+    LevelConstants const own_level = levels[own], last_level = levels[kLevels - 1];
     int32_t const end_tile = lastTile(call.tiles.count(), share, shares);
     for (int32_t tile = firstTile(call.tiles.count(), share, shares); tile < end_tile; tile += kChunkTiles) {
         int const part_count = min(end_tile - tile, kChunkTiles) * call.tiles.maps;
         __syncthreads();
         for (int i = static_cast<int>(threadIdx.x); i < part_count; i += static_cast<int>(blockDim.x)) {
-            parts[i] = makeTilePart(call.tiles, tile + i / call.tiles.maps, i % call.tiles.maps, kItemQueries, share, shares);
+            parts[i] = makeTilePart(call.tiles, tile + i / call.tiles.maps, i % call.tiles.maps, share, shares);
         }
         __syncthreads();
         int index = 0;
-        Item item = findItem(parts, part_count, index, turn, kItemQueries, group / kBlockHeads);
+        LaneInputs<T, kLevels> in;
+        auto const load = [&](int32_t query_of_image) {
+            int64_t const query = static_cast<int64_t>(image) * call.queries + query_of_image;
+            int64_t const first_sample = (query * kHeads + head) * (kLevels * kPoints);
+            in.load(own, t, static_cast<T const*>(call.attention_logits) + first_sample, static_cast<T const*>(call.sampling_offsets) + first_sample * 2,
+                    call.reference_points + query * kLevels * call.reference_dim, call.reference_dim);
+        };
+        Turn next = findQuery(parts, part_count, index, turn);
+        load(next.query);
 #pragma unroll 1
-        while (item.exists) {
-            int64_t const query = static_cast<int64_t>(image) * call.queries + item.query;
-            int64_t const query_head = query * kHeads + head;
-            bool const query_exists = item.query_exists;
-            float const total = prepareSamples<T, kLevels>(
-                samples, levels, group, t, static_cast<T const*>(call.attention_logits) + query_head * (kLevels * kPoints),
-                static_cast<T const*>(call.sampling_offsets) + query_head * (kLevels * kPoints * 2),
-                call.reference_points + query * kLevels * call.reference_dim, call.reference_dim);
+        while (__any_sync(kFullWarp, next.exists)) {
+            Turn const now = next;
+            float const total = prepareSamples<T, kLevels>(samples, in, own_level, last_level, group, t, call.reference_dim);
             __syncwarp();
-            turn += warps;
-            item = findItem(parts, part_count, index, turn, kItemQueries, group / kBlockHeads);
+            if (now.exists) turn += stride;
+            next = findQuery(parts, part_count, index, turn);
+            load(next.query);  // arrives while the present samples are added up
             Sums<T> const sums = sumSamples<T, kLevels>(samples, call, base, group, identity);
             __syncwarp();
-            if (query_exists) sums.store(static_cast<T*>(call.output) + query_head * kDim, t, __fdividef(1.f, total));
+            int64_t const query_head = (static_cast<int64_t>(image) * call.queries + now.query) * kHeads + head;
+            if (now.exists) sums.store(static_cast<T*>(call.output) + query_head * kDim, t, __fdividef(1.f, total));
         }
     }
 }
@@ -586,9 +604,6 @@ struct GeneralCall {
     int32_t heights[kMaxLevels], widths[kMaxLevels];
 };
 
-__device__ __forceinline__ float toFloat(float x) { return x; }
-__device__ __forceinline__ float toFloat(__half x) { return __half2float(x); }
-__device__ __forceinline__ float toFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ void fromFloat(float& y, float x) { y = x; }
 __device__ __forceinline__ void fromFloat(__half& y, float x) { y = __float2half_rn(x); }
 __device__ __forceinline__ void fromFloat(__nv_bfloat16& y, float x) { y = __float2bfloat16_rn(x); }
@@ -753,7 +768,7 @@ cudaError_t launchFast(MsDeformAttn const& call, int64_t tokens, cudaStream_t st
     }
     int const planes = call.batch * kHeadSets;
     int const blocks = std::min(blocksPerPlane(planes, multiprocessors), items);
-    int const warps = std::min(kFastWarps<T>, (items + blocks - 1) / blocks);
+    int const warps = std::min(kFastWarps, (items + blocks - 1) / blocks);
     auto const kernel = deformAttnFast<T, kLevels>;
     size_t const shared = sizeof(Samples<T, kLevels>) * warps;
     if (shared + sizeof(LevelConstants) * kLevels > 48 * 1024) {

@@ -28,13 +28,11 @@ struct QueryTiles {
     CODETR_HOST_DEVICE int32_t count() const { return rows * columns; }
 };
 
-// The part of one tile that lies on one map, or what of it a thread block works on. Its queries are numbered row by row;
-// `item_queries` of them that follow one another are an item.
+// The part of one tile that lies on one map, or what of it a thread block works on. Its queries are numbered row by row.
 struct alignas(16) TilePart {
-    int32_t items, begin;  // how many, and the first
-    int32_t columns, queries;
-    int32_t first_query, map_width;
-    int32_t unused[2];
+    int32_t count, begin;  // how many queries, and the first's number
+    int32_t columns, first_query, map_width;
+    int32_t unused[3];
 };
 
 // The tiles from first to last (exclusive) of share `share` of `shares`. Neighbouring shares may have a tile in common.
@@ -43,10 +41,9 @@ CODETR_HOST_DEVICE int32_t lastTile(int32_t tiles, int32_t share, int32_t shares
     return (tiles * (share + 1) + shares - 1) / shares;
 }
 
-// One part of a tile; of a tile in common, the fraction of its items that belongs to the share.
+// One part of a tile; of a tile in common, the fraction of its queries that belongs to the share.
 template <int kMaps>
-CODETR_HOST_DEVICE TilePart makeTilePart(QueryTiles<kMaps> const& tiles, int32_t tile, int32_t map_index, int32_t item_queries,
-                                         int32_t share, int32_t shares) {
+CODETR_HOST_DEVICE TilePart makeTilePart(QueryTiles<kMaps> const& tiles, int32_t tile, int32_t map_index, int32_t share, int32_t shares) {
     int32_t from = tiles.count() * share - tile * shares;  // in units of 1 / shares of a tile
     int32_t to = tiles.count() * (share + 1) - tile * shares;
     from = from > 0 ? from : 0;
@@ -59,42 +56,37 @@ CODETR_HOST_DEVICE TilePart makeTilePart(QueryTiles<kMaps> const& tiles, int32_t
     part.first_query = map.start + top * map.width + left;
     part.map_width = map.width;
     part.columns = right - left;
-    part.queries = (bottom - top) * part.columns;
-    int32_t const items = (part.queries + item_queries - 1) / item_queries;
-    part.begin = items * from / shares;
-    part.items = items * to / shares - part.begin;
+    int64_t const queries = static_cast<int64_t>(bottom - top) * part.columns;
+    part.begin = static_cast<int32_t>(queries * from / shares);
+    part.count = static_cast<int32_t>(queries * to / shares) - part.begin;
     return part;
 }
 
-// One lane group's place in its warp's next item.
-struct Item {
+// The query whose turn it is.
+struct Turn {
     int32_t query;
-    bool query_exists;  // false: the item is incomplete, and the group repeats the part's last query
-    bool exists;
+    bool exists;  // false: there are no more; `query` is one that is there all the same
 };
 
-// Finds the item `turn` items after the beginning of part `index`; moves both on to the part it lies in.
-CODETR_HOST_DEVICE Item findItem(TilePart const* parts, int32_t part_count, int32_t& index, int32_t& turn, int32_t item_queries,
-                                 int32_t query_of_item) {
-    while (index < part_count && turn >= parts[index].items) turn -= parts[index++].items;
-    if (index == part_count) return {0, false, false};
+// Finds the query `turn` queries after the beginning of part `index`; moves both on to the part it lies in.
+CODETR_HOST_DEVICE Turn findQuery(TilePart const* parts, int32_t part_count, int32_t& index, int32_t& turn) {
+    while (index < part_count && turn >= parts[index].count) turn -= parts[index++].count;
+    if (index == part_count) return {0, false};
 #ifdef __CUDA_ARCH__
-    int4 const size = reinterpret_cast<int4 const*>(&parts[index])[0];
-    int2 const place = reinterpret_cast<int2 const*>(&parts[index])[2];
-    TilePart const part{size.x, size.y, size.z, size.w, place.x, place.y, {}};
+    int4 const place = reinterpret_cast<int4 const*>(&parts[index])[0];
+    TilePart const part{place.x, place.y, place.z, place.w, parts[index].map_width, {}};
 #else
     TilePart const part = parts[index];
 #endif
-    int32_t const number = (part.begin + turn) * item_queries + query_of_item;
-    int32_t const inside = number < part.queries ? number : part.queries - 1;
-    float const position = (static_cast<float>(inside) + 0.5f);
+    int32_t const number = part.begin + turn;
     // Exact while a part has fewer than 2^20 queries or one row.
+    float const position = static_cast<float>(number) + 0.5f;
 #ifdef __CUDA_ARCH__
     auto const row = static_cast<int32_t>(__fdividef(position, static_cast<float>(part.columns)));
 #else
     auto const row = static_cast<int32_t>(position / static_cast<float>(part.columns));
 #endif
-    return {part.first_query + row * part.map_width + inside - row * part.columns, number < part.queries, true};
+    return {part.first_query + row * part.map_width + number - row * part.columns, true};
 }
 
 }  // namespace codetr

@@ -12,7 +12,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <exception>
+#include <cstdlib>
 #include <initializer_list>
 #include <optional>
 #include <vector>
@@ -109,18 +109,15 @@ Tensor msDeformAttn(Tensor value, Tensor reference_points, Tensor sampling_offse
     return output;
 }
 
-// The schema is Python's where builder.ms_deform_attn was imported first; a program without Python gets it from here.
-void defineSchema(torch::stable::detail::StableLibrary& library) {
-    try {
-        library.def(kSchema);
-    } catch (std::exception const&) {
-        // Already defined.
-    }
-}
+// A program without builder.ms_deform_attn gets the schema from here; builder.cuda_operator, whose schema is Python's,
+// says so in the environment, since PyTorch prints an error for every second definition.
+bool schemaIsDefined() { return std::getenv("CODETR_SCHEMA_DEFINED") != nullptr; }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(codetr, library) { defineSchema(library); }
+STABLE_TORCH_LIBRARY_FRAGMENT(codetr, library) {
+    if (!schemaIsDefined()) library.def(kSchema);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(codetr, CUDA, library) { library.impl("ms_deform_attn", TORCH_BOX(&msDeformAttn)); }
 
