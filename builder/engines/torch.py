@@ -54,7 +54,7 @@ def build(program: ExportedProgram, path: Path) -> None:
             torch._inductor.aoti_compile_and_package(
                 program if on_gpu else decompose_operator(program),
                 package_path=str(path),
-                inductor_configs={"max_autotune": True} if on_gpu else {"freezing": True},
+                inductor_configs={} if on_gpu else {"freezing": True},
             )
     except Exception as error:  # the compilers raise classes that have no common base
         raise EngineError(f"AOTInductor could not compile the detector: {str(error).splitlines()[0]}") from error
