@@ -1,0 +1,103 @@
+"""`codetr evaluate` on a live server, killed half-way: what it had is kept, and the figures are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builder.demo.shapes import encode_jpeg, generate
+from clients.client import CoDetrClient
+from serving.launch import TritonServer
+
+IMAGES, KILLED_AFTER = 80, 10
+DEADLINE = 120.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def dataset(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images whose truth is the server's own first answer, so that the AP is neither 0 nor 1."""
+    folder = tmp_path_factory.mktemp("dataset")
+    annotations: list[dict[str, Any]] = []
+    images = []
+    with CoDetrClient(server.grpc_url) as client:
+        names = client.class_names()
+        for i in range(IMAGES):
+            jpeg = encode_jpeg(generate(5, i, (120, 160)).image)
+            (folder / f"{i}.jpg").write_bytes(jpeg)
+            images.append({"id": i, "file_name": f"{i}.jpg", "width": 160, "height": 120})
+            found = client.detect(jpeg, score_threshold=0.0)
+            x0, y0, x1, y1 = found.boxes[0].tolist()
+            box = [x0, y0, x1 - x0, y1 - y0]
+            annotation = {"id": i + 1, "image_id": i, "category_id": int(found.labels[0]) + 1, "bbox": box}
+            annotations.append({**annotation, "area": box[2] * box[3], "iscrowd": 0})
+    labels = range(max(len(names), 1 + max(a["category_id"] for a in annotations)))
+    categories = [{"id": k + 1, "name": names[k] if names else f"class {k}"} for k in labels]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def start(server: TritonServer, dataset: Path, output: Path) -> subprocess.Popen[str]:
+    command = "from codetr.cli import main; main()"
+    options = {
+        "--annotations": dataset / "annotations.json",
+        "--images": dataset,
+        "--output": output,
+        "--url": server.grpc_url,
+        "--concurrency": 1,  # batches of one: the same arithmetic in every run
+    }
+    arguments = [str(word) for pair in options.items() for word in pair]
+    return subprocess.Popen(
+        [sys.executable, "-c", command, "evaluate", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "NO_COLOR": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, output
+    return output
+
+
+def finished_images(output: Path) -> int:
+    results = output / "results.jsonl"
+    return max(0, results.read_bytes().count(b"\n") - 1) if results.exists() else 0
+
+
+def test_killed_and_started_again_gives_the_same_figures(server: TritonServer, dataset: Path, tmp_path: Path) -> None:
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    finish(start(server, dataset, uninterrupted))
+
+    process = start(server, dataset, killed)
+    deadline = time.monotonic() + DEADLINE
+    while finished_images(killed) < KILLED_AFTER and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = finished_images(killed)
+    assert process.returncode == -signal.SIGKILL
+    assert KILLED_AFTER <= kept < IMAGES
+
+    lines = (killed / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    finish(start(server, dataset, killed))
+    assert (killed / "results.jsonl").read_text(encoding="utf-8").splitlines()[: kept + 1] == lines[: kept + 1]
+    assert finished_images(killed) == IMAGES  # none was asked for twice
+
+    first, second = (json.loads((folder / "accuracy.json").read_text()) for folder in (uninterrupted, killed))
+    assert 0.1 < first["ap"] < 1
+    for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100", "classes", "images"):
+        assert first[name] == second[name], name
+    assert json.loads((uninterrupted / "detections.json").read_text()) == json.loads(
+        (killed / "detections.json").read_text()
+    )
