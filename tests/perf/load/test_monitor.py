@@ -119,19 +119,28 @@ def test_the_process_behind_a_port_is_found_and_sampled() -> None:
     assert 0 < own.pss <= own.rss
 
 
+# Starts two of the program it is given, says their process ids and waits for its own end.
+PARENT = """
+import subprocess, sys
+steps = [subprocess.Popen([sys.executable, sys.argv[1]], stdin=subprocess.PIPE) for _ in range(2)]
+print(*(step.pid for step in steps), flush=True)
+input()
+for step in steps:
+    step.communicate(b"\\n")
+"""
+
+
 def test_python_steps_are_named_after_their_models(tmp_path: Path) -> None:
     code = tmp_path / "codetr_detector" / "1" / "model.py"
     code.parent.mkdir(parents=True)
     code.write_text("input()")
-    steps = [subprocess.Popen([sys.executable, str(code)], stdin=subprocess.PIPE) for _ in range(2)]
-    try:
-        processes = named_processes(psutil.Process())
-        pids = {processes[f"codetr_detector {index}"].pid for index in range(2)}
-    finally:
-        for step in steps:
-            step.communicate(b"\n")
-    assert pids == {step.pid for step in steps}
-    assert processes["server"].pid == os.getpid()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", PARENT, str(code)], **pipes) as parent:
+        pids = {int(pid) for pid in parent.stdout.readline().split()}
+        processes = named_processes(psutil.Process(parent.pid))
+        parent.communicate("\n")
+    assert {processes[f"codetr_detector {index}"].pid for index in range(2)} == pids
+    assert processes["server"].pid == parent.pid
 
 
 def test_shared_memory_is_of_the_files_that_the_process_maps() -> None:
