@@ -81,7 +81,7 @@ def _handing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 def command(config: LoadConfig, web: bool, locust_options: Sequence[str]) -> list[str]:
     """Return locust's command line; a worker gets neither reports nor a page, its master has them."""
-    base = [sys.executable, "-m", "locust", "--locustfile", str(LOCUSTFILE)]
+    base = [sys.executable, "-m", "perf.load.locust_main", "--locustfile", str(LOCUSTFILE)]
     if "--worker" in locust_options:
         return [*base, *locust_options]
     reports = ["--csv", str(config.folder / "locust"), "--html", str(config.folder / "locust.html")]
