@@ -204,8 +204,8 @@ def collect(
     header = {"source": source, "annotations_sha256": hashlib.sha256(dataset.annotations.read_bytes()).hexdigest()}
     found = _read_results(results, header, class_names)
     wanted = {image.id for image in dataset.images}
-    todo = [image for image in dataset.images if image.id not in found]
-    on_image(len(dataset.images) - len(todo))
+    missing = [image for image in dataset.images if image.id not in found]
+    on_image(len(dataset.images) - len(missing))
     with results.open("a", encoding="utf-8") as file, ThreadPoolExecutor(concurrency) as pool:
         local = threading.local()
 
@@ -214,7 +214,7 @@ def collect(
                 local.detect = make_detect()
             return image, local.detect(image.path.read_bytes())
 
-        futures = [pool.submit(work, image) for image in todo]
+        futures = [pool.submit(work, image) for image in missing]
         try:
             for future in as_completed(futures):
                 image, detections = future.result()
