@@ -26,6 +26,7 @@ SOURCES = ("ms_deform_attn.cu", "torch_op.cpp")
 HEADERS = ("ms_deform_attn.h", "query_tiles.h")
 LIBRARY_VARIABLE = "CODETR_CUDA_OPERATOR"  # environment: the path of a library built before
 CACHE_VARIABLE = "CODETR_CACHE"  # environment: the folder for built libraries
+SCHEMA_VARIABLE = "CODETR_SCHEMA_DEFINED"  # environment, while the library is loaded: torch_op.cpp reads it
 ABI_TARGET = "0x020b000000000000ULL"  # PyTorch 2.11, the oldest supported
 
 
@@ -59,11 +60,13 @@ def _load() -> Path:
     library = Path(prebuilt) if prebuilt else _cached_library()
     if not library.is_file():
         raise CudaOperatorError(f"{LIBRARY_VARIABLE} names {library}, which is not a file")
-    os.environ["CODETR_SCHEMA_DEFINED"] = "1"  # read when the library is loaded: torch_op.cpp
+    os.environ[SCHEMA_VARIABLE] = "1"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         raise CudaOperatorError(f"cannot load the CUDA operator from {library}: {error}") from error
+    finally:
+        del os.environ[SCHEMA_VARIABLE]  # a server started from here must get the schema from the library
     return library
 
 
