@@ -24,8 +24,10 @@ from perf.load.timing import ClientPool, connect, send
 # after locust has patched the standard library, and before the first channel: gRPC would else block every user
 grpc.experimental.gevent.init_gevent()
 
-# a shell starts background jobs with SIGINT ignored, but that is how `codetr bench load` ends us
-signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ctrl-C goes to the main greenlet alone. Python's own handler raises wherever the process happens to be, which may be
+# the greenlet that hands gRPC's answers out: without it nothing is answered and no channel can be closed. It also
+# stands where a shell started us in the background, with SIGINT ignored.
+gevent.signal_handler(signal.SIGINT, gevent.get_hub().handle_system_error, KeyboardInterrupt, KeyboardInterrupt())
 
 CONFIG = from_environment()
 # Arrivals come as this many independent Poisson streams, each a locust user, so that locust spreads them over workers.

@@ -74,24 +74,32 @@ class MemoryMonitor:
             return
         second = time.monotonic() - self._start
         try:
-            processes = {name: _memory(process) for name, process in named_processes(self._server).items()}
+            figures = {name: _memory(process) for name, process in named_processes(self._server).items()}
             shared = shared_memory(self._server.pid)
         except (psutil.Error, OSError):
             return
-        self.samples.append(MemorySample(second, requests, processes, shared / MB))
+        processes = {name: memory for name, memory in figures.items() if memory}
+        if SERVER in processes:
+            self.samples.append(MemorySample(second, requests, processes, shared / MB))
 
 
-def _memory(process: psutil.Process) -> ProcessMemory:
-    memory = process.memory_full_info()
+def _memory(process: psutil.Process) -> ProcessMemory | None:
+    try:
+        memory = process.memory_full_info()
+    except psutil.NoSuchProcess:  # it has ended just now
+        return None
     return ProcessMemory(memory.rss / MB, memory.pss / MB)
 
 
 def named_processes(server: psutil.Process) -> dict[str, psutil.Process]:
-    """Return a server's processes by name: 'server', and 'MODEL N' for instance N of a Python model."""
+    """Return a server's running processes by name: 'server', and 'MODEL N' for instance N of a Python model."""
     processes = {SERVER: server}
     seen: Counter[str] = Counter()
     for child in sorted(server.children(recursive=True), key=lambda child: child.pid):
-        name = _process_name(child.cmdline()) or child.name()
+        try:
+            name = _process_name(child.cmdline()) or child.name()
+        except psutil.NoSuchProcess:  # it has ended; psutil counts a zombie as one of these
+            continue
         processes[f"{name} {seen[name]}"] = child
         seen[name] += 1
     return processes

@@ -22,6 +22,8 @@ from serving.errors import CodetrError
 
 # Seconds that requests in flight get to be answered when the run ends.
 STOP_TIMEOUT = 10
+# Seconds that an interrupted locust gets to end its users and write everything.
+END_TIMEOUT = STOP_TIMEOUT + 60
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 
@@ -29,8 +31,8 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
     """Run a load test in a process of its own; results lie in the configured folder, also after Ctrl-C.
 
     `web` opens locust's page instead of starting at once; `locust_options` are handed on, such as `--master` or
-    `--worker --master-host HOST`. Raises CodetrError if the server is not ready, there is no process `server_pid` or
-    no baseline, a limit is broken or locust fails.
+    `--worker --master-host HOST`. A second Ctrl-C ends everything at once. Raises CodetrError if the server is not
+    ready, there is no process `server_pid` or no baseline, a limit is broken, or locust fails or does not end.
     """
     results = config.folder / RESULTS_NAME
     _check(config, results)
@@ -57,12 +59,19 @@ def _check(config: LoadConfig, results: Path) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            # the terminal has sent it to locust too, which ends the run and writes what it has
-            continue
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        pass  # the terminal has sent it to locust too, which ends the run and writes what it has
+    try:
+        return process.wait(END_TIMEOUT)
+    except KeyboardInterrupt:
+        why = "was told twice"
+    except subprocess.TimeoutExpired:
+        why = f"did not end within {END_TIMEOUT} s"
+    process.kill()
+    process.wait()
+    raise CodetrError(f"locust {why} and was killed; what it had not written is lost")
 
 
 @contextmanager
@@ -71,6 +80,7 @@ def _handing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
     def terminate(number: int, frame: FrameType | None) -> None:
         process.send_signal(signal.SIGINT)  # locust dies of SIGTERM without a word
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:

@@ -84,17 +84,19 @@ def test_an_interrupted_load_test_keeps_what_it_measured(
         "300",
     ]
     # the pipe is for the process that locust runs in: both get the signal, as from a terminal
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if b"All users spawned" in line:
-                break
-        time.sleep(2)
-        end(process.pid)
-        process.communicate(timeout=60)
-    finally:
-        process.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if b"All users spawned" in line:
+                    break
+            time.sleep(2)
+            end(process.pid)
+            process.communicate(timeout=120)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # locust too, so that nothing is left for the tests that follow
+            raise
+    assert process.returncode == 0
     assert results(tmp_path)["outcome"]["requests"] > 0
 
 

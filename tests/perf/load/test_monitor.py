@@ -119,6 +119,16 @@ def test_the_process_behind_a_port_is_found_and_sampled() -> None:
     assert 0 < own.pss <= own.rss
 
 
+def test_a_child_that_has_ended_does_not_cost_the_sample() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet waited for
+        monitor = MemoryMonitor(psutil.Process())
+        monitor.sample(1)
+    (sample,) = monitor.samples
+    assert "server" in sample.processes
+    assert not any(name.startswith("python") for name in sample.processes)
+
+
 # Starts two of the program it is given, says their process ids and waits for its own end.
 PARENT = """
 import subprocess, sys

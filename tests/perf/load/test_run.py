@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -68,23 +68,48 @@ def test_a_dead_server_is_an_error_before_anything_starts(config: LoadConfig, mo
     assert not config.folder.exists()
 
 
+class InterruptedProcess:
+    """A process whose `wait` does in turn what it is given: returns a status, or raises."""
+
+    def __init__(self, *ends: BaseException | int) -> None:
+        self.ends = list(ends)
+        self.killed = False
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = self.ends.pop(0)
+        if isinstance(end, BaseException):
+            raise end
+        return end
+
+    def kill(self) -> None:
+        self.killed = True
+
+
 def test_ctrl_c_waits_for_locust_to_write_its_results(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[Any] = []
-
-    class Process:
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            pass
-
-        def wait(self) -> int:
-            waits.append(None)
-            if len(waits) == 1:
-                raise KeyboardInterrupt
-            return 0
-
+    process = InterruptedProcess(KeyboardInterrupt(), 0)
     monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
-    monkeypatch.setattr(load_run.subprocess, "Popen", Process)
+    monkeypatch.setattr(load_run.subprocess, "Popen", lambda *arguments, **options: process)
     run(config)
-    assert len(waits) == 2
+    assert process.ends == []
+    assert not process.killed
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        pytest.param(KeyboardInterrupt(), "locust was told twice and was killed", id="a second Ctrl-C"),
+        pytest.param(subprocess.TimeoutExpired("locust", 70), "locust did not end within 70 s and was", id="it hangs"),
+    ],
+)
+def test_an_interrupted_locust_does_not_live_for_ever(
+    config: LoadConfig, monkeypatch: pytest.MonkeyPatch, second: BaseException, message: str
+) -> None:
+    process = InterruptedProcess(KeyboardInterrupt(), second, -9)
+    monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
+    monkeypatch.setattr(load_run.subprocess, "Popen", lambda *arguments, **options: process)
+    with pytest.raises(CodetrError, match=message):
+        run(config)
+    assert process.killed
 
 
 def test_what_cannot_be_used_is_an_error_before_anything_starts(
