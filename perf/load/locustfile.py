@@ -24,9 +24,9 @@ from perf.load.timing import ClientPool, connect, send
 # after locust has patched the standard library, and before the first channel: gRPC would else block every user
 grpc.experimental.gevent.init_gevent()
 
-# Ctrl-C goes to the main greenlet alone. Python's own handler raises wherever the process happens to be, which may be
-# the greenlet that hands gRPC's answers out: without it nothing is answered and no channel can be closed. It also
-# stands where a shell started us in the background, with SIGINT ignored.
+# Ctrl-C goes to the main greenlet alone. Python's own handler raises in whichever is running, and where that is one of
+# gRPC's it is now and then swallowed: the run went on. This one also stands where a shell started us in the background,
+# with SIGINT ignored.
 gevent.signal_handler(signal.SIGINT, gevent.get_hub().handle_system_error, KeyboardInterrupt, KeyboardInterrupt())
 
 CONFIG = from_environment()
