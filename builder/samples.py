@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.ap import match_categories
-from builder.demo import CLASS_NAMES, shapes
+from builder.demo import CLASS_NAMES
+from builder.demo.dataset import coco_annotations
+from builder.demo.shapes import generate
 from serving.errors import CodetrError
 
 # The data set and number of generated images that engines are verified on when no other images are given.
@@ -67,8 +69,8 @@ def sample_images(class_names: Sequence[str], folder: Path | None = None, annota
 
 
 def _generated(class_names: Sequence[str]) -> Samples:
-    samples = [shapes.generate(SEED, index) for index in range(IMAGES)]
-    content = shapes.coco_annotations(samples)
+    samples = [generate(SEED, index) for index in range(IMAGES)]
+    content = coco_annotations(samples)
     truth = None
     if tuple(class_names) == CLASS_NAMES:
         ids = [image["id"] for image in content["images"]]

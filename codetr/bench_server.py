@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from codetr.bench_preprocess import parse_counts, parse_size
+from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -28,7 +29,11 @@ def bench_server(
     url: Annotated[str | None, typer.Option(help="host:port; Triton's port on this machine if not given.")] = None,
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
     metrics_url: Annotated[str, typer.Option(help="The server's metrics page.")] = "http://localhost:8002/metrics",
-    models: Annotated[str, typer.Option(help="Comma-separated models, or 'all'.")] = "all",
+    model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = ENSEMBLE,
+    models: Annotated[
+        str,
+        typer.Option(help="Comma-separated parts to measure: codetr for the ensemble, codetr_detector ...; or 'all'."),
+    ] = "all",
     concurrency: Annotated[str, typer.Option(help="Comma-separated numbers of concurrent requests.")] = "1,2,4,8",
     rates: Annotated[
         str,
@@ -64,7 +69,7 @@ def bench_server(
     )
     earlier = load_record(baseline, "server") if baseline else None
     installation = find()
-    with Connection(url, protocol) as connection:
+    with Connection(url, protocol, ensemble=model) as connection:
         configs = connection.model_configs(plan.models)
         bench = server.ServerBench(installation, connection, metrics_url, configs, plan.picture_sizes, output)
         with reporting(output, lambda record: write_server_report(record, output, earlier)):

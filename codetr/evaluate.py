@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from clients.detections import Detections
-    from perf.accuracy import Dataset, Detect
+    from perf.accuracy.dataset import Dataset
+    from perf.accuracy.detectors import Detect
 
 Source = Literal["server", "pytorch", "onnx"]
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -46,7 +47,11 @@ def evaluate(
     """Measure COCO accuracy; killed and started again, it goes on where it was."""
     from rich.console import Console
 
-    from perf.accuracy import category_of_label, collect, draw_worst, onnx_detect, open_server, read_dataset, report
+    from perf.accuracy.agreement import draw_worst
+    from perf.accuracy.collect import collect
+    from perf.accuracy.dataset import category_of_label, read_dataset
+    from perf.accuracy.detectors import onnx_detect, open_server
+    from perf.accuracy.scores import report
 
     console = Console()
     dataset = read_dataset(annotations, images, limit)
@@ -89,7 +94,7 @@ class _PyTorch:
 
     def load(self) -> tuple[Callable[[], Detect], tuple[str, ...]]:
         """Return a maker of the detector and its class names."""
-        from perf.accuracy import pytorch_detect
+        from perf.accuracy.detectors import pytorch_detect
 
         detect, names = pytorch_detect(self.variant, self._weights(), self.precision, self.device)
         return lambda: detect, names
@@ -118,7 +123,9 @@ def _against(
     dataset: Dataset, pytorch: _PyTorch, output: Path, console: Any
 ) -> tuple[Mapping[int, Detections], dict[str, Any]]:
     """Return the PyTorch detector's detections and figures on the same images."""
-    from perf.accuracy import category_of_label, collect, report
+    from perf.accuracy.collect import collect
+    from perf.accuracy.dataset import category_of_label
+    from perf.accuracy.scores import report
 
     folder = output / "against"
     make, names = pytorch.load()

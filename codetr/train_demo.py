@@ -40,7 +40,7 @@ def demo_data(
     """Draw a data set of shapes as JPEG files with COCO annotations."""
     from rich.progress import track
 
-    from builder.demo.shapes import write_dataset
+    from builder.demo.dataset import write_dataset
 
     path = write_dataset(output, images, seed, progress=lambda indices: track(indices, "drawing", total=images))
     typer.echo(f"{images} images and {path}")

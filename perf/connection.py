@@ -11,10 +11,17 @@ from serving import contract
 
 
 class Connection:
-    """A server's management side; `url` is host:port of its gRPC or HTTP endpoint. Close it, or use it as a block."""
+    """A server's management side; `url` is host:port of its gRPC or HTTP endpoint. Close it, or use it as a block.
 
-    def __init__(self, url: str | None, protocol: wire.Protocol, timeout: float = 30.0) -> None:
-        self._endpoint = wire.endpoint(url, protocol, timeout, contract.ENSEMBLE)
+    `ensemble` is the engine's name in the repository. Models are asked for and answered about by their names in the
+    contract, whatever the ensemble: `codetr_detector` stands for ENSEMBLE_detector.
+    """
+
+    def __init__(
+        self, url: str | None, protocol: wire.Protocol, timeout: float = 30.0, ensemble: str = contract.ENSEMBLE
+    ) -> None:
+        self.ensemble = ensemble
+        self._endpoint = wire.endpoint(url, protocol, timeout, ensemble)
         self._triton: Any = self._endpoint.library().InferenceServerClient(self._endpoint.address)
 
     @property
@@ -34,23 +41,30 @@ class Connection:
         self._triton.close()
 
     def model_configs(self, models: Sequence[str]) -> dict[str, Any]:
-        """Return Triton's configuration of each model.
+        """Return Triton's configuration of each model of the contract.
 
         Raises a one-line `clients.errors.ServiceError` for a server that is away and a model that is unknown or not
         ready.
         """
         configs = {}
         for model in models:
-            with self._asking_about(model) as endpoint:
-                answer = self._triton.get_model_config(model, **endpoint.config_options)
+            served = self.served_name(model)
+            with self._asking_about(served) as endpoint:
+                answer = self._triton.get_model_config(served, **endpoint.config_options)
             configs[model] = answer.get("config", answer)
         return configs
 
     def statistics(self) -> dict[str, Any]:
-        """Return Triton's statistics of all models since the server's start, as JSON."""
+        """Return Triton's statistics of the ensemble's models since the server's start, as JSON."""
         with self._endpoint.typed_errors():
             answer: dict[str, Any] = self._triton.get_inference_statistics(**self._endpoint.config_options)
-        return answer
+        names = {self.served_name(model): model for model in contract.contract(1, 1)}
+        known = [stats for stats in answer.get("model_stats", []) if stats["name"] in names]
+        return {"model_stats": [{**stats, "name": names[stats["name"]]} for stats in known]}
+
+    def served_name(self, model: str) -> str:
+        """Return what a model of the contract is called on this server."""
+        return contract.model_name(model, self.ensemble)
 
     @contextlib.contextmanager
     def _asking_about(self, model: str) -> Iterator[wire.Endpoint]:

@@ -9,8 +9,11 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from builder.demo.shapes import write_dataset
-from perf.accuracy import category_of_label, collect, pytorch_detect, read_dataset, report
+from builder.demo.dataset import write_dataset
+from perf.accuracy.collect import collect
+from perf.accuracy.dataset import category_of_label, read_dataset
+from perf.accuracy.detectors import pytorch_detect
+from perf.accuracy.scores import report
 
 # The held-out data set: its seed, which no stage of the training uses, and its number of images.
 SEED, IMAGES = 2, 1000

@@ -86,13 +86,18 @@ def _method(record: Mapping[str, Any]) -> str:
     sizes = ", ".join(f"{width}x{height}" for width, height in plan["picture_sizes"])
     cut = "" if record["complete"] else " The run was cut short: levels are missing."
     return (
-        f"perf_analyzer over {record['protocol']}, JPEGs of {sizes} in turn, {plan['batch']} image(s) a request. Each "
-        f"level: {rules['windows']} windows of at least {rules['window_seconds']:g} s and about "
+        f"perf_analyzer over {record['protocol']}{_named(record)}, JPEGs of {sizes} in turn, {plan['batch']} image(s) "
+        f"a request. Each level: {rules['windows']} windows of at least {rules['window_seconds']:g} s and about "
         f"{rules['min_requests']} requests, {plan['repeats']} pass(es) over all levels; figures are medians over the "
         "passes, ± half of (largest - smallest) / median. A level is called stable if in every pass its windows differ "
         f"by at most {rules['stable_throughput']:.0%} in throughput and {rules['stable_p99']:.0%} in p99 and at most "
         f"{rules['max_delayed']:.0%} of the requests left late.{cut}"
     )
+
+
+def _named(record: Mapping[str, Any]) -> str:
+    ensemble = record.get("ensemble", contract.ENSEMBLE)
+    return f", engine `{ensemble}`" if ensemble != contract.ENSEMBLE else ""
 
 
 def level_rows(levels: Sequence[LevelSummary]) -> list[list[str]]:

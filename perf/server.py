@@ -34,7 +34,7 @@ MAX_DELAYED = 0.05
 class Plan:
     """What to measure.
 
-    models: names; concurrencies and rates (images a second; None: AUTO_RATES) to sweep.
+    models: names in the contract; concurrencies and rates (images a second; None: AUTO_RATES) to sweep.
     p99_limit: milliseconds, for the search for the highest rate of the ensemble; None leaves it out.
     repeats: passes over everything; their spread is the error of the figures. window: seconds, WINDOWS a level.
     """
@@ -137,8 +137,9 @@ class ServerBench:
 
     def _analyze(self, level: Level, csv_file: Path) -> Reading:
         connection = self._connection
+        served = replace(level, model=connection.served_name(level.model))
         return perf_analyzer.measure(
-            self._installation, level, connection.address, connection.protocol, self._inputs[level.model], csv_file
+            self._installation, served, connection.address, connection.protocol, self._inputs[level.model], csv_file
         )
 
 
@@ -277,4 +278,7 @@ def describe(connection: Connection, configs: Mapping[str, Any]) -> dict[str, An
         }
         for name, config in configs.items()
     }
-    return {**header("server"), "url": connection.address, "protocol": connection.protocol, "models": models}
+    return {
+        **header("server"), "url": connection.address, "protocol": connection.protocol,
+        "ensemble": connection.ensemble, "models": models,
+    }  # fmt: skip

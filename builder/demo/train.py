@@ -26,9 +26,10 @@ from builder.co_dino.config import Variant
 from builder.co_dino.deformable import MultiScaleDeformableAttention
 from builder.co_dino.layers import BoxHead
 from builder.co_dino.model import CoDINO
+from builder.demo.dataset import encode_jpeg
 from builder.demo.losses import TrainingModel
 from builder.demo.matching import Targets
-from builder.demo.shapes import encode_jpeg, generate
+from builder.demo.shapes import generate
 from serving.errors import CodetrError
 from serving.preprocess import resize_and_pad
 

@@ -9,7 +9,7 @@ import torch
 from builder import get_variant
 from builder.build import BuildOptions, build_repository, keep_report
 from builder.demo import DEMO_WEIGHTS
-from builder.demo.shapes import write_dataset
+from builder.demo.dataset import write_dataset
 from builder.engines import EngineError, output_of
 from builder.export import InputSpec
 from builder.manifest import describe, variant_of

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from builder.demo import CLASS_NAMES
-from builder.demo.shapes import write_dataset
+from builder.demo.dataset import write_dataset
 from builder.samples import IMAGES, sample_images
 from serving.errors import CodetrError
 

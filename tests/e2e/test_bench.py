@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +18,7 @@ from perf.cost.cases import Case, CostPlan
 from perf.cost.run import measure_case
 from perf.perf_analyzer import find
 from serving.launch import TritonServer
+from tests.markers import needs_perf_analyzer
 
 pytestmark = pytest.mark.server
 
@@ -98,13 +97,6 @@ def test_an_interrupted_load_test_keeps_what_it_measured(
             raise
     assert process.returncode == 0
     assert results(tmp_path)["outcome"]["requests"] > 0
-
-
-# `make setup` fetches it wherever it exists, so there its absence is a failure and not a skip.
-needs_perf_analyzer = pytest.mark.skipif(
-    shutil.which("perf_analyzer") is None and (platform.system(), platform.machine()) != ("Linux", "x86_64"),
-    reason="the wheel of perf_analyzer is for x86-64 Linux, and there is none on PATH",
-)
 
 
 @needs_perf_analyzer

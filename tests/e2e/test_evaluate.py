@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from builder.demo.shapes import encode_jpeg, generate
+from builder.demo.dataset import encode_jpeg
+from builder.demo.shapes import generate
 from clients.client import CoDetrClient
 from serving.launch import TritonServer
 

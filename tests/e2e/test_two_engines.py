@@ -14,11 +14,13 @@ import tritonclient.grpc
 from typer.testing import CliRunner
 
 from builder.demo import CLASS_NAMES as SHAPES
-from builder.demo.shapes import write_dataset
+from builder.demo.dataset import write_dataset
 from builder.repository import write_repository
 from clients.client import CoDetrClient
 from codetr.cli import app
+from perf.server import ALL_MODELS
 from serving.launch import TritonServer, running_server
+from tests.markers import needs_perf_analyzer
 from tests.tiny_engine import CLASS_NAMES, MAX_DETECTIONS, tiny_candidates, write_tiny_engine
 
 pytestmark = pytest.mark.server
@@ -87,6 +89,23 @@ def test_a_load_test_takes_the_ensemble_by_name(both: TritonServer, tmp_path: Pa
     record = json.loads((tmp_path / "load" / "results.json").read_text())
     assert record["outcome"]["requests"] > 0
     assert record["outcome"]["failures"] == 0
+    assert answered(both, "small") > before["small"]
+    assert answered(both, "codetr") == before["codetr"]
+
+
+@needs_perf_analyzer
+def test_a_sweep_takes_the_ensemble_by_name(both: TritonServer, tmp_path: Path) -> None:
+    before = {name: answered(both, name) for name in ENGINES}
+    options = ["--concurrency", "1", "--rates", "none", "--repeats", "1", "--window", "0.5", "--pictures", "64x48"]
+    addresses = ["--url", both.grpc_url, "--metrics-url", both.metrics_url]
+    command = ["bench", "server", "--model", "small", *addresses, "--output", str(tmp_path), *options]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["ensemble"] == "small"
+    assert [(each["model"], each["error"]) for each in record["results"]] == [(model, "") for model in ALL_MODELS]
+    assert set(record["results"][0]["steps"]) == set(ALL_MODELS)
+    assert "engine `small`" in (tmp_path / "report.md").read_text()
     assert answered(both, "small") > before["small"]
     assert answered(both, "codetr") == before["codetr"]
 

@@ -6,27 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from typer.testing import CliRunner
 
 from builder.demo import CLASS_NAMES
-from builder.demo.shapes import generate, write_dataset
+from builder.demo.dataset import write_dataset
+from builder.demo.shapes import generate
 from clients.detections import Detections
 from codetr.cli import app
-from perf.accuracy import (
-    Dataset,
-    Detect,
-    agreement,
-    by_orientation,
-    category_of_label,
-    coco_results,
-    collect,
-    draw_worst,
-    open_server,
-    read_dataset,
-    report,
-    score,
-)
+from perf.accuracy.agreement import agreement, draw_worst
+from perf.accuracy.collect import collect
+from perf.accuracy.dataset import Dataset, by_orientation, category_of_label, read_dataset
+from perf.accuracy.detectors import Detect, open_server
+from perf.accuracy.scores import coco_results, report, score
 from serving import contract
 from serving.errors import CodetrError
 
@@ -137,6 +130,13 @@ def test_a_failing_image_keeps_the_results_so_far(dataset: Dataset, tmp_path: Pa
     with pytest.raises(CodetrError, match="the server is gone"):
         run(dataset, tmp_path, fail_on_last)
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == IMAGES  # the header and all but one image
+
+
+def test_two_processes_do_not_write_one_results_file(dataset: Dataset, tmp_path: Path) -> None:
+    with FileLock(tmp_path / "results.jsonl.lock"), pytest.raises(CodetrError, match="another process is writing"):
+        run(dataset, tmp_path, truth(dataset))
+    assert len(run(dataset, tmp_path, truth(dataset))) == IMAGES
+    assert len(run(dataset, tmp_path, truth(dataset))) == IMAGES  # and this process has let go of it
 
 
 def test_cocos_80_labels_become_its_ids_of_up_to_90(tmp_path: Path, dataset: Dataset) -> None:

@@ -156,6 +156,9 @@ class StubConnection:
     def statistics(self) -> dict[str, Any]:
         return {}
 
+    def served_name(self, model: str) -> str:
+        return model
+
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_server_bench_gives_every_level_its_own_csv_and_survives_a_failed_one(

@@ -11,7 +11,9 @@ from faster_coco_eval import COCO
 from PIL import Image
 
 from builder.demo import CLASS_NAMES, shapes
-from builder.demo.shapes import SUBPIXELS, generate, write_dataset
+from builder.demo.dataset import write_dataset
+from builder.demo.outlines import SUBPIXELS
+from builder.demo.shapes import generate
 
 
 def test_the_same_seed_and_index_draw_the_same_image() -> None:

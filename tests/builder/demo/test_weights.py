@@ -9,8 +9,12 @@ import pytest
 import safetensors
 
 from builder.demo import CLASS_NAMES, DEMO_VARIANT, DEMO_WEIGHTS, SAMPLE_IMAGE
-from builder.demo.shapes import encode_jpeg, generate, write_dataset
-from perf.accuracy import Detect, category_of_label, coco_results, collect, pytorch_detect, read_dataset, score
+from builder.demo.dataset import encode_jpeg, write_dataset
+from builder.demo.shapes import generate
+from perf.accuracy.collect import collect
+from perf.accuracy.dataset import category_of_label, read_dataset
+from perf.accuracy.detectors import Detect, pytorch_detect
+from perf.accuracy.scores import coco_results, score
 
 HELD_OUT_SEED = 2  # training drew data sets 1 and 3
 IMAGES = 64

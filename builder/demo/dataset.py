@@ -1,0 +1,82 @@
+"""The generated images as a COCO data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from builder.demo import CLASS_NAMES
+from builder.demo.shapes import Sample, generate
+
+JPEG_QUALITY = 95
+
+
+def write_dataset(
+    output: Path, images: int, seed: int, first: int = 0, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> Path:
+    """Write images `first` .. `first + images - 1` of data set `seed` as JPEG files with COCO annotations.
+
+    Args:
+        output: folder that receives `images/` and `annotations.json`.
+        images: number of images.
+        seed: as in `generate`.
+        first: index of the first image.
+        progress: wraps the iteration over indices, to show it.
+
+    Returns:
+        The path of the annotation file.
+    """
+    (output / "images").mkdir(parents=True, exist_ok=True)
+    coco = {"info": {"description": "generated shapes", "seed": seed, "first": first}, **coco_annotations([])}
+    for index in progress(range(first, first + images)):
+        sample = generate(seed, index)
+        _append_to_coco(coco, sample, index)
+        (output / "images" / coco["images"][-1]["file_name"]).write_bytes(encode_jpeg(sample.image))
+    path = output / "annotations.json"
+    path.write_text(json.dumps(coco), encoding="utf-8")
+    return path
+
+
+def coco_annotations(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return the COCO annotations of the first images of a data set, as `write_dataset` numbers them."""
+    coco: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": i + 1, "name": name, "supercategory": "shape"} for i, name in enumerate(CLASS_NAMES)],
+    }
+    for index, sample in enumerate(samples):
+        _append_to_coco(coco, sample, index)
+    return coco
+
+
+def encode_jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
+    """Encode an RGB image [H, W, 3] as JPEG."""
+    encoded: NDArray[np.uint8] = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )[1]
+    return encoded.tobytes()
+
+
+def _append_to_coco(coco: dict[str, Any], sample: Sample, index: int) -> None:
+    height, width = sample.image.shape[:2]
+    image_id = index + 1
+    coco["images"].append({"id": image_id, "file_name": f"{index:06d}.jpg", "height": height, "width": width})
+    for (x1, y1, x2, y2), label, area in zip(
+        sample.boxes.tolist(), sample.labels.tolist(), sample.areas.tolist(), strict=True
+    ):
+        coco["annotations"].append(
+            {
+                "id": len(coco["annotations"]) + 1,
+                "image_id": image_id,
+                "category_id": label + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": area,
+                "iscrowd": 0,
+            }
+        )

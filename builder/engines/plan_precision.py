@@ -1,0 +1,116 @@
+"""Precision of a plan: its layers' types, as TensorRT's inspector tells them, against the exported program's."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from builder.engines import EngineError
+
+# What carries a detector's arithmetic: convolutions, matrix products, attention. Norms, softmax, top-k and coordinates
+# are float32 in every precision; so are the products of the box heads, which the program tells.
+_PRODUCTS = re.compile(r"\baten\.(linear|conv\w*|matmul|mm|bmm|addmm|einsum|\w*attention)\b|ms_deform_attn")
+# The same in the inspector's words, in a layer's type, parameters, tactic and name: CaskConvolution, gemm,
+# MatrixMultiply, _gemm_mha_v2, __myl_Fc, PluginV3. "Convert" and "conversion" are none.
+_PRODUCT_LAYER = re.compile(
+    r"conv(?!er)|gemm|matrix_?multiply|matmul|(?<![a-z])mha|attention|ms_?deform_?attn|plugin|(?-i:Fc(?![a-z]))",
+    re.IGNORECASE,
+)
+_SPOKEN_OF = ("LayerType", "ParameterType", "TacticName", "Name")
+# The inspector's names of types, in the spellings of TensorRT 10 and 11.
+_TYPE = re.compile(r"\b(BF16|BFloat16|FP16|Half|FP32|Float|TF32)\b", re.IGNORECASE)
+_TYPE_NAMES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "half": "float16"}
+
+
+def check_precision(information: Mapping[str, Any], program: ExportedProgram) -> None:
+    """Check an inspected engine (TensorRT's JSON) against the program it was built from.
+
+    Raises:
+        EngineError: a layer puts out a type, or a product works in one, that the program does not have there.
+    """
+    precision = precision_of(program)
+    check_types(layer_types(information), precision)
+    check_products(product_layers(information), products_of(program), precision)
+
+
+def precision_of(program: ExportedProgram) -> str:
+    """Return the type of the program's matrix products: the narrowest of its floating-point weights."""
+    types = {tensor.dtype for tensor in program.state_dict.values() if tensor.is_floating_point()}
+    return str(min(types, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
+
+
+def layer_types(information: Mapping[str, Any]) -> Counter[str]:
+    """Return how many layers of an inspected engine put out each floating-point type.
+
+    Raises:
+        EngineError: the engine does not tell its layers' types.
+    """
+    layers = information.get("Layers", [])
+    if not all(isinstance(layer, Mapping) for layer in layers) or not layers:
+        raise EngineError("the plan does not tell its layers' types, so its precision cannot be checked")
+    found: Counter[str] = Counter()
+    for layer in layers:
+        types = {type_ for output in layer.get("Outputs", []) if (type_ := _floating_type(output))}
+        found.update(types)
+    return found
+
+
+def check_types(histogram: Mapping[str, int], precision: str) -> None:
+    """Check that no layer of an engine puts out a floating-point type that was not asked for.
+
+    Raises:
+        EngineError: some do, or there are none at all; gives the histogram.
+    """
+    strange = [name for name in histogram if name not in ("float32", precision)]
+    if not histogram or strange:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(histogram.items())) or "none"
+        raise EngineError(f"the plan was not built in {precision}: its layers put out {counts}")
+
+
+def products_of(program: ExportedProgram) -> Counter[str]:
+    """Return how many convolutions, matrix products and attentions of the program work in each type."""
+    operands = [
+        node.args[0].meta["val"]
+        for node in program.graph.nodes
+        if node.op == "call_function" and _PRODUCTS.search(str(node.target))
+    ]
+    return Counter(str(operand.dtype).removeprefix("torch.") for operand in operands)
+
+
+def product_layers(information: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the name and the narrowest operand's type of each layer of an inspected engine that is such a product."""
+    found = []
+    for layer in information["Layers"]:
+        words = " ".join(str(layer.get(key, "")) for key in _SPOKEN_OF)
+        types = {type_ for operand in layer.get("Inputs", []) if (type_ := _floating_type(operand))}
+        if types and _PRODUCT_LAYER.search(words):
+            found.append((str(layer.get("Name", "unnamed")), min(types - {"float32"}, default="float32")))
+    return found
+
+
+def check_products(layers: Sequence[tuple[str, str]], expected: Mapping[str, int], precision: str) -> None:
+    """Check that the products of an engine work in the asked type, but for those that are float32 in the program.
+
+    Raises:
+        EngineError: more are float32 than the program has (fusing can only lower their number), or the engine tells
+            of none; names some.
+    """
+    if not layers:
+        raise EngineError("the plan tells of no convolution or matrix product, so its precision cannot be checked")
+    wide = [name for name, type_ in layers if type_ != precision]
+    allowed = 0 if precision == "float32" else expected.get("float32", 0)
+    if len(wide) > allowed:
+        raise EngineError(
+            f"the plan was not built in {precision}: {len(wide)} of its {len(layers)} convolutions and matrix products "
+            f"work in another type, {allowed} may; among them {', '.join(wide[:3])}"
+        )
+
+
+def _floating_type(tensor: Any) -> str | None:
+    described = [str(value) for key, value in tensor.items() if "datatype" in key.lower()]
+    match = _TYPE.search(" ".join(described))
+    return None if match is None else _TYPE_NAMES.get(match[1].lower(), "float32")

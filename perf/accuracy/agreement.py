@@ -1,0 +1,62 @@
+"""How alike two sets of detections are, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clients.detections import Detections
+from clients.draw import draw
+from perf.accuracy.dataset import Dataset
+
+# Detections below this score are no disagreement worth a picture; matches overlap at least this much.
+SHOWN_SCORE, MATCH_IOU = 0.3, 0.5
+
+
+def agreement(a: Detections, b: Detections) -> float:
+    """Return how alike two detections of one image are: the mean IoU of their matches, 0 for what has none.
+
+    Only scores from `SHOWN_SCORE` count; a match has the same label and an IoU from `MATCH_IOU`. Two empty images
+    agree.
+    """
+    a, b = a.above(SHOWN_SCORE), b.above(SHOWN_SCORE)
+    if not len(a) and not len(b):
+        return 1.0
+    overlaps = _iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels[None])
+    overlaps[overlaps < MATCH_IOU] = 0
+    total = 0.0
+    while overlaps.size and (best := float(overlaps.max())) > 0:
+        row, column = np.unravel_index(overlaps.argmax(), overlaps.shape)
+        total += best
+        overlaps[row] = overlaps[:, column] = 0
+    return total / max(len(a), len(b))
+
+
+def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    overlap = np.clip(high - low, 0, None).prod(-1)
+    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(-1) for boxes in (a, b)]
+    iou: NDArray[np.float32] = overlap / np.maximum(areas[0][:, None] + areas[1][None] - overlap, 1e-9)
+    return iou
+
+
+def draw_worst(
+    dataset: Dataset, a: Mapping[int, Detections], b: Mapping[int, Detections], output: Path, count: int = 8
+) -> list[tuple[Path, float]]:
+    """Draw the images on which `a` (left) and `b` (right) agree least; return the pictures with their agreement."""
+    output.mkdir(parents=True, exist_ok=True)
+    ranked = sorted((agreement(a[image.id], b[image.id]), image.id, image) for image in dataset.images)[:count]
+    drawn = []
+    for rank, (value, _, image) in enumerate(ranked, 1):
+        left, right = (draw(image.path, found[image.id].above(SHOWN_SCORE)) for found in (a, b))
+        pair = Image.new("RGB", (left.width + right.width, left.height))
+        pair.paste(left, (0, 0))
+        pair.paste(right, (left.width, 0))
+        path = output / f"{rank:02d}-{image.path.stem}.jpg"
+        pair.save(path, quality=92)
+        drawn.append((path, value))
+    return drawn

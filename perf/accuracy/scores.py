@@ -1,0 +1,85 @@
+"""COCO's figures of detections."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from builder.ap import coco_rows, evaluate
+from clients.detections import Detections
+from perf import machine
+from perf.accuracy.dataset import CocoImage, Dataset, by_orientation
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """COCO's figures, 0..1; -1 where the images hold no such object."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    classes: dict[str, dict[str, float]]  # AP and AP50 of each class
+
+
+def coco_results(found: Mapping[int, Detections], category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Return COCO result records of all detections whose label has a category."""
+    return [
+        row
+        for image_id, each in sorted(found.items())
+        for row in coco_rows(image_id, each.boxes, each.scores, each.labels, category_ids)
+    ]
+
+
+def score(dataset: Dataset, results: list[dict[str, Any]], images: Iterable[CocoImage] | None = None) -> Accuracy:
+    """Return COCO's AP and AR of `results` on the data set, or on some of its images."""
+    image_ids = [image.id for image in (dataset.images if images is None else images)]
+    stats, precision = evaluate(dataset.annotations, results, image_ids, dataset.category_ids)
+    ap, ap50, ap75, small, medium, large, _, _, *recalls = stats.tolist()
+    ar100, ar_small, ar_medium, ar_large = recalls
+    classes = {
+        name: {"ap": _mean(precision[:, :, k]), "ap50": _mean(precision[0, :, k])}
+        for k, name in enumerate(dataset.category_names)
+    }
+    return Accuracy(ap, ap50, ap75, small, medium, large, ar100, ar_small, ar_medium, ar_large, classes)
+
+
+def _mean(precision: NDArray[np.float64]) -> float:
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+def report(
+    dataset: Dataset, source: str, found: Mapping[int, Detections], category_ids: Mapping[int, int], output: Path
+) -> dict[str, Any]:
+    """Write `detections.json` (COCO results) and `accuracy.json` to `output` and return the latter's content."""
+    results = coco_results(found, category_ids)
+    (output / "detections.json").write_text(json.dumps(results), encoding="utf-8")
+    annotated = {a["image_id"] for a in json.loads(dataset.annotations.read_text(encoding="utf-8"))["annotations"]}
+    empty = [found[image.id].scores for image in dataset.images if image.id not in annotated]
+    content = {
+        **machine.header("accuracy"),
+        "source": source,
+        "images": len(dataset.images),
+        **asdict(score(dataset, results)),
+        "orientations": {
+            name: {"images": len(images), "ap": score(dataset, results, images).ap}
+            for name, images in by_orientation(dataset).items()
+        },
+        "empty_images": len(empty),
+        "highest_score_on_empty": max((float(scores.max(initial=0)) for scores in empty), default=0.0),
+    }
+    (output / "accuracy.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return content
