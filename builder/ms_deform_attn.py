@@ -10,6 +10,7 @@ Source: Deformable DETR (arXiv 2010.04159), section 4.1 and appendix A.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +72,8 @@ def reference_ms_deform_attn(
 
     shapes = _pairs(spatial_shapes)
     weights = attention_logits.to(compute_dtype).flatten(3).softmax(-1).unflatten(3, (levels, points))
-    out = value.new_zeros((B * heads, dim, Q), dtype=compute_dtype)
-    for level, (tokens, (h, w)) in enumerate(zip(value.split([h * w for h, w in shapes], 1), shapes, strict=True)):
+
+    def sample(level: int, tokens: Tensor, h: int, w: int) -> Tensor:
         feature_map = tokens.to(compute_dtype).permute(0, 2, 3, 1).reshape(B, heads * dim, h, w)
         if valid_shapes is not None:
             feature_map = feature_map * _valid_mask(valid_shapes[:, level], h, w).unsqueeze(1)
@@ -87,7 +88,11 @@ def reference_ms_deform_attn(
             align_corners=False,
         )  # [B*heads, dim, Q, points]
         level_weights = weights[:, :, :, level].transpose(1, 2).flatten(0, 1).unsqueeze(1)  # [B*heads, 1, Q, points]
-        out = out + (samples * level_weights).sum(-1)
+        return (samples * level_weights).sum(-1)
+
+    maps = value.split([h * w for h, w in shapes], 1)
+    parts = (sample(level, tokens, h, w) for level, (tokens, (h, w)) in enumerate(zip(maps, shapes, strict=True)))
+    out = reduce(torch.add, parts)  # [B*heads, dim, Q]
     return out.reshape(B, heads * dim, Q).transpose(1, 2).to(value.dtype).contiguous()
 
 

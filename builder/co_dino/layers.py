@@ -49,16 +49,18 @@ class BoxHead(MLP):
         return super().forward(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, *biases: Tensor) -> Tensor:
     """Scaled dot-product attention over [..., N, dim], written out with a float32 softmax.
 
     The fused operator is left alone on purpose: exporters disagree on its mask, and one takes it for a causal one
-    unless told otherwise. `bias` float32 is added to the scores and must broadcast to [..., N, N].
+    unless told otherwise. `biases`, float32, are added to the scores one after the other and must broadcast to
+    [..., N, N]; their sum may be far larger than they are, and as a constant it would be kept and read by an engine.
     """
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    weights = F.softmax(scores if bias is None else scores + bias, dim=-1)
-    return weights.to(value.dtype) @ value
+    for bias in biases:
+        scores = scores + bias
+    return F.softmax(scores, dim=-1).to(value.dtype) @ value
 
 
 # What keeps float32 parameters in a half-precision detector.

@@ -33,11 +33,12 @@ class WindowAttention(nn.Module):
     def forward(self, windows: Tensor, region_bias: Tensor | None) -> Tensor:
         """Attend within each of `windows` [B, nW, N, C]; `region_bias` is float32 [nW, 1, N, N]."""
         query, key, value = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
-        bias = self._position_bias()  # [heads, N, N]
-        out = attention(query, key, value, bias if region_bias is None else bias + region_bias)  # [B, nW, heads, N, d]
+        biases = [self._position_bias()] if region_bias is None else [self._position_bias(), region_bias]
+        out = attention(query, key, value, *biases)  # [B, nW, heads, N, d]
         return self.proj(out.transpose(2, 3).flatten(3))
 
     def _position_bias(self) -> Tensor:
+        """Return float32 [heads, N, N]."""
         tokens = self.window_size**2
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         return bias.float().view(tokens, tokens, self.num_heads).permute(2, 0, 1)
