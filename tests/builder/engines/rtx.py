@@ -18,6 +18,7 @@ import sys
 import time
 import types
 import warnings
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,15 @@ def convert(interpreter: Any) -> Any:
     return interpreter.ctx.net
 
 
+def product_types(network: Any) -> Counter[str]:
+    """Return how many convolutions and matrix products of the network work in each type."""
+    import tensorrt
+
+    kinds = (tensorrt.LayerType.CONVOLUTION, tensorrt.LayerType.MATRIX_MULTIPLY)
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return Counter(layer.get_input(0).dtype.name for layer in layers if layer.type in kinds)
+
+
 def compile_network(interpreter: Any) -> int:
     """Compile the network for compute capability 8.9 and return the engine's size in bytes."""
     import tensorrt
@@ -116,7 +126,7 @@ def main(variant: str, precision: str, height: str, width: str, batch: str, outp
     interpreter = lower(detector, InputSpec(int(height), int(width), int(batch)))
     del detector
     mark("export and lower")
-    layers = convert(interpreter).num_layers
+    network = convert(interpreter)
     mark("convert")
     size = compile_network(interpreter)
     mark("compile")
@@ -129,7 +139,8 @@ def main(variant: str, precision: str, height: str, width: str, batch: str, outp
         "height": int(height),
         "width": int(width),
         "max_batch_size": int(batch),
-        "network_layers": layers,
+        "network_layers": network.num_layers,
+        "convolutions_and_products": product_types(network),
         "engine_bytes": size,
         "seconds": seconds,
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),

@@ -45,6 +45,10 @@ def test_detector_converts_and_compiles(golden_config, golden_weights, backbone,
         ((-1, 300), "FLOAT"),
         ((-1, 300), "INT32"),
     ]
+    types = rtx.product_types(network)
+    if precision == "float16":  # all but the three layers of each box head
+        assert types.pop("FLOAT") == 3 * (detector.variant.decoder_layers + 1)
+    assert set(types) == {{"float32": "FLOAT", "float16": "HALF"}[precision]}
     assert rtx.compile_network(interpreter) > 0
 
 
