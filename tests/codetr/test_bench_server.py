@@ -21,8 +21,8 @@ from tests.perf.records import record, result
 
 
 class StubConnection:
-    def __init__(self, url: str | None, protocol: str) -> None:
-        self.address, self.protocol = url, protocol
+    def __init__(self, url: str | None, protocol: str, ensemble: str) -> None:
+        self.address, self.protocol, self.ensemble = url, protocol, ensemble
 
     def __enter__(self) -> StubConnection:
         return self
