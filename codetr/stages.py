@@ -5,13 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from rich.console import Console
 
@@ -28,44 +26,13 @@ class Stages:
     def __call__(self, name: str) -> Iterator[None]:
         """Report the stage `name` while the `with` block runs; a failed one gets no tick."""
         started = time.monotonic()
-        with self.console.status(name), GpuPeak() as gpu, no_lost_interrupt():
+        with self.console.status(name), GpuPeak() as gpu:
             yield
         elapsed = time.monotonic() - started
         memory = f"peak {peak_memory_gib():5.2f} GiB"
         if gpu.peak_gib is not None:
             memory += f"   GPU {gpu.peak_gib:5.2f} GiB"
         self.console.print(f"[green]✓[/] {name:<18} {elapsed:7.1f} s   {memory}", highlight=False)
-
-
-@contextmanager
-def no_lost_interrupt() -> Iterator[None]:
-    """Let a Ctrl-C during the `with` block end it at the latest where it ends.
-
-    Python raises KeyboardInterrupt wherever it happens to be. In a finaliser, or in a compiler that tries one thing
-    after the other, it is lost, or becomes some other error.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # another thread's, somebody else's, or ignored as in a background job
-        return
-    came = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
-        signal.default_int_handler(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    except Exception as error:
-        if came:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
-        raise KeyboardInterrupt
 
 
 class GpuPeak:
