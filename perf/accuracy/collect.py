@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,50 +44,45 @@ def collect(
         CodetrError: the results file belongs to something else or another process is writing it, or an image failed;
             the rest is kept.
     """
+    with _sole_writer(results):
+        header = {"source": source, "annotations_sha256": hashlib.sha256(dataset.annotations.read_bytes()).hexdigest()}
+        found = _read_results(results, header, class_names)
+        wanted = {image.id for image in dataset.images}
+        missing = [image for image in dataset.images if image.id not in found]
+        on_image(len(dataset.images) - len(missing))
+        with results.open("a", encoding="utf-8") as file, ThreadPoolExecutor(concurrency) as pool:
+            local = threading.local()
+
+            def work(image: CocoImage) -> tuple[CocoImage, Detections]:
+                if not hasattr(local, "detect"):
+                    local.detect = make_detect()
+                return image, local.detect(image.path.read_bytes())
+
+            futures = [pool.submit(work, image) for image in missing]
+            try:
+                for future in as_completed(futures):
+                    image, detections = future.result()
+                    line = _to_line(image.id, detections)
+                    file.write(line + "\n")
+                    file.flush()
+                    found[image.id] = _from_line(json.loads(line), class_names)
+                    on_image(len(wanted & found.keys()))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {id_: detections for id_, detections in found.items() if id_ in wanted}
+
+
+@contextmanager
+def _sole_writer(results: Path) -> Iterator[None]:
+    """Keep other processes from writing the results file, whose folder is made if it is not there."""
     results.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(f"{results}.lock").acquire(blocking=False)
     except Timeout as error:
         raise CodetrError(f"another process is writing {results}; wait for it or choose another --output") from error
     with lock:
-        return _collect(dataset, results, source, make_detect, class_names, concurrency, on_image)
-
-
-def _collect(
-    dataset: Dataset,
-    results: Path,
-    source: str,
-    make_detect: Callable[[], Detect],
-    class_names: Sequence[str],
-    concurrency: int,
-    on_image: Callable[[int], object],
-) -> dict[int, Detections]:
-    header = {"source": source, "annotations_sha256": hashlib.sha256(dataset.annotations.read_bytes()).hexdigest()}
-    found = _read_results(results, header, class_names)
-    wanted = {image.id for image in dataset.images}
-    missing = [image for image in dataset.images if image.id not in found]
-    on_image(len(dataset.images) - len(missing))
-    with results.open("a", encoding="utf-8") as file, ThreadPoolExecutor(concurrency) as pool:
-        local = threading.local()
-
-        def work(image: CocoImage) -> tuple[CocoImage, Detections]:
-            if not hasattr(local, "detect"):
-                local.detect = make_detect()
-            return image, local.detect(image.path.read_bytes())
-
-        futures = [pool.submit(work, image) for image in missing]
-        try:
-            for future in as_completed(futures):
-                image, detections = future.result()
-                line = _to_line(image.id, detections)
-                file.write(line + "\n")
-                file.flush()
-                found[image.id] = _from_line(json.loads(line), class_names)
-                on_image(len(wanted & found.keys()))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return {id_: detections for id_, detections in found.items() if id_ in wanted}
+        yield
 
 
 def _to_line(image_id: int, detections: Detections) -> str:

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,42 +15,20 @@ from builder import random_detector  # noqa: E402  # after the check for torch
 from builder.demo import DEMO_WEIGHTS  # noqa: E402
 from builder.engines import onnx as onnx_engine  # noqa: E402
 from builder.export import InputSpec  # noqa: E402
-from builder.variants import SwinConfig, Variant, get_variant  # noqa: E402
-from perf import engine, latency, trtexec  # noqa: E402
+from builder.variants import get_variant  # noqa: E402
+from perf import engine  # noqa: E402
 from perf.engine import Bench, EngineCase, Options  # noqa: E402
-from perf.engine_profile import CALLS, OTHER, PART, profile, summarise_events  # noqa: E402
-from perf.engine_report import to_markdown  # noqa: E402
-from perf.engine_targets import Target, check, existing_targets, new_targets  # noqa: E402
-from perf.flops import SAMPLE_FLOPS, TOTAL, count_flops, ms_deform_attn_flops  # noqa: E402
-from perf.latency import MIN_CALLS, WARM_UP_CALLS, Latency, measure_latency, warm_up  # noqa: E402
+from perf.engine_profile import OTHER  # noqa: E402
+from perf.engine_targets import Target, existing_targets, new_targets  # noqa: E402
+from perf.flops import TOTAL, count_flops  # noqa: E402
+from perf.latency import Latency  # noqa: E402
 from serving.errors import CodetrError  # noqa: E402
+from tests.perf.engine_cases import CASE, ENGINE, FAST, SMALL, SPEC, target  # noqa: E402
 from tests.tiny_engine import write_tiny_engine  # noqa: E402
-
-SMALL = Variant(
-    "small", SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), window_size=4, mlp_ratio=1), num_classes=4, num_queries=20,
-    max_detections=40, embed_dim=32, num_heads=2, num_self_heads=2, num_levels=4, num_points=2, feedforward_dim=32,
-    encoder_layers=1, decoder_layers=1,
-)  # fmt: skip
-SPEC = InputSpec(64, 96)
-FAST = Latency(p50_ms=2.0, p90_ms=3.0, p99_ms=4.0, spread=0.01, calls=50, stable=True, calls_per_s=400.0)
-CASE = EngineCase(
-    variant="co_dino_swin_l_o365", implementation="PyTorch", precision="float32", device="cuda", width=1152, height=768,
-    batch=1, p50_ms=100.0, p90_ms=101.0, p99_ms=102.0, spread=0.002, calls=100, stable=True, images_per_s=10.0,
-    memory_gib=3.5, sm_mhz=1980, gflop=2500.0, gemm_tflops=50.0, gemm_share=0.5, agreement=None, published_ms=123.0,
-)  # fmt: skip
-HALF = dataclasses.replace(CASE, precision="float16", p50_ms=40.0, published_ms=50.8)
-ENGINE = dataclasses.replace(
-    CASE, implementation="torch", precision="float16", p50_ms=20.0, stable=False, published_ms=30.2, build_seconds=99.0,
-    agreement={"matched": 0.99, "max_score_difference": 0.002, "mean_box_iou": 0.995},
-)  # fmt: skip
 
 
 def stage(name: str) -> Any:
     return nullcontext()
-
-
-def target(**changes: Any) -> Target:
-    return dataclasses.replace(Target(SMALL, SPEC, "onnx", "float32", Path("repository")), **changes)
 
 
 @pytest.fixture
@@ -186,32 +162,6 @@ def test_a_full_gpu_is_named(tmp_path: Path, untimed: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "weights", "device", "message"),
-    [
-        ([target()], False, "cuda", "the onnx engine runs on cpu here, not on cuda"),
-        ([target(engine="caffe")], False, None, "engine 'caffe' is not known; expected onnx"),
-        ([target(exists=True, built_from="0" * 64)], True, None, "was not built from .*weights.pth"),
-        ([target(exists=True)], True, None, "was not built from .*weights.pth"),
-        ([target()], None, None, "no checkpoint at .*weights.pth"),
-    ],
-    ids=["other device", "unknown engine", "other weights", "weights for random ones", "no weights"],
-)
-def test_impossible_measurements_are_named_at_once(
-    targets: list[Target], weights: bool | None, device: str | None, message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "weights.pth"
-    if weights:
-        path.write_bytes(b"weights")
-    with pytest.raises(CodetrError, match=message):
-        check(targets, None if weights is False else path, device)
-
-
-def test_an_engine_has_only_its_own_precisions(tmp_path: Path) -> None:
-    with pytest.raises(CodetrError, match="the onnx engine has no float16; expected float32"):
-        new_targets(SMALL, [(96, 64)], "onnx", "float16", 1, tmp_path)
-
-
-@pytest.mark.parametrize(
     ("precision", "device", "expected"),
     [
         ("float16", "cuda", ("float32", "float16")),
@@ -236,112 +186,6 @@ def test_tf32_is_set_and_given_back(before: bool, monkeypatch: pytest.MonkeyPatc
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, before)
 
 
-def test_table_has_speed_ups_and_the_published_figures_labelled() -> None:
-    cases = [dataclasses.asdict(case) for case in (CASE, HALF, ENGINE)]
-    machine = {"cpu": "x", "cores": 1, "gpus": ["NVIDIA H200, 580"], "python": "3", "packages": {}}
-    record = {
-        "command": "codetr", "time": "now", "machine": machine, "cuda": "13.0", "device": "cuda", "weights": "x.pth",
-        "seconds": 10.0, "tf32": False, "complete": True, "profiles": [], "cases": cases,
-    }  # fmt: skip
-    lines = to_markdown(record).splitlines()
-    rows = [line for line in lines if line.startswith("| 1152x768")]
-    assert rows[0].startswith("| 1152x768 | PyTorch float32 | 100.00 ± 0.2% | 101.00 | 102.00 | 10.0 | 1.00x | 0.40x |")
-    assert rows[2] == (
-        "| 1152x768 | torch float16 | 20.00 ± 0.2% (unsteady) | 101.00 | 102.00 | 10.0 | 5.00x | 2.00x | 3.50 | 2500.0 "
-        "| 50% | 99.0%, scores ± 2.0e-03 | 30.2 |"
-    )
-    assert any("published reference on other hardware" in line for line in lines)
-    assert any("TF32 is off" in line for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("variant", "spec", "implementation", "precision", "expected"),
-    [
-        ("co_dino_swin_l_o365", InputSpec(1280, 1920), "torch", "float16", 79.5),
-        ("co_dino_swin_l_o365", InputSpec(608, 608), "PyTorch", "float32", 59.0),
-        ("co_dino_swin_l_o365", InputSpec(608, 608), "PyTorch", "bfloat16", None),
-        ("co_dino_swin_l_o365", InputSpec(608, 608, 2), "PyTorch", "float32", None),
-        ("co_dino_swin_l_o365", InputSpec(1920, 1280), "torch", "float16", None),
-        ("co_dino_r50_12e", InputSpec(608, 608), "PyTorch", "float32", None),
-    ],
-    ids=["engine", "PyTorch", "other precision", "other batch", "turned image", "other network"],
-)
-def test_published_figures_stand_beside_their_own_case_only(
-    variant: str, spec: InputSpec, implementation: str, precision: str, expected: float | None
-) -> None:
-    assert engine.published_ms(get_variant(variant), spec, implementation, precision) == expected
-
-
-def test_flops_of_the_operator_and_of_a_batch() -> None:
-    shapes = ([2, 50, 8, 32], [2, 7, 5, 2], [2, 7, 8, 5, 4, 2], [2, 7, 8, 5, 4])
-    assert ms_deform_attn_flops(*shapes, None, None, out_shape=[2, 7, 256]) == SAMPLE_FLOPS * 2 * 7 * 8 * 5 * 4 * 32
-    one, two = (count_flops(SMALL, InputSpec(64, 96, batch)) for batch in (1, 2))
-    assert {name: 2 * flops for name, flops in one.items()} == two
-    assert {"backbone", "neck", "encoder", "proposals", "decoder"} < set(one)
-    # The last box head belongs to no part: two hidden layers of 32 and one of 4, for 20 queries.
-    assert one[TOTAL] - sum(flops for name, flops in one.items() if name != TOTAL) == 2 * 20 * (32 * 32 * 2 + 32 * 4)
-
-
-def test_profile_names_parts_and_kernels_and_writes_a_trace(tmp_path: Path) -> None:
-    module = torch.nn.Sequential()
-    module.add_module("first", torch.nn.Linear(8, 8))
-    module.add_module("second", torch.nn.Softmax(-1))
-    found = profile(lambda: module(torch.ones(2, 8)), "cpu", tmp_path / "trace.json.gz", module)
-    assert [part.name for part in found.parts] == ["first", "second", OTHER]
-    assert [part.calls for part in found.parts] == [1, 1, 1]
-    assert sum(part.ms for part in found.parts) == pytest.approx(found.total_ms)
-    assert {"aten::addmm", "aten::_softmax"} <= {kernel.name for kernel in found.kernels}
-    assert [kernel.ms for kernel in found.kernels] == sorted((kernel.ms for kernel in found.kernels), reverse=True)
-    with gzip.open(tmp_path / "trace.json.gz") as file:
-        assert any(event.get("name") == f"{PART}first" for event in json.load(file)["traceEvents"])
-    assert not module.first._forward_hooks
-    assert not module.first._forward_pre_hooks
-
-
-def event(name: str, device: str, us: float = 0.0, kernels: Any = (), children: Any = ()) -> Any:
-    return SimpleNamespace(
-        name=name, device_type=SimpleNamespace(name=device), is_user_annotation=name.startswith(PART),
-        self_device_time_total=us, cpu_children=list(children),
-        kernels=[SimpleNamespace(name=kernel, duration=duration) for kernel, duration in kernels],
-    )  # fmt: skip
-
-
-def test_a_gpus_kernels_count_once_for_their_part() -> None:
-    launch = event("cudaLaunchKernel", "CPU", kernels=[("gemm", 600.0)])
-    operator = event("aten::addmm", "CPU", children=[launch])
-    # CUPTI repeats our range on the GPU and links it to the range on the CPU, as if it were a kernel.
-    part = event(f"{PART}encoder", "CPU", kernels=[(f"{PART}encoder", 900.0)], children=[operator])
-    on_gpu = [event("gemm", "CUDA", 600.0), event("copy", "CUDA", 300.0), event(f"{PART}encoder", "CUDA", 900.0)]
-    found = summarise_events([launch, operator, part, *on_gpu], "cuda")
-    assert found.total_ms == pytest.approx(0.9 / CALLS)
-    assert [(part.name, part.ms) for part in found.parts] == [
-        ("encoder", pytest.approx(0.6 / CALLS)),
-        (OTHER, pytest.approx(0.3 / CALLS)),
-    ]
-    assert [kernel.name for kernel in found.kernels] == ["gemm", "copy"]
-
-
-def test_warm_up_ends_when_the_median_stands_still() -> None:
-    times = iter([9.0] * WARM_UP_CALLS + [5.0] * WARM_UP_CALLS + [4.95] * WARM_UP_CALLS)
-    assert warm_up(lambda: next(times), seconds=60)
-    assert next(times, None) is None
-
-
-def test_a_warm_up_that_never_ends_is_cut() -> None:
-    times = (2.0**i for i in range(10**6))
-    assert not warm_up(lambda: next(times), seconds=0)
-
-
-def test_percentiles_are_of_single_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([float(i) for i in range(1, MIN_CALLS + 1)])
-    monkeypatch.setattr(latency, "warm_up", lambda timed, seconds: True)
-    monkeypatch.setitem(latency.TIMERS, "cpu", lambda call: next(times))
-    found = measure_latency(lambda: None, "cpu", seconds=0)
-    assert (found.p50_ms, found.p90_ms, found.p99_ms) == pytest.approx((5.5, 9.1, 9.91))
-    assert (found.calls, found.stable) == (MIN_CALLS, True)
-    assert found.calls_per_s == pytest.approx(1e3 / 5.5)
-
-
 def test_prepared_inference_is_the_engines(tmp_path: Path) -> None:
     images, sizes = np.full((2, 64, 96, 3), 200, np.uint8), np.array([[64, 96], [32, 96]], np.int32)
     loaded = onnx_engine.load(write_tiny_engine(tmp_path / "model.onnx"), SPEC)
@@ -355,55 +199,18 @@ def test_prepared_inference_is_the_engines(tmp_path: Path) -> None:
         np.testing.assert_array_equal(output, whole.numpy())
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-def test_trtexec_measures_the_same_plan(tmp_path: Path, batch: int) -> None:
-    spec = InputSpec(768, 1152, batch)
-    sizes = trtexec.write_sizes(spec, tmp_path / "sizes.bin")
-    assert np.fromfile(sizes, "<i4").tolist() == [768, 1152] * batch
-    words = trtexec.command(Path("r/codetr_detector/1/model.plan"), spec, sizes).split()
-    assert words[:3] == [
-        "trtexec",
-        "--loadEngine=r/codetr_detector/1/model.plan",
-        "--staticPlugins=r/codetr_detector/1/libcodetr_plugin.so",
-    ]
-    assert {"--useCudaGraph", "--useSpinWait", "--noDataTransfers", f"--loadInputs=image_sizes:{sizes}"} <= set(words)
-    assert ("--shapes=images:4x768x1152x3,image_sizes:4x2" in words) == spec.is_dynamic
-
-
-@pytest.fixture
-def fake_trtexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def test_a_failing_trtexec_leaves_our_own_figure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     program = tmp_path / "bin" / "trtexec"
     program.parent.mkdir()
-    program.write_text(
-        "#!/bin/sh\n[ $1 = fail ] && exit 3\necho '[I] Latency: min = 9 ms, median = 9.5 ms'\n"
-        "echo '[I] GPU Compute Time: min = 7.0 ms, max = 8.0 ms, mean = 7.4 ms, median = 7.3125 ms, percentile'\n"
-    )
+    program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
-    return program
-
-
-def test_trtexecs_median_is_read(fake_trtexec: Path, tmp_path: Path) -> None:
-    assert trtexec.run("trtexec --loadEngine=x", tmp_path / "log.txt") == 7.3125
-    assert "Latency" in (tmp_path / "log.txt").read_text()
-    with pytest.raises(CodetrError, match=r"status 3 and no time; .*log.txt says why"):
-        trtexec.run("trtexec fail", tmp_path / "log.txt")
-
-
-def test_a_failing_trtexec_leaves_our_own_figure(
-    fake_trtexec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake_trtexec.write_text("#!/bin/sh\nexit 1\n")
     plan = target(engine="tensorrt", precision="float16")
     found = Bench(Options(), "cuda", tmp_path, stage, [])._trtexec(plan)
     assert list(found) == ["trtexec"]
     assert "trtexec ended with status 1" in capsys.readouterr().out
-
-
-def test_without_trtexec_nothing_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert trtexec.run("trtexec", tmp_path / "log.txt") is None
-    assert not (tmp_path / "log.txt").exists()
 
 
 @pytest.mark.gpu
