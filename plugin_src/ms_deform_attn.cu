@@ -149,7 +149,8 @@ constexpr int kItemQueries = 8 / kBlockHeads;  // a warp's item: these consecuti
 constexpr int kMaxFastLevels = 5;
 constexpr int kTileRows = 16;  // of queries of the finest level
 constexpr int kTileColumns = 8;
-constexpr int kChunkTiles = 16;  // tiles whose parts are listed in shared memory at a time
+constexpr int kChunkTiles = 40;  // tiles whose parts are listed in shared memory at a time
+constexpr int kMaxShares = 64;   // of a plane; their places travel with the launch
 constexpr int kFastWarps = 12;   // of a block, which fills a multiprocessor: 168 registers a thread
 
 // Adding 1.5 * 2^23 to a small float rounds it to an integer and leaves that integer in the low bits.
@@ -170,6 +171,7 @@ struct FastCall {
     int32_t batch, queries, tokens, reference_dim;
     FastLevel levels[kMaxFastLevels];
     QueryTiles<kMaxFastLevels> tiles;
+    TilePlace places[kMaxShares + 1];  // share s goes from places[s] to places[s + 1]
 };
 
 // What the sampling of one level needs. In shared memory, because lanes of a warp work on different levels.
@@ -546,18 +548,18 @@ __global__ void __launch_bounds__(kFastWarps * 32, 1) deformAttnFast(__grid_cons
     uint64_t const base = __cvta_generic_to_global(
         static_cast<T const*>(call.value) + (static_cast<int64_t>(image) * call.tokens * kHeads + head) * kDim) + t * 16;
 
-    auto const share = static_cast<int32_t>(blockIdx.x), shares = static_cast<int32_t>(gridDim.x);
+    TilePlace const first = call.places[blockIdx.x], last = call.places[blockIdx.x + 1];
     auto const stride = static_cast<int32_t>(blockDim.x >> 5) * kItemQueries;
     auto turn = static_cast<int32_t>(threadIdx.x >> 5) * kItemQueries + group / kBlockHeads;
     int const own = min(t, kLevels - 1);
     __syncthreads();
     LevelConstants const own_level = levels[own], last_level = levels[kLevels - 1];
-    int32_t const end_tile = lastTile(call.tiles.count(), share, shares);
-    for (int32_t tile = firstTile(call.tiles.count(), share, shares); tile < end_tile; tile += kChunkTiles) {
+    int32_t const end_tile = last.endTile();
+    for (int32_t tile = first.tile(); tile < end_tile; tile += kChunkTiles) {
         int const part_count = min(end_tile - tile, kChunkTiles) * call.tiles.maps;
         __syncthreads();
         for (int i = static_cast<int>(threadIdx.x); i < part_count; i += static_cast<int>(blockDim.x)) {
-            parts[i] = makeTilePart(call.tiles, tile + i / call.tiles.maps, i % call.tiles.maps, share, shares);
+            parts[i] = makeTilePart(call.tiles, tile + i / call.tiles.maps, i % call.tiles.maps, first, last);
         }
         __syncthreads();
         int index = 0;
@@ -767,7 +769,8 @@ cudaError_t launchFast(MsDeformAttn const& call, int64_t tokens, cudaStream_t st
         return error;
     }
     int const planes = call.batch * kHeadSets;
-    int const blocks = std::min(blocksPerPlane(planes, multiprocessors), items);
+    int const blocks = std::min({blocksPerPlane(planes, multiprocessors), items, kMaxShares});
+    cutIntoShares(fast.tiles, blocks, fast.places);
     int const warps = std::min(kFastWarps, (items + blocks - 1) / blocks);
     auto const kernel = deformAttnFast<T, kLevels>;
     size_t const shared = sizeof(Samples<T, kLevels>) * warps;

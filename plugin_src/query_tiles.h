@@ -2,7 +2,8 @@
 //
 // Encoder queries are the tokens of the levels. The finest level is cut into tiles, and every other level into the same
 // number of tiles, so that a tile is one part of the image on all levels: what one query samples, its neighbours on the
-// finer and coarser levels find in the L1 cache. Other queries are one row in one tile.
+// finer and coarser levels find in the L1 cache. Tiles are taken row by row, every other row backwards, so that tiles
+// that follow each other are neighbours. Other queries are one row in one tile.
 #pragma once
 
 #include <cstdint>
@@ -25,40 +26,100 @@ struct QueryTiles {
     int32_t rows, columns;  // of tiles
     QueryMap map[kMaps];
 
-    CODETR_HOST_DEVICE int32_t count() const { return rows * columns; }
+    // Where row `i` and column `j` of tiles begin on a map.
+    CODETR_HOST_DEVICE int32_t top(int32_t index, int32_t i) const {
+        return static_cast<int32_t>(static_cast<uint32_t>(map[index].height * i) / static_cast<uint32_t>(rows));
+    }
+    CODETR_HOST_DEVICE int32_t left(int32_t index, int32_t j) const {
+        return static_cast<int32_t>(static_cast<uint32_t>(map[index].width * j) / static_cast<uint32_t>(columns));
+    }
+    // The column of the `k`-th tile of row `i`.
+    CODETR_HOST_DEVICE int32_t column(int32_t i, int32_t k) const { return i % 2 == 0 ? k : columns - 1 - k; }
 };
+
+// A place in the order of the queries: behind the whole tiles before `tile` and a fraction of `tile` itself.
+struct TilePlace {
+    static constexpr int kFractionBits = 12;
+    static constexpr uint32_t kWhole = 1u << kFractionBits;
+    uint32_t bits;  // tile and, in the low bits, fraction
+
+    CODETR_HOST_DEVICE int32_t tile() const { return static_cast<int32_t>(bits >> kFractionBits); }
+    CODETR_HOST_DEVICE uint32_t fraction() const { return bits & (kWhole - 1); }
+    // The tile after the last one that lies before this place, if only in part.
+    CODETR_HOST_DEVICE int32_t endTile() const { return tile() + (fraction() != 0 ? 1 : 0); }
+    // How many of the `queries` of one part of `tile` lie before this place.
+    CODETR_HOST_DEVICE int32_t before(int32_t queries) const {
+        return static_cast<int32_t>(static_cast<uint64_t>(queries) * fraction() >> kFractionBits);
+    }
+};
+
+// How much less a query costs in the first and last row and column of tiles: nothing is sampled beyond the border.
+constexpr double kOuterRowSaving = 0.04;
+constexpr double kOuterColumnSaving = 0.07;
+
+// Cuts the queries into shares that take the same time. Share s goes from places[s] to places[s + 1].
+template <int kMaps>
+inline void cutIntoShares(QueryTiles<kMaps> const& tiles, int32_t shares, TilePlace* places) {
+    auto const saving = [](int32_t i, int32_t count, double outer) { return i == 0 || i == count - 1 ? 1 - outer : 1.0; };
+    double widths[kMaps];  // with outer columns counted as what they cost
+    for (int32_t m = 0; m < tiles.maps; ++m) {
+        int32_t const inner = tiles.columns > 2 ? tiles.left(m, tiles.columns - 1) - tiles.left(m, 1) : 0;
+        widths[m] = inner + (tiles.map[m].width - inner) * (1 - kOuterColumnSaving);
+    }
+    double total = 0;
+    for (int32_t i = 0; i < tiles.rows; ++i) {
+        for (int32_t m = 0; m < tiles.maps; ++m) {
+            total += (tiles.top(m, i + 1) - tiles.top(m, i)) * widths[m] * saving(i, tiles.rows, kOuterRowSaving);
+        }
+    }
+    double before = 0;
+    int32_t share = 0;
+    for (int32_t i = 0; i < tiles.rows; ++i) {
+        for (int32_t k = 0; k < tiles.columns; ++k) {
+            int32_t const j = tiles.column(i, k);
+            int32_t queries = 0;
+            for (int32_t m = 0; m < tiles.maps; ++m) {
+                queries += (tiles.top(m, i + 1) - tiles.top(m, i)) * (tiles.left(m, j + 1) - tiles.left(m, j));
+            }
+            double const cost = queries * saving(i, tiles.rows, kOuterRowSaving) * saving(j, tiles.columns, kOuterColumnSaving);
+            for (; share < shares && total * share < (before + cost) * shares; ++share) {
+                double const fraction = (total * share / shares - before) / cost;
+                auto const part = static_cast<uint32_t>((fraction > 0 ? fraction : 0) * TilePlace::kWhole);
+                auto const tile = static_cast<uint32_t>(i * tiles.columns + k);
+                places[share] = {(tile << TilePlace::kFractionBits) + part};
+            }
+            before += cost;
+        }
+    }
+    auto const end = static_cast<uint32_t>(tiles.rows * tiles.columns);
+    for (; share <= shares; ++share) places[share] = {end << TilePlace::kFractionBits};
+}
 
 // The part of one tile that lies on one map, or what of it a thread block works on. Its queries are numbered row by row.
 struct alignas(16) TilePart {
     int32_t count, begin;  // how many queries, and the first's number
-    int32_t columns, first_query, map_width;
-    int32_t unused[3];
+    int32_t first_query;
+    uint32_t sizes;  // of the map's rows and, in the low 16 bits, of the part's
+
+    CODETR_HOST_DEVICE int32_t columns() const { return static_cast<int32_t>(sizes & 0xffffu); }
+    CODETR_HOST_DEVICE int32_t mapWidth() const { return static_cast<int32_t>(sizes >> 16); }
 };
 
-// The tiles from first to last (exclusive) of share `share` of `shares`. Neighbouring shares may have a tile in common.
-CODETR_HOST_DEVICE int32_t firstTile(int32_t tiles, int32_t share, int32_t shares) { return tiles * share / shares; }
-CODETR_HOST_DEVICE int32_t lastTile(int32_t tiles, int32_t share, int32_t shares) {
-    return (tiles * (share + 1) + shares - 1) / shares;
-}
-
-// One part of a tile; of a tile in common, the fraction of its queries that belongs to the share.
+// One part of a tile of the share that goes from `first` to `last`.
 template <int kMaps>
-CODETR_HOST_DEVICE TilePart makeTilePart(QueryTiles<kMaps> const& tiles, int32_t tile, int32_t map_index, int32_t share, int32_t shares) {
-    int32_t from = tiles.count() * share - tile * shares;  // in units of 1 / shares of a tile
-    int32_t to = tiles.count() * (share + 1) - tile * shares;
-    from = from > 0 ? from : 0;
-    to = to < shares ? to : shares;
-    QueryMap const map = tiles.map[map_index];
-    int32_t const i = tile / tiles.columns, j = tile - i * tiles.columns;
-    int32_t const top = map.height * i / tiles.rows, bottom = map.height * (i + 1) / tiles.rows;
-    int32_t const left = map.width * j / tiles.columns, right = map.width * (j + 1) / tiles.columns;
+CODETR_HOST_DEVICE TilePart makeTilePart(QueryTiles<kMaps> const& tiles, int32_t tile, int32_t index, TilePlace first, TilePlace last) {
+    QueryMap const map = tiles.map[index];
+    auto const i = static_cast<int32_t>(static_cast<uint32_t>(tile) / static_cast<uint32_t>(tiles.columns));
+    int32_t const j = tiles.column(i, tile - i * tiles.columns);
+    int32_t const top = tiles.top(index, i), rows = tiles.top(index, i + 1) - top;
+    int32_t const left = tiles.left(index, j), columns = tiles.left(index, j + 1) - left;
     TilePart part{};
     part.first_query = map.start + top * map.width + left;
-    part.map_width = map.width;
-    part.columns = right - left;
-    int64_t const queries = static_cast<int64_t>(bottom - top) * part.columns;
-    part.begin = static_cast<int32_t>(queries * from / shares);
-    part.count = static_cast<int32_t>(queries * to / shares) - part.begin;
+    // Whole rows lie one behind the other, so any row length will do, also when the true one has more than 16 bits.
+    bool const whole_rows = columns == map.width;
+    part.sizes = whole_rows ? 0x80008000u : static_cast<uint32_t>(map.width) << 16 | static_cast<uint32_t>(columns);
+    part.begin = tile == first.tile() ? first.before(rows * columns) : 0;
+    part.count = (tile == last.tile() ? last.before(rows * columns) : rows * columns) - part.begin;
     return part;
 }
 
@@ -73,20 +134,20 @@ CODETR_HOST_DEVICE Turn findQuery(TilePart const* parts, int32_t part_count, int
     while (index < part_count && turn >= parts[index].count) turn -= parts[index++].count;
     if (index == part_count) return {0, false};
 #ifdef __CUDA_ARCH__
-    int4 const place = reinterpret_cast<int4 const*>(&parts[index])[0];
-    TilePart const part{place.x, place.y, place.z, place.w, parts[index].map_width, {}};
+    int4 const words = reinterpret_cast<int4 const*>(parts)[index];
+    TilePart const part{words.x, words.y, words.z, static_cast<uint32_t>(words.w)};
 #else
     TilePart const part = parts[index];
 #endif
     int32_t const number = part.begin + turn;
-    // Exact while a part has fewer than 2^20 queries or one row.
+    // Exact while a part has fewer than 2^20 queries.
     float const position = static_cast<float>(number) + 0.5f;
 #ifdef __CUDA_ARCH__
-    auto const row = static_cast<int32_t>(__fdividef(position, static_cast<float>(part.columns)));
+    auto const row = static_cast<int32_t>(__fdividef(position, static_cast<float>(part.columns())));
 #else
-    auto const row = static_cast<int32_t>(position / static_cast<float>(part.columns));
+    auto const row = static_cast<int32_t>(position / static_cast<float>(part.columns()));
 #endif
-    return {part.first_query + row * part.map_width + number - row * part.columns, true};
+    return {part.first_query + row * part.mapWidth() + number - row * part.columns(), true};
 }
 
 }  // namespace codetr
