@@ -270,7 +270,7 @@ def time_calls(calls: Sequence[Callable[[], object]], launches: int) -> Summary:
 def copy_bandwidth() -> float:
     """Return bytes a second of a large copy on the device, counting what is read and what is written.
 
-    The copy is a kernel that multiplies by one: a plain copy, captured into a graph, was measured at two thirds of that.
+    The copy is a kernel that multiplies by one; a plain copy, captured into a graph, was measured at two thirds of it.
     """
     source = torch.ones(1 << 28, device="cuda")
     target = torch.empty_like(source)
