@@ -43,6 +43,9 @@ struct TilePlace {
     static constexpr uint32_t kWhole = 1u << kFractionBits;
     uint32_t bits;  // tile and, in the low bits, fraction
 
+    static TilePlace at(int32_t tile, double fraction) {
+        return {(static_cast<uint32_t>(tile) << kFractionBits) + static_cast<uint32_t>(fraction * kWhole)};
+    }
     CODETR_HOST_DEVICE int32_t tile() const { return static_cast<int32_t>(bits >> kFractionBits); }
     CODETR_HOST_DEVICE uint32_t fraction() const { return bits & (kWhole - 1); }
     // The tile after the last one that lies before this place, if only in part.
@@ -57,42 +60,51 @@ struct TilePlace {
 constexpr double kOuterRowSaving = 0.04;
 constexpr double kOuterColumnSaving = 0.07;
 
+constexpr double outerCost(int32_t i, int32_t count, double saving) { return i == 0 || i == count - 1 ? 1 - saving : 1; }
+
+// One row of tiles: its height on each map, counted as what a query in it costs.
+template <int kMaps>
+struct TileRow {
+    double heights[kMaps];
+
+    TileRow(QueryTiles<kMaps> const& tiles, int32_t i) {
+        double const cost = outerCost(i, tiles.rows, kOuterRowSaving);
+        for (int32_t m = 0; m < tiles.maps; ++m) heights[m] = (tiles.top(m, i + 1) - tiles.top(m, i)) * cost;
+    }
+    // What the tiles from column `first` up to `last` cost, if they are not outer columns.
+    double cost(QueryTiles<kMaps> const& tiles, int32_t first, int32_t last) const {
+        double sum = 0;
+        for (int32_t m = 0; m < tiles.maps; ++m) sum += heights[m] * (tiles.left(m, last) - tiles.left(m, first));
+        return sum;
+    }
+    double tileCost(QueryTiles<kMaps> const& tiles, int32_t j) const {
+        return cost(tiles, j, j + 1) * outerCost(j, tiles.columns, kOuterColumnSaving);
+    }
+    double total(QueryTiles<kMaps> const& tiles) const {
+        if (tiles.columns == 1) return tileCost(tiles, 0);
+        return tileCost(tiles, 0) + cost(tiles, 1, tiles.columns - 1) + tileCost(tiles, tiles.columns - 1);
+    }
+};
+
 // Cuts the queries into shares that take the same time. Share s goes from places[s] to places[s + 1].
 template <int kMaps>
 inline void cutIntoShares(QueryTiles<kMaps> const& tiles, int32_t shares, TilePlace* places) {
-    auto const saving = [](int32_t i, int32_t count, double outer) { return i == 0 || i == count - 1 ? 1 - outer : 1.0; };
-    double widths[kMaps];  // with outer columns counted as what they cost
-    for (int32_t m = 0; m < tiles.maps; ++m) {
-        int32_t const inner = tiles.columns > 2 ? tiles.left(m, tiles.columns - 1) - tiles.left(m, 1) : 0;
-        widths[m] = inner + (tiles.map[m].width - inner) * (1 - kOuterColumnSaving);
-    }
     double total = 0;
-    for (int32_t i = 0; i < tiles.rows; ++i) {
-        for (int32_t m = 0; m < tiles.maps; ++m) {
-            total += (tiles.top(m, i + 1) - tiles.top(m, i)) * widths[m] * saving(i, tiles.rows, kOuterRowSaving);
-        }
-    }
+    for (int32_t i = 0; i < tiles.rows; ++i) total += TileRow<kMaps>(tiles, i).total(tiles);
     double before = 0;
     int32_t share = 0;
     for (int32_t i = 0; i < tiles.rows; ++i) {
+        TileRow<kMaps> const row(tiles, i);
         for (int32_t k = 0; k < tiles.columns; ++k) {
-            int32_t const j = tiles.column(i, k);
-            int32_t queries = 0;
-            for (int32_t m = 0; m < tiles.maps; ++m) {
-                queries += (tiles.top(m, i + 1) - tiles.top(m, i)) * (tiles.left(m, j + 1) - tiles.left(m, j));
-            }
-            double const cost = queries * saving(i, tiles.rows, kOuterRowSaving) * saving(j, tiles.columns, kOuterColumnSaving);
+            double const cost = row.tileCost(tiles, tiles.column(i, k));
             for (; share < shares && total * share < (before + cost) * shares; ++share) {
                 double const fraction = (total * share / shares - before) / cost;
-                auto const part = static_cast<uint32_t>((fraction > 0 ? fraction : 0) * TilePlace::kWhole);
-                auto const tile = static_cast<uint32_t>(i * tiles.columns + k);
-                places[share] = {(tile << TilePlace::kFractionBits) + part};
+                places[share] = TilePlace::at(i * tiles.columns + k, fraction > 0 ? fraction : 0);
             }
             before += cost;
         }
     }
-    auto const end = static_cast<uint32_t>(tiles.rows * tiles.columns);
-    for (; share <= shares; ++share) places[share] = {end << TilePlace::kFractionBits};
+    for (; share <= shares; ++share) places[share] = TilePlace::at(tiles.rows * tiles.columns, 0);
 }
 
 // The part of one tile that lies on one map, or what of it a thread block works on. Its queries are numbered row by row.
