@@ -147,7 +147,7 @@ constexpr int kBlockHeads = 2;  // heads a thread block serves; the values of tw
 constexpr int kHeadSets = kHeads / kBlockHeads;
 constexpr int kItemQueries = 8 / kBlockHeads;  // a warp's item: these consecutive queries x heads = 8 groups of 4 lanes
 constexpr int kMaxFastLevels = 5;
-constexpr int kTileRows = 16;  // of queries of the finest level
+constexpr int kTileRows = 20;  // of queries of the finest level
 constexpr int kTileColumns = 8;
 constexpr int kChunkTiles = 40;  // tiles whose parts are listed in shared memory at a time
 constexpr int kMaxShares = 64;   // of a plane; their places travel with the launch
@@ -319,31 +319,49 @@ struct Raw {
     }
 };
 
-// What a lane needs to make its samples: four points of its own level and one of level 4.
+// Which samples of its query a lane makes. The eight lanes of a query share out the levels of both heads in the order in
+// which they lie in memory, so that no sector is fetched twice: a whole level each; of the two that are left of ten, a
+// point each.
+template <int kLevels>
+struct LaneTask {
+    static constexpr int kChunks = kBlockHeads * kLevels;  // levels of heads
+    static constexpr bool kRest = kChunks > 8;
+    static constexpr bool kIdle = kChunks < 8;  // the last lanes repeat the last chunk and throw it away
+    int u;                                      // which of the eight lanes
+    int chunk, head, level;
+    int rest_level;  // of the single point; its head is the last
+
+    __device__ __forceinline__ explicit LaneTask(int lane)
+        : u(lane & 7), chunk(min(u, kChunks - 1)), head(chunk / kLevels), level(chunk % kLevels),
+          rest_level(kLevels - 2 + u / kPoints) {}
+
+    __device__ __forceinline__ bool idle() const { return kIdle && u >= kChunks; }
+};
+
+// What a lane needs to make its samples.
 template <typename T, int kLevels>
 struct LaneInputs {
     Raw<T, 2 * kPoints> offsets;
     Raw<T, kPoints> logits;
     Reference reference;
-    Raw<T, 2> fifth_offset;
-    Raw<T, 1> fifth_logit;
-    Reference fifth_reference;
+    Raw<T, 2> rest_offset;
+    Raw<T, 1> rest_logit;
 
-    // The pointers belong to the group's query and head.
-    __device__ __forceinline__ void load(int own, int t, T const* logits_at, T const* offsets_at, float const* reference_at, int32_t dim) {
-        offsets.load(offsets_at + own * kPoints * 2);
-        logits.load(logits_at + own * kPoints);
-        reference = loadReference(reference_at + own * dim, dim);
-        if constexpr (kLevels == 5) {
-            fifth_offset.load(offsets_at + (4 * kPoints + t) * 2);
-            fifth_logit.load(logits_at + 4 * kPoints + t);
-            fifth_reference = loadReference(reference_at + 4 * dim, dim);
+    // The pointers belong to the query and the block's first head.
+    __device__ __forceinline__ void load(LaneTask<kLevels> const& task, T const* logits_at, T const* offsets_at, float const* reference_at,
+                                         int32_t dim) {
+        offsets.load(offsets_at + task.chunk * kPoints * 2);
+        logits.load(logits_at + task.chunk * kPoints);
+        reference = loadReference(reference_at + task.level * dim, dim);
+        if constexpr (LaneTask<kLevels>::kRest) {
+            rest_offset.load(offsets_at + (8 * kPoints + task.u) * 2);
+            rest_logit.load(logits_at + 8 * kPoints + task.u);
         }
     }
 };
 
-// A warp's samples in shared memory: every lane prepares some, all four lanes of a group read all of them.
-// Slot `slot(group, level)` of a row belongs to one group; the exclusive-or keeps reads and writes free of conflicts.
+// A warp's samples in shared memory: every lane prepares some, all four lanes of a group read all of theirs.
+// Slot `slotOf(group, level)` of a row belongs to one group; the exclusive-or keeps reads and writes free of conflicts.
 template <typename T, int kLevels>
 struct Samples {
     static constexpr int kWeightRows = sizeof(T) == 4 ? 4 : 2;
@@ -351,7 +369,9 @@ struct Samples {
     uint4 weights[kLevels][kWeightRows][8];  // 16-bit types: two points a row; float32: one point a row
 };
 
-__device__ __forceinline__ int slotOf(int group, int level) { return group ^ ((level & 3) << 1); }
+__device__ __forceinline__ int slotOf(int group, int level) { return group ^ (level < 4 ? level << 1 : 7); }
+// The same for row `pair` of the weights of 16-bit types.
+__device__ __forceinline__ int pairSlot(int slot, int pair) { return slot ^ pair << 2; }
 
 template <typename T, int kLevels>
 __device__ __forceinline__ void storeLevel(Samples<T, kLevels>& samples, int level, int group, Corners const (&c)[kPoints]) {
@@ -367,7 +387,7 @@ __device__ __forceinline__ void storeLevel(Samples<T, kLevels>& samples, int lev
         using P = Packed<T>;
 #pragma unroll
         for (int p = 0; p < kPoints; p += 2) {
-            samples.weights[level][p / 2][slot] = {
+            samples.weights[level][p / 2][pairSlot(slot, p / 2)] = {
                 bits(P::round(c[p].w00, c[p].w01)), bits(P::round(c[p].w10, c[p].w11)),
                 bits(P::round(c[p + 1].w00, c[p + 1].w01)), bits(P::round(c[p + 1].w10, c[p + 1].w11))};
         }
@@ -383,7 +403,7 @@ __device__ __forceinline__ void storePoint(Samples<T, kLevels>& samples, int lev
                                                __float_as_uint(c.w11)};
     } else {
         using P = Packed<T>;
-        reinterpret_cast<uint2*>(&samples.weights[level][point >> 1][slot])[point & 1] = {
+        reinterpret_cast<uint2*>(&samples.weights[level][point >> 1][pairSlot(slot, point >> 1)])[point & 1] = {
             bits(P::round(c.w00, c.w01)), bits(P::round(c.w10, c.w11))};
     }
 }
@@ -466,44 +486,68 @@ struct Sums<float> {
     }
 };
 
-// Makes the corners and weights of a group's samples for all its lanes: lane t makes level t, and point t of level 4.
-// `level` is lane t's own. Returns the sum of the softmax weights, of which the largest is 1: the sums are divided by it
-// at the end.
+// Combines what the eight lanes of a query hold for each of its two heads. The result is that of the lane's own head:
+// head 0 for the lower four lanes, head 1 for the upper.
+template <typename Combine>
+__device__ __forceinline__ float reduceHeads(float head0, float head1, bool upper, Combine combine) {
+    float x = combine(upper ? head1 : head0, __shfl_xor_sync(kFullWarp, upper ? head0 : head1, 4));
+    x = combine(x, __shfl_xor_sync(kFullWarp, x, 1));
+    return combine(x, __shfl_xor_sync(kFullWarp, x, 2));
+}
+
+// The axis that lane `from` holds.
+template <typename T>
+__device__ __forceinline__ Axis shuffleAxis(Axis axis, int from, int32_t reference_dim) {
+    if constexpr (kSplit<T>) axis.origin.whole = __shfl_sync(kFullWarp, axis.origin.whole, from);
+    axis.origin.part = __shfl_sync(kFullWarp, axis.origin.part, from);
+    if (reference_dim == 4) axis.scale = __shfl_sync(kFullWarp, axis.scale, from);
+    return axis;
+}
+
+// Makes the corners and weights of a query's samples for all its lanes. `level` and `rest_level` belong to the lane's
+// task. Returns the sum of the softmax weights of the lane's own head, of which the largest is 1: the sums are divided by
+// it at the end.
 template <typename T, int kLevels>
-__device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, LaneInputs<T, kLevels> const& in, LevelConstants const& level,
-                                                LevelConstants const& last, int group, int t, int32_t reference_dim) {
-    constexpr bool kEveryLane = kLevels >= 4;  // else lane 3 repeats level 2 and throws it away
-    constexpr bool kFifth = kLevels == 5;
-    float top = fmaxf(fmaxf(in.logits.get(0), in.logits.get(1)), fmaxf(in.logits.get(2), in.logits.get(3)));
-    if constexpr (kFifth) top = fmaxf(top, in.fifth_logit.get(0));
-    top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, 2)) * kLog2E;
+__device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, LaneInputs<T, kLevels> const& in, LaneTask<kLevels> const& task,
+                                                LevelConstants const& level, LevelConstants const& rest_level, int lane,
+                                                int32_t reference_dim) {
+    constexpr bool kRest = LaneTask<kLevels>::kRest;
+    bool const upper = (lane & 4) != 0;
+    int const first_group = lane >> 3 << 1;
+
+    float const top_of_chunk = fmaxf(fmaxf(in.logits.get(0), in.logits.get(1)), fmaxf(in.logits.get(2), in.logits.get(3)));
+    float top0 = task.head == 0 ? top_of_chunk : -INFINITY, top1 = task.head == 1 ? top_of_chunk : -INFINITY;
+    if constexpr (kRest) top1 = fmaxf(top1, in.rest_logit.get(0));
+    float const top = kLog2E * reduceHeads(top0, top1, upper, [](float x, float y) { return fmaxf(x, y); });
+    float const other_top = __shfl_xor_sync(kFullWarp, top, 4);
+    float const top_of_task = upper == (task.head == 1) ? top : other_top;
 
     Anchor const anchor = makeAnchor<T>(level, in.reference, reference_dim);
     float total = 0.f;
     Corners corners[kPoints];
 #pragma unroll
     for (int p = 0; p < kPoints; ++p) {
-        float const attention = exp2Approx(fmaf(in.logits.get(p), kLog2E, -top));
+        float const attention = exp2Approx(fmaf(in.logits.get(p), kLog2E, -top_of_task));
         total += attention;
         corners[p] = locate<T>(level, coordinate<T>(anchor.x, in.offsets.get(2 * p)), coordinate<T>(anchor.y, in.offsets.get(2 * p + 1)), attention);
     }
-    if (kEveryLane || t < kLevels) {
-        storeLevel<T, kLevels>(samples, t, group, corners);
+    if (!task.idle()) {
+        storeLevel<T, kLevels>(samples, task.level, first_group + task.head, corners);
     } else {
         total = 0.f;
     }
-    if constexpr (kFifth) {
-        Anchor const last_anchor = makeAnchor<T>(last, in.fifth_reference, reference_dim);
-        float const attention = exp2Approx(fmaf(in.fifth_logit.get(0), kLog2E, -top));
-        total += attention;
-        Corners const fifth = locate<T>(last, coordinate<T>(last_anchor.x, in.fifth_offset.get(0)),
-                                        coordinate<T>(last_anchor.y, in.fifth_offset.get(1)), attention);
-        storePoint<T, kLevels>(samples, 4, group, t, fifth);
+    float total0 = task.head == 0 ? total : 0.f, total1 = task.head == 1 ? total : 0.f;
+    if constexpr (kRest) {
+        // Lane number `rest_level` of the eight has that level as its own, and so its anchor.
+        int const from = (lane & ~7) | task.rest_level;
+        Axis const x = shuffleAxis<T>(anchor.x, from, reference_dim), y = shuffleAxis<T>(anchor.y, from, reference_dim);
+        float const attention = exp2Approx(fmaf(in.rest_logit.get(0), kLog2E, upper ? -top : -other_top));
+        total1 += attention;
+        Corners const corner =
+            locate<T>(rest_level, coordinate<T>(x, in.rest_offset.get(0)), coordinate<T>(y, in.rest_offset.get(1)), attention);
+        storePoint<T, kLevels>(samples, task.rest_level, first_group + 1, lane % kPoints, corner);
     }
-    total += __shfl_xor_sync(kFullWarp, total, 1);
-    total += __shfl_xor_sync(kFullWarp, total, 2);
-    return total;
+    return reduceHeads(total0, total1, upper, [](float x, float y) { return x + y; });
 }
 
 // Adds up a lane's channels of all samples of its group.
@@ -512,7 +556,8 @@ __device__ __forceinline__ Sums<T> sumSamples(Samples<T, kLevels> const& samples
                                               uint32_t identity) {
     Sums<T> sums(identity);
 #pragma unroll
-    for (int level = 0; level < kLevels; ++level) {
+    for (int i = 0; i < kLevels; ++i) {
+        int const level = kLevels - 1 - i;  // 2 % faster than from the finest to the coarsest
         int const slot = slotOf(group, level);
         uint4 const offset = samples.offsets[level][slot];
         uint32_t const row_units = static_cast<uint32_t>(call.levels[level].width) * kTokenUnits<T>;
@@ -524,7 +569,7 @@ __device__ __forceinline__ Sums<T> sumSamples(Samples<T, kLevels> const& samples
                 uint4 const w = samples.weights[level][p][slot];
                 sums.add(upper, lower, {__uint_as_float(w.x), __uint_as_float(w.y), __uint_as_float(w.z), __uint_as_float(w.w)});
             } else {
-                uint4 const w = samples.weights[level][p / 2][slot];
+                uint4 const w = samples.weights[level][p / 2][pairSlot(slot, p / 2)];
                 sums.add(upper, lower, p % 2 ? w.z : w.x, p % 2 ? w.w : w.y);
             }
         }
@@ -542,32 +587,33 @@ __global__ void __launch_bounds__(kFastWarps * 32, 1) deformAttnFast(__grid_cons
     auto& samples = reinterpret_cast<Samples<T, kLevels>*>(shared)[threadIdx.x >> 5];
     uint32_t const identity = Sums<T>::identityColumn(group, t);
 
+    // First of all, because parameters come from memory too.
+    TilePlace const first = call.places[blockIdx.x], last = call.places[blockIdx.x + 1];
     int32_t const image = static_cast<int32_t>(blockIdx.y) / kHeadSets;
-    int const head = static_cast<int>(blockIdx.y % kHeadSets) * kBlockHeads + group % kBlockHeads;
+    int const first_head = static_cast<int>(blockIdx.y % kHeadSets) * kBlockHeads, head = first_head + group % kBlockHeads;
+    LaneTask<kLevels> const task(lane);
     if (threadIdx.x < kLevels) levels[threadIdx.x] = makeLevelConstants<T>(call, image, threadIdx.x, kLevels);
     uint64_t const base = __cvta_generic_to_global(
         static_cast<T const*>(call.value) + (static_cast<int64_t>(image) * call.tokens * kHeads + head) * kDim) + t * 16;
 
-    TilePlace const first = call.places[blockIdx.x], last = call.places[blockIdx.x + 1];
     auto const stride = static_cast<int32_t>(blockDim.x >> 5) * kItemQueries;
     auto turn = static_cast<int32_t>(threadIdx.x >> 5) * kItemQueries + group / kBlockHeads;
-    int const own = min(t, kLevels - 1);
-    __syncthreads();
-    LevelConstants const own_level = levels[own], last_level = levels[kLevels - 1];
     int32_t const end_tile = last.endTile();
     for (int32_t tile = first.tile(); tile < end_tile; tile += kChunkTiles) {
-        int const part_count = min(end_tile - tile, kChunkTiles) * call.tiles.maps;
-        __syncthreads();
+        if (tile != first.tile()) __syncthreads();
+        bool const encoder = call.tiles.maps > 1;
+        int const part_count = min(end_tile - tile, kChunkTiles) * (encoder ? kLevels : 1);
         for (int i = static_cast<int>(threadIdx.x); i < part_count; i += static_cast<int>(blockDim.x)) {
-            parts[i] = makeTilePart(call.tiles, tile + i / call.tiles.maps, i % call.tiles.maps, first, last);
+            parts[i] = makeTilePart(call.tiles, tile + (encoder ? i / kLevels : i), encoder ? i % kLevels : 0, first, last);
         }
         __syncthreads();
+        LevelConstants const level = levels[task.level], rest_level = levels[task.rest_level];
         int index = 0;
         LaneInputs<T, kLevels> in;
         auto const load = [&](int32_t query_of_image) {
             int64_t const query = static_cast<int64_t>(image) * call.queries + query_of_image;
-            int64_t const first_sample = (query * kHeads + head) * (kLevels * kPoints);
-            in.load(own, t, static_cast<T const*>(call.attention_logits) + first_sample, static_cast<T const*>(call.sampling_offsets) + first_sample * 2,
+            int64_t const first_sample = (query * kHeads + first_head) * (kLevels * kPoints);
+            in.load(task, static_cast<T const*>(call.attention_logits) + first_sample, static_cast<T const*>(call.sampling_offsets) + first_sample * 2,
                     call.reference_points + query * kLevels * call.reference_dim, call.reference_dim);
         };
         Turn next = findQuery(parts, part_count, index, turn);
@@ -575,7 +621,7 @@ __global__ void __launch_bounds__(kFastWarps * 32, 1) deformAttnFast(__grid_cons
 #pragma unroll 1
         while (__any_sync(kFullWarp, next.exists)) {
             Turn const now = next;
-            float const total = prepareSamples<T, kLevels>(samples, in, own_level, last_level, group, t, call.reference_dim);
+            float const total = prepareSamples<T, kLevels>(samples, in, task, level, rest_level, lane, call.reference_dim);
             __syncwarp();
             if (now.exists) turn += stride;
             next = findQuery(parts, part_count, index, turn);
@@ -704,8 +750,7 @@ int32_t mapQueries(QueryTiles<kMaxFastLevels>& tiles, MsDeformAttn const& call, 
     bool const encoder = isEncoder(call, tokens);
     int32_t const* const shapes = call.spatial_shapes;
     tiles.maps = encoder ? call.levels : 1;
-    tiles.rows = encoder ? (shapes[0] + kTileRows - 1) / kTileRows : 1;
-    tiles.columns = encoder ? (shapes[1] + kTileColumns - 1) / kTileColumns : 1;
+    tiles.setGrid(encoder ? (shapes[0] + kTileRows - 1) / kTileRows : 1, encoder ? (shapes[1] + kTileColumns - 1) / kTileColumns : 1);
     int32_t start = 0;
     for (int32_t i = 0; i < tiles.maps; ++i) {
         tiles.map[i] = encoder ? QueryMap{shapes[2 * i], shapes[2 * i + 1], start} : QueryMap{1, call.queries, 0};
