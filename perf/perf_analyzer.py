@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from serving.child import bound_to_us
 from serving.errors import CodetrError
 from serving.launch import TRITON_FOLDER
 
@@ -161,7 +162,7 @@ def measure(installation: Installation, level: Level, url: str, protocol: str, i
     command = [str(installation.binary), *arguments(level, url, protocol, inputs, csv_file)]
     # a session of its own: the terminal's Ctrl-C must reach it through us only
     process = subprocess.Popen(
-        command,
+        bound_to_us(command),
         env=installation.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

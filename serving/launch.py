@@ -23,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO
 
+from serving.child import bound_to_us
 from serving.contract import DETECTOR, ENSEMBLE, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
 from serving.manifest import FILES, check_files, check_versions, engine_names, read_manifest
@@ -31,14 +32,6 @@ from serving.manifest import FILES, check_files, check_versions, engine_names, r
 TRITON_FOLDER = Path(__file__).resolve().parent.parent / ".triton"
 INSTALL_HINT = "python -m pip install --no-deps --target .triton/pytriton nvidia-pytriton==0.7.0"
 LOOPBACK = "127.0.0.1"
-
-# The kernel sends the server SIGTERM when the thread that started it dies, however that happens. This is done in a
-# process of its own between the two, because Python code may not run between fork and exec in a threaded parent.
-_PR_SET_PDEATHSIG = 1
-_DIE_WITH_PARENT = (
-    f"import ctypes, os, sys; ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGTERM)}); "
-    "os.getppid() == int(sys.argv[1]) or sys.exit(1); os.execv(sys.argv[2], sys.argv[2:])"
-)
 
 # Lines of tritonserver 2.51's log (and of its final complaint) that say why it could not start.
 _FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?:\w+(?: \w+)*: )?(?P<reason>.*)")
@@ -201,9 +194,8 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
     for name, port in options.ports.items():
         _check_port(name, options.host, port)
     binary = find_tritonserver()
-    command = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *_command(binary, options)]
     process = subprocess.Popen(
-        command,
+        bound_to_us(_command(binary, options)),
         env=_environment(binary),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -18,6 +18,7 @@ from perf.load.limits import STATUS_LIMIT
 from perf.load.timing import connect
 from perf.records import RESULTS_NAME
 from perf.report import load_record
+from serving.child import bound_to_us
 from serving.errors import CodetrError
 
 # Seconds that requests in flight get to be answered when the run ends.
@@ -38,7 +39,7 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
     _check(config, results)
     config.folder.mkdir(parents=True, exist_ok=True)
     results.unlink(missing_ok=True)
-    process = subprocess.Popen(command(config, web, locust_options), env=config.environment())
+    process = subprocess.Popen(bound_to_us(command(config, web, locust_options)), env=config.environment())
     with _handing_on_sigterm(process):
         status = _wait(process)
     if status == STATUS_LIMIT:

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from perf.cost.cases import Case, CostPlan
@@ -60,6 +62,27 @@ def test_a_broken_limit_is_exit_status_1(server: TritonServer, tmp_path: Path) -
     assert "is above --max-p99-ms 0.001" in done.stderr
 
 
+@contextmanager
+def load_test(server: TritonServer, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A load test of five minutes whose users are at work."""
+    options = ["--url", server.grpc_url, "--output", str(folder), "--think", "0", "--seconds", "300"]
+    # the pipe is for the process that locust runs in: both get the signal, as from a terminal
+    with subprocess.Popen(
+        [*PROGRAM, "load", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if b"All users spawned" in line:
+                    break
+            time.sleep(2)
+            yield process
+            process.communicate(timeout=120)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # locust too, so that nothing is left for the tests that follow
+            raise
+
+
 @pytest.mark.parametrize(
     "end",
     [
@@ -70,33 +93,18 @@ def test_a_broken_limit_is_exit_status_1(server: TritonServer, tmp_path: Path) -
 def test_an_interrupted_load_test_keeps_what_it_measured(
     server: TritonServer, tmp_path: Path, end: Callable[[int], None]
 ) -> None:
-    command = [
-        *PROGRAM,
-        "load",
-        "--url",
-        server.grpc_url,
-        "--output",
-        str(tmp_path),
-        "--think",
-        "0",
-        "--seconds",
-        "300",
-    ]
-    # the pipe is for the process that locust runs in: both get the signal, as from a terminal
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if b"All users spawned" in line:
-                    break
-            time.sleep(2)
-            end(process.pid)
-            process.communicate(timeout=120)
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # locust too, so that nothing is left for the tests that follow
-            raise
+    with load_test(server, tmp_path) as process:
+        end(process.pid)
     assert process.returncode == 0
     assert results(tmp_path)["outcome"]["requests"] > 0
+
+
+def test_no_locust_outlives_a_killed_load_test(server: TritonServer, tmp_path: Path) -> None:
+    with load_test(server, tmp_path) as process:
+        (locust,) = psutil.Process(process.pid).children()
+        process.kill()
+        _, alive = psutil.wait_procs([locust], timeout=60)
+        assert not alive
 
 
 @needs_perf_analyzer
