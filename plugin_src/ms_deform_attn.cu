@@ -145,12 +145,16 @@ constexpr int kDim = 32;
 constexpr int kPoints = 4;
 constexpr int kBlockHeads = 2;  // heads a thread block serves; the values of two share 128-byte lines
 constexpr int kHeadSets = kHeads / kBlockHeads;
-constexpr int kItemQueries = 8 / kBlockHeads;  // a warp's item: these consecutive queries x heads = 8 groups of 4 lanes
+constexpr int kItemQueries = 8 / kBlockHeads;  // a warp's item: so many queries x heads = 8 groups of 4 lanes
 constexpr int kMaxFastLevels = 5;
 constexpr int kTileRows = 20;  // of queries of the finest level
 constexpr int kTileColumns = 8;
 constexpr int kChunkTiles = 40;  // tiles whose parts are listed in shared memory at a time
 constexpr int kMaxShares = 64;   // of a plane; their places travel with the launch
+constexpr int kMaxSide = 8192;   // of the finest level of an encoder
+static_assert(kMaxSide * ((kMaxSide + kTileRows - 1) / kTileRows) <= Divisor::kMaxDividend);
+static_assert(kMaxSide * ((kMaxSide + kTileColumns - 1) / kTileColumns) <= Divisor::kMaxDividend);
+static_assert(((kMaxSide + kTileRows - 1) / kTileRows) * ((kMaxSide + kTileColumns - 1) / kTileColumns) < TilePlace::kMaxTiles);
 constexpr int kFastWarps = 12;   // of a block, which fills a multiprocessor: 168 registers a thread
 
 // Adding 1.5 * 2^23 to a small float rounds it to an integer and leaves that integer in the low bits.
@@ -174,7 +178,7 @@ struct FastCall {
     TilePlace places[kMaxShares + 1];  // share s goes from places[s] to places[s + 1]
 };
 
-// What the sampling of one level needs. In shared memory, because lanes of a warp work on different levels.
+// What the sampling of one level needs. Lanes of a warp work on different levels and fetch theirs from shared memory.
 struct alignas(16) LevelConstants {
     float width, height;
     float last_x, last_y;    // where the clamp of the left and upper corner ends
@@ -320,8 +324,8 @@ struct Raw {
 };
 
 // Which samples of its query a lane makes. The eight lanes of a query share out the levels of both heads in the order in
-// which they lie in memory, so that no sector is fetched twice: a whole level each; of the two that are left of ten, a
-// point each.
+// which they lie in memory, so that hardly a sector is fetched twice: a whole level each; of the two that are left of
+// ten, a point each.
 template <int kLevels>
 struct LaneTask {
     static constexpr int kChunks = kBlockHeads * kLevels;  // levels of heads
@@ -361,7 +365,8 @@ struct LaneInputs {
 };
 
 // A warp's samples in shared memory: every lane prepares some, all four lanes of a group read all of theirs.
-// Slot `slotOf(group, level)` of a row belongs to one group; the exclusive-or keeps reads and writes free of conflicts.
+// Slot `slotOf(group, level)` of a row belongs to one group; the exclusive-or keeps reads and all but single points'
+// writes in float32 free of conflicts.
 template <typename T, int kLevels>
 struct Samples {
     static constexpr int kWeightRows = sizeof(T) == 4 ? 4 : 2;
@@ -738,14 +743,14 @@ bool aligned(void const* pointer, uintptr_t bytes) { return reinterpret_cast<uin
 
 // Whether the queries are the tokens of a pyramid whose first level is the finest, and so can be cut into tiles.
 bool isEncoder(MsDeformAttn const& call, int64_t tokens) {
-    if (call.queries != tokens || call.spatial_shapes[0] > 8192 || call.spatial_shapes[1] > 8192) return false;
+    if (call.queries != tokens || call.spatial_shapes[0] > kMaxSide || call.spatial_shapes[1] > kMaxSide) return false;
     for (int32_t i = 2; i < 2 * call.levels; ++i) {
         if (call.spatial_shapes[i] > call.spatial_shapes[i - 2]) return false;
     }
     return true;
 }
 
-// Lays out the queries and returns the items of one image and set of heads, not counting what tiles leave incomplete.
+// Lays out the queries and returns the items of one image and set of heads.
 int32_t mapQueries(QueryTiles<kMaxFastLevels>& tiles, MsDeformAttn const& call, int64_t tokens) {
     bool const encoder = isEncoder(call, tokens);
     int32_t const* const shapes = call.spatial_shapes;
@@ -766,7 +771,8 @@ bool fitsFast(MsDeformAttn const& call, int64_t tokens) {
         // The corners are neighbours inside the level, so it has two rows and columns.
         if (call.spatial_shapes[2 * i] < 2 || call.spatial_shapes[2 * i + 1] < 2) return false;
     }
-    // Tokens: 32-bit offsets in units of 16 bytes. Queries and batch: 32-bit shares of the work, blocks of the grid.
+    // Tokens: 32-bit offsets in units of 16 bytes. Queries that are no tokens are one part of one tile, whose numbers
+    // `findQuery` needs to be exact in a float. Batch: blocks of the grid.
     if (tokens > (1 << 25) || (call.queries > (1 << 20) && !isEncoder(call, tokens)) || call.batch > 65535 / kHeadSets) return false;
     return aligned(call.value, 16) && aligned(call.sampling_offsets, 16) && aligned(call.attention_logits, 16) &&
            aligned(call.output, 16) && aligned(call.reference_points, 8) && aligned(call.valid_shapes, 8);
@@ -819,10 +825,9 @@ cudaError_t launchFast(MsDeformAttn const& call, int64_t tokens, cudaStream_t st
     int const warps = std::min(kFastWarps, (items + blocks - 1) / blocks);
     auto const kernel = deformAttnFast<T, kLevels>;
     size_t const shared = sizeof(Samples<T, kLevels>) * warps;
-    if (shared + sizeof(LevelConstants) * kLevels > 48 * 1024) {
-        auto const error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-        if (error != cudaSuccess) return error;
-    }
+    static_assert(sizeof(Samples<T, kLevels>) * kFastWarps + sizeof(LevelConstants) * kLevels +
+                      sizeof(TilePart) * kChunkTiles * kMaxFastLevels <= 48 * 1024,
+                  "more shared memory has to be asked for");
     kernel<<<dim3(blocks, planes), warps * 32, shared, stream>>>(fast);
     return cudaGetLastError();
 }

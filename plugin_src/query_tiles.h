@@ -23,10 +23,11 @@ struct QueryMap {
 // Divides by a number that is known beforehand, with a multiplication.
 struct Divisor {
     static constexpr int kShift = 40;
+    static constexpr int32_t kMaxDividend = 1 << 23;
     uint64_t factor;
 
     static Divisor of(int32_t divisor) { return {(uint64_t{1} << kShift) / static_cast<uint32_t>(divisor) + 1}; }
-    // Exact for 0 <= x <= 2^23 and divisors below 2^17.
+    // Exact for 0 <= x <= kMaxDividend and divisors below 2^17.
     CODETR_HOST_DEVICE int32_t divide(int32_t x) const { return static_cast<int32_t>(static_cast<uint32_t>(x) * factor >> kShift); }
 };
 
@@ -55,6 +56,7 @@ struct QueryTiles {
 struct TilePlace {
     static constexpr int kFractionBits = 12;
     static constexpr uint32_t kWhole = 1u << kFractionBits;
+    static constexpr int32_t kMaxTiles = 1 << 20;
     uint32_t bits;  // tile and, in the low bits, fraction
 
     static TilePlace at(int32_t tile, double fraction) {

@@ -145,7 +145,7 @@ std::string findShapesFault(std::vector<int32_t> const& shapes) {
         return "field spatial_shapes must hold h and w of 1 to 8 levels, got " + std::to_string(shapes.size()) + " numbers";
     }
     for (int32_t const side : shapes) {
-        if (side < 1 || side > (1 << 20)) return "field spatial_shapes must be positive, got " + std::to_string(side);
+        if (side < 1 || side > (1 << 20)) return "field spatial_shapes must hold 1 to 2^20, got " + std::to_string(side);
     }
     return {};
 }

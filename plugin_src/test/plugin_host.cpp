@@ -1,4 +1,6 @@
-// Drives the plugin library as TensorRT would, without TensorRT: plugin_host LIBRARY
+// Drives the plugin library as TensorRT would, without TensorRT:
+//   plugin_host LIBRARY
+//   LD_PRELOAD=LIBRARY plugin_host          says only whether loading it has registered the creator
 //
 // libnvinfer is the stand-in of fake_nvinfer.cpp. Without a GPU everything but the computation of `enqueue` runs.
 
@@ -34,13 +36,16 @@ void check(bool ok, char const* what) {
 // ---- The problem: three images, odd level sizes, samples far outside ----
 
 constexpr int32_t kHeads = 8, kDim = 32, kPoints = 4, kBatch = 3;
-int32_t queries = 101;  // testEnqueue also runs with one query a token
-std::vector<int32_t> const kShapes = {37, 51, 19, 26, 10, 13, 5, 7, 3, 4};
-int32_t const kLevels = static_cast<int32_t>(kShapes.size() / 2);
+std::vector<int32_t> const kPyramid = {37, 51, 19, 26, 10, 13, 5, 7, 3, 4};
+// testEnqueue also runs with others.
+std::vector<int32_t> shapes = kPyramid;
+int32_t queries = 101;
+
+int32_t levels() { return static_cast<int32_t>(shapes.size() / 2); }
 
 int32_t tokens() {
     int32_t n = 0;
-    for (int32_t l = 0; l < kLevels; ++l) n += kShapes[2 * l] * kShapes[2 * l + 1];
+    for (int32_t l = 0; l < levels(); ++l) n += shapes[2 * l] * shapes[2 * l + 1];
     return n;
 }
 
@@ -53,11 +58,11 @@ Dims dims(std::initializer_list<int64_t> sizes) {
 std::vector<PluginTensorDesc> describe(DataType type, int32_t reference_dim, bool masked) {
     std::vector<PluginTensorDesc> in = {
         {dims({kBatch, tokens(), kHeads, kDim}), type, TensorFormat::kLINEAR, 1.f},
-        {dims({kBatch, queries, kLevels, reference_dim}), DataType::kFLOAT, TensorFormat::kLINEAR, 1.f},
-        {dims({kBatch, queries, kHeads, kLevels, kPoints, 2}), type, TensorFormat::kLINEAR, 1.f},
-        {dims({kBatch, queries, kHeads, kLevels, kPoints}), type, TensorFormat::kLINEAR, 1.f},
+        {dims({kBatch, queries, levels(), reference_dim}), DataType::kFLOAT, TensorFormat::kLINEAR, 1.f},
+        {dims({kBatch, queries, kHeads, levels(), kPoints, 2}), type, TensorFormat::kLINEAR, 1.f},
+        {dims({kBatch, queries, kHeads, levels(), kPoints}), type, TensorFormat::kLINEAR, 1.f},
     };
-    if (masked) in.push_back({dims({kBatch, kLevels, 2}), DataType::kINT32, TensorFormat::kLINEAR, 1.f});
+    if (masked) in.push_back({dims({kBatch, levels(), 2}), DataType::kINT32, TensorFormat::kLINEAR, 1.f});
     return in;
 }
 
@@ -140,11 +145,11 @@ Plugin make(std::vector<PluginField> const& fields, TensorRTPhase phase = Tensor
     return Plugin(creator()->createPlugin("layer", &collection, phase));
 }
 
-PluginField shapesField(std::vector<int32_t> const& shapes) {
-    return {"spatial_shapes", shapes.data(), PluginFieldType::kINT32, static_cast<int32_t>(shapes.size())};
+PluginField shapesField(std::vector<int32_t> const& sides) {
+    return {"spatial_shapes", sides.data(), PluginFieldType::kINT32, static_cast<int32_t>(sides.size())};
 }
 
-Plugin make() { return make({shapesField(kShapes)}); }
+Plugin make() { return make({shapesField(shapes)}); }
 
 void testCreator() {
     check(creator() != nullptr, "the library registers its creator when it is loaded");
@@ -160,17 +165,17 @@ void testCreator() {
     check(!make({shapesField({37, 0})}), "a level without columns is refused");
     check(!make({shapesField({})}), "no levels are refused");
     check(!make({shapesField(std::vector<int32_t>(18, 2))}), "nine levels are refused");
-    check(!make({shapesField(kShapes), {"im2col_step", kShapes.data(), PluginFieldType::kINT32, 1}}), "an unknown field is refused");
+    check(!make({shapesField(shapes), {"im2col_step", shapes.data(), PluginFieldType::kINT32, 1}}), "an unknown field is refused");
 }
 
 void testSerialisation() {
     Plugin const plugin = make();
     auto const* const fields = plugin.runtime()->getFieldsToSerialize();
-    check(fields->nbFields == 1 && fields->fields[0].length == static_cast<int32_t>(kShapes.size()) &&
-              std::memcmp(fields->fields[0].data, kShapes.data(), kShapes.size() * sizeof(int32_t)) == 0,
+    check(fields->nbFields == 1 && fields->fields[0].length == static_cast<int32_t>(shapes.size()) &&
+              std::memcmp(fields->fields[0].data, shapes.data(), shapes.size() * sizeof(int32_t)) == 0,
           "the fields to serialise are the fields given");
     Plugin const again(creator()->createPlugin("layer", fields, TensorRTPhase::kRUNTIME));
-    check(again && again.runtime()->getFieldsToSerialize()->fields[0].length == static_cast<int32_t>(kShapes.size()),
+    check(again && again.runtime()->getFieldsToSerialize()->fields[0].length == static_cast<int32_t>(shapes.size()),
           "a plugin is made again from its serialised fields");
     Plugin const copy(plugin.plugin->clone());
     check(copy && copy.runtime()->getFieldsToSerialize()->fields[0].data != fields->fields[0].data, "a clone owns its fields");
@@ -295,15 +300,15 @@ Problem draw(DataType type, int32_t reference_dim, std::mt19937_64& random) {
         v.resize(n);
         for (double& x : v) x = rounded(next(), t);
     };
-    int64_t const samples = int64_t{kBatch} * queries * kHeads * kLevels * kPoints;
+    int64_t const samples = int64_t{kBatch} * queries * kHeads * levels() * kPoints;
     fill(p.value, int64_t{kBatch} * tokens() * kHeads * kDim, type, [&] { return normal(random); });
-    fill(p.reference, int64_t{kBatch} * queries * kLevels * reference_dim, DataType::kFLOAT, [&] { return uniform(random); });
+    fill(p.reference, int64_t{kBatch} * queries * levels() * reference_dim, DataType::kFLOAT, [&] { return uniform(random); });
     fill(p.offsets, samples * 2, type, [&] { return 5. * normal(random); });
     fill(p.logits, samples, type, [&] { return 2. * normal(random); });
     for (int32_t b = 0; b < kBatch; ++b) {
-        for (int32_t l = 0; l < kLevels; ++l) {
-            p.valid.push_back(std::max(kShapes[2 * l] - b * 3, 0));
-            p.valid.push_back(std::max(kShapes[2 * l + 1] - b * 2, 0));
+        for (int32_t l = 0; l < levels(); ++l) {
+            p.valid.push_back(std::max(shapes[2 * l] - b * 3, 0));
+            p.valid.push_back(std::max(shapes[2 * l + 1] - b * 2, 0));
         }
     }
     return p;
@@ -311,7 +316,7 @@ Problem draw(DataType type, int32_t reference_dim, std::mt19937_64& random) {
 
 std::vector<double> solve(Problem const& p, int32_t reference_dim, bool masked) {
     std::vector<double> out(int64_t{kBatch} * queries * kHeads * kDim);
-    int32_t const samples = kLevels * kPoints;
+    int32_t const samples = levels() * kPoints;
     for (int64_t bqh = 0; bqh < int64_t{kBatch} * queries * kHeads; ++bqh) {
         int64_t const bq = bqh / kHeads, b = bq / queries, h = bqh % kHeads;
         double const* const logits = &p.logits[bqh * samples];
@@ -319,10 +324,10 @@ std::vector<double> solve(Problem const& p, int32_t reference_dim, bool masked) 
         for (int32_t s = 0; s < samples; ++s) top = std::max(top, logits[s]);
         for (int32_t s = 0; s < samples; ++s) total += std::exp(logits[s] - top);
         int64_t start = 0;
-        for (int32_t l = 0; l < kLevels; ++l) {
-            int32_t const height = kShapes[2 * l], width = kShapes[2 * l + 1];
-            int32_t const rows = masked ? p.valid[(b * kLevels + l) * 2] : height, columns = masked ? p.valid[(b * kLevels + l) * 2 + 1] : width;
-            double const* const r = &p.reference[(bq * kLevels + l) * reference_dim];
+        for (int32_t l = 0; l < levels(); ++l) {
+            int32_t const height = shapes[2 * l], width = shapes[2 * l + 1];
+            int32_t const rows = masked ? p.valid[(b * levels() + l) * 2] : height, columns = masked ? p.valid[(b * levels() + l) * 2 + 1] : width;
+            double const* const r = &p.reference[(bq * levels() + l) * reference_dim];
             for (int32_t i = 0; i < kPoints; ++i) {
                 int32_t const s = l * kPoints + i;
                 double const ox = p.offsets[(bqh * samples + s) * 2], oy = p.offsets[(bqh * samples + s) * 2 + 1];
@@ -409,31 +414,46 @@ void testEnqueue() {
         double error;
     };
     Limit const limits[] = {{DataType::kFLOAT, "FP32", 2e-6}, {DataType::kHALF, "FP16", 6e-4}, {DataType::kBF16, "BF16", 5e-3}};
+    std::vector<int32_t> const four_levels(kPyramid.begin(), kPyramid.begin() + 8), three_levels(kPyramid.begin(), kPyramid.begin() + 6);
+    std::vector<int32_t> const two_levels(kPyramid.begin(), kPyramid.begin() + 4);  // the general kernel
+    std::vector<int32_t> const many_tiles = {4, 4000, 2, 2000, 2, 1000};            // more for each block than it lists at a time
+    constexpr int32_t kEveryToken = 0;
     struct Case {
+        std::vector<int32_t> shapes;
         int32_t queries, reference_dim;
         bool masked;
     };
     std::vector<Case> cases;
-    for (int32_t const count : {101, tokens()}) {
-        for (int32_t const reference_dim : {2, 4}) {
-            for (bool const masked : {false, true}) cases.push_back({count, reference_dim, masked});
+    for (auto const& pyramid : {kPyramid, four_levels, three_levels, two_levels}) {
+        for (int32_t const count : {101, kEveryToken}) {
+            for (int32_t const reference_dim : {2, 4}) {
+                for (bool const masked : {false, true}) cases.push_back({pyramid, count, reference_dim, masked});
+            }
         }
     }
+    cases.push_back({kPyramid, 1, 4, false});
+    cases.push_back({many_tiles, kEveryToken, 2, false});
     for (Limit const& limit : limits) {
         for (Case const& c : cases) {
-            queries = c.queries;
+            shapes = c.shapes;
+            queries = c.queries == kEveryToken ? tokens() : c.queries;
             double const error = runEnqueue(limit.type, c.reference_dim, c.masked, random);
-            std::printf("    %s, %d queries, %d-d references, %s: relative error %.2e\n", limit.name, c.queries, c.reference_dim,
-                        c.masked ? "masked" : "all valid", error);
+            std::printf("    %s, %d levels, %d queries, %d-d references, %s: relative error %.2e\n", limit.name, levels(), queries,
+                        c.reference_dim, c.masked ? "masked" : "all valid", error);
             check(error <= limit.error, "enqueue agrees with float64");
         }
     }
+    shapes = kPyramid;
     queries = 101;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+    if (argc == 1) {
+        check(creator() != nullptr, "a preloaded library has registered its creator");
+        return failed;
+    }
     if (argc != 2) {
         std::printf("usage: plugin_host LIBRARY\n");
         return 2;

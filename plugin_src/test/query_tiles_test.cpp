@@ -56,7 +56,7 @@ std::vector<int> shareSizes(QueryTiles<kMaps> const& tiles, int queries, int sha
         for (int tile = places[share].tile(); tile < places[share + 1].endTile(); ++tile) {
             for (int m = 0; m < tiles.maps; ++m) sizes[share] += makeTilePart(tiles, tile, m, places[share], places[share + 1]).count;
         }
-        sizes[share] = sizes[share] * 100 * shares / queries;
+        sizes[share] = static_cast<int>(int64_t{100} * sizes[share] * shares / queries);
     }
     return sizes;
 }
@@ -114,6 +114,9 @@ int main() {
         check("900 decoder queries", {1, 900}, 0, 0, shares, 7);
         check("one query", {1, 1}, 0, 0, shares, 1);
     }
+    // The largest maps that the kernel cuts.
+    check("8192 columns", {2048, 8192, 1024, 4096, 512, 2048}, 20, 8, 64, 48);
+    check("8192 rows", {8192, 2048, 4096, 1024, 2048, 512}, 20, 8, 64, 48);
     std::printf("%d passed, %d failed\n", passed, failed);
     return failed == 0 ? 0 : 1;
 }

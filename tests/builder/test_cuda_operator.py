@@ -140,6 +140,30 @@ def test_agrees_with_float64(cuda, dtype, options, masked):
 
 @pytest.mark.gpu
 @DTYPES
+@pytest.mark.parametrize("levels", [2, 3, 4, 5])  # 2: the general kernel
+def test_softmax_of_one_head_does_not_touch_another(cuda, dtype, levels):
+    value, reference, offsets, logits, sizes = random_inputs(dtype, PYRAMID[:levels], queries=31)
+    expected = ms_deform_attn(value, reference, offsets, logits, sizes).unflatten(2, (8, 32))
+    for head in (2, 5):
+        spoiled = logits.clone()
+        spoiled[:, :, head, -1, 1] = float("nan")
+        out = ms_deform_attn(value, reference, offsets, spoiled, sizes).unflatten(2, (8, 32))
+        assert out[:, :, head].isnan().all()
+        others = [other for other in range(8) if other != head]
+        assert torch.equal(out[:, :, others], expected[:, :, others])
+
+
+@pytest.mark.gpu
+@DTYPES
+@pytest.mark.parametrize("levels", [2, 3, 4, 5])
+def test_a_logit_of_minus_infinity_weighs_nothing(cuda, dtype, levels):
+    inputs = random_inputs(dtype, PYRAMID[:levels], queries=31)
+    inputs[3][:, :, ::3, 0] = float("-inf")
+    assert relative_error(inputs) <= LIMITS[dtype]
+
+
+@pytest.mark.gpu
+@DTYPES
 @pytest.mark.parametrize("height_width", [(96, 152), (608, 608)])
 def test_agrees_with_float64_at_real_sizes(cuda, dtype, height_width):
     shapes = [(-(-height_width[0] // s), -(-height_width[1] // s)) for s in (4, 8, 16, 32, 64)]

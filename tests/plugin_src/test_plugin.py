@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from builder.cuda_operator import CudaOperatorError, find_nvcc
+
 SOURCES = Path(__file__).parents[2] / "plugin_src"
 
 
@@ -38,21 +40,37 @@ def build_folder(tmp_path_factory):
     headers = os.environ.get("TENSORRT_INCLUDE_DIR")
     if not headers:
         pytest.skip("TENSORRT_INCLUDE_DIR is not set: the plugin was not compiled and its test host was skipped")
-    if not shutil.which("cmake") or not (shutil.which("nvcc") or os.environ.get("CUDA_HOME")):
-        pytest.skip("needs cmake and nvcc")
+    if not shutil.which("cmake"):
+        pytest.skip("needs cmake")
+    try:
+        nvcc = find_nvcc()
+    except CudaOperatorError as error:
+        pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("plugin")
-    run("cmake", "-S", SOURCES, "-B", folder, f"-DTENSORRT_INCLUDE_DIR={headers}", "-DCODETR_ARCHITECTURES=80;90")
+    settings = (f"-DTENSORRT_INCLUDE_DIR={headers}", f"-DCODETR_NVCC={nvcc}", "-DCODETR_ARCHITECTURES=80;90")
+    run("cmake", "-S", SOURCES, "-B", folder, *settings)
     run("cmake", "--build", folder, "-j2")
     return folder
 
 
+def host_environment(folder):
+    return {**os.environ, "LD_LIBRARY_PATH": f"{folder / 'test'}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+
+
 def host_output(folder):
-    environment = {**os.environ, "LD_LIBRARY_PATH": f"{folder / 'test'}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
-    return run(folder / "plugin_host", folder / "libcodetr_plugin.so", env=environment)
+    return run(folder / "plugin_host", folder / "libcodetr_plugin.so", env=host_environment(folder))
 
 
 def test_plugin_is_driven_as_tensorrt_would(build_folder):
     assert host_output(build_folder).endswith(" passed, 0 failed\n")
+
+
+def test_a_preloaded_plugin_registers_itself(build_folder):
+    environment = host_environment(build_folder)
+    without = subprocess.run([build_folder / "plugin_host"], capture_output=True, env=environment, check=False)
+    assert without.returncode == 1  # nothing has registered it
+    library = str(build_folder / "libcodetr_plugin.so")
+    assert run(build_folder / "plugin_host", env={**environment, "LD_PRELOAD": library}).startswith("ok ")
 
 
 @pytest.mark.gpu
