@@ -78,6 +78,8 @@ TRAINING_ONLY = (
 # Buffers that follow from the configuration, or that only training reads.
 RECOMPUTED = (r"\.relative_position_index$", r"\.num_batches_tracked$")
 
+_DERIVE = "name its classes with --classes FILE, one a line, or derive a variant with them"
+
 
 class CheckpointError(CodetrError):
     """Weights that cannot be loaded; the message lists the keys or says what is wrong with the file."""
@@ -216,8 +218,7 @@ def _class_names(variant: Variant, checkpoint: Checkpoint) -> tuple[str, ...]:
     names = variant.class_names or checkpoint.class_names or _default_class_names(variant.num_classes)
     if len(names) != variant.num_classes:
         raise CheckpointError(
-            f"the checkpoint names {len(names)} classes, variant {variant.name!r} has {variant.num_classes}; "
-            f"derive a variant with num_classes={len(names)}"
+            f"the checkpoint names {len(names)} classes, variant {variant.name!r} has {variant.num_classes}; {_DERIVE}"
         )
     return names
 
@@ -268,8 +269,7 @@ def _check_classes(state: Mapping[str, Tensor], variant: Variant) -> None:
     bias = state.get("class_head.bias")
     if bias is not None and bias.shape != (variant.num_classes,):
         raise CheckpointError(
-            f"the checkpoint has {len(bias)} classes, variant {variant.name!r} has {variant.num_classes}; derive a "
-            f"variant with num_classes={len(bias)}"
+            f"the checkpoint has {len(bias)} classes, variant {variant.name!r} has {variant.num_classes}; {_DERIVE}"
         )
 
 

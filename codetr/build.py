@@ -14,6 +14,9 @@ def build(
     variant: Annotated[str, typer.Argument(help="A variant's name; `codetr variants` lists them.")],
     repository: Annotated[Path, typer.Option(help="Folder to write; tritonserver loads it as it is.")],
     weights: Annotated[Path | None, typer.Option(help="Checkpoint, .pth or .safetensors.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names of a fine-tuned checkpoint, one a line; the variant's else.")
+    ] = None,
     random_weights: Annotated[bool, typer.Option(help="Seeded random weights instead, to measure speed.")] = False,
     engine: Annotated[str, typer.Option(help="onnx, torch or tensorrt.")] = "onnx",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
@@ -44,6 +47,7 @@ def build(
     from builder.engines.tensorrt import TensorRTSettings
     from builder.export import InputSpec
     from builder.variants import get_variant
+    from codetr.labels import read_class_names
     from codetr.stages import Stages, own_console
     from serving.errors import CodetrError
 
@@ -52,6 +56,9 @@ def build(
     if (weights is None) != random_weights:
         raise CodetrError("give either --weights FILE, or --random-weights to measure speed without a checkpoint")
     chosen = get_variant(variant)
+    if classes is not None:
+        class_names = tuple(read_class_names(classes, "--classes"))
+        chosen = chosen.derive(f"{chosen.name}_{classes.stem}", class_names=class_names)
     spec = InputSpec(height or chosen.input_size[0], width or chosen.input_size[1], batch, not static_batch)
     options = BuildOptions(
         variant=chosen,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from codetr.labels import read_class_names
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -62,11 +63,7 @@ def read_labels(labels: str | None) -> ClassNames:
         return None
     if labels == "coco":
         return "coco"
-    try:
-        return Path(labels).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        expected = "expected a file with one name a line, or 'coco'"
-        raise CodetrError(f"--labels {labels}: {error.strerror}; {expected}") from error
+    return read_class_names(Path(labels), "--labels", "expected a file with one name a line, or 'coco'")
 
 
 def results_table(results: Sequence[Detected | Failed]) -> Table:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from builder.demo import DEMO_WEIGHTS
+from builder.variants import get_variant
 from codetr import cli
+from serving.errors import CodetrError
 from tests.smallest import SMALLEST
 
 DEMO = ["co_dino_demo", "--weights", str(DEMO_WEIGHTS)]
@@ -60,7 +62,33 @@ def test_another_class_count_is_named(fault, tmp_path):
     weights = {"class_head.weight": torch.zeros(3, 128), "class_head.bias": torch.zeros(3)}
     torch.save({"state_dict": weights}, tmp_path / "three.pth")
     line = fault("co_dino_demo", "--weights", str(tmp_path / "three.pth"))
-    assert "the checkpoint has 3 classes, variant 'co_dino_demo' has 8; derive a variant with num_classes=3" in line
+    assert "the checkpoint has 3 classes, variant 'co_dino_demo' has 8; name its classes with --classes FILE" in line
+
+
+def test_the_classes_of_a_fine_tuned_checkpoint(fault, monkeypatch, tmp_path):
+    def build(options, *arguments):
+        raise CodetrError(f"{options.variant}")
+
+    (tmp_path / "cats.txt").write_text("cat\nlynx\n")
+    monkeypatch.setattr("builder.build.build_repository", build)
+    line = fault("co_dino_swin_l_o365", "--weights", "cats.pth", "--classes", str(tmp_path / "cats.txt"))
+    variant = get_variant("co_dino_swin_l_o365").derive("co_dino_swin_l_o365_cats", class_names=("cat", "lynx"))
+    assert line == f"error: {variant}"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(None, "No such file or directory; expected a file with one name a line", id="no file"),
+        pytest.param(b"", "line 1 is empty; expected", id="nothing in it"),
+        pytest.param(b"cat\n\nlynx\n", "line 2 is empty; expected", id="an empty line"),
+        pytest.param(b"\xff\xfe", "not UTF-8 text; expected", id="other bytes"),
+    ],
+)
+def test_a_file_of_classes_that_is_none(fault, tmp_path, content, expected):
+    if content is not None:
+        (tmp_path / "names.txt").write_bytes(content)
+    assert f"--classes {tmp_path / 'names.txt'}: {expected}" in fault(*DEMO, "--classes", str(tmp_path / "names.txt"))
 
 
 def test_a_full_disk(fault, monkeypatch):

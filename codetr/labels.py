@@ -1,0 +1,23 @@
+"""Files of class names: one name a line, in the order of the labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.errors import CodetrError
+
+
+def read_class_names(file: Path, option: str, expected: str = "expected a file with one name a line") -> list[str]:
+    """Return the names in `file`, which the command's `option` gave.
+
+    Raises:
+        CodetrError: it cannot be read, it is empty, or a line of it is; the message holds `option` and `expected`.
+    """
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise CodetrError(f"{option} {file}: {reason}; {expected}") from error
+    if not all(names) or not names:
+        raise CodetrError(f"{option} {file}: line {names.index('') + 1 if names else 1} is empty; {expected}")
+    return names
