@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from builder.demo import DEMO_WEIGHTS
+from codetr.cli import app
+from serving.errors import CodetrError
+from serving.launch import ServerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTRUCTIONS = {
@@ -158,14 +162,40 @@ def run_entrypoint(tmp_path, *arguments, **environment):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
 
 
-def test_serve_shuts_the_endpoints_that_change_the_server(tmp_path):
-    words = run_entrypoint(tmp_path, "serve", "--verbose", CODETR_ADMIN_KEY="secret")
-    apis = "model-repository,shared-memory,statistics,trace,logging"
-    assert words[: words.index("--")] == ["serve", "--repository", "/models", "--host", "0.0.0.0", "--verbose"]
-    assert words[words.index("--") + 1 :] == [
-        f"--http-restricted-api={apis}:codetr-admin=secret",
-        f"--grpc-restricted-protocol={apis}:codetr-admin=secret",
-    ]
+APIS = "model-repository,shared-memory,statistics,trace,logging"
+RESTRICTIONS = (
+    f"--http-restricted-api={APIS}:codetr-admin=secret",
+    f"--grpc-restricted-protocol={APIS}:codetr-admin=secret",
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "http_port", "triton_options"),
+    [
+        pytest.param((), 8000, (), id="no command"),
+        pytest.param(("serve",), 8000, (), id="no options"),
+        pytest.param(("serve", "-v", "--http-port", "9000"), 9000, (), id="options of codetr serve"),
+        pytest.param(
+            ("serve", "--", "--log-verbose=1", "--id=a b"), 8000, ("--log-verbose=1", "--id=a b"), id="of tritonserver"
+        ),
+        pytest.param(
+            ("serve", "-v", "--http-port=9000", "--", "--log-verbose=1"), 9000, ("--log-verbose=1",), id="both"
+        ),
+        pytest.param(("serve", "--"), 8000, (), id="nothing behind the separator"),
+    ],
+)
+def test_serve_shuts_the_endpoints_that_change_the_server(tmp_path, monkeypatch, arguments, http_port, triton_options):
+    started = []
+
+    def start(options, on_log):
+        started.append(options)
+        raise CodetrError("not here")
+
+    monkeypatch.setattr("codetr.serve.start_server", start)
+    words = run_entrypoint(tmp_path, *arguments, CODETR_ADMIN_KEY="secret")
+    CliRunner().invoke(app, words)
+    extra = (*triton_options, *RESTRICTIONS)
+    assert started == [ServerOptions(Path("/models"), "0.0.0.0", http_port=http_port, extra=extra)]
 
 
 def test_without_a_key_each_start_has_its_own(tmp_path):
