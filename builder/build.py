@@ -245,6 +245,7 @@ def _write(
 
         names = output_names()
         manifest["version_compatible"] = options.tensorrt.version_compatible
+        manifest["hardware_compatible"] = options.tensorrt.hardware_compatible
     write_repository(
         repository,
         engine_file=engine_file,

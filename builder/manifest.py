@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from builder import plugin
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.export import InputSpec
 from builder.verify import Verification
@@ -32,6 +33,7 @@ def describe(
     verification: Verification | None,
 ) -> dict[str, Any]:
     """Return the manifest of one engine; `weights` None stands for random weights of `seed`."""
+    on_gpu = torch.cuda.is_available()
     return {
         "variant": variant.name,
         "network": asdict(variant),
@@ -44,8 +46,9 @@ def describe(
         "max_detections": variant.max_detections,
         "weights": None if weights is None else {"file": weights.name, "sha256": sha256(weights)},
         "seed": seed if weights is None else None,
-        "versions": versions(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions() | ({"plugin": plugin.VERSION} if engine == "tensorrt" else {}),
+        "gpu": torch.cuda.get_device_name() if on_gpu else None,
+        "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()) if on_gpu else None,
         "verification": None if verification is None else verification.to_dict(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -20,10 +20,9 @@ from torch_tensorrt.dynamo.conversion import ConversionContext, dynamo_tensorrt_
 from torch_tensorrt.dynamo.conversion.converter_utils import get_trt_tensor
 
 import builder.ms_deform_attn  # noqa: F401  # defines the operator
+from builder import plugin
 from serving.errors import CodetrError
 
-PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "CodetrMsDeformAttn", "1", ""
-INPUT_NAMES = ("value", "reference_points", "sampling_offsets", "attention_logits", "valid_shapes")
 SPATIAL_SHAPES, VALID_SHAPES = 4, 5  # positions among the operator's arguments
 
 
@@ -55,10 +54,10 @@ def find_creator() -> Any:
     Raises:
         TensorRTPluginError: it is not registered.
     """
-    creator = tensorrt.get_plugin_registry().get_creator(PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE)
+    creator = tensorrt.get_plugin_registry().get_creator(plugin.NAME, plugin.VERSION, plugin.NAMESPACE)
     if creator is None:
         raise TensorRTPluginError(
-            f"TensorRT knows no plugin {PLUGIN_NAME} version {PLUGIN_VERSION}: build it with make plugin and load it "
+            f"TensorRT knows no plugin {plugin.NAME} version {plugin.VERSION}: build it with make plugin and load it "
             "first"
         )
     return creator
@@ -74,13 +73,14 @@ def make_plugin(name: str, spatial_shapes: Sequence[int]) -> Any:
     Raises:
         TensorRTPluginError: the plugin is not registered, or refused the sizes.
     """
-    field = tensorrt.PluginField("spatial_shapes", np.array(spatial_shapes, np.int32), tensorrt.PluginFieldType.INT32)
-    plugin = find_creator().create_plugin(name, tensorrt.PluginFieldCollection([field]), tensorrt.TensorRTPhase.BUILD)
-    if plugin is None:
+    sizes = np.array(spatial_shapes, np.int32)
+    field = tensorrt.PluginField(plugin.SPATIAL_SHAPES_FIELD, sizes, tensorrt.PluginFieldType.INT32)
+    made = find_creator().create_plugin(name, tensorrt.PluginFieldCollection([field]), tensorrt.TensorRTPhase.BUILD)
+    if made is None:
         raise TensorRTPluginError(
-            f"{PLUGIN_NAME} refused spatial_shapes {list(spatial_shapes)}; TensorRT's log says why"
+            f"{plugin.NAME} refused spatial_shapes {list(spatial_shapes)}; TensorRT's log says why"
         )
-    return plugin
+    return made
 
 
 @dynamo_tensorrt_converter(  # type: ignore[untyped-decorator]  # torch_tensorrt is not installed where mypy runs
@@ -94,10 +94,10 @@ def convert_ms_deform_attn(
     tensors = [*args[:SPATIAL_SHAPES], *([] if valid_shapes is None else [valid_shapes])]
     inputs = [
         get_trt_tensor(ctx, tensor, f"{name}_{input_name}")
-        for input_name, tensor in zip(INPUT_NAMES, tensors, strict=False)
+        for input_name, tensor in zip(plugin.INPUT_NAMES, tensors, strict=False)
     ]
     layer = ctx.net.add_plugin_v3(inputs, [], make_plugin(name, args[SPATIAL_SHAPES]))
     if layer is None:
-        raise TensorRTPluginError(f"TensorRT could not add {PLUGIN_NAME} as layer {name}; its log says why")
+        raise TensorRTPluginError(f"TensorRT could not add {plugin.NAME} as layer {name}; its log says why")
     layer.name = name
     return layer.get_output(0)

@@ -37,7 +37,9 @@ def build(
     ] = False,
     optimization_level: Annotated[int | None, typer.Option(help="TensorRT: 0 (fast build) to 5.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT: file of kernel timings.")] = None,
-    version_compatible: Annotated[bool, typer.Option(help="TensorRT: also for later releases.")] = False,
+    version_compatible: Annotated[
+        bool, typer.Option(help="TensorRT: for programs that load its lean runtime; no later release serves the plan.")
+    ] = False,
     hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: also for other GPUs.")] = False,
     fp32_accumulation: Annotated[bool, typer.Option(help="TensorRT: of half-precision products.")] = False,
 ) -> None:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# `docker run ... build|serve|detect|bench ...`: the codetr command; `serve` gets the image's defaults. It compares the
-# repository with its manifest (SHA-256 of the engine, TensorRT's version) before the server starts.
+# `docker run ... build|serve|detect|bench ...`: the codetr command; `serve` gets the image's defaults. What comes
+# before `--` are options of codetr serve, what comes behind it options of tritonserver.
 set -eu
 
 if [ "${1:-serve}" != serve ]; then
@@ -14,7 +14,11 @@ if [ -z "${CODETR_ADMIN_KEY:-}" ]; then
     CODETR_ADMIN_KEY=$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')  # nobody knows it: the endpoints are shut
 fi
 restricted="model-repository,shared-memory,statistics,trace,logging"
-# What follows `--` goes to tritonserver; further arguments of this script go to codetr serve.
-exec codetr serve --repository /models --host 0.0.0.0 "$@" -- \
+# Options behind the first `--` go to tritonserver: these, and the caller's where there are any.
+separator=--
+for word in "$@"; do
+    [ "$word" != -- ] || separator=
+done
+exec codetr serve --repository /models --host 0.0.0.0 "$@" ${separator:+"$separator"} \
     "--http-restricted-api=${restricted}:codetr-admin=${CODETR_ADMIN_KEY}" \
     "--grpc-restricted-protocol=${restricted}:codetr-admin=${CODETR_ADMIN_KEY}"

@@ -348,6 +348,9 @@ def _command(binary: _Binary, options: ServerOptions) -> list[str]:
     plugin = find_plugin(options.repository.absolute())
     if plugin is not None:
         command.append(f"--backend-config=tensorrt,plugins={plugin}")
+    manifests = [read_manifest(options.repository, name) for name in engine_names(options.repository)]
+    if any(manifest.get("version_compatible", False) for manifest in manifests):
+        command.append("--backend-config=tensorrt,version-compatible=true")  # off unless asked for
     if binary.backends is not None:
         command.append(f"--backend-directory={binary.backends}")
     if not Path("/dev/nvidiactl").exists():

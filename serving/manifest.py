@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,21 +81,49 @@ def check_files(repository: Path, name: str = ENSEMBLE) -> None:
 
 
 def check_versions(repository: Path, name: str = ENSEMBLE) -> None:
-    """Compare this machine's TensorRT with the one that built the plan of the engine `name`.
+    """Compare what the engine `name` was built with and for with this machine: TensorRT or PyTorch, and the GPU.
 
     Raises:
-        CodetrError: they differ; names both. A machine whose Python knows of no TensorRT is not judged.
+        CodetrError: they differ; names both. What the manifest or this machine does not tell is not judged.
     """
     manifest = read_manifest(repository, name)
-    built = manifest.get("versions", {}).get("tensorrt")
-    if manifest.get("engine") != "tensorrt" or built is None:
+    engine, built = f"the engine {name} in {repository}", manifest.get("versions", {})
+    if manifest.get("engine") == "tensorrt":
+        # Also with --version-compatible: such a plan of torch_tensorrt lacks the runtime that another TensorRT needs.
+        _compare(engine, "with TensorRT", built.get("tensorrt"), _installed("tensorrt"))
+    elif manifest.get("engine") == "torch":
+        # The package is compiled against PyTorch's headers and calls its libraries.
+        _compare(engine, "with PyTorch", _release(built.get("torch", "")), [*map(_release, _installed("torch"))])
+    else:
         return
+    capability = manifest.get("compute_capability")
+    if capability is not None and not manifest.get("hardware_compatible", False):
+        _compare(engine, "for compute capability", capability, compute_capabilities())
+
+
+def compute_capabilities() -> list[str]:
+    """Return the compute capabilities of this machine's GPUs, such as 9.0, each once; empty where unknown."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        installed = metadata.version("tensorrt")
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return sorted(set(re.findall(r"\d+\.\d+", done.stdout)))
+
+
+def _compare(engine: str, what: str, built: str | None, here: Sequence[str]) -> None:
+    if built and here and built not in here:
+        raise CodetrError(f"{engine} was built {what} {built}, this machine has {', '.join(here)}; build it again here")
+
+
+def _installed(distribution: str) -> list[str]:
+    """Return the version that this Python has of a distribution; empty if it has none."""
+    try:
+        return [metadata.version(distribution)]
     except metadata.PackageNotFoundError:
-        return
-    if installed != built and not manifest.get("version_compatible", False):
-        raise CodetrError(
-            f"the plan of {name} in {repository} was built with TensorRT {built}, this machine has {installed}; build "
-            "it again here"
-        )
+        return []
+
+
+def _release(version: str) -> str:
+    """Return major.minor of a version such as 2.13.0+cpu."""
+    return ".".join(version.split(".")[:2])

@@ -18,11 +18,11 @@ import torch
 from torch.export import ExportedProgram
 
 import builder.ms_deform_attn  # noqa: F401  # defines the operator
+from builder import plugin
 from builder.engines.onnx import FILE_NAME, write
 from builder.export import InputSpec
 from serving.contract import PLUGIN_LIBRARY
 
-PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "CodetrMsDeformAttn", "1", ""
 DOMAIN = "trt.plugins"  # TensorRT looks at the type only; every other reader needs a domain that is not ONNX's own
 
 __all__ = ["FILE_NAME", "build", "trtexec_line"]
@@ -50,25 +50,26 @@ def trtexec_line(path: Path, spec: InputSpec) -> str:
 def _schema() -> onnx.defs.OpSchema:
     parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
-    inputs = [parameter("value", "T"), parameter("reference_points", "tensor(float)")]
-    inputs += [parameter("sampling_offsets", "T"), parameter("attention_logits", "T")]
-    inputs += [parameter("valid_shapes", "tensor(int32)", param_option=optional)]
+    value, reference_points, sampling_offsets, attention_logits, valid_shapes = plugin.INPUT_NAMES
+    inputs = [parameter(value, "T"), parameter(reference_points, "tensor(float)")]
+    inputs += [parameter(sampling_offsets, "T"), parameter(attention_logits, "T")]
+    inputs += [parameter(valid_shapes, "tensor(int32)", param_option=optional)]
     return onnx.defs.OpSchema(
-        PLUGIN_NAME,
+        plugin.NAME,
         DOMAIN,
         1,
         inputs=inputs,
         outputs=[parameter("output", "T")],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
         attributes=[
-            attribute("spatial_shapes", onnx.defs.OpSchema.AttrType.INTS, ""),
+            attribute(plugin.SPATIAL_SHAPES_FIELD, onnx.defs.OpSchema.AttrType.INTS, ""),
             attribute("plugin_version", onnx.defs.OpSchema.AttrType.STRING, ""),
             attribute("plugin_namespace", onnx.defs.OpSchema.AttrType.STRING, ""),
         ],
     )
 
 
-_PLUGIN = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), PLUGIN_NAME, _schema())
+_PLUGIN = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), plugin.NAME, _schema())
 
 
 def _plugin_node(
@@ -84,9 +85,9 @@ def _plugin_node(
     tensors += [] if valid_shapes is None else [valid_shapes]
     return _PLUGIN(
         *tensors,
-        spatial_shapes=list(spatial_shapes),
-        plugin_version=PLUGIN_VERSION,
-        plugin_namespace=PLUGIN_NAMESPACE,
+        **{plugin.SPATIAL_SHAPES_FIELD: list(spatial_shapes)},
+        plugin_version=plugin.VERSION,
+        plugin_namespace=plugin.NAMESPACE,
     )
 
 

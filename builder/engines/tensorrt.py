@@ -46,7 +46,7 @@ class TensorRTSettings:
 
     optimization_level: int | None = None  # 0 (fast build) to 5; higher is not always a faster engine
     timing_cache: Path | None = None  # kernel timings, read and added to
-    version_compatible: bool = False  # the plan also runs on later TensorRT releases
+    version_compatible: bool = False  # without the lean runtime, which a later TensorRT must get from elsewhere
     hardware_compatible: bool = False  # the plan also runs on other GPUs from Ampere on
     fp32_accumulation: bool = False  # of half-precision matrix products
     tf32: bool = False  # float32 matrix products with 10-bit mantissas

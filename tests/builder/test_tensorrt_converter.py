@@ -7,12 +7,18 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from builder import plugin
+
 SIZES = [4, 6, 2, 3]
 
 
 class Creator:
     def create_plugin(self, name, fields, phase):
-        self.made = (name, [(field.name, field.data.tolist(), str(field.data.dtype)) for field in fields], phase)
+        self.made = (
+            name,
+            [(field.name, field.data.tolist(), str(field.data.dtype), field.kind) for field in fields],
+            phase,
+        )
         return None if fields[0].data.min() < 1 else "the plugin"
 
 
@@ -31,10 +37,10 @@ class Network:
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Put the stand-ins in place; returns the registry's creators and the converters that were registered."""
-    creators, converters = {("CodetrMsDeformAttn", "1", ""): Creator()}, {}
+    creators, converters = {(plugin.NAME, plugin.VERSION, plugin.NAMESPACE): Creator()}, {}
     tensorrt = ModuleType("tensorrt")
     tensorrt.PluginField = lambda name, data, kind: SimpleNamespace(name=name, data=data, kind=kind)
-    tensorrt.PluginFieldType = SimpleNamespace(INT32="int32")
+    tensorrt.PluginFieldType = SimpleNamespace(INT32="INT32")
     tensorrt.PluginFieldCollection = list
     tensorrt.TensorRTPhase = SimpleNamespace(BUILD="build")
     tensorrt.get_plugin_registry = lambda: SimpleNamespace(get_creator=lambda *key: creators.get(key))
@@ -95,14 +101,15 @@ def test_inputs_come_in_the_plugins_order(stand_ins, args, kwargs):
         "l",
         *(["m"] if "m" in (*args, *kwargs.values()) else []),
     ]
-    assert len({name for _, name in layer.inputs}) == len(layer.inputs)
+    names = [f"attention_{name}" for name in plugin.INPUT_NAMES[: len(layer.inputs)]]
+    assert [name for _, name in layer.inputs] == names
     assert (layer.shape_inputs, layer.plugin, layer.name) == ([], "the plugin", "attention")
 
 
 def test_level_sizes_become_the_plugins_field(stand_ins):
     convert(stand_ins, "v", "r", "o", "l", SIZES)
     (creator,) = stand_ins.creators.values()
-    assert creator.made == ("attention", [("spatial_shapes", SIZES, "int32")], "build")
+    assert creator.made == ("attention", [(plugin.SPATIAL_SHAPES_FIELD, SIZES, "int32", "INT32")], "build")
 
 
 def test_missing_plugin_is_an_error_that_says_what_to_do(stand_ins):

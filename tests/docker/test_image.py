@@ -3,16 +3,24 @@
 import importlib.util
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from builder.demo import DEMO_WEIGHTS
+from codetr.cli import app
+from serving.errors import CodetrError
+from serving.launch import ServerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTRUCTIONS = {
     "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "RUN", "USER", "VOLUME", "WORKDIR",
 }  # fmt: skip  # a set of words
+SOURCES = {".cpp", ".cu", ".h", ".jpg", ".pbtxt", ".py", ".txt"}
 
 
 def instructions():
@@ -56,11 +64,92 @@ def test_server_runs_without_root_and_tells_its_health():
     assert not any(name == "USER" and argument == "root" for name, argument in instructions())
 
 
+def copied():
+    """The sources of every COPY from this folder."""
+    copies = [argument for name, argument in instructions() if name == "COPY" and "--from" not in argument]
+    return [source for argument in copies for source in argument.split()[:-1]]
+
+
 def test_copied_files_exist():
-    sources = [
-        argument.split()[:-1] for name, argument in instructions() if name == "COPY" and "--from" not in argument
-    ]
-    assert all((ROOT / source).exists() for group in sources for source in group)
+    assert copied()
+    assert all((ROOT / source).exists() for source in copied())
+
+
+def ignored(path):
+    """Whether .dockerignore keeps `path` out: the last pattern that matches it or a folder above it decides."""
+    decision = False
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        pattern = line.strip()
+        if pattern and not pattern.startswith("#") and matches(pattern.lstrip("!").strip("/"), path):
+            decision = not pattern.startswith("!")
+    return decision
+
+
+def matches(pattern, path):
+    """Go's filepath.Match with Docker's `**`: any number of folders, also none."""
+    assert not set(pattern) & set("[]\\"), "this test reads no character classes and no escapes"
+    parts = {"**/": "(.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    tokens = re.findall(r"\*\*/|\*\*|.", pattern)
+    expression = "".join(parts.get(token, re.escape(token)) for token in tokens)
+    return re.fullmatch(f"{expression}(/.*)?", path) is not None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(".git/config", id="history"),
+        pytest.param(".env", id="secrets"),
+        pytest.param("weights/X.pth", id="weights of docs/gpu.md"),
+        pytest.param("X.safetensors", id="weights at the root"),
+        pytest.param("builder/demo/weights/mine.safetensors", id="own weights beside the demo's"),
+        pytest.param("builder/weights/X.pth", id="weights within a package"),
+        pytest.param("models/codetr_detector/1/model.plan", id="repository of docs/gpu.md"),
+        pytest.param("repositories/swin_l/codetr_detector/1/model.onnx", id="repository of the README"),
+        pytest.param("model_repository/codetr_detector/1/model.plan", id="plan among the templates"),
+        pytest.param("model_repository/codetr_detector/1/model.onnx.data", id="weights of an ONNX file"),
+        pytest.param("model_repository/codetr_detector/1/model.pt2", id="AOTInductor package"),
+        pytest.param("runs/demo/detections.json", id="runs"),
+        pytest.param("build/plugin/libcodetr_plugin.so", id="plugin built here"),
+        pytest.param("plugin_src/build/CMakeCache.txt", id="plugin built in its folder"),
+        pytest.param("perf/results/load/results.json", id="measurements"),
+        pytest.param(".venv/bin/python", id="environment"),
+        pytest.param(".triton/pytriton/pytriton/tritonserver/bin/tritonserver", id="server"),
+        pytest.param(".mypy_cache/3.11/builder.data.json", id="mypy's cache"),
+        pytest.param("builder/.ruff_cache/CACHEDIR.TAG", id="a cache within a package"),
+        pytest.param("builder/__pycache__/build.cpython-311.pyc", id="byte code"),
+        pytest.param("tests/docker/test_image.py", id="tests"),
+    ],
+)
+def test_stays_out_of_the_image(path):
+    assert ignored(path)
+
+
+def test_what_the_image_is_built_from_goes_in():
+    packages = re.findall(r'"(\w+)"', re.search(r"(?m)^packages = (.*)$", (ROOT / "pyproject.toml").read_text())[1])
+    assert {"builder", "plugin_src", "serving"} <= set(packages)
+    sources = [path for name in packages for path in (ROOT / name).rglob("*.*") if path.suffix in SOURCES]
+    files = {str(path.relative_to(ROOT)) for path in sources}
+    files |= {"LICENSE", "README.md", "pyproject.toml", "docker/entrypoint.sh"}
+    files |= {str(DEMO_WEIGHTS.relative_to(ROOT))}
+    files |= {source for source in copied() if source != "."}
+    assert {file for file in files if ignored(file)} == set()
+    assert {file for file in files if not (ROOT / file).exists()} == set()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "expected"),
+    [
+        ("*", "a/b", True),
+        ("*.pth", "a/b.pth", False),
+        ("**/*.pth", "b.pth", True),
+        ("**/*.pth", "a/c/b.pth", True),
+        ("**/build", "builder/build.py", False),
+        ("a/?", "a/b/c", True),
+        ("a", "ab", False),
+    ],
+)
+def test_patterns_mean_what_docker_documents(pattern, path, expected):
+    assert matches(pattern, path) is expected
 
 
 def run_entrypoint(tmp_path, *arguments, **environment):
@@ -73,14 +162,40 @@ def run_entrypoint(tmp_path, *arguments, **environment):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
 
 
-def test_serve_shuts_the_endpoints_that_change_the_server(tmp_path):
-    words = run_entrypoint(tmp_path, "serve", "--verbose", CODETR_ADMIN_KEY="secret")
-    apis = "model-repository,shared-memory,statistics,trace,logging"
-    assert words[: words.index("--")] == ["serve", "--repository", "/models", "--host", "0.0.0.0", "--verbose"]
-    assert words[words.index("--") + 1 :] == [
-        f"--http-restricted-api={apis}:codetr-admin=secret",
-        f"--grpc-restricted-protocol={apis}:codetr-admin=secret",
-    ]
+APIS = "model-repository,shared-memory,statistics,trace,logging"
+RESTRICTIONS = (
+    f"--http-restricted-api={APIS}:codetr-admin=secret",
+    f"--grpc-restricted-protocol={APIS}:codetr-admin=secret",
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "http_port", "triton_options"),
+    [
+        pytest.param((), 8000, (), id="no command"),
+        pytest.param(("serve",), 8000, (), id="no options"),
+        pytest.param(("serve", "-v", "--http-port", "9000"), 9000, (), id="options of codetr serve"),
+        pytest.param(
+            ("serve", "--", "--log-verbose=1", "--id=a b"), 8000, ("--log-verbose=1", "--id=a b"), id="of tritonserver"
+        ),
+        pytest.param(
+            ("serve", "-v", "--http-port=9000", "--", "--log-verbose=1"), 9000, ("--log-verbose=1",), id="both"
+        ),
+        pytest.param(("serve", "--"), 8000, (), id="nothing behind the separator"),
+    ],
+)
+def test_serve_shuts_the_endpoints_that_change_the_server(tmp_path, monkeypatch, arguments, http_port, triton_options):
+    started = []
+
+    def start(options, on_log):
+        started.append(options)
+        raise CodetrError("not here")
+
+    monkeypatch.setattr("codetr.serve.start_server", start)
+    words = run_entrypoint(tmp_path, *arguments, CODETR_ADMIN_KEY="secret")
+    CliRunner().invoke(app, words)
+    extra = (*triton_options, *RESTRICTIONS)
+    assert started == [ServerOptions(Path("/models"), "0.0.0.0", http_port=http_port, extra=extra)]
 
 
 def test_without_a_key_each_start_has_its_own(tmp_path):

@@ -23,8 +23,8 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def add_engine(repository: Path, name: str, plugin: str | None = None) -> None:
-    """Add an engine, with `plugin` as the content of its TensorRT plugin."""
+def add_engine(repository: Path, name: str, plugin: str | None = None, **manifest: object) -> None:
+    """Add an engine, with `plugin` as the content of its TensorRT plugin and further entries of its manifest."""
     for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
         (repository / model_name(model, name) / "1").mkdir(parents=True, exist_ok=True)
         (repository / model_name(model, name) / "config.pbtxt").touch()
@@ -33,7 +33,7 @@ def add_engine(repository: Path, name: str, plugin: str | None = None) -> None:
         path = f"{model_name(DETECTOR, name)}/1/{PLUGIN_LIBRARY}"
         (repository / path).write_text(plugin)
         files[path] = sha256(repository / path)
-    (repository / manifest_name(name)).write_text(json.dumps({"files": files}))
+    (repository / manifest_name(name)).write_text(json.dumps({"files": files, **manifest}))
 
 
 def test_missing_repository_says_how_to_make_one(tmp_path: Path) -> None:
@@ -68,24 +68,25 @@ def test_every_engines_files_are_compared_with_their_hashes(repository: Path) ->
         check_repository(repository)
 
 
-def plugin_options(repository: Path) -> list[str]:
-    """The options that load plugins, as the server would be started."""
+def tensorrt_options(repository: Path) -> list[str]:
+    """The options of the TensorRT backend, as the server would be started."""
     binary = launch._Binary(Path("tritonserver"), None, None)
-    return [word for word in launch._command(binary, ServerOptions(repository)) if "plugins=" in word]
+    command = launch._command(binary, ServerOptions(repository))
+    return [word for word in command if word.startswith("--backend-config=tensorrt,")]
 
 
 def test_the_plugin_of_the_plans_is_loaded_once(repository: Path) -> None:
-    assert plugin_options(repository) == []
+    assert tensorrt_options(repository) == []
     add_engine(repository, "codetr", plugin="built")
     add_engine(repository, "large", plugin="built")
     library = repository / "codetr_detector" / "1" / PLUGIN_LIBRARY
-    assert plugin_options(repository) == [f"--backend-config=tensorrt,plugins={library}"]
+    assert tensorrt_options(repository) == [f"--backend-config=tensorrt,plugins={library}"]
 
 
 def test_the_plugin_may_lie_beside_any_engine(repository: Path) -> None:
     add_engine(repository, "large", plugin="built")
     library = repository / "large_detector" / "1" / PLUGIN_LIBRARY
-    assert plugin_options(repository) == [f"--backend-config=tensorrt,plugins={library}"]
+    assert tensorrt_options(repository) == [f"--backend-config=tensorrt,plugins={library}"]
 
 
 def test_plans_of_different_plugins_cannot_be_served_together(repository: Path) -> None:
@@ -94,7 +95,14 @@ def test_plans_of_different_plugins_cannot_be_served_together(repository: Path) 
     with pytest.raises(
         CodetrError, match=r"engines codetr, large of .* come with different builds of libcodetr_plugin"
     ):
-        plugin_options(repository)
+        tensorrt_options(repository)
+
+
+def test_version_compatible_plans_are_allowed_where_there_are_any(repository: Path) -> None:
+    add_engine(repository, "large", version_compatible=False)
+    assert tensorrt_options(repository) == []
+    add_engine(repository, "large", version_compatible=True)
+    assert tensorrt_options(repository) == ["--backend-config=tensorrt,version-compatible=true"]
 
 
 @pytest.mark.parametrize("taken", ["http", "grpc", "metrics"])

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from serving import manifest as module
 from serving.errors import CodetrError
-from serving.manifest import check_files, check_versions, engine_names, read_manifest, sha256
+from serving.manifest import check_files, check_versions, compute_capabilities, engine_names, read_manifest, sha256
 
 
 def test_sha256_of_more_than_one_block(tmp_path: Path) -> None:
@@ -64,50 +65,104 @@ def test_a_detector_without_a_manifest_is_still_an_engine(tmp_path: Path) -> Non
     assert engine_names(tmp_path) == ["large"]
 
 
-def plan_manifest(folder: Path, name: str = "manifest.json", **changes: Any) -> None:
-    content = {"files": {}, "engine": "tensorrt", "versions": {"tensorrt": "11.1.0.6"}, **changes}
-    (folder / name).write_text(json.dumps(content))
+def write_manifest(folder: Path, name: str = "manifest.json", **changes: Any) -> None:
+    content = {"files": {}, "engine": "tensorrt", "versions": {"tensorrt": "11.1.0.6", "torch": "2.13.0+cu130"}}
+    (folder / name).write_text(json.dumps({**content, **changes}))
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
-    """Says which TensorRT this machine has."""
+def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What this machine has, to be changed: versions by distribution, and compute capabilities."""
+    here = SimpleNamespace(versions={"tensorrt": "11.1.0.6", "torch": "2.13.0"}, gpus=["9.0"])
 
-    def install(version: str | None) -> None:
-        def find(name: str) -> str:
-            assert name == "tensorrt"
-            if version is None:
-                raise module.metadata.PackageNotFoundError(name)
-            return version
+    def find(name: str) -> str:
+        if name not in here.versions:
+            raise module.metadata.PackageNotFoundError(name)
+        return str(here.versions[name])
 
-        monkeypatch.setattr(module.metadata, "version", find)
-
-    return install
+    monkeypatch.setattr(module.metadata, "version", find)
+    monkeypatch.setattr(module, "compute_capabilities", lambda: here.gpus)
+    return here
 
 
-def test_another_tensorrt_is_refused_with_both_versions(tmp_path: Path, installed: Any) -> None:
-    plan_manifest(tmp_path)
-    installed("10.15.1.29")
-    expected = r"the plan of codetr in .* was built with TensorRT 11\.1\.0\.6, this machine has 10\.15\.1\.29; build"
+@pytest.mark.parametrize("version_compatible", [False, True])
+@pytest.mark.parametrize("version", ["10.15.1.29", "11.2.0.1"])
+def test_another_tensorrt_is_refused_with_both_versions(
+    tmp_path: Path, machine: SimpleNamespace, version: str, version_compatible: bool
+) -> None:
+    write_manifest(tmp_path, version_compatible=version_compatible)
+    machine.versions["tensorrt"] = version
+    expected = (
+        rf"the engine codetr in .* was built with TensorRT 11\.1\.0\.6, this machine has {re.escape(version)}; build it"
+    )
     with pytest.raises(CodetrError, match=expected):
         check_versions(tmp_path)
-    plan_manifest(tmp_path, "large.manifest.json", versions={"tensorrt": "10.15.1.29"})
+    write_manifest(tmp_path, "large.manifest.json", versions={"tensorrt": version})
     check_versions(tmp_path, "large")
 
 
 @pytest.mark.parametrize(
-    ("version", "changes"),
+    ("engine", "here", "message"),
     [
-        pytest.param("11.1.0.6", {}, id="the same"),
-        pytest.param("11.2.0.1", {"version_compatible": True}, id="a plan for later versions"),
-        pytest.param("10.15.1.29", {"engine": "onnx"}, id="no plan"),
-        pytest.param("10.15.1.29", {"versions": {}}, id="a plan of unknown version"),
-        pytest.param(None, {}, id="no TensorRT in Python: the server has its own"),
+        pytest.param("torch", {"versions": {"torch": "2.14.0"}}, "PyTorch 2.13, this machine has 2.14", id="PyTorch"),
+        pytest.param("torch", {"gpus": ["8.6"]}, "for compute capability 9.0, this machine has 8.6", id="GPU of torch"),
+        pytest.param("tensorrt", {"gpus": ["10.0", "8.9"]}, "9.0, this machine has 10.0, 8.9", id="GPUs of TensorRT"),
     ],
 )
-def test_versions_that_are_not_judged(
-    tmp_path: Path, installed: Any, version: str | None, changes: dict[str, Any]
+def test_another_pytorch_or_gpu_is_refused_with_both(
+    tmp_path: Path, machine: SimpleNamespace, engine: str, here: dict[str, Any], message: str
 ) -> None:
-    plan_manifest(tmp_path, **changes)
-    installed(version)
+    write_manifest(tmp_path, engine=engine, compute_capability="9.0")
     check_versions(tmp_path)
+    vars(machine).update(here)
+    with pytest.raises(CodetrError, match=f"the engine codetr in .* {re.escape(message)}; build it again here"):
+        check_versions(tmp_path)
+
+
+NOTHING: dict[str, Any] = {"versions": {}, "gpus": []}
+OTHER: dict[str, Any] = {"versions": {"tensorrt": "10.15.1.29", "torch": "2.14.0"}, "gpus": ["8.6"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "here"),
+    [
+        pytest.param({}, {"gpus": ["8.6"]}, id="a manifest of an earlier build: no compute capability"),
+        pytest.param({"engine": "torch", "compute_capability": None}, {"gpus": ["8.6"]}, id="a package for the CPU"),
+        pytest.param({"engine": "torch"}, {"versions": {"torch": "2.13.1+cpu"}}, id="a later patch of PyTorch"),
+        pytest.param({"compute_capability": "9.0"}, {"gpus": ["8.6", "9.0"]}, id="one of several GPUs"),
+        pytest.param(
+            {"compute_capability": "9.0", "hardware_compatible": True}, {"gpus": ["8.6"]}, id="a portable plan"
+        ),
+        pytest.param({"engine": "onnx", "compute_capability": "9.0"}, OTHER, id="ONNX depends on neither"),
+        pytest.param({"engine": None}, OTHER, id="an unknown engine"),
+        pytest.param({"versions": {}}, OTHER, id="a plan of unknown version"),
+        pytest.param({"engine": "torch", "versions": {}}, OTHER, id="a package of unknown version"),
+        pytest.param({"compute_capability": "9.0"}, NOTHING, id="no TensorRT in Python: the server has its own"),
+        pytest.param({"engine": "torch", "compute_capability": "9.0"}, NOTHING, id="nothing known of this machine"),
+    ],
+)
+def test_what_is_not_judged(
+    tmp_path: Path, machine: SimpleNamespace, changes: dict[str, Any], here: dict[str, Any]
+) -> None:
+    write_manifest(tmp_path, **changes)
+    vars(machine).update(here)
+    check_versions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        pytest.param("printf '9.0\\n8.9\\n9.0\\n'", ["8.9", "9.0"], id="several GPUs"),
+        pytest.param("echo '[N/A]'", [], id="a GPU that does not tell"),
+        pytest.param("echo 'NVIDIA-SMI 470.1 has failed'; exit 9", [], id="no driver"),
+        pytest.param(None, [], id="no nvidia-smi"),
+    ],
+)
+def test_compute_capabilities_come_from_nvidia_smi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, expected: list[str]
+) -> None:
+    if script is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert compute_capabilities() == expected

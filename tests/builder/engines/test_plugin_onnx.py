@@ -1,8 +1,6 @@
 """ONNX with plugin nodes: the nodes' form, and their meaning through an evaluation of the operator in Python."""
 
-import re
 import shlex
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +12,7 @@ from onnx.reference.op_run import OpRun
 from torch import nn
 from typer.testing import CliRunner
 
-import plugin_src
+from builder import plugin
 from builder.build import BuildOptions, write_plugin_onnx
 from builder.engines import EngineError, plugin_onnx
 from builder.export import InputSpec
@@ -48,10 +46,6 @@ def plugin_nodes(path):
 
 def attributes(node):
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
-def creator_source():
-    return (Path(plugin_src.__path__[0]) / "tensorrt_plugin.h").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
@@ -88,12 +82,11 @@ def test_one_node_a_layer_with_the_levels_sizes(written):
 
 def test_names_are_the_creators(written):
     nodes = plugin_nodes(written.path)
-    constants = dict(re.findall(r'constexpr char const\* (k\w+) = "(.*)";', creator_source()))
-    assert {node.op_type for node in nodes} == {constants["kPluginName"]}
+    assert {node.op_type for node in nodes} == {plugin.NAME}
     given = attributes(nodes[0])
-    assert given.pop("plugin_version").decode() == constants["kPluginVersion"]
-    assert given.pop("plugin_namespace").decode() == constants["kPluginNamespace"]
-    assert list(given) == [constants["kSpatialShapesField"]]
+    assert given.pop("plugin_version").decode() == plugin.VERSION
+    assert given.pop("plugin_namespace").decode() == plugin.NAMESPACE
+    assert list(given) == [plugin.SPATIAL_SHAPES_FIELD]
 
 
 def test_inputs_have_the_types_that_the_plugin_takes(written):
