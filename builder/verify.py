@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from builder.ap import coco_rows, evaluate
 from builder.co_dino.model import CoDINO
 from builder.engines import EngineOutput, Runner, output_of
+from builder.engines.torch_runner import float32_products
 from builder.samples import Samples
 from serving.errors import CodetrError
 from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
@@ -309,7 +310,7 @@ def _iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.flo
 def _pytorch(detector: CoDINO) -> Runner:
     def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         device = next(detector.parameters()).device
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_products(tf32=False):
             outputs = detector(torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
         return output_of(tensor.cpu() for tensor in outputs)
 

@@ -192,6 +192,23 @@ def test_the_same_candidates_agree():
     assert (result.matched, result.matched_back, result.batch_matched, result.not_finite) == (1, 1, 1, 0)
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_reference_uses_no_tf32(allowed, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    forward = StandIn.forward
+
+    def watched(self, *inputs):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return forward(self, *inputs)
+
+    detector = StandIn()
+    detector.forward = watched.__get__(detector)
+    verified(detector=detector)
+    assert seen == [False] * 3
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
 def scores_become(value, rows=slice(None), batches=(1, 2)):
     def change(boxes, scores, batch):
         if batch in batches:
