@@ -9,8 +9,11 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -21,9 +24,11 @@ import torch
 
 import builder.ms_deform_attn  # noqa: F401  # defines the schema, before the library would
 from serving.errors import CodetrError
+from serving.manifest import sha256
 
 SOURCES = ("ms_deform_attn.cu", "torch_op.cpp")
 HEADERS = ("ms_deform_attn.h", "query_tiles.h")
+LIBRARY_PATTERN = "libcodetr_ms_deform_attn*.so"  # beside a package; model_repository/codetr_detector looks for it too
 LIBRARY_VARIABLE = "CODETR_CUDA_OPERATOR"  # environment: the path of a library built before
 CACHE_VARIABLE = "CODETR_CACHE"  # environment: the folder for built libraries
 SCHEMA_VARIABLE = "CODETR_SCHEMA_DEFINED"  # environment, while the library is loaded: torch_op.cpp reads it
@@ -34,32 +39,39 @@ class CudaOperatorError(CodetrError):
     """The CUDA operator could not be built or loaded."""
 
 
-def load_cuda_operator() -> Path:
+# Libraries of this process by their SHA-256: a copy would register the same kernel a second time.
+_loaded: dict[str, Path] = {}
+
+
+def load_cuda_operator(library: Path | None = None) -> Path:
     """Make `torch.ops.codetr.ms_deform_attn` run the CUDA kernel on CUDA tensors.
 
     The first call builds the library with nvcc, about half a minute, and keeps it in `$CODETR_CACHE` (default
     `~/.cache/codetr`); `$CODETR_CUDA_OPERATOR` names a library built elsewhere instead. Later calls do nothing.
 
+    Args:
+        library: the one to load instead, such as that of a repository.
+
     Returns:
-        The library's path.
+        The path of the library, or of a copy of it that is loaded already.
 
     Raises:
         CudaOperatorError: there is no GPU, no nvcc, or the build or the loading failed.
     """
-    return _load()
+    return _load(library)
 
 
 @cache
-def _load() -> Path:
+def _load(library: Path | None) -> Path:
     if not torch.cuda.is_available():
         raise CudaOperatorError(
             "the CUDA operator needs an NVIDIA GPU and a CUDA build of PyTorch; without them the operator runs on the "
             "CPU"
         )
-    prebuilt = os.environ.get(LIBRARY_VARIABLE)
-    library = Path(prebuilt) if prebuilt else _cached_library()
-    if not library.is_file():
-        raise CudaOperatorError(f"{LIBRARY_VARIABLE} names {library}, which is not a file")
+    library = library or _prebuilt_library() or _cached_library()
+    digest = sha256(library)
+    if digest in _loaded:
+        return _loaded[digest]
     os.environ[SCHEMA_VARIABLE] = "1"
     try:
         torch.ops.load_library(str(library))
@@ -67,7 +79,17 @@ def _load() -> Path:
         raise CudaOperatorError(f"cannot load the CUDA operator from {library}: {error}") from error
     finally:
         del os.environ[SCHEMA_VARIABLE]  # a server started from here must get the schema from the library
-    return library
+    return _loaded.setdefault(digest, library)
+
+
+def check_cuda_operator() -> None:
+    """Check that there is a library to load for the GPU at hand, or nvcc to build it.
+
+    Raises:
+        CudaOperatorError: there is neither.
+    """
+    if _prebuilt_library() is None and not _cache_path().is_file():
+        find_nvcc()
 
 
 def load_plain_kernel() -> Callable[..., int]:
@@ -81,14 +103,33 @@ def load_plain_kernel() -> Callable[..., int]:
     return cast("Callable[..., int]", function)
 
 
+def _prebuilt_library() -> Path | None:
+    """Return the library that the environment names, if it names one."""
+    name = os.environ.get(LIBRARY_VARIABLE)
+    if name and not Path(name).is_file():
+        raise CudaOperatorError(f"{LIBRARY_VARIABLE} names {name}, which is not a file")
+    if name and not Path(name).match(LIBRARY_PATTERN):
+        raise CudaOperatorError(
+            f"{LIBRARY_VARIABLE} names {name}; the server looks for a file called {LIBRARY_PATTERN}"
+        )
+    return Path(name) if name else None
+
+
 def _cached_library() -> Path:
-    architecture = "{}{}".format(*torch.cuda.get_device_capability())
-    folder = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/codetr")).expanduser()
-    library = folder / f"libcodetr_ms_deform_attn_sm{architecture}_{_fingerprint()}.so"
+    library = _cache_path()
     if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        build_cuda_operator(library, [architecture])
+        library.parent.mkdir(parents=True, exist_ok=True)
+        build_cuda_operator(library, [_architecture()])
     return library
+
+
+def _cache_path() -> Path:
+    folder = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/codetr")).expanduser()
+    return folder / f"libcodetr_ms_deform_attn_sm{_architecture()}_{_fingerprint()}.so"
+
+
+def _architecture() -> str:
+    return "{}{}".format(*torch.cuda.get_device_capability())
 
 
 def _fingerprint() -> str:
@@ -111,15 +152,23 @@ def build_cuda_operator(library: Path, architectures: list[str]) -> None:
         architectures: compute capabilities without the dot, for example ["80", "90"].
 
     Raises:
-        CudaOperatorError: nvcc was not found or failed; its messages are in the error.
+        CudaOperatorError: nvcc was not found or failed; its messages are on standard error.
     """
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         unfinished = Path(folder) / library.name
         command = build_command(find_nvcc(), unfinished, architectures)
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
-            raise CudaOperatorError(f"nvcc failed: {' '.join(command)}\n{result.stdout}{result.stderr}")
+            output = result.stdout + result.stderr
+            print(shlex.join(command), output, sep="\n", file=sys.stderr)  # during a build into its log
+            raise CudaOperatorError(f"nvcc failed: {_telling_line(output) or f'exit status {result.returncode}'}")
         unfinished.replace(library)
+
+
+def _telling_line(output: str) -> str:
+    """Return the first line of a compiler's messages that reports an error, or the last line of all."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return next((line for line in lines if re.search("error|fatal", line, re.IGNORECASE)), (lines or [""])[-1])
 
 
 def build_command(nvcc: Path, library: Path, architectures: list[str]) -> list[str]:

@@ -64,7 +64,7 @@ def verify_repository(
     spec = InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], manifest["dynamic_batch"])
     engine = _engine(manifest)
     run = engine.load(repository / model_name(DETECTOR, name) / "1" / engine.FILE_NAME, spec)
-    comparison = compare_engine(detector.to(engine.device()), run, samples, spec, manifest["precision"])
+    comparison = compare_engine(detector.to(run.device), run, samples, spec, manifest["precision"])
     if report is None:
         return comparison.check("; --report FOLDER shows where")
     return comparison.check(f"; see {write_report(report, comparison, samples, manifest)}")

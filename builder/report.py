@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from builder.samples import Samples
-from builder.verify import Comparison, served
+from builder.verify import Agreement, Comparison, served
 from serving.postprocess import Postprocessed
 
 REPORT, FIGURES = "report.md", "verification.json"
@@ -61,11 +61,7 @@ def write_report(folder: Path, comparison: Comparison, samples: Samples, about: 
 
 def draw_worst(folder: Path, comparison: Comparison, samples: Samples, class_names: Sequence[str]) -> list[Path]:
     """Draw the images on which engine and detector differ most, worst first; return the pictures' paths."""
-    figures = comparison.per_image
-    order = sorted(
-        range(len(figures)),
-        key=lambda i: (figures[i].matched, figures[i].mean_box_iou, -figures[i].max_score_difference),
-    )
+    order = sorted(range(len(comparison.per_image)), key=lambda i: _agreement_order(comparison.per_image[i]))
     halves = [served(output, samples.images) for output in (comparison.expected, comparison.actual)]
     paths = []
     for rank, index in enumerate(order[:WORST], 1):
@@ -75,6 +71,10 @@ def draw_worst(folder: Path, comparison: Comparison, samples: Samples, class_nam
         picture.save(path, quality=90)
         paths.append(path)
     return paths
+
+
+def _agreement_order(one: Agreement) -> tuple[float, float, float]:
+    return min(one.matched, one.matched_back), one.mean_box_iou, -one.max_score_difference
 
 
 def _side_by_side(
@@ -114,10 +114,13 @@ def _text(
 ) -> str:
     verdict = "The engine does not reproduce the detector: " + "; ".join(faults) if faults else "The engine agrees."
     lines = [f"# Verification of {_title(about)}", "", verdict, "", *_figures(comparison), ""]
-    lines += ["| image | found again | score difference of 95% | of all | mean IoU |", "|---|---|---|---|---|"]
     lines += [
-        f"| {name} | {one.matched:.1%} | {one.usual_score_difference:.2e} | {one.max_score_difference:.2e} | "
-        f"{one.mean_box_iou:.5f} |"
+        "| image | found again | of the engine's are the detector's | score difference of 95% | of all | mean IoU |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {one.matched:.1%} | {one.matched_back:.1%} | {one.usual_score_difference:.2e} | "
+        f"{one.max_score_difference:.2e} | {one.mean_box_iou:.5f} |"
         for name, one in zip(samples.names, comparison.per_image, strict=True)
     ]
     lines += ["", "The images that differ most, PyTorch float32 at the left, the engine at the right:", ""]
@@ -142,6 +145,12 @@ def _figures(comparison: Comparison) -> list[str]:
             f"{result.matched:.2%}",
             f"at least {limits.min_matched:.0%}",
         ),
+        (
+            f"best {result.compared} of the engine that are the detector's",
+            f"{result.matched_back:.2%}",
+            f"at least {limits.min_matched:.0%}",
+        ),
+        ("of the engine NaN or infinite", f"{result.not_finite}", "none"),
         (
             "score difference of 95% of them",
             f"{result.usual_score_difference:.2e}",

@@ -22,6 +22,7 @@ from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
 from builder.co_dino.model import CoDINO
 from builder.cuda_operator import load_cuda_operator
 from builder.engines import Engine, EngineOutput, output_of
+from builder.engines.torch_runner import float32_products
 from builder.export import InputSpec
 from builder.samples import sample_images
 from builder.verify import fit, overall, run_batched
@@ -320,6 +321,11 @@ class EagerDetector:
     def __init__(self, detector: CoDINO) -> None:
         self.detector = detector
 
+    @property
+    def device(self) -> str:
+        """Where it runs, as `builder.engines.Engine` says."""
+        return self.detector.level_embeds.device.type
+
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         """Run the detector, as `builder.engines.Engine` says."""
         return output_of(tensor.cpu() for tensor in self.prepare(images, image_sizes)())
@@ -353,19 +359,6 @@ def release_memory(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def float32_products(tf32: bool) -> Iterator[None]:
-    """Let float32 matrix products and convolutions round their inputs to TF32, or not."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Every module has the same names:
     FILE_NAME                     of the engine in a repository
     PRECISIONS                    it can be built in, the default first
     device() -> str               where the detector must lie when it is exported
+    check()                       raise an EngineError for what `build` needs and this machine lacks
     build(program, path)          write the engine file
     load(path, spec) -> Engine    run it in this process
     extra_files() -> [Path]       what belongs beside the engine file
@@ -40,6 +41,10 @@ Runner = Callable[[NDArray[np.uint8], NDArray[np.int32]], EngineOutput]
 class Engine(Protocol):
     """An engine in this process: a `Runner` that can also repeat one inference without moving any data."""
 
+    @property
+    def device(self) -> str:
+        """Where it runs: "cuda" or "cpu"."""
+
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         """Run the engine on arrays and return arrays."""
 
@@ -53,3 +58,9 @@ class Engine(Protocol):
 def output_of(arrays: Any) -> EngineOutput:
     """Return three arrays or CPU tensors as an `EngineOutput`."""
     return EngineOutput(*(np.asarray(array) for array in arrays))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that says something, or its class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

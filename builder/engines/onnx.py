@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from builder.engines import EngineError, EngineOutput, output_of
+from builder.engines import EngineError, EngineOutput, first_line, output_of
 from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator
 
 FILE_NAME = "model.onnx"
@@ -29,6 +29,10 @@ MAX_BYTES = 2**31 - 2**24
 def device() -> str:
     """Return where the detector must lie when it is exported."""
     return "cpu"
+
+
+def check() -> None:
+    """Check that this machine has what `build` needs: nothing."""
 
 
 def extra_files() -> list[Path]:
@@ -72,7 +76,7 @@ def write(program: ExportedProgram, path: Path, translations: Mapping[Any, Calla
             exported.save(str(path), external_data=False)
         onnx.checker.check_model(str(path))
     except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
-        raise EngineError(f"ONNX export failed: {str(error).splitlines()[0]}") from error
+        raise EngineError(f"ONNX export failed: {first_line(error)}") from error
 
 
 def load(path: Path, spec: InputSpec) -> OnnxEngine:
@@ -82,6 +86,8 @@ def load(path: Path, spec: InputSpec) -> OnnxEngine:
 
 class OnnxEngine:
     """An `Engine` of an ONNX Runtime session."""
+
+    device = "cpu"
 
     def __init__(self, session: Any) -> None:
         self.session = session

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from builder.engines import EngineError, EngineOutput, output_of
+from builder.engines import EngineError, EngineOutput, first_line, output_of
 from builder.engines.plan_precision import check_precision
 from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec
 from serving.contract import PLUGIN_LIBRARY
@@ -100,6 +100,15 @@ def device() -> str:
     return "cuda"
 
 
+def check() -> None:
+    """Check that this machine has what `build` needs beside what `device` looks for: the plugin.
+
+    Raises:
+        EngineError: there is none.
+    """
+    plugin_library()
+
+
 def extra_files() -> list[Path]:
     """Return what belongs beside the plan: the plugin's library, which the server loads."""
     return [plugin_library()]
@@ -171,6 +180,8 @@ def load(path: Path, spec: InputSpec) -> PlanEngine:
 
 class PlanEngine:
     """An `Engine` of a deserialised plan."""
+
+    device = "cuda"
 
     def __init__(self, path: Path, engine: Any, outputs: Sequence[str]) -> None:
         self.path, self.engine, self.outputs = path, engine, outputs
@@ -267,8 +278,7 @@ def explain(error: BaseException) -> str:
     operators = sorted(set(re.findall(r"Conversion of function (\S+) not currently supported", text)))
     if operators:
         return f"no converter for {', '.join(operators)}"
-    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
-    return lines[0] if lines else type(chain[-1]).__name__
+    return first_line(chain[-1])
 
 
 def _input_tensors(program: ExportedProgram) -> list[torch.Tensor]:
@@ -322,7 +332,7 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:
         raise EngineError(
-            f"the tensorrt engine needs {name}, which cannot be imported ({str(error).splitlines()[0]}); use the image "
+            f"the tensorrt engine needs {name}, which cannot be imported ({first_line(error)}); use the image "
             "of Dockerfile.triton, or --engine onnx"
         ) from error
 

@@ -6,6 +6,7 @@ is compiled along with the rest.
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -16,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from builder.cuda_operator import load_cuda_operator
-from builder.engines import EngineError, EngineOutput, output_of
+from builder.cuda_operator import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
+from builder.engines import EngineError, EngineOutput, first_line, output_of
 from builder.engines.torch_runner import TorchRunner
 from builder.export import InputSpec, decompose_operator
 
@@ -34,20 +35,40 @@ def device() -> str:
 
 def extra_files() -> list[Path]:
     """Return what belongs beside the package: the runner's source, and on a GPU the operator's library."""
-    return [RUNNER_SOURCE, *_operator_library()]
+    return [RUNNER_SOURCE, *([load_cuda_operator()] if device() == "cuda" else [])]
+
+
+def check() -> None:
+    """Check that this machine has what `build` needs: the C++ compiler that PyTorch calls, and on a GPU nvcc.
+
+    Raises:
+        EngineError: there is no C++ compiler.
+        CudaOperatorError: there is neither the CUDA operator's library nor nvcc to build it.
+    """
+    compiler = os.environ.get("CXX")
+    if compiler is None and shutil.which("g++") is None:
+        raise EngineError(
+            "the torch engine needs a C++ compiler; install g++, name another in CXX, or use --engine onnx"
+        )
+    if compiler is not None and shutil.which(compiler) is None:
+        raise EngineError(f"CXX={compiler} is no program; name a C++ compiler in it, or unset it to use g++")
+    if device() == "cuda":
+        check_cuda_operator()
 
 
 def build(program: ExportedProgram, path: Path) -> None:
     """Compile the program for the device it was exported on and write the package to `path`.
 
+    On a GPU the operator's library is put beside it, where `load` and the server look for it.
+
     Raises:
         EngineError: there is no C++ compiler, or the compilation failed.
+        CudaOperatorError: the CUDA operator could not be built or loaded.
     """
+    check()
     on_gpu = next(iter(program.state_dict.values())).device.type == "cuda"
     if on_gpu:
-        load_cuda_operator()
-    elif not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
-        raise EngineError("the torch engine needs a C++ compiler on a CPU; install g++, or use --engine onnx")
+        shutil.copy(load_cuda_operator(), path.parent)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler warns about its own deprecated calls
@@ -57,12 +78,23 @@ def build(program: ExportedProgram, path: Path) -> None:
                 inductor_configs={} if on_gpu else {"freezing": True},
             )
     except Exception as error:  # the compilers raise classes that have no common base
-        raise EngineError(f"AOTInductor could not compile the detector: {str(error).splitlines()[0]}") from error
+        raise EngineError(f"AOTInductor could not compile the detector: {first_line(error)}") from error
 
 
 def load(path: Path, spec: InputSpec) -> TorchEngine:
-    """Return the package's engine, on a GPU with a CUDA graph for the smallest and the largest batch."""
-    library = next(iter(_operator_library()), None)
+    """Return the package's engine, on a GPU with a CUDA graph for the smallest and the largest batch.
+
+    As in the server, a package is for a GPU if the operator's library lies beside it, and runs with that library.
+
+    Raises:
+        EngineError: the package is for a GPU, and there is none.
+        CudaOperatorError: the library cannot be loaded.
+    """
+    library = next(path.parent.glob(LIBRARY_PATTERN), None)
+    if library is not None:
+        if device() != "cuda":
+            raise EngineError(f"{path} was compiled for an NVIDIA GPU; PyTorch finds none here")
+        library = load_cuda_operator(library)
     batch_sizes = {1, spec.max_batch_size} if spec.is_dynamic else {spec.max_batch_size}
     return TorchEngine(TorchRunner(path, (spec.height, spec.width), library, sorted(batch_sizes)))
 
@@ -73,6 +105,11 @@ class TorchEngine:
     def __init__(self, runner: TorchRunner) -> None:
         self.runner = runner
 
+    @property
+    def device(self) -> str:
+        """Where it runs, as `builder.engines.Engine` says."""
+        return self.runner.device.type
+
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         """Run the package, as `builder.engines.Engine` says."""
         return output_of(self.runner(images, image_sizes))
@@ -80,7 +117,3 @@ class TorchEngine:
     def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], object]:
         """Return a call that repeats one inference, as `builder.engines.Engine` says."""
         return self.runner.prepare(images, image_sizes)
-
-
-def _operator_library() -> list[Path]:
-    return [load_cuda_operator()] if device() == "cuda" else []

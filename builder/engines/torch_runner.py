@@ -5,7 +5,8 @@ Imports PyTorch and NumPy alone, because `codetr build` puts a copy beside the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 WARMUPS = 3  # before a capture, so that lazily loaded kernels and workspaces are there
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Let float32 matrix products and convolutions round their inputs to TF32, or not."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 class _Captured(NamedTuple):
@@ -32,7 +46,10 @@ class _Captured(NamedTuple):
 
 
 class TorchRunner:
-    """Calls a compiled detector on NumPy arrays, on a GPU through one CUDA graph for each batch size."""
+    """Calls a compiled detector on NumPy arrays, on a GPU through one CUDA graph for each batch size.
+
+    What is float32 in the package is computed without TF32, which PyTorch allows its convolutions unless told.
+    """
 
     def __init__(
         self,
@@ -73,7 +90,8 @@ class TorchRunner:
         arrays = (torch.from_numpy(images), torch.from_numpy(image_sizes))
         captured = self.graphs.get(len(images))
         if captured is None:
-            return torch.inference_mode()(partial(self.model, *(array.to(self.device) for array in arrays)))
+            inference = partial(self.model, *(array.to(self.device) for array in arrays))
+            return float32_products(tf32=False)(torch.inference_mode()(inference))
         for buffer, array in zip(captured.inputs, arrays, strict=True):
             buffer.copy_(array)
         return captured.replay
@@ -84,7 +102,7 @@ class TorchRunner:
         images = torch.zeros((batch_size, *self.input_shape, 3), dtype=torch.uint8, device=self.device)
         sizes = torch.tensor([self.input_shape] * batch_size, dtype=torch.int32, device=self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_products(tf32=False):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

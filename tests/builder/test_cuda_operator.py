@@ -49,14 +49,31 @@ def test_missing_compiler_is_named(monkeypatch):
         find_nvcc()
 
 
-def test_failed_build_leaves_no_library(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        pytest.param(
+            "echo note: in a header; echo 'op.cu(3): error: no type' >&2; echo '1 error detected' >&2",
+            "op.cu(3): error: no type",
+            id="first error",
+        ),
+        pytest.param("echo note: in a header; echo 'nvcc fatal   : x' >&2", "nvcc fatal   : x", id="fatal"),
+        pytest.param("echo note: in a header; echo killed; echo", "killed", id="last line"),
+        pytest.param("", "exit status 3", id="silent"),
+    ],
+)
+def test_failed_build_leaves_no_library_and_one_line(script, message, monkeypatch, tmp_path, capsys):
     compiler = tmp_path / "nvcc"
-    compiler.write_text("#!/bin/sh\necho broken >&2\nexit 1\n")
+    compiler.write_text(f"#!/bin/sh\n{script}\nexit 3\n")
     compiler.chmod(0o755)
     monkeypatch.setattr(cuda_operator, "find_nvcc", lambda: compiler)
-    with pytest.raises(CudaOperatorError, match="broken"):
+    with pytest.raises(CudaOperatorError) as caught:
         cuda_operator.build_cuda_operator(tmp_path / "op.so", ["90"])
+    assert str(caught.value) == f"nvcc failed: {message}"
     assert list(tmp_path.iterdir()) == [compiler]
+    shown = capsys.readouterr().err
+    assert f"{compiler} -std=c++20" in shown, "the command"
+    assert message.startswith("exit status") or "note: in a header" in shown, "all messages"
 
 
 def test_no_gpu_is_an_error_that_says_so(monkeypatch):
@@ -72,6 +89,52 @@ def test_named_library_must_exist(monkeypatch, tmp_path):
     cuda_operator._load.cache_clear()
     with pytest.raises(CudaOperatorError, match=r"missing\.so, which is not a file"):
         load_cuda_operator()
+
+
+def test_named_library_must_have_the_name_that_the_server_looks_for(gpu, monkeypatch, tmp_path):
+    (tmp_path / "op.so").touch()
+    monkeypatch.setenv(cuda_operator.LIBRARY_VARIABLE, str(tmp_path / "op.so"))
+    with pytest.raises(CudaOperatorError, match=r"a file called libcodetr_ms_deform_attn\*\.so"):
+        load_cuda_operator()
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A GPU for all that asks PyTorch about it, no library, and no nvcc; returns the paths that are loaded."""
+    paths = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.ops, "load_library", paths.append)
+    monkeypatch.delenv(cuda_operator.LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setenv(cuda_operator.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(cuda_operator, "_loaded", {})
+
+    def no_nvcc():
+        raise CudaOperatorError("nvcc was not found")
+
+    monkeypatch.setattr(cuda_operator, "find_nvcc", no_nvcc)
+    cuda_operator._load.cache_clear()
+    yield paths
+    cuda_operator._load.cache_clear()
+
+
+def test_a_named_library_is_loaded_once_whatever_its_copies(gpu, tmp_path):
+    first, copy, other = (tmp_path / f"{name}.so" for name in ("first", "copy", "other"))
+    first.write_bytes(b"one")
+    copy.write_bytes(b"one")
+    other.write_bytes(b"another")
+    assert [load_cuda_operator(path) for path in (first, copy, other, first)] == [first, first, other, first]
+    assert gpu == [str(first), str(other)]
+
+
+def test_a_missing_compiler_is_found_before_it_is_needed(gpu):
+    with pytest.raises(CudaOperatorError, match="nvcc was not found"):
+        cuda_operator.check_cuda_operator()
+    library = cuda_operator._cache_path()
+    library.parent.mkdir()
+    library.touch()
+    cuda_operator.check_cuda_operator()
+    assert gpu == [], "nothing is loaded"
 
 
 # ---- On a GPU ----

@@ -45,6 +45,8 @@ def test_an_agreeing_engine_is_reported_with_its_limits(tmp_path):
     )
     assert "The engine agrees." in text
     assert "| best 12 candidates found again | 100.00% | at least 98% |" in text
+    assert "| best 12 of the engine that are the detector's | 100.00% | at least 98% |" in text
+    assert "| of the engine NaN or infinite | 0 | none |" in text
     assert "| AP 50:95 of the engine | 0.7500 |" in text
     assert "| AP difference | +0.0000 | loss of at most 0.005 |" in text
     assert figures["agrees"] is True
@@ -76,9 +78,20 @@ def test_a_disagreeing_engine_is_reported_with_its_faults(tmp_path):
     text, figures = written(tmp_path, compared)
     assert "does not reproduce the detector: found 83.3% of the detector's candidates, expected 98%" in text
     assert figures["agrees"] is False
-    assert len(figures["faults"]) == 1
+    assert len(figures["faults"]) == 2, "one for each direction"
     with pytest.raises(VerificationError, match=r"found 83\.3% .*; look there$"):
         compared.check("; look there")
+
+
+def test_an_engine_of_nan_is_reported(tmp_path):
+    expected, actual = candidates(), candidates()
+    actual.scores[2] = np.nan
+    result = Verification(len(NAMES), 12, *overall(expected, actual), None, not_finite=2)
+    compared = Comparison(result, LIMITS["float32"], compare(expected, actual), expected, actual)
+    text, figures = written(tmp_path, compared)
+    assert "does not reproduce the detector: 2 of the engine's candidates are NaN or infinite, expected none" in text
+    assert figures["not_finite"] == 2
+    assert (tmp_path / "1-image-2.jpg").is_file()
 
 
 def test_random_detectors_have_their_best_candidates_drawn(tmp_path):

@@ -175,17 +175,6 @@ def test_pytorch_is_measured_in_float32_and_half(precision: Any, device: str, ex
     assert engine.eager_precisions(precision, device) == expected
 
 
-@pytest.mark.parametrize("before", [True, False])
-def test_tf32_is_set_and_given_back(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
-    precision = torch.get_float32_matmul_precision()
-    for tf32, expected in ((True, "high"), (False, "highest")):
-        with engine.float32_products(tf32):
-            assert torch.get_float32_matmul_precision() == expected
-            assert torch.backends.cudnn.allow_tf32 is tf32
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, before)
-
-
 def test_prepared_inference_is_the_engines(tmp_path: Path) -> None:
     images, sizes = np.full((2, 64, 96, 3), 200, np.uint8), np.array([[64, 96], [32, 96]], np.int32)
     loaded = onnx_engine.load(write_tiny_engine(tmp_path / "model.onnx"), SPEC)

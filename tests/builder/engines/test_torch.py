@@ -1,0 +1,164 @@
+"""The torch engine around its compiler, with stand-ins for compiler, package and GPU."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from builder.engines import EngineError
+from builder.engines import torch as engine
+from builder.engines.torch_runner import TorchRunner, float32_products
+from builder.export import InputSpec
+
+SPEC = InputSpec(64, 96, 4)
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """An empty folder as PATH, and no CXX."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    return tmp_path
+
+
+def program_in(folder, name):
+    (folder / name).write_text("#!/bin/sh\n")
+    (folder / name).chmod(0o755)
+    return folder / name
+
+
+def program_on(device):
+    """What `build` asks of an exported program."""
+    return SimpleNamespace(state_dict={"weight": SimpleNamespace(device=torch.device(device))})
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with a GPU; returns the libraries that are loaded."""
+    loaded = []
+
+    def load(library=None):
+        loaded.append(library)
+        return library
+
+    monkeypatch.setattr(engine, "device", lambda: "cuda")
+    monkeypatch.setattr(engine, "load_cuda_operator", load)
+    return loaded
+
+
+def test_a_compiler_is_needed(path):
+    with pytest.raises(EngineError, match="needs a C\\+\\+ compiler; install g\\+\\+, name another in CXX"):
+        engine.check()
+    program_in(path, "g++")
+    engine.check()
+
+
+def test_another_compiler_is_named_in_cxx(path, monkeypatch):
+    monkeypatch.setenv("CXX", str(program_in(path, "mygxx")))
+    engine.check()
+
+
+def test_a_wrong_cxx_is_named(path, monkeypatch):
+    program_in(path, "g++")  # PyTorch calls what CXX says
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    with pytest.raises(EngineError, match=r"CXX=/nonexistent/g\+\+ is no program"):
+        engine.check()
+    with pytest.raises(EngineError, match="CXX=/nonexistent"):
+        engine.build(program_on("cpu"), path / "model.pt2")
+
+
+def test_nvcc_is_looked_for_where_there_is_a_gpu(path, gpu, monkeypatch):
+    program_in(path, "g++")
+    asked = []
+    monkeypatch.setattr(engine, "check_cuda_operator", lambda: asked.append(True))
+    engine.check()
+    assert asked == [True]
+
+
+def test_an_error_without_text_is_named_by_its_class(path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError
+
+    program_in(path, "g++")
+    monkeypatch.setattr(engine, "decompose_operator", lambda program: program)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", fail)
+    with pytest.raises(EngineError, match=r"could not compile the detector: AssertionError$"):
+        engine.build(program_on("cpu"), path / "model.pt2")
+
+
+@pytest.fixture
+def runners(monkeypatch):
+    """The arguments of every `TorchRunner`; none of them loads anything."""
+    made = []
+
+    def runner(package, input_shape, library, batch_sizes):
+        made.append((package, input_shape, library, batch_sizes))
+        return SimpleNamespace(device=torch.device("cpu" if library is None else "cuda"))
+
+    monkeypatch.setattr(engine, "TorchRunner", runner)
+    return made
+
+
+def test_a_package_runs_with_the_library_beside_it(tmp_path, gpu, runners):
+    library = tmp_path / "libcodetr_ms_deform_attn_sm90_0123.so"
+    library.touch()
+    loaded = engine.load(tmp_path / "model.pt2", SPEC)
+    assert gpu == [library], "not the one of the cache"
+    assert runners == [(tmp_path / "model.pt2", (64, 96), library, [1, 4])]
+    assert loaded.device == "cuda"
+
+
+def test_a_package_without_a_library_runs_on_the_cpu_even_beside_a_gpu(tmp_path, gpu, runners):
+    loaded = engine.load(tmp_path / "model.pt2", SPEC)
+    assert gpu == []
+    assert runners[0][2] is None
+    assert loaded.device == "cpu"
+
+
+def test_a_package_for_a_gpu_is_named_where_there_is_none(tmp_path, monkeypatch, runners):
+    (tmp_path / "libcodetr_ms_deform_attn_sm90_0123.so").touch()
+    monkeypatch.setattr(engine, "device", lambda: "cpu")
+    with pytest.raises(EngineError, match=re.escape(f"{tmp_path}/model.pt2 was compiled for an NVIDIA GPU")):
+        engine.load(tmp_path / "model.pt2", SPEC)
+    assert runners == []
+
+
+def test_a_built_package_has_the_library_beside_it(tmp_path, gpu, runners, monkeypatch):
+    cached, package = tmp_path / "cache" / "libcodetr_ms_deform_attn_sm90_0123.so", tmp_path / "build" / "model.pt2"
+    for file in (cached, package):
+        file.parent.mkdir()
+    cached.write_bytes(b"the operator")
+    monkeypatch.setattr(engine, "check", lambda: None)
+    monkeypatch.setattr(engine, "load_cuda_operator", lambda library=cached: library)
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda *args, **kwargs: None)
+    engine.build(program_on("cuda"), package)
+    assert engine.load(package, SPEC).device == "cuda"
+    assert runners[0][2].read_bytes() == b"the operator"
+
+
+def test_the_runner_uses_no_tf32(tmp_path, monkeypatch):
+    seen = []
+
+    def model(images, image_sizes):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return [images]
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *args, **kwargs: model)
+    runner = TorchRunner(tmp_path / "model.pt2", (4, 6))
+    runner(np.zeros((1, 4, 6, 3), np.uint8), np.array([[4, 6]], np.int32))
+    assert seen == [("highest", False)]
+    assert torch.backends.cudnn.allow_tf32 is True
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_tf32_is_set_and_given_back(before, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    precision = torch.get_float32_matmul_precision()
+    for tf32, expected in ((True, "high"), (False, "highest")):
+        with float32_products(tf32):
+            assert torch.get_float32_matmul_precision() == expected
+            assert torch.backends.cudnn.allow_tf32 is tf32
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, before)
