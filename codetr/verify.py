@@ -20,9 +20,11 @@ def verify(
     report: Annotated[Path | None, typer.Option(help="Folder for a report with pictures, one in it for each.")] = None,
 ) -> None:
     """Check a repository's files and compare its engines with the float32 detectors again."""
+    from builder.manifest import check_described
     from builder.recheck import chosen_names, verify_repository
 
     for each in chosen_names(repository, name):
+        check_described(repository, each)
         folder = None if report is None else report / each
         result = verify_repository(repository, each, weights or (), verify_images, verify_annotations, folder)
         Console().print(f"[green]✓[/] {each}: engine and detector agree: {result}", highlight=False, soft_wrap=True)
