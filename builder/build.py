@@ -6,8 +6,8 @@ import copy
 import importlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,10 @@ from builder.co_dino.model import CoDINO
 from builder.engines import EngineError, Runner
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
-from builder.logs import compiler_logs
+from builder.logs import compiler_logs, first_line
 from builder.manifest import describe
 from builder.report import FIGURES, write_report
-from builder.repository import check_destination, write_repository
+from builder.repository import check_destination, check_writable, write_repository
 from builder.samples import Samples, sample_images
 from builder.verify import LIMITS, Comparison, Verification, verify
 from serving.contract import ENSEMBLE
@@ -59,6 +59,7 @@ class BuildOptions:
     name: str = ENSEMBLE  # of the ensemble; a repository may hold several
     overwrite: bool = False
     verbose: bool = False  # show the compilers' own logs
+    report: Path | None = None  # folder for the verification's report and a failed build's log; None: the repository's
     tensorrt: TensorRTSettings = field(default_factory=TensorRTSettings)
 
     def __post_init__(self) -> None:
@@ -75,40 +76,42 @@ def build_repository(
         The comparison's figures, which are also in the repository's manifest; None if it was skipped.
 
     Raises:
-        CodetrError: something in `options` is not possible, or the engine does not reproduce the detector; nothing
-            has been written.
+        CodetrError: something in `options` is not possible, memory or a disk is full, or the engine does not reproduce
+            the detector; nothing has been written.
     """
     check_destination(repository, options.name, options.overwrite)
     engine = _engine(options)
     device = engine.device()  # says that there is no GPU before anything slow begins
-    with stage("load weights"):
+    engine.check()  # or no compiler
+    _prepare_report(options.report, repository)
+    with _running(stage, "load weights"):
         reference = load(options)
     options = replace(options, variant=reference.variant)  # now with the checkpoint's class names
     samples = sample_images(options.variant.class_names or (), options.verify_images, options.verify_annotations)
     _check_disk(reference, repository)
     if device != "cpu":
         _check_gpu_memory(reference, options.spec)
-    logs = partial(compiler_logs, options.verbose, _beside(repository, options.name, "build.log"))
+    logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
         engine_file = Path(folder) / engine.FILE_NAME
-        with stage("export"), logs():
+        with _running(stage, "export", logs):
             detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(device)
             program = export_detector(detector, options.spec)
-        with stage("build engine"), logs():
+        with _running(stage, "build engine", logs):
             if options.engine == "tensorrt":
                 engine.build(program, engine_file, options.tensorrt)
             else:
                 engine.build(program, engine_file)
         comparison = report = None
         if not options.skip_verification:
-            with stage("verify"):
+            with _running(stage, "verify"):
                 run = engine.load(engine_file, options.spec)
                 comparison = compare_engine(reference.to(device), run, samples, options.spec, options.precision)
                 report = write_report(
                     Path(folder, "report"), comparison, samples, _describe(options, comparison)
                 ).parent
-            _check(comparison, report, repository, options.name)
-        with stage("write repository"):
+            _check(comparison, report, options, repository)
+        with _running(stage, "write repository"):
             _write(options, engine_file, engine.extra_files(), comparison, report, repository)
     return None if comparison is None else comparison.result
 
@@ -120,24 +123,69 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
         The file's path.
 
     Raises:
-        CodetrError: something in `options` is not possible, or the file exists.
+        CodetrError: something in `options` is not possible, memory or a disk is full, or the file exists.
     """
     from builder.engines import plugin_onnx
 
     path = folder / plugin_onnx.FILE_NAME
     if options.engine != "onnx":
         raise EngineError(f"plugin nodes are not for the {options.engine} engine; use --engine onnx")
+    _check_has_effect(options)
+    check_writable(folder)
     if path.exists() and not options.overwrite:
         raise EngineError(f"{path} exists; name another folder, or add --overwrite")
-    with stage("load weights"):
-        detector = load(options).set_precision(DTYPES[options.precision])
-    logs = partial(compiler_logs, options.verbose, _beside(folder, options.name, "build.log"))
-    with stage("export"), logs():
-        program = export_detector(detector, options.spec)
-    with stage("write ONNX"), logs():
+    _prepare_report(options.report, folder)
+    with _running(stage, "load weights"):
+        detector = load(options)
+    _check_disk(detector, folder)
+    logs = partial(compiler_logs, options.verbose, _beside(options, folder, "build.log"))
+    with _running(stage, "export", logs):
+        program = export_detector(detector.set_precision(DTYPES[options.precision]), options.spec)
+    with _running(stage, "write ONNX", logs):
         folder.mkdir(parents=True, exist_ok=True)
-        plugin_onnx.build(program, path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as aside:
+            plugin_onnx.build(program, Path(aside, path.name))
+            Path(aside, path.name).replace(path)
     return path
+
+
+def _check_has_effect(options: BuildOptions) -> None:
+    """Refuse what only a repository has, where none is written."""
+    given = {
+        "--name": options.name != ENSEMBLE,
+        "--verify-images": options.verify_images is not None,
+        "--verify-annotations": options.verify_annotations is not None,
+        "--skip-verification": options.skip_verification,
+    }
+    useless = [option for option, is_given in given.items() if is_given]
+    if useless:
+        raise EngineError(
+            f"{', '.join(useless)}: without effect, since --plugin-nodes writes model.onnx alone; leave it out"
+        )
+
+
+@contextmanager
+def _running(stage: Stage, name: str, logs: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[None]:
+    """Show a stage while the `with` block runs; full memory and what the system refuses become a CodetrError."""
+    with stage(name), logs():
+        try:
+            yield
+        except Exception as error:
+            remedy = _remedy(error)
+            if remedy is None:
+                raise
+            raise CodetrError(f"{name!r} failed: {first_line(error) or type(error).__name__}; {remedy}") from error
+
+
+def _remedy(error: Exception) -> str | None:
+    """Return what to do about an error of the machine; None for any other."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "end what else runs on the GPU (nvidia-smi lists it), or choose a smaller --batch or size"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # a RuntimeError of PyTorch
+        return "memory is full: end other programs, or choose a smaller --batch or size"
+    if isinstance(error, OSError):
+        return "look at that path's disk and permissions; TMPDIR and --repository choose other places"
+    return None
 
 
 def _engine(options: BuildOptions) -> Any:
@@ -147,10 +195,15 @@ def _engine(options: BuildOptions) -> Any:
     engine = importlib.import_module(f"builder.engines.{options.engine}")
     if options.precision not in engine.PRECISIONS:
         raise EngineError(
-            f"the {options.engine} engine has no precision {options.precision!r}; expected "
-            f"{', '.join(engine.PRECISIONS)}"
+            f"the {options.engine} engine has no precision {_option(options.precision)}; give "
+            f"{', '.join(map(_option, engine.PRECISIONS))}, or use --engine torch for half precision"
         )
     return engine
+
+
+def _option(precision: str) -> str:
+    """Return what the command line calls a precision: fp32, fp16 or bf16."""
+    return precision.replace("float", "f" if precision.startswith("b") else "fp")
 
 
 def load(options: BuildOptions) -> CoDINO:
@@ -167,12 +220,11 @@ def compare_engine(detector: CoDINO, run: Runner, samples: Samples, spec: InputS
     return verify(detector, run, samples, spec.height, spec.width, batches, LIMITS[precision])
 
 
-def keep_report(report: Path, repository: Path, name: str) -> Path:
-    """Copy the report of a failed verification beside the repository that will not be; return the copy.
+def keep_report(report: Path, kept: Path) -> Path:
+    """Copy a verification's report to `kept`; return the copy.
 
     Where nothing can be written there, it goes to a folder for temporary files.
     """
-    kept = _beside(repository, name, "verification")
     try:
         if (kept / FIGURES).is_file():
             shutil.rmtree(kept)  # of an earlier attempt
@@ -181,9 +233,22 @@ def keep_report(report: Path, repository: Path, name: str) -> Path:
         return Path(shutil.copytree(report, Path(tempfile.mkdtemp(prefix="codetr-")) / kept.name))
 
 
-def _beside(repository: Path, name: str, what: str) -> Path:
-    """Return the path beside a repository for what a failed build of the engine `name` leaves."""
-    return repository.absolute().with_name(f"{repository.absolute().name}-{name}-{what}")
+def _prepare_report(folder: Path | None, repository: Path) -> None:
+    """Make the folder of --report, before anything long."""
+    if folder is None:
+        return
+    if folder.resolve().is_relative_to(repository.resolve()):
+        raise CodetrError(
+            f"--report {folder} lies in --repository, where tritonserver takes folders for models; name another"
+        )
+    check_writable(folder, "--report")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _beside(options: BuildOptions, repository: Path, what: str) -> Path:
+    """Return the path for what a failed build leaves: in the folder of --report, or else beside the repository."""
+    folder = options.report or repository.absolute().parent
+    return folder / f"{repository.absolute().name}-{options.name}-{what}"
 
 
 def _check_gpu_memory(detector: CoDINO, spec: InputSpec) -> None:
@@ -207,7 +272,11 @@ def _size(detector: CoDINO) -> int:
 def _check_disk(detector: CoDINO, repository: Path) -> None:
     """Refuse to start where neither the engine made aside nor its copy would find room."""
     existing = next(folder for folder in (repository, *repository.absolute().parents) if folder.is_dir())
-    for folder in (existing, Path(tempfile.gettempdir())):
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise CodetrError("there is no folder for temporary files; set TMPDIR to one that can be written") from error
+    for folder in (existing, temporary):
         free, needed = shutil.disk_usage(folder).free, WORKING_COPIES * _size(detector)
         if free < needed:
             raise CodetrError(
@@ -216,10 +285,12 @@ def _check_disk(detector: CoDINO, repository: Path) -> None:
             )
 
 
-def _check(comparison: Comparison, report: Path, repository: Path, name: str) -> None:
-    """Refuse an engine that does not agree; its report is kept."""
-    if comparison.result.faults(comparison.limits):
-        comparison.check(hint=f"; the report with pictures is in {keep_report(report, repository, name)}")
+def _check(comparison: Comparison, report: Path, options: BuildOptions, repository: Path) -> None:
+    """Refuse an engine that does not agree; its report is kept, with --report also that of one that agrees."""
+    disagrees = bool(comparison.result.faults(comparison.limits))
+    if disagrees or options.report is not None:
+        kept = keep_report(report, _beside(options, repository, "verification"))
+        comparison.check(hint=f"; the report with pictures is in {kept}")
 
 
 def _describe(options: BuildOptions, comparison: Comparison | None) -> dict[str, Any]:

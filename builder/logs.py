@@ -30,7 +30,7 @@ def compiler_logs(verbose: bool, kept: Path) -> Iterator[None]:
         kept: where the log goes if the block fails; a folder for temporary files is taken where that is impossible.
 
     Raises:
-        CodetrError: that of the block, which then also names the log.
+        CodetrError: that of the block, or one in place of any other exception of it; it also names the log.
     """
     with tempfile.TemporaryDirectory(prefix="codetr-log-") as folder:
         path = Path(folder, kept.name)
@@ -45,10 +45,18 @@ def compiler_logs(verbose: bool, kept: Path) -> Iterator[None]:
                     except Exception:
                         traceback.print_exc()  # the part of it that the one-line message leaves out
                         raise
-        except CodetrError as error:
+        except Exception as error:
             if verbose:
                 raise
-            raise type(error)(f"{error}; the compilers' log is {_keep(path, kept)}, --verbose shows it") from error
+            log = f"the compilers' log is {_keep(path, kept)}, --verbose shows it"
+            if isinstance(error, CodetrError):
+                raise type(error)(f"{error}; {log}") from error
+            raise CodetrError(f"{type(error).__name__}: {first_line(error)}; {log}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message."""
+    return str(error).strip().partition("\n")[0]
 
 
 @contextmanager

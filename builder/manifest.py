@@ -17,10 +17,13 @@ from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.export import InputSpec
 from builder.verify import Verification
 from serving.errors import CodetrError
-from serving.manifest import sha256
+from serving.manifest import manifest_name, read_manifest, sha256
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
 _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "torch-tensorrt")
+
+# What a verification of an engine that exists needs, of `describe`.
+_NEEDED = ("network", "engine", "precision", "height", "width", "max_batch_size", "dynamic_batch", "weights", "seed")
 
 
 def describe(
@@ -52,6 +55,14 @@ def describe(
         "verification": None if verification is None else verification.to_dict(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def check_described(repository: Path, name: str) -> None:
+    """Check that a manifest has what is needed to verify its engine again; raises CodetrError with the missing key."""
+    manifest = read_manifest(repository, name)
+    for key in _NEEDED:
+        if key not in manifest:
+            raise CodetrError(f"{repository / manifest_name(name)} has no {key!r}; build the repository again")
 
 
 def variant_of(manifest: Mapping[str, Any]) -> Variant:

@@ -10,7 +10,7 @@ from typing import Any
 from builder.build import ENGINES, compare_engine
 from builder.checkpoint import load_detector, random_detector
 from builder.export import InputSpec
-from builder.manifest import variant_of
+from builder.manifest import check_described, variant_of
 from builder.report import write_report
 from builder.samples import sample_images
 from builder.verify import Verification
@@ -56,6 +56,7 @@ def verify_repository(
             the engine does not reproduce the detector.
     """
     check_files(repository, name)
+    check_described(repository, name)
     manifest = read_manifest(repository, name)
     file = _find_weights(name, manifest["weights"], weights)
     variant = variant_of(manifest)

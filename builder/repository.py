@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from tritonclient.grpc import model_config_pb2
 
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
 from serving.errors import CodetrError
-from serving.manifest import FILES, engine_names, manifest_name, sha256
+from serving.manifest import FILES, engine_names, foreign_folders, manifest_name, sha256
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
 # Within the detector's folder, because Triton takes every folder of a repository for a model.
 REPORT_FOLDER = "verification"
+_LOCK = "codetr-build.lock"  # in a work folder, held by the build that works there
 _MODELS = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot: the manifest's name has one
 
@@ -115,21 +118,29 @@ def write_repository(
 
 
 def check_destination(destination: Path, name: str, overwrite: bool) -> None:
-    """Check that an engine called `name` can be written to `destination`.
+    """Check that an engine called `name` can be written to `destination`; remove what killed builds left there.
 
     Raises:
-        CodetrError: the name is impossible or taken, or the folder holds something else; says what to do.
+        CodetrError: the name is impossible or taken, the folder cannot be written or holds something else; says what
+            to do.
     """
     if not _NAME.fullmatch(name) or name.endswith(tuple(model_name(model, "") for model in _MODELS[1:])):
         raise CodetrError(
             f"--name {name!r} is not possible; expected letters, digits, '-' and '_' that do not end like a step of an "
             "ensemble (_preprocess, _detector, _postprocess)"
         )
-    if destination.exists() and not destination.is_dir():
+    if os.path.isfile(destination):
         raise CodetrError(f"{destination} is a file; name a folder")
-    if overwrite or not destination.is_dir():
+    check_writable(destination)
+    check_writable(_work_place(destination.absolute()))
+    _remove_leftovers(destination.absolute())
+    if not destination.is_dir():
         return
     names = engine_names(destination)
+    if overwrite or names:
+        _refuse_foreign_folders(destination)
+    if overwrite:
+        return
     if name in names:
         raise CodetrError(
             f"{destination} has an engine {name}; give the new one another --name, or replace it with --overwrite"
@@ -138,6 +149,33 @@ def check_destination(destination: Path, name: str, overwrite: bool) -> None:
         raise CodetrError(
             f"{destination} is not empty and no repository of this project; name another, or add --overwrite to write "
             "beside what is there"
+        )
+
+
+def check_writable(folder: Path, option: str = "--repository") -> None:
+    """Check that something can be written to the `folder` that `option` names, which need not be there yet.
+
+    Raises:
+        CodetrError: it cannot; says why and what to do.
+    """
+    existing = folder.absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    try:
+        tempfile.TemporaryDirectory(prefix=".codetr-", dir=existing).cleanup()
+    except OSError as error:
+        raise CodetrError(
+            f"{existing} cannot be written ({error.strerror}); name another {option}, or let user {os.getuid()} write "
+            "there"
+        ) from error
+
+
+def _refuse_foreign_folders(destination: Path) -> None:
+    foreign = foreign_folders(destination)
+    if foreign:
+        raise CodetrError(
+            f"{destination} has folders that are no models: {', '.join(foreign)}; no tritonserver loads such a "
+            "repository, so move them away, or name another --repository"
         )
 
 
@@ -158,16 +196,15 @@ def _check_arguments(
 
 @contextmanager
 def _adding(destination: Path, name: str) -> Iterator[Path]:
-    """Give a folder to write to, whose content comes into `destination` only if nothing went wrong.
-
-    It lies beside `destination`, or inside where that is a mount of its own or its parent is not ours to write.
-    """
+    """Give a folder to write to, whose content comes into `destination` only if nothing went wrong."""
     destination = destination.absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    inside = destination.is_dir() and not _same_writable_disk(destination.parent, destination)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{destination.name}.", dir=destination if inside else destination.parent
-    ) as aside:
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=_work_place(destination)) as aside,
+        Path(aside, _LOCK).open("w") as lock,
+    ):
+        with suppress(OSError):  # a disk without locks: nobody will take the folder for a leftover
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         folder, former = Path(aside, "new"), Path(aside, "former")
         folder.mkdir()
         yield folder
@@ -178,6 +215,31 @@ def _adding(destination: Path, name: str) -> Iterator[Path]:
             _move_all([*moves, *((folder / part, destination / part) for part in parts)])
         else:
             folder.rename(destination)
+
+
+def _work_place(destination: Path) -> Path:
+    """Return where the work folder lies: beside `destination`, or inside where only that can be written or renamed."""
+    inside = destination.is_dir() and not _same_writable_disk(destination.parent, destination)
+    return destination if inside else destination.parent
+
+
+def _remove_leftovers(destination: Path) -> None:
+    """Remove the work folders of builds that were killed; those of running builds are locked.
+
+    Raises:
+        CodetrError: one holds parts of an engine, because the build was killed between its renames.
+    """
+    beside = destination.parent.glob(f".{glob.escape(destination.name)}.*/{_LOCK}")
+    for lock in (*destination.glob(f".*/{_LOCK}"), *beside):
+        folder = lock.parent
+        with suppress(OSError), lock.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if all(any(folder.glob(f"{part}/*")) for part in ("new", "former")):
+                raise CodetrError(
+                    f"a killed build has left parts of the engine it was replacing in {folder / 'former'}; move them "
+                    f"back to {destination}, or remove {folder}"
+                )
+            shutil.rmtree(folder)
 
 
 def _same_writable_disk(parent: Path, folder: Path) -> bool:

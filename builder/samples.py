@@ -52,7 +52,7 @@ def sample_images(class_names: Sequence[str], folder: Path | None = None, annota
             is taken, if it lists any of them.
 
     Raises:
-        CodetrError: the folder holds no readable images, or the annotations are not of them or of other classes.
+        CodetrError: the folder holds none or unreadable ones, or the annotations are not of them or of other classes.
     """
     if folder is None:
         if annotations is not None:
@@ -61,9 +61,15 @@ def sample_images(class_names: Sequence[str], folder: Path | None = None, annota
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
-    if not paths or any(image is None for image in images):
-        raise CodetrError(f"{folder} holds no readable images ({', '.join(IMAGE_SUFFIXES)}) to verify on")
+    if not paths:
+        raise CodetrError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}) to verify on")
     names = [path.name for path in paths]
+    unreadable = [name for name, image in zip(names, images, strict=True) if image is None]
+    if unreadable:
+        raise CodetrError(
+            f"{len(unreadable)} of {len(names)} images in {folder} cannot be read: {', '.join(unreadable[:5])}"
+            f"{', ...' if len(unreadable) > 5 else ''}; take them out, or name another folder"
+        )
     truth = _find_truth(folder, names, class_names, annotations)
     return Samples([np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images], names, truth)
 

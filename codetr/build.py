@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +27,7 @@ def build(
     height: Annotated[int | None, typer.Option(help="Input height in pixels; the variant's by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Input width in pixels; the variant's by default.")] = None,
     batch: Annotated[int, typer.Option(help="Largest batch.")] = 4,
-    static_batch: Annotated[bool, typer.Option(help="Only the largest batch, instead of 1 to it.")] = False,
+    static_batch: Annotated[bool, typer.Option(help="Only --batch, instead of 1 to it; not served above 1.")] = False,
     verify_images: Annotated[Path | None, typer.Option(help="Images to verify on; generated shapes else.")] = None,
     verify_annotations: Annotated[Path | None, typer.Option(help="Their COCO annotations, to compare AP too.")] = None,
     skip_verification: Annotated[
@@ -32,6 +36,9 @@ def build(
     name: Annotated[str, typer.Option(help="Of the ensemble; others beside it in the repository stay.")] = "codetr",
     overwrite: Annotated[bool, typer.Option(help="Replace the engine of this name.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the compilers' own logs.")] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for the verification's report and the log of a failed build.")
+    ] = None,
     plugin_nodes: Annotated[
         bool, typer.Option("--plugin-nodes", help="Only write model.onnx with TensorRT plugin nodes, for trtexec.")
     ] = False,
@@ -57,11 +64,22 @@ def build(
         raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(PRECISIONS)}")
     if (weights is None) != random_weights:
         raise CodetrError("give either --weights FILE, or --random-weights to measure speed without a checkpoint")
+    if static_batch and batch > 1 and not plugin_nodes:
+        raise CodetrError(
+            "a static batch above 1 cannot be served: the server asks for every batch from 1 on; leave out "
+            "--static-batch or give --batch 1"
+        )
     chosen = get_variant(variant)
     if classes is not None:
         class_names = tuple(read_class_names(classes, "--classes"))
         chosen = chosen.derive(f"{chosen.name}_{classes.stem}", class_names=class_names)
-    spec = InputSpec(height or chosen.input_size[0], width or chosen.input_size[1], batch, not static_batch)
+    default_height, default_width = chosen.input_size
+    spec = InputSpec(
+        default_height if height is None else height,
+        default_width if width is None else width,
+        batch,
+        not static_batch,
+    )
     options = BuildOptions(
         variant=chosen,
         spec=spec,
@@ -74,18 +92,31 @@ def build(
         name=name,
         overwrite=overwrite,
         verbose=verbose,
+        report=report,
         tensorrt=TensorRTSettings(
             optimization_level, timing_cache, version_compatible, hardware_compatible, fp32_accumulation
         ),
     )
     console = own_console()
     if plugin_nodes:
-        path = write_plugin_onnx(options, repository, Stages(console))
+        with _sigterm_cleans_up():
+            path = write_plugin_onnx(options, repository, Stages(console))
         console.print(f"[bold]{path}[/] is ready:\n{trtexec_line(path, spec)}", highlight=False, soft_wrap=True)
         return
-    result = build_repository(options, repository, Stages(console))
+    with _sigterm_cleans_up():
+        result = build_repository(options, repository, Stages(console))
     if result is not None:
         console.print(f"engine and detector agree: {result}", highlight=False, soft_wrap=True)
     console.print(
         f"[bold]{repository}[/] is ready: codetr serve --repository {repository}", highlight=False, soft_wrap=True
     )
+
+
+@contextmanager
+def _sigterm_cleans_up() -> Iterator[None]:
+    """Have SIGTERM, which `docker stop` sends, end a `with` block as Ctrl-C does."""
+    former = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

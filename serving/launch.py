@@ -26,7 +26,7 @@ from typing import IO
 from serving.child import bound_to_us
 from serving.contract import DETECTOR, ENSEMBLE, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
-from serving.manifest import FILES, check_files, check_versions, engine_names, read_manifest
+from serving.manifest import FILES, check_files, check_versions, engine_names, foreign_folders, read_manifest
 
 # Where the set-up puts the wheel that carries a tritonserver; see `INSTALL_HINT`.
 TRITON_FOLDER = Path(__file__).resolve().parent.parent / ".triton"
@@ -269,6 +269,11 @@ def check_repository(repository: Path) -> None:
                     raise CodetrError(f"{repository} is incomplete: {missing} is missing; build it again")
         check_files(repository, name)
         check_versions(repository, name)
+    if foreign := foreign_folders(repository):
+        raise CodetrError(
+            f"{repository} has folders that are no models: {', '.join(foreign)}; tritonserver would not start, so "
+            "remove them"
+        )
 
 
 def find_plugin(repository: Path) -> Path | None:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from serving.contract import DETECTOR, ENSEMBLE
+from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
 
 MANIFEST = "manifest.json"  # of the engine `codetr`
@@ -33,6 +33,14 @@ def engine_names(repository: Path) -> list[str]:
     names = {path.name.removesuffix(ending) for path in repository.glob(f"*{ending}")}
     names |= {path.name.removesuffix(f".{MANIFEST}") for path in repository.glob(f"*.{MANIFEST}")}
     return sorted(names | ({ENSEMBLE} if (repository / MANIFEST).is_file() else set()))
+
+
+def foreign_folders(repository: Path) -> list[str]:
+    """Return the names of a repository's folders that are no models, with which no tritonserver starts."""
+    models = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
+    own = {model_name(model, name) for name in engine_names(repository) for model in models}
+    folders = (path for path in repository.iterdir() if path.is_dir() and path.name not in own)
+    return sorted(folder.name for folder in folders if not (folder / "config.pbtxt").is_file())
 
 
 def sha256(path: Path) -> str:

@@ -1,16 +1,17 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from builder import get_variant
-from builder.build import BuildOptions, build_repository, keep_report
+from builder.build import BuildOptions, build_repository, keep_report, write_plugin_onnx
 from builder.demo import DEMO_WEIGHTS
 from builder.demo.dataset import write_dataset
-from builder.engines import EngineError, output_of
+from builder.engines import EngineError, output_of, plugin_onnx
 from builder.export import InputSpec
 from builder.manifest import describe, variant_of
 from builder.verify import VerificationError
@@ -26,7 +27,10 @@ SMALL = get_variant("co_dino_r50_12e").derive("small", num_classes=8, num_querie
     ("options", "message"),
     [
         ({"engine": "caffe"}, "engine 'caffe' is not known; expected onnx"),
-        ({"engine": "onnx", "precision": "float16"}, "onnx engine has no precision 'float16'; expected float32"),
+        (
+            {"engine": "onnx", "precision": "float16"},
+            "onnx engine has no precision fp16; give fp32, or use --engine torch",
+        ),
     ],
 )
 def test_impossible_options_are_named_before_anything_is_done(tmp_path, options, message):
@@ -62,6 +66,7 @@ def stand_in(monkeypatch):
         FILE_NAME="model.onnx",
         PRECISIONS=("float32",),
         device=lambda: "cpu",
+        check=lambda: None,
         extra_files=list,
         build=lambda program, path: path.write_bytes(b"an engine"),
         load=load,
@@ -114,10 +119,90 @@ def test_a_report_that_cannot_lie_beside_the_repository_is_kept_elsewhere(tmp_pa
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.md").write_text("differs")
     (tmp_path / "r-codetr-verification").write_text("a file of somebody else")
-    kept = keep_report(tmp_path / "report", tmp_path / "r", "codetr")
+    kept = keep_report(tmp_path / "report", tmp_path / "r-codetr-verification")
     assert (kept / "report.md").read_text() == "differs"
     assert (tmp_path / "r-codetr-verification").read_text() == "a file of somebody else"
     shutil.rmtree(kept.parent)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3], ids=["agrees", "disagrees"])
+def test_the_report_goes_where_it_is_asked_for(tmp_path, stand_in, photos, shift):
+    stand_in.shift = shift
+    options = BuildOptions(SMALLEST, SPEC, verify_images=photos, report=tmp_path / "mounted" / "report")
+    with nullcontext() if shift == 0 else pytest.raises(VerificationError, match="mounted/report/r-codetr-verific"):
+        build_repository(options, tmp_path / "r")
+    assert (tmp_path / "mounted" / "report" / "r-codetr-verification" / "report.md").is_file()
+    assert not (tmp_path / "r-codetr-verification").exists()
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [("r/report", "lies in --repository, where"), ("file/report", r"file cannot be written .* name another --report")],
+)
+def test_an_impossible_report_folder_is_named_at_once(tmp_path, monkeypatch, report, message):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("builder.build.load", lambda options: pytest.fail("the weights were loaded"))
+    with pytest.raises(CodetrError, match=message):
+        build_repository(BuildOptions(SMALLEST, SPEC, report=tmp_path / report), tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory; end what else runs on the GPU .* --batch"),
+        (MemoryError(), "MemoryError; memory is full: end other programs, or choose a smaller --batch or size"),
+        (RuntimeError("x DefaultCPUAllocator: can't allocate memory\nmore"), "can't allocate memory; memory is full"),
+        (OSError(28, "No space left on device", "/x"), "No space left on device: '/x'; look at that path's disk"),
+    ],
+    ids=["GPU", "host", "PyTorch on the host", "disk"],
+)
+@pytest.mark.parametrize("step", ["export_detector", "compare_engine", "write_repository"])
+def test_full_memory_and_disks_are_one_line(tmp_path, stand_in, photos, monkeypatch, step, error, message):
+    def full(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(f"builder.build.{step}", full)
+    with pytest.raises(CodetrError, match=f"^'(export|verify|write repository)' failed: .*{message}"):
+        build_repository(BuildOptions(SMALLEST, SPEC, verify_images=photos), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    assert (tmp_path / "r-codetr-build.log").exists() == (step == "export_detector")
+
+
+def test_no_folder_for_temporary_files_is_named(tmp_path, stand_in, photos, monkeypatch):
+    def nowhere():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("builder.build.tempfile.gettempdir", nowhere)
+    with pytest.raises(CodetrError, match="no folder for temporary files; set TMPDIR"):
+        build_repository(BuildOptions(SMALLEST, SPEC, verify_images=photos), tmp_path / "r")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, EngineError("the checker says no")])
+def test_a_failed_plugin_file_leaves_the_former(tmp_path, monkeypatch, error):
+    def half(program, path):
+        path.write_bytes(b"half")
+        raise error
+
+    folder = tmp_path / "plugin"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"the former")
+    monkeypatch.setattr("builder.build.export_detector", lambda *args: None)
+    monkeypatch.setattr(plugin_onnx, "build", half)
+    with pytest.raises((KeyboardInterrupt, EngineError)):
+        write_plugin_onnx(BuildOptions(SMALLEST, SPEC, overwrite=True, report=tmp_path / "log"), folder)
+    assert [path.name for path in folder.iterdir()] == ["model.onnx"]
+    assert (folder / "model.onnx").read_bytes() == b"the former"
+    kept = [path.name for path in (tmp_path / "log").iterdir()]
+    assert kept == ([] if error is KeyboardInterrupt else ["plugin-codetr-build.log"])
+
+
+def test_a_plugin_file_replaces_the_former(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"the former")
+    monkeypatch.setattr("builder.build.export_detector", lambda *args: None)
+    monkeypatch.setattr(plugin_onnx, "build", lambda program, path: path.write_bytes(b"the new"))
+    path = write_plugin_onnx(BuildOptions(SMALLEST, SPEC, overwrite=True), tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+    assert path.read_bytes() == b"the new"
 
 
 def test_the_shapes_detector_is_compared_by_ap_too(tmp_path, stand_in):

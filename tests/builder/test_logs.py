@@ -6,6 +6,7 @@ import pytest
 
 from builder.engines import EngineError
 from builder.logs import compiler_logs
+from serving.errors import CodetrError
 
 
 def speak():
@@ -55,6 +56,14 @@ def test_verbose_shows_everything_and_keeps_nothing(tmp_path, capfd):
     for word in ("printed", "logged", "written"):
         assert word in shown
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_is_kept_whatever_was_raised(tmp_path):
+    log = tmp_path / "build.log"
+    expected = pytest.raises(CodetrError, match=r"^KeyError: 'an operator'; the compilers' log is .*build\.log")
+    with expected, compiler_logs(False, log):
+        raise KeyError("an operator")
+    assert "Traceback" in log.read_text()
 
 
 def test_ctrl_c_gives_the_terminal_back(tmp_path, capfd):

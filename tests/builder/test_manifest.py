@@ -36,6 +36,7 @@ def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):
         FILE_NAME="model.plan",
         PRECISIONS=("float32",),
         device=lambda: "cpu",
+        check=lambda: None,
         extra_files=list,
         build=lambda program, path, settings: path.write_bytes(b"a plan"),
     )

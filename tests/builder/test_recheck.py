@@ -26,6 +26,7 @@ def test_the_detector_lies_where_the_engine_runs_whatever_the_machine_has(machin
         return SimpleNamespace(check=lambda hint: Verification(1, 1, 1.0, 1.0, 0.0, 0.0, 1.0, None))
 
     monkeypatch.setattr(recheck, "check_files", lambda *args: None)
+    monkeypatch.setattr(recheck, "check_described", lambda *args: None)
     monkeypatch.setattr(recheck, "read_manifest", lambda *args: manifest)
     monkeypatch.setattr(recheck, "sample_images", lambda *args: None)
     monkeypatch.setattr(recheck, "_engine", lambda manifest: engine)

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from builder.repository import TEMPLATES, write_repository
+from builder.repository import TEMPLATES, _adding, check_destination, write_repository
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, engine_names, read_manifest, sha256
@@ -156,6 +161,85 @@ def test_a_foreign_folder_is_refused_unless_told_and_keeps_its_files(tmp_path: P
     assert files(folder) == {"holiday.jpg"}
     write(folder, engine_file, overwrite=True)
     assert files(folder) > {"holiday.jpg", "manifest.json"}
+
+
+def test_a_folder_that_holds_folders_is_refused_with_their_names(tmp_path: Path, engine_file: Path) -> None:
+    for folder in ("photos", ".hidden"):
+        (tmp_path / "mine" / folder).mkdir(parents=True)
+    with pytest.raises(CodetrError, match=r"mine has folders that are no models: \.hidden, photos; .* move them away"):
+        write(tmp_path / "mine", engine_file, overwrite=True)
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {"photos", ".hidden"}
+
+
+def test_a_damaged_engine_can_be_replaced(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    (repository / PREPROCESS / "config.pbtxt").unlink()
+    write(repository, engine_file, overwrite=True)
+    assert files(repository) >= COMMON
+
+
+def test_a_place_below_a_file_is_refused_at_once(tmp_path: Path, engine_file: Path) -> None:
+    with pytest.raises(CodetrError, match=r"some-engine\.bin cannot be written \(Not a directory\); name another"):
+        check_destination(engine_file / "deep" / "repository", "codetr", overwrite=False)
+
+
+@pytest.mark.parametrize("protected", ["repository", "."], ids=["the repository", "the folder around a new one"])
+def test_a_folder_of_another_user_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protected: str
+) -> None:
+    if protected == "repository":
+        (tmp_path / "repository").mkdir()
+    make = tempfile.TemporaryDirectory
+
+    def refused(prefix: str, dir: Path) -> Any:  # noqa: A002  # the standard library's name
+        if dir == tmp_path / protected:
+            raise PermissionError(13, "Permission denied")
+        return make(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr("builder.repository.tempfile.TemporaryDirectory", refused)
+    with pytest.raises(CodetrError, match=rf"cannot be written \(Permission denied\); .* let user {os.getuid()} write"):
+        check_destination(tmp_path / "repository", "codetr", overwrite=False)
+
+
+def killed_build(repository: Path, inside: bool) -> Path:
+    """Have a build killed while it writes; return its work folder."""
+    code = (
+        "import os, pathlib, signal, sys, builder.repository as r\n"
+        f"r._same_writable_disk = lambda parent, folder: {not inside}\n"
+        "with r._adding(pathlib.Path(sys.argv[1]), 'codetr') as folder:\n"
+        "    print(folder.parent, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(repository)], stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    return Path(done.stdout.strip())
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_next_build_removes_what_a_killed_one_left(tmp_path: Path, engine_file: Path, inside: bool) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    left = killed_build(repository, inside)
+    assert left.parent == (repository if inside else tmp_path)
+    write(repository, engine_file, name="large")
+    assert not left.exists()
+    assert engine_names(repository) == ["codetr", "large"]
+
+
+def test_the_work_folder_of_a_running_build_stays(tmp_path: Path) -> None:
+    with _adding(tmp_path / "repository", "codetr") as folder:
+        check_destination(tmp_path / "repository", "large", overwrite=False)
+        assert folder.is_dir()
+
+
+def test_parts_that_a_killed_build_moved_aside_are_not_removed(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    left = killed_build(repository, inside=True)
+    (left / "new" / DETECTOR).mkdir()
+    (left / "former").mkdir()
+    shutil.move(repository / DETECTOR, left / "former")
+    with pytest.raises(CodetrError, match=r"parts of the engine it was replacing in .*former; move them back to"):
+        write(repository, engine_file, overwrite=True)
+    assert (left / "former" / DETECTOR / "1" / "model.onnx").is_file()
 
 
 def test_a_second_engine_has_its_own_ensemble_and_leaves_the_first_alone(tmp_path: Path, engine_file: Path) -> None:

@@ -1,10 +1,10 @@
 """`codetr build` as a user meets it: each fault is one line that says what to do, and Ctrl-C leaves nothing."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -46,11 +46,20 @@ def fault(tmp_path, monkeypatch, capsys):
         pytest.param(["co_dino_r50_12e", *DEMO[1:]], "the checkpoint names 8 classes, variant", id="class names"),
         pytest.param([*DEMO, "--height", "16"], "height=16 is too small; expected 32 to 4096", id="small"),
         pytest.param([*DEMO, "--width", "5000"], "width=5000 is too large; expected 32 to 4096", id="large"),
+        pytest.param([*DEMO, "--height", "0"], "height=0 is too small; expected 32 to 4096", id="no height"),
+        pytest.param([*DEMO, "--width", "0"], "width=0 is too small; expected 32 to 4096", id="no width"),
+        pytest.param([*DEMO, "--static-batch"], "a static batch above 1 cannot be served", id="static batch"),
+        pytest.param([*DEMO, "--precision", "fp16"], "no precision fp16; give fp32, or use --engine torch", id="fp16"),
+        pytest.param(
+            [*DEMO, "--plugin-nodes", "--name", "x", "--verify-images", "y", "--skip-verification"],
+            "--name, --verify-images, --skip-verification: without effect, since --plugin-nodes writes",
+            id="without effect",
+        ),
         pytest.param([*DEMO, "--batch", "0"], "batch=0 is too small; expected 1 to 256", id="batch"),
         pytest.param([*DEMO, "--engine", "caffe"], "engine 'caffe' is not known; expected onnx, torch", id="engine"),
         pytest.param([*DEMO, "--precision", "int8"], "--precision 'int8' is not known; expected fp32", id="precision"),
         pytest.param([*DEMO, "--name", "a.b"], "--name 'a.b' is not possible; expected letters", id="name"),
-        pytest.param([*DEMO, "--verify-images", "absent"], "absent holds no readable images (.jpg, .jpeg", id="images"),
+        pytest.param([*DEMO, "--verify-images", "absent"], "absent holds no images (.jpg, .jpeg", id="images"),
         pytest.param([*DEMO, "--optimization-level", "3"], "settings are not for the onnx engine", id="settings"),
     ],
 )
@@ -99,6 +108,21 @@ def test_a_full_disk(fault, monkeypatch):
     )
 
 
+def test_a_full_disk_for_the_plugin_file(fault, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
+    assert "has 0.0 GiB free, the build needs 0.1 GiB" in fault(*DEMO, "--plugin-nodes")
+
+
+def test_a_file_as_the_plugin_files_folder(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = ["codetr", "build", *DEMO, "--plugin-nodes", "--repository", str(tmp_path / "file")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr("builder.build.load", lambda options: pytest.fail("the weights were loaded"))
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert f"error: {tmp_path / 'file'} cannot be written (Not a directory)" in capsys.readouterr().err
+
+
 def test_no_gpu(fault, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "the tensorrt engine needs an NVIDIA GPU and a CUDA build of PyTorch; use --engine onnx" in fault(
@@ -120,6 +144,7 @@ def test_a_gpu_without_room(fault, monkeypatch, batch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 2**30, 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr("builder.engines.torch.check", lambda: None)
     monkeypatch.setattr("builder.build.export_detector", lambda *arguments: pytest.fail("the export was started"))
     line = fault(*DEMO, "--engine", "torch", "--batch", str(batch), "--height", "640", "--width", "960")
     needed = batch * 640 * 960 * 1900 / 2**30 + 1
@@ -142,10 +167,14 @@ def test_a_failed_compilation_names_its_log(fault, monkeypatch, tmp_path):
     assert "a compiler's complaint" in log.read_text()
 
 
-def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path):
-    command = [str(Path(sys.executable).parent / "codetr"), "build", *DEMO, "--height", "64", "--width", "96"]
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path, sent, status):
+    command = [sys.executable, "-c", "from codetr.cli import main; main()", "build", *DEMO]
+    command += ["--height", "64", "--width", "96"]
+    (tmp_path / "tmp").mkdir()
     process = subprocess.Popen(
         [*command, "--repository", str(tmp_path / "repository")],
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -153,11 +182,12 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path):
     try:
         assert process.stdout is not None
         assert "load weights" in process.stdout.readline()
-        process.send_signal(signal.SIGINT)  # the export is under way, or about to be
+        process.send_signal(sent)  # the export is under way, or about to be
         output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in output
     assert "verify" not in output
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
+    assert [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("codetr-")] == []

@@ -60,6 +60,15 @@ def test_every_engine_must_be_complete(repository: Path, part: str) -> None:
         check_repository(repository)
 
 
+def test_folders_that_are_no_models_are_named(repository: Path) -> None:
+    (repository / ".repository.abcdefgh").mkdir()
+    (repository / "photos").mkdir()
+    (repository / "another_model").mkdir()
+    (repository / "another_model" / "config.pbtxt").touch()
+    with pytest.raises(CodetrError, match=r"that are no models: \.repository\.abcdefgh, photos; .* remove them"):
+        check_repository(repository)
+
+
 def test_every_engines_files_are_compared_with_their_hashes(repository: Path) -> None:
     add_engine(repository, "large", plugin="built")
     check_repository(repository)
