@@ -188,17 +188,26 @@ def _remedy(error: Exception) -> str | None:
     return None
 
 
-def _engine(options: BuildOptions) -> Any:
-    """Return the module of the engine, whose names `builder.engines` lists."""
-    if options.engine not in ENGINES:
-        raise EngineError(f"engine {options.engine!r} is not known; expected {', '.join(ENGINES)}")
-    engine = importlib.import_module(f"builder.engines.{options.engine}")
-    if options.precision not in engine.PRECISIONS:
+def engine_module(kind: str) -> Any:
+    """Return the module of an engine, whose names `builder.engines` lists; raises EngineError for an unknown one."""
+    if kind not in ENGINES:
+        raise EngineError(f"engine {kind!r} is not known; expected {', '.join(ENGINES)}")
+    return importlib.import_module(f"builder.engines.{kind}")
+
+
+def check_precision(kind: str, precision: str) -> None:
+    """Raise EngineError if an engine does not exist in a precision."""
+    known = engine_module(kind).PRECISIONS
+    if precision not in known:
         raise EngineError(
-            f"the {options.engine} engine has no precision {_option(options.precision)}; give "
-            f"{', '.join(map(_option, engine.PRECISIONS))}, or use --engine torch for half precision"
+            f"the {kind} engine has no precision {_option(precision)}; give {', '.join(map(_option, known))}, or use "
+            "--engine torch for half precision"
         )
-    return engine
+
+
+def _engine(options: BuildOptions) -> Any:
+    check_precision(options.engine, options.precision)
+    return engine_module(options.engine)
 
 
 def _option(precision: str) -> str:

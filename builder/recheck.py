@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from builder.build import ENGINES, compare_engine
+from builder.build import compare_engine, engine_module
 from builder.checkpoint import load_detector, random_detector
 from builder.export import InputSpec
 from builder.manifest import check_described, variant_of
@@ -63,18 +61,12 @@ def verify_repository(
     samples = sample_images(variant.class_names or (), verify_images, verify_annotations)
     detector = random_detector(variant, manifest["seed"]) if file is None else load_detector(variant, file)
     spec = InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], manifest["dynamic_batch"])
-    engine = _engine(manifest)
+    engine = engine_module(manifest["engine"])
     run = engine.load(repository / model_name(DETECTOR, name) / "1" / engine.FILE_NAME, spec)
     comparison = compare_engine(detector.to(run.device), run, samples, spec, manifest["precision"])
     if report is None:
         return comparison.check("; --report FOLDER shows where")
     return comparison.check(f"; see {write_report(report, comparison, samples, manifest)}")
-
-
-def _engine(manifest: Mapping[str, Any]) -> Any:
-    if manifest["engine"] not in ENGINES:
-        raise CodetrError(f"engine {manifest['engine']!r} is not known; expected {', '.join(ENGINES)}")
-    return importlib.import_module(f"builder.engines.{manifest['engine']}")
 
 
 def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequence[Path]) -> Path | None:
@@ -85,7 +77,7 @@ def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequ
         raise CodetrError(f"give --weights: the engine {name} was built from {built_from['file']}")
     missing = [path for path in weights if not path.is_file()]
     if missing:
-        raise CodetrError(f"no checkpoint at {missing[0]}")
+        raise CodetrError(f"no checkpoint at {missing[0]}; the engine {name} was built from {built_from['file']}")
     hashes = {path: sha256(path) for path in weights}
     found = next((path for path, digest in hashes.items() if digest == built_from["sha256"]), None)
     if found is None:

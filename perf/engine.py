@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from builder.build import BuildOptions, Stage, build_repository
+from builder.build import BuildOptions, Stage, build_repository, engine_module
 from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
 from builder.co_dino.model import CoDINO
 from builder.cuda_operator import load_cuda_operator
@@ -29,7 +29,7 @@ from builder.verify import fit, overall, run_batched
 from perf import trtexec
 from perf.engine_profile import profile
 from perf.engine_report import KIND, PYTORCH, RESULTS, published_ms, write
-from perf.engine_targets import Target, check, engine_module
+from perf.engine_targets import Target, check
 from perf.flops import TOTAL, count_flops
 from perf.latency import gemm_rate, measure_latency, sm_clock_mhz, used_memory
 from perf.machine import header

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from builder.build import ENGINES
+from builder.build import check_precision, engine_module
 from builder.checkpoint import Precision
 from builder.co_dino.config import Variant
 from builder.export import InputSpec
@@ -41,13 +40,6 @@ class Target:
         return self.repository / model_name(DETECTOR, self.name) / "1" / engine_module(self.engine).FILE_NAME
 
 
-def engine_module(kind: str) -> Any:
-    """Return the module of an engine, whose names `builder.engines` lists; raises CodetrError for an unknown one."""
-    if kind not in ENGINES:
-        raise CodetrError(f"engine {kind!r} is not known; expected {', '.join(ENGINES)}")
-    return importlib.import_module(f"builder.engines.{kind}")
-
-
 def new_targets(
     variant: Variant,
     sizes: Sequence[tuple[int, int]],
@@ -63,10 +55,8 @@ def new_targets(
     Raises:
         CodetrError: the engine does not exist, or not in that precision.
     """
-    module = engine_module(engine)
-    chosen: Precision = precision or ("float16" if module.device() == "cuda" else "float32")
-    if chosen not in module.PRECISIONS:
-        raise CodetrError(f"the {engine} engine has no {chosen}; expected {', '.join(module.PRECISIONS)}")
+    chosen: Precision = precision or ("float16" if engine_module(engine).device() == "cuda" else "float32")
+    check_precision(engine, chosen)
     return [
         Target(
             variant,

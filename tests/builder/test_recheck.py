@@ -29,7 +29,7 @@ def test_the_detector_lies_where_the_engine_runs_whatever_the_machine_has(machin
     monkeypatch.setattr(recheck, "check_described", lambda *args: None)
     monkeypatch.setattr(recheck, "read_manifest", lambda *args: manifest)
     monkeypatch.setattr(recheck, "sample_images", lambda *args: None)
-    monkeypatch.setattr(recheck, "_engine", lambda manifest: engine)
+    monkeypatch.setattr(recheck, "engine_module", lambda kind: engine)
     monkeypatch.setattr(recheck, "compare_engine", compare)
     recheck.verify_repository(Path("repository"), "codetr")
     assert compared == [("meta", Path("repository/codetr_detector/1/model.pt2"))]

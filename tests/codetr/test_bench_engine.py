@@ -80,7 +80,10 @@ def test_a_repository_gives_size_and_precision(
         (["no_such", "--random-weights"], "unknown variant 'no_such'"),
         (["co_dino_demo", "--random-weights", "--size", "1152"], "expected WIDTHxHEIGHT"),
         (["co_dino_demo", "--random-weights", "--size", "16x16"], "height=16 is too small"),
-        (["co_dino_demo", "--random-weights", "--engine", "onnx", "--precision", "fp16"], "onnx engine has no float16"),
+        (
+            ["co_dino_demo", "--random-weights", "--engine", "onnx", "--precision", "fp16"],
+            "onnx engine has no precision fp16; give fp32",
+        ),
         (["--random-weights", "--repository", "/no/such"], "no repository at /no/such"),
     ],
 )

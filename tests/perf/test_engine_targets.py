@@ -33,5 +33,5 @@ def test_impossible_measurements_are_named_at_once(
 
 
 def test_an_engine_has_only_its_own_precisions(tmp_path: Path) -> None:
-    with pytest.raises(CodetrError, match="the onnx engine has no float16; expected float32"):
+    with pytest.raises(CodetrError, match="the onnx engine has no precision fp16; give fp32"):
         new_targets(SMALL, [(96, 64)], "onnx", "float16", 1, tmp_path)
