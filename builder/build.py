@@ -18,10 +18,10 @@ import torch
 from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
 from builder.co_dino.config import Variant
 from builder.co_dino.model import CoDINO
-from builder.engines import EngineError, Runner
+from builder.engines import EngineError, Runner, first_line
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
-from builder.logs import compiler_logs, first_line
+from builder.logs import compiler_logs
 from builder.manifest import describe
 from builder.report import FIGURES, write_report
 from builder.repository import check_destination, check_writable, write_repository
@@ -174,7 +174,7 @@ def _running(stage: Stage, name: str, logs: Callable[[], AbstractContextManager[
             remedy = _remedy(error)
             if remedy is None:
                 raise
-            raise CodetrError(f"{name!r} failed: {first_line(error) or type(error).__name__}; {remedy}") from error
+            raise CodetrError(f"{name!r} failed: {first_line(error)}; {remedy}") from error
 
 
 def _remedy(error: Exception) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from builder.engines import first_line
 from serving.errors import CodetrError
 
 # Those of `torch` have a handler of PyTorch's own on standard error.
@@ -52,11 +53,6 @@ def compiler_logs(verbose: bool, kept: Path) -> Iterator[None]:
             if isinstance(error, CodetrError):
                 raise type(error)(f"{error}; {log}") from error
             raise CodetrError(f"{type(error).__name__}: {first_line(error)}; {log}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message."""
-    return str(error).strip().partition("\n")[0]
 
 
 @contextmanager
