@@ -31,6 +31,7 @@ from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
 ENGINES = ("onnx", "torch", "tensorrt")
+_OPTIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # what the command line calls the precisions
 # Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
 # detector that was exported, and the engine.
 WORKING_COPIES = 3
@@ -200,7 +201,8 @@ def check_precision(kind: str, precision: str) -> None:
     known = engine_module(kind).PRECISIONS
     if precision not in known:
         raise EngineError(
-            f"the {kind} engine has no precision {_option(precision)}; give {', '.join(map(_option, known))}, or use "
+            f"the {kind} engine has no precision {_OPTIONS[precision]}; give "
+            f"{', '.join(_OPTIONS[each] for each in known)}, or use "
             "--engine torch for half precision"
         )
 
@@ -208,11 +210,6 @@ def check_precision(kind: str, precision: str) -> None:
 def _engine(options: BuildOptions) -> Any:
     check_precision(options.engine, options.precision)
     return engine_module(options.engine)
-
-
-def _option(precision: str) -> str:
-    """Return what the command line calls a precision: fp32, fp16 or bf16."""
-    return precision.replace("float", "f" if precision.startswith("b") else "fp")
 
 
 def load(options: BuildOptions) -> CoDINO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -79,11 +79,10 @@ TRAINING_ONLY = (
 RECOMPUTED = (r"\.relative_position_index$", r"\.num_batches_tracked$")
 
 _DERIVE = "name its classes with --classes FILE, one a line, or derive a variant with them"
-LISTED_FAULTS = 5  # of each kind; a checkpoint of another network has hundreds
 
 
 class CheckpointError(CodetrError):
-    """Weights that cannot be loaded; the message names keys or says what is wrong with the file."""
+    """Weights that cannot be loaded; the message lists the keys or says what is wrong with the file."""
 
 
 class Checkpoint(NamedTuple):
@@ -277,24 +276,15 @@ def _check_classes(state: Mapping[str, Tensor], variant: Variant) -> None:
 
 
 def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    faults = {
-        "missing": [f"{key} {tuple(expected[key].shape)}" for key in expected if key not in state],
-        "unexpected": [f"{key} {tuple(state[key].shape)}" for key in state if key not in expected],
-        "wrong shape": [
-            f"{key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-            for key in expected
-            if key in state and state[key].shape != expected[key].shape
-        ],
-    }
-    count = sum(map(len, faults.values()))
-    if count:
-        lines = [line for kind, found in faults.items() for line in _shortened(kind, found)]
+    faults = [f"missing: {key} {tuple(expected[key].shape)}" for key in expected if key not in state]
+    faults += [f"unexpected: {key} {tuple(state[key].shape)}" for key in state if key not in expected]
+    faults += [
+        f"wrong shape: {key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    if faults:
         raise CheckpointError(
-            f"the checkpoint does not fit this variant, {count} keys differ (other backbone, class or query "
-            "count?):\n  " + "\n  ".join(lines)
+            f"the checkpoint does not fit this variant, {len(faults)} keys differ (other backbone, class or query "
+            "count?):\n  " + "\n  ".join(faults)
         )
-
-
-def _shortened(kind: str, faults: Sequence[str]) -> list[str]:
-    lines = [f"{kind}: {fault}" for fault in faults[:LISTED_FAULTS]]
-    return lines if len(faults) <= LISTED_FAULTS else [*lines, f"{kind}: and {len(faults) - LISTED_FAULTS} more"]

@@ -42,7 +42,7 @@ class Limits:
 # 8 images), 95 % of scores within 0.012, AP +0.001; bfloat16 91.5 % (88.3 %), 0.043, AP +0.001 (-0.011). The largest
 # score difference has no limit: where rounding swaps two encoder proposals a whole query changes, and 0.6 is seen. The
 # ONNX engine in float32 finds 99.2 % at 96x64. One wrong weight in the query embedding leaves 62 %. The other direction
-# is alike: of the worst 8 images on a CPU, float16 98.2 % and 98.1 % back, bfloat16 88.5 % and 89.6 %.
+# is alike: of 8 generated images of 480x320 on a CPU, float16 98.2 % and 98.1 % back, bfloat16 88.5 % and 89.6 %.
 LIMITS = {
     "float32": Limits(min_matched=0.98, max_usual_score_difference=1e-3, max_ap_loss=0.005),
     "float16": Limits(min_matched=0.93, max_usual_score_difference=0.04, max_ap_loss=0.02),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from codetr.build import PRECISIONS
 from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from perf.accuracy.detectors import Detect
 
 Source = Literal["server", "pytorch", "onnx"]
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def evaluate(

@@ -82,41 +82,26 @@ constexpr double borderCost(int32_t i, int32_t count, double const (&savings)[2]
     return from_border < 2 ? 1 - savings[from_border] : 1;
 }
 
-// The heights of row `i` of tiles on the maps, counted as what a query in it costs.
+// The height of row `i` of tiles on a map and the width of column `j`, counted as what a query in them costs.
 template <int kMaps>
-struct TileHeights {
-    double of[kMaps];
-
-    TileHeights(QueryTiles<kMaps> const& tiles, int32_t i) {
-        double const cost = borderCost(i, tiles.rows, kRowSavings);
-        for (int32_t m = 0; m < tiles.maps; ++m) of[m] = (tiles.top(m, i + 1) - tiles.top(m, i)) * cost;
-    }
-};
-
-// The widths of column `j` of tiles, likewise.
+inline double heightCost(QueryTiles<kMaps> const& tiles, int32_t index, int32_t i) {
+    return (tiles.top(index, i + 1) - tiles.top(index, i)) * borderCost(i, tiles.rows, kRowSavings);
+}
 template <int kMaps>
-struct TileWidths {
-    double of[kMaps];
-
-    TileWidths(QueryTiles<kMaps> const& tiles, int32_t j) {
-        double const cost = borderCost(j, tiles.columns, kColumnSavings);
-        for (int32_t m = 0; m < tiles.maps; ++m) of[m] = (tiles.left(m, j + 1) - tiles.left(m, j)) * cost;
-    }
-};
+inline double widthCost(QueryTiles<kMaps> const& tiles, int32_t index, int32_t j) {
+    return (tiles.left(index, j + 1) - tiles.left(index, j)) * borderCost(j, tiles.columns, kColumnSavings);
+}
 
 // What all queries cost.
 template <int kMaps>
 inline double totalCost(QueryTiles<kMaps> const& tiles) {
-    double heights[kMaps] = {}, widths[kMaps] = {}, total = 0;
-    for (int32_t i = 0; i < tiles.rows; ++i) {
-        TileHeights<kMaps> const row(tiles, i);
-        for (int32_t m = 0; m < tiles.maps; ++m) heights[m] += row.of[m];
+    double total = 0;
+    for (int32_t m = 0; m < tiles.maps; ++m) {
+        double height = 0, width = 0;
+        for (int32_t i = 0; i < tiles.rows; ++i) height += heightCost(tiles, m, i);
+        for (int32_t j = 0; j < tiles.columns; ++j) width += widthCost(tiles, m, j);
+        total += height * width;
     }
-    for (int32_t j = 0; j < tiles.columns; ++j) {
-        TileWidths<kMaps> const column(tiles, j);
-        for (int32_t m = 0; m < tiles.maps; ++m) widths[m] += column.of[m];
-    }
-    for (int32_t m = 0; m < tiles.maps; ++m) total += heights[m] * widths[m];
     return total;
 }
 
@@ -127,11 +112,11 @@ inline void cutIntoShares(QueryTiles<kMaps> const& tiles, int32_t shares, TilePl
     double before = 0;
     int32_t share = 0;
     for (int32_t i = 0; i < tiles.rows; ++i) {
-        TileHeights<kMaps> const row(tiles, i);
+        double heights[kMaps];
+        for (int32_t m = 0; m < tiles.maps; ++m) heights[m] = heightCost(tiles, m, i);
         for (int32_t k = 0; k < tiles.columns; ++k) {
-            TileWidths<kMaps> const column(tiles, tiles.column(i, k));
             double cost = 0;
-            for (int32_t m = 0; m < tiles.maps; ++m) cost += row.of[m] * column.of[m];
+            for (int32_t m = 0; m < tiles.maps; ++m) cost += heights[m] * widthCost(tiles, m, tiles.column(i, k));
             for (; share < shares && total * share < (before + cost) * shares; ++share) {
                 double const fraction = (total * share / shares - before) / cost;
                 places[share] = TilePlace::at(i * tiles.columns + k, fraction > 0 ? fraction : 0);

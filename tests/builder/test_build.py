@@ -17,7 +17,7 @@ from builder.manifest import describe, variant_of
 from builder.verify import VerificationError
 from serving.errors import CodetrError
 from serving.manifest import engine_names, read_manifest
-from tests.smallest import SMALLEST
+from tests.smallest import SMALLEST, stand_in_engine
 
 SPEC = InputSpec(64, 96)
 SMALL = get_variant("co_dino_r50_12e").derive("small", num_classes=8, num_queries=50)
@@ -62,14 +62,8 @@ def stand_in(monkeypatch):
 
         return run
 
-    engine = SimpleNamespace(
-        FILE_NAME="model.onnx",
-        PRECISIONS=("float32",),
-        device=lambda: "cpu",
-        check=lambda: None,
-        extra_files=list,
-        build=lambda program, path: path.write_bytes(b"an engine"),
-        load=load,
+    engine = stand_in_engine(
+        FILE_NAME="model.onnx", build=lambda program, path: path.write_bytes(b"an engine"), load=load
     )
     monkeypatch.setattr("builder.build.export_detector", export)
     monkeypatch.setattr("builder.build._engine", lambda options: engine)

@@ -1,12 +1,10 @@
-from types import SimpleNamespace
-
 from builder import plugin
 from builder.build import BuildOptions, build_repository
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec
 from builder.manifest import describe
 from serving.manifest import read_manifest
-from tests.smallest import SMALLEST
+from tests.smallest import SMALLEST, stand_in_engine
 
 SPEC = InputSpec(64, 96)
 
@@ -32,13 +30,8 @@ def test_the_plugins_version_is_that_of_plans():
 
 
 def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):
-    compiler = SimpleNamespace(
-        FILE_NAME="model.plan",
-        PRECISIONS=("float32",),
-        device=lambda: "cpu",
-        check=lambda: None,
-        extra_files=list,
-        build=lambda program, path, settings: path.write_bytes(b"a plan"),
+    compiler = stand_in_engine(
+        FILE_NAME="model.plan", build=lambda program, path, settings: path.write_bytes(b"a plan")
     )
     monkeypatch.setattr("builder.build._engine", lambda options: compiler)
     monkeypatch.setattr("builder.build.export_detector", lambda detector, spec: None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.cuda_operator import CudaOperatorError, find_nvcc
+from builder.cuda_operator import find_nvcc
 
 SOURCES = Path(__file__).parents[2] / "plugin_src"
 
@@ -40,14 +40,9 @@ def build_folder(tmp_path_factory):
     headers = os.environ.get("TENSORRT_INCLUDE_DIR")
     if not headers:
         pytest.skip("TENSORRT_INCLUDE_DIR is not set: the plugin was not compiled and its test host was skipped")
-    if not shutil.which("cmake"):
-        pytest.skip("needs cmake")
-    try:
-        nvcc = find_nvcc()
-    except CudaOperatorError as error:
-        pytest.skip(str(error))
+    # Who names the headers wants the plugin tested: without cmake or nvcc that fails.
     folder = tmp_path_factory.mktemp("plugin")
-    settings = (f"-DTENSORRT_INCLUDE_DIR={headers}", f"-DCODETR_NVCC={nvcc}", "-DCODETR_ARCHITECTURES=80;90")
+    settings = (f"-DTENSORRT_INCLUDE_DIR={headers}", f"-DCODETR_NVCC={find_nvcc()}", "-DCODETR_ARCHITECTURES=80;90")
     run("cmake", "-S", SOURCES, "-B", folder, *settings)
     run("cmake", "--build", folder, "-j2")
     return folder
