@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
+from builder.checkpoint import DTYPES, CheckpointError, Precision, load_detector, random_detector
 from builder.co_dino.config import Variant
 from builder.co_dino.model import CoDINO
 from builder.engines import EngineError, Runner, first_line
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
-from builder.logs import compiler_logs
+from builder.logs import compiler_logs, keep_text
 from builder.manifest import describe
 from builder.report import FIGURES, write_report
 from builder.repository import check_destination, check_writable, write_repository
@@ -86,7 +86,7 @@ def build_repository(
     engine.check()  # or no compiler
     _prepare_report(options.report, repository)
     with _running(stage, "load weights"):
-        reference = load(options)
+        reference = _load_or_log(options, repository)
     options = replace(options, variant=reference.variant)  # now with the checkpoint's class names
     samples = sample_images(options.variant.class_names or (), options.verify_images, options.verify_annotations)
     _check_disk(reference, repository)
@@ -137,7 +137,7 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
         raise EngineError(f"{path} exists; name another folder, or add --overwrite")
     _prepare_report(options.report, folder)
     with _running(stage, "load weights"):
-        detector = load(options)
+        detector = _load_or_log(options, folder)
     _check_disk(detector, folder)
     logs = partial(compiler_logs, options.verbose, _beside(options, folder, "build.log"))
     with _running(stage, "export", logs):
@@ -217,6 +217,17 @@ def load(options: BuildOptions) -> CoDINO:
     if options.weights is None:
         return random_detector(options.variant, options.seed)
     return load_detector(options.variant, options.weights)
+
+
+def _load_or_log(options: BuildOptions, repository: Path) -> CoDINO:
+    """Return the detector; where its checkpoint does not fit, every key is in a log that the error names."""
+    try:
+        return load(options)
+    except CheckpointError as error:
+        if not error.faults:
+            raise
+        log = keep_text("\n".join((str(options.weights), *error.faults, "")), _beside(options, repository, "build.log"))
+        raise CheckpointError(f"{error}\nall {len(error.faults)} keys are in {log}", error.faults) from error
 
 
 def compare_engine(detector: CoDINO, run: Runner, samples: Samples, spec: InputSpec, precision: str) -> Comparison:

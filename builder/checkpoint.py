@@ -2,94 +2,47 @@
 
 from __future__ import annotations
 
-import pickle
-import re
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from builder.checkpoint_file import METADATA, CheckpointError, printable, read_file
 from builder.co_dino.config import Variant
 from builder.co_dino.model import CoDINO
+from builder.co_dino.weights import class_count, likely_cause, renamed
 from builder.mmdet_config import from_mmdet_config
+from builder.unpickle import StandIn
 from builder.variants import get_variant
 from serving.contract import coco_class_names
-from serving.errors import CodetrError
+
+__all__ = ["DTYPES", "CheckpointError", "Precision", "load_detector", "random_detector", "read_checkpoint"]
 
 Precision = Literal["float32", "float16", "bfloat16"]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# Where training programs put the weights, outermost first; an average of weights is what they would deploy.
+# Where training programs put the weights, outermost first; an average of weights is what they would deploy. mmengine's
+# EMAHook swaps before it saves: `state_dict` is the average, `ema_state_dict` what was trained.
 _NESTINGS = ("state_dict", "ema", "model", "module")
-# Prefixes that data-parallel training and torch.compile put before every key.
-_WRAPPERS = ("module.", "_orig_mod.")
-
-# mmdetection's names, and those of the authors' original release where they differ, as ours.
-_ENCODER = r"^query_head\.transformer\.encoder\.layers\.(\d+)\."
-_DECODER = r"^query_head\.transformer\.decoder\.layers\.(\d+)\."
-_SWIN_BLOCK = r"^backbone\.(?:stages|layers)\.(\d+)\.blocks\.(\d+)\."
-RENAMES: tuple[tuple[str, str], ...] = (
-    (r"^backbone\.patch_embed\.(?:projection|proj)\.", r"backbone.patch_embed."),
-    (r"^backbone\.patch_embed\.norm\.", r"backbone.patch_norm."),
-    (_SWIN_BLOCK + r"attn\.(?:w_msa\.)?", r"backbone.stages.\1.blocks.\2.attn."),
-    (_SWIN_BLOCK + r"(?:ffn\.layers\.0\.0|mlp\.fc1)\.", r"backbone.stages.\1.blocks.\2.fc1."),
-    (_SWIN_BLOCK + r"(?:ffn\.layers\.1|mlp\.fc2)\.", r"backbone.stages.\1.blocks.\2.fc2."),
-    (r"^backbone\.layers\.(\d+)\.", r"backbone.stages.\1."),
-    (r"^backbone\.norm(\d+)\.", r"backbone.norms.\1."),
-    (r"^backbone\.layer(\d+)\.", r"backbone.layer.\1."),
-    (r"^neck\.(convs|extra_convs)\.(\d+)\.conv\.", r"neck.\1.\2.0."),
-    (r"^neck\.(convs|extra_convs)\.(\d+)\.gn\.", r"neck.\1.\2.1."),
-    (_ENCODER + r"attentions\.0\.", r"encoder.layers.\1.self_attn."),
-    (_ENCODER + r"ffns\.0\.layers\.0\.0\.", r"encoder.layers.\1.ffn.0."),
-    (_ENCODER + r"ffns\.0\.layers\.1\.", r"encoder.layers.\1.ffn.2."),
-    (_ENCODER + r"norms\.0\.", r"encoder.layers.\1.norm1."),
-    (_ENCODER + r"norms\.1\.", r"encoder.layers.\1.norm2."),
-    (_DECODER + r"attentions\.0\.attn\.", r"decoder.layers.\1.self_attn."),
-    (_DECODER + r"attentions\.1\.", r"decoder.layers.\1.cross_attn."),
-    (_DECODER + r"ffns\.0\.layers\.0\.0\.", r"decoder.layers.\1.ffn.0."),
-    (_DECODER + r"ffns\.0\.layers\.1\.", r"decoder.layers.\1.ffn.2."),
-    (_DECODER + r"norms\.0\.", r"decoder.layers.\1.norm1."),
-    (_DECODER + r"norms\.1\.", r"decoder.layers.\1.norm2."),
-    (_DECODER + r"norms\.2\.", r"decoder.layers.\1.norm3."),
-    (r"^query_head\.transformer\.decoder\.(norm|ref_point_head)\.", r"decoder.\1."),
-    (r"^query_head\.transformer\.level_embeds$", r"level_embeds"),
-    (r"^query_head\.transformer\.enc_output\.", r"proposals.proj."),
-    (r"^query_head\.transformer\.enc_output_norm\.", r"proposals.norm."),
-    (r"^query_head\.transformer\.query_embed\.", r"query_embed."),
-    (r"^query_head\.reg_branches\.{decoder_layers}\.", r"proposals.box_head."),
-    (r"^query_head\.cls_branches\.{decoder_layers}\.", r"proposals.class_head."),
-    (r"^query_head\.reg_branches\.(\d+)\.", r"decoder.box_heads.\1."),
-    (r"^query_head\.cls_branches\.{last_layer}\.", r"class_head."),
-)
-
-# In published checkpoints, but of no use at inference: auxiliary heads, denoising, intermediate class heads.
-TRAINING_ONLY = (
-    r"^(rpn_head|roi_head|bbox_head|data_preprocessor)\.",
-    r"^query_head\.(dn_generator|label_embedding|downsample)\.",
-    r"^query_head\.transformer\.(aux_pos_trans|aux_pos_trans_norm|pos_feats_trans|pos_feats_norm)\.",
-    r"^query_head\.cls_branches\.{earlier_layer}\.",
-)
-# Buffers that follow from the configuration, or that only training reads.
-RECOMPUTED = (r"\.relative_position_index$", r"\.num_batches_tracked$")
+# Prefixes that data-parallel training, torch.compile and training frameworks put before every key.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "detector.")
+# Counters beside averaged weights, by their names in PyTorch and mmengine.
+_COUNTERS = ("n_averaged", "steps")
+_LISTED = 4  # keys of each kind of fault that a message shows
 
 _DERIVE = "name its classes with --classes FILE, one a line, or derive a variant with them"
 
 
-class CheckpointError(CodetrError):
-    """Weights that cannot be loaded; the message lists the keys or says what is wrong with the file."""
-
-
 class Checkpoint(NamedTuple):
-    """The tensors of a checkpoint by their original keys, and the class names its meta data gives."""
+    """The tensors of a checkpoint by their original keys, and what else it says."""
 
     tensors: Mapping[str, Tensor]
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | None = None  # from its meta data
+    unread: Mapping[str, str] = {}  # classes, by key, of what lies among the weights and is no tensor
 
 
 def load_detector(
@@ -101,24 +54,25 @@ def load_detector(
 
     Args:
         variant: a `Variant`, the name of a preset, or an mmdetection config dict.
-        weights: path of a `.pth` or `.safetensors` file, or a state dict (also nested or prefixed, as training
-            programs save it), by mmdetection's names, the original release's, or this network's own.
+        weights: path of a file of `torch.save`, a safetensors file or the index of several; or a state dict (also
+            nested or prefixed, as training programs save it), by mmdetection's names, the original release's, or this
+            network's own. Its own class names are taken where `variant` has none.
         precision: type of weights and matrix products; coordinates, norms, softmax and box heads stay float32.
 
     Raises:
         CheckpointError: the file is missing, truncated or foreign; a key is missing or unexpected, a shape is wrong,
-            or the number of class names contradicts the class count.
+            or the number of class names contradicts the class count. `faults` lists all keys.
         VariantError: the variant is unknown or not supported.
     """
     variant = resolve_variant(variant)
     checkpoint = read_checkpoint(weights)
-    variant = replace(variant, class_names=_class_names(variant, checkpoint))
+    state = renamed(checkpoint.tensors, variant)
+    variant = _with_classes(variant, checkpoint, state)
     with torch.device("meta"):
         detector = CoDINO(variant)
-    state = _renamed(checkpoint.tensors, variant)
-    _check_classes(state, variant)
-    _check_keys(state, detector.state_dict())
-    detector.load_state_dict(state, assign=True)
+    _check_keys(checkpoint, state, detector.state_dict(), variant)
+    floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    detector.load_state_dict(floats, assign=True)
     return detector.set_precision(DTYPES[precision]).eval().requires_grad_(False)
 
 
@@ -140,89 +94,103 @@ def resolve_variant(variant: Variant | str | Mapping[str, Any]) -> Variant:
 
 
 def read_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
-    """Read a checkpoint's tensors and class names without executing anything it contains."""
-    if isinstance(weights, Mapping):
-        return Checkpoint(_tensors(weights, "the state dict"), _meta_class_names(weights))
-    path = Path(weights)
-    if not path.is_file():
-        raise CheckpointError(
-            f"no checkpoint at {path}; `codetr variants` names the files of mmdetection's projects/CO-DETR"
+    """Read a checkpoint's tensors and class names without executing anything it contains.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or foreign, or holds no weights.
+    """
+    source = "the state dict" if isinstance(weights, Mapping) else str(weights)
+    content = weights if isinstance(weights, Mapping) else read_file(Path(weights))
+    found = _weights(content)
+    if found is None:
+        raise CheckpointError(_no_weights(content, source))
+    tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    unread = {str(key): value.origin for key, value in found.items() if isinstance(value, StandIn)}
+    return Checkpoint(_without_averages(_unwrapped(tensors)), _own_class_names(content, source), unread)
+
+
+def _weights(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """Return the mapping within nested ones that holds the weights, or None."""
+    for key in _NESTINGS:
+        if isinstance(content.get(key), Mapping):
+            found = _weights(content[key])
+            if found is not None:
+                return found
+    return content if any(isinstance(value, Tensor) for value in content.values()) else None
+
+
+def _no_weights(content: Mapping[Any, Any], source: str) -> str:
+    modules = [value for value in content.values() if isinstance(value, StandIn) and value.is_module]
+    if modules:
+        return (
+            f"{source} holds a whole pickled module, {modules[0].origin}; save its weights instead: "
+            "torch.save(model.state_dict(), 'weights.pth')"
         )
-    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
+    keys = [printable(key) for key in content if key != METADATA]
+    shown = ", ".join(keys[:12]) + (", ..." if len(keys) > 12 else "")
+    return f"{source} holds no weights: expected {', '.join(_NESTINGS)} or tensors, got {shown or 'nothing'}"
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            names = (file.metadata() or {}).get("class_names")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
-    return Checkpoint(_tensors(tensors, str(path)), tuple(names.split(",")) if names else None)
-
-
-class _Ignored:
-    """Stands in for the training history that mmengine pickles beside the weights."""
-
-
-def _read_pth(path: Path) -> Checkpoint:
-    try:
-        with torch.serialization.safe_globals(_harmless_globals()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path} is truncated or not a PyTorch checkpoint: {reason}") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return Checkpoint(_tensors(content, str(path)), _meta_class_names(content))
-
-
-def _harmless_globals() -> list[Any]:
-    """Return what checkpoints of mmengine hold beside tensors: its loss history, and NumPy arrays and scalars."""
-    reconstruct, scalar = np.empty(1).__reduce__()[0], np.float64(0).__reduce__()[0]
-    modules = ("numpy.core.multiarray", "numpy._core.multiarray")  # NumPy 1 and 2
-    return [
-        (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
-        *((reconstruct, f"{module}._reconstruct") for module in modules),
-        *((scalar, f"{module}.scalar") for module in modules),
-        np.ndarray,
-        np.dtype,
-        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
-    ]
-
-
-def _tensors(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    """Unwrap nested dicts and prefixes down to the tensors."""
-    while not any(isinstance(value, Tensor) for value in content.values()):
-        nesting = next((key for key in _NESTINGS if isinstance(content.get(key), Mapping)), None)
-        if nesting is None:
-            keys = ", ".join(map(str, list(content)[:8])) or "nothing"
-            raise CheckpointError(f"{source} holds no weights: expected {', '.join(_NESTINGS)} or tensors, got {keys}")
-        content = content[nesting]
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without prefixes that all keys have, and without the counters of averaged weights."""
+    weights = {key: value for key, value in tensors.items() if key not in _COUNTERS}
     for prefix in _WRAPPERS:
-        if all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+        if weights and all(key.startswith(prefix) for key in weights):
+            return _unwrapped({key.removeprefix(prefix): value for key, value in weights.items()})
+    return weights
 
 
-def _meta_class_names(content: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the class names in mmengine's (`dataset_meta`) or mmcv's (`CLASSES`) meta data."""
+def _without_averages(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without mmdetection 2.x's averaging buffers, one beside each weight.
+
+    Its EMA hook swaps before it saves, so the weight's own key holds the average.
+    """
+    buffers = {"ema_" + key.replace(".", "_") for key in tensors}
+    return {key: value for key, value in tensors.items() if key not in buffers}
+
+
+def _own_class_names(content: Mapping[Any, Any], source: str) -> Any:
+    """Return the class names in a checkpoint's meta data: mmengine's, mmcv's, or a safetensors file's text.
+
+    Raises:
+        CheckpointError: they are no list of names.
+    """
+    text = content.get(METADATA, {}).get("class_names")
+    if text:
+        return tuple(json.loads(text) if text.startswith("[") else text.split(","))
     meta = content.get("meta")
     if not isinstance(meta, Mapping):
         return None
-    dataset = meta.get("dataset_meta") or meta
+    dataset = meta.get("dataset_meta")
+    dataset = dataset if isinstance(dataset, Mapping) and dataset else meta
     names = dataset.get("classes", dataset.get("CLASSES"))
-    return None if names is None else tuple(names)
-
-
-def _class_names(variant: Variant, checkpoint: Checkpoint) -> tuple[str, ...]:
-    names = variant.class_names or checkpoint.class_names or _default_class_names(variant.num_classes)
-    if len(names) != variant.num_classes:
+    if names is None:
+        return None
+    if isinstance(names, str) or not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
         raise CheckpointError(
-            f"the checkpoint names {len(names)} classes, variant {variant.name!r} has {variant.num_classes}; {_DERIVE}"
+            f"{source}: its meta data gives the classes {printable(names)[:60]!r}; expected a list of names (of one: "
+            "('cat',), with a comma)"
         )
-    return names
+    return tuple(names)
+
+
+def _with_classes(variant: Variant, checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> Variant:
+    """Return the variant with class names: its own, or the checkpoint's with their count, or COCO's.
+
+    Raises:
+        CheckpointError: the checkpoint has another number of classes than there are names for.
+    """
+    names = variant.class_names or checkpoint.class_names
+    count = class_count(state)
+    if count not in (None, len(names or range(variant.num_classes))):
+        ours = f"variant {variant.name!r} has {variant.num_classes}"
+        fault = f"the checkpoint has another class count: {count} classes, {ours}"
+        if names is not None and names is checkpoint.class_names:
+            fault = f"the checkpoint's meta data names {len(names)} classes, its class head has {count}"
+        raise CheckpointError(likely_cause(checkpoint.tensors, {}, variant) or f"{fault}; {_DERIVE}")
+    if names is not None and len(names) != variant.num_classes:
+        return variant.derive(f"{variant.name}_{len(names)}_classes", class_names=names)
+    return replace(variant, class_names=names or _default_class_names(variant.num_classes))
 
 
 def _default_class_names(num_classes: int) -> tuple[str, ...]:
@@ -230,61 +198,32 @@ def _default_class_names(num_classes: int) -> tuple[str, ...]:
     return coco if num_classes == len(coco) else tuple(f"class {label}" for label in range(num_classes))
 
 
-def _renamed(tensors: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor]:
-    """Return the tensors under this network's names in float32, without what inference does not use."""
-    last = variant.decoder_layers - 1
-    layers = {
-        "decoder_layers": variant.decoder_layers,
-        "last_layer": last,
-        "earlier_layer": f"({'|'.join(map(str, range(last))) or '(?!)'})",
-    }
-    skipped = [pattern.format(**layers) for pattern in (*TRAINING_ONLY, *RECOMPUTED)]
-    renames = [(pattern.format(**layers), name) for pattern, name in RENAMES]
-    original_swin = any(key.startswith("backbone.layers.") for key in tensors)
-    state = {}
-    for key, tensor in tensors.items():
-        if any(re.search(pattern, key) for pattern in skipped):
-            continue
-        value = _merging_order(key, tensor) if original_swin else tensor
-        state[_rename(key, renames)] = value.float() if value.is_floating_point() else value
-    return state
+def _check_keys(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], variant: Variant
+) -> None:
+    """Refuse weights that are not exactly those of the network, with the likely cause and the keys at fault."""
+    kinds = (
+        [f"missing: {key} {tuple(expected[key].shape)}" for key in expected if key not in state],
+        [f"unexpected: {printable(key)} {tuple(state[key].shape)}" for key in state if key not in expected],
+        [
+            f"wrong shape: {key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
+            for key in expected
+            if key in state and state[key].shape != expected[key].shape
+        ],
+        [f"no tensor: {printable(key)} is a {printable(origin)}" for key, origin in checkpoint.unread.items()],
+    )
+    faults = tuple(fault for kind in kinds for fault in kind)
+    if not any(kinds[:3]):
+        return
+    cause = likely_cause(checkpoint.tensors, state, variant)
+    shown = [line for kind in kinds for line in (*kind[:_LISTED], *_rest(kind))]
+    raise CheckpointError(
+        f"{cause or f'the checkpoint does not fit variant {variant.name!r}'}: {len(faults)} keys differ:\n  "
+        + "\n  ".join(shown),
+        faults,
+    )
 
 
-def _rename(key: str, renames: list[tuple[str, str]]) -> str:
-    for pattern, name in renames:
-        renamed, count = re.subn(pattern, name, key)
-        if count:
-            return renamed
-    return key
-
-
-def _merging_order(key: str, tensor: Tensor) -> Tensor:
-    """Reorder the 4C inputs of a patch merging from the original (x, y, c) to mmdetection's (c, y, x)."""
-    if ".downsample." not in key:
-        return tensor
-    groups = tensor.reshape(*tensor.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :]  # [..., 4 (y, x), C]
-    return groups.transpose(-1, -2).flatten(-2)
-
-
-def _check_classes(state: Mapping[str, Tensor], variant: Variant) -> None:
-    """Refuse a checkpoint whose only fault may be its class count with a message about that."""
-    bias = state.get("class_head.bias")
-    if bias is not None and bias.shape != (variant.num_classes,):
-        raise CheckpointError(
-            f"the checkpoint has {len(bias)} classes, variant {variant.name!r} has {variant.num_classes}; {_DERIVE}"
-        )
-
-
-def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    faults = [f"missing: {key} {tuple(expected[key].shape)}" for key in expected if key not in state]
-    faults += [f"unexpected: {key} {tuple(state[key].shape)}" for key in state if key not in expected]
-    faults += [
-        f"wrong shape: {key} is {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    if faults:
-        raise CheckpointError(
-            f"the checkpoint does not fit this variant, {len(faults)} keys differ (other backbone, class or query "
-            "count?):\n  " + "\n  ".join(faults)
-        )
+def _rest(kind: list[str]) -> list[str]:
+    more = len(kind) - _LISTED
+    return [f"... and {more} more {kind[0].split(':')[0]}"] if more > 0 else []

@@ -93,6 +93,14 @@ def _redirected(path: Path) -> Iterator[None]:
                 os.close(copy)
 
 
+def keep_text(text: str, kept: Path) -> Path:
+    """Write a log to `kept`, or to a folder for temporary files where that is impossible; return where it is."""
+    with tempfile.TemporaryDirectory(prefix="codetr-log-") as folder:
+        path = Path(folder, kept.name)
+        path.write_text(text, encoding="utf-8")
+        return _keep(path, kept)
+
+
 def _keep(path: Path, kept: Path) -> Path:
     try:
         return Path(shutil.copyfile(path, kept))

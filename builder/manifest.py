@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from builder import plugin
+from builder.checkpoint_file import digest
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.export import InputSpec
 from builder.verify import Verification
 from serving.errors import CodetrError
-from serving.manifest import manifest_name, read_manifest, sha256
+from serving.manifest import manifest_name, read_manifest
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
 _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "torch-tensorrt")
@@ -47,7 +48,7 @@ def describe(
         "max_batch_size": spec.max_batch_size,
         "dynamic_batch": spec.is_dynamic,
         "max_detections": variant.max_detections,
-        "weights": None if weights is None else {"file": weights.name, "sha256": sha256(weights)},
+        "weights": None if weights is None else {"file": weights.name, "sha256": digest(weights)},
         "seed": seed if weights is None else None,
         "versions": versions() | ({"plugin": plugin.VERSION} if engine == "tensorrt" else {}),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,

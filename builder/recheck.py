@@ -7,6 +7,7 @@ from pathlib import Path
 
 from builder.build import compare_engine, engine_module
 from builder.checkpoint import load_detector, random_detector
+from builder.checkpoint_file import digest
 from builder.export import InputSpec
 from builder.manifest import check_described, variant_of
 from builder.report import write_report
@@ -14,7 +15,7 @@ from builder.samples import sample_images
 from builder.verify import Verification
 from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, engine_names, read_manifest, sha256
+from serving.manifest import check_files, engine_names, read_manifest
 
 
 def chosen_names(repository: Path, name: str | None = None) -> list[str]:
@@ -75,10 +76,10 @@ def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequ
         return None
     if not weights:
         raise CodetrError(f"give --weights: the engine {name} was built from {built_from['file']}")
-    missing = [path for path in weights if not path.is_file()]
+    missing = [path for path in weights if not path.exists()]
     if missing:
         raise CodetrError(f"no checkpoint at {missing[0]}; the engine {name} was built from {built_from['file']}")
-    hashes = {path: sha256(path) for path in weights}
+    hashes = {path: digest(path) for path in weights}
     found = next((path for path, digest in hashes.items() if digest == built_from["sha256"]), None)
     if found is None:
         given = ", ".join(f"{path} (SHA-256 {digest})" for path, digest in hashes.items())

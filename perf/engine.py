@@ -179,6 +179,7 @@ class Bench:
             load_cuda_operator()
         with self.stage("load weights"):
             detector = self._load_detector(target)
+        target = replace(target, variant=detector.variant)  # with the checkpoint's classes
         subject = Subject.of(target)
         for precision in eager_precisions(target.precision, self.device):
             case = self._measure(subject, PYTORCH, precision, partial(self._eager, detector, precision))

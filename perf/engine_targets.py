@@ -9,13 +9,14 @@ from typing import Literal
 
 from builder.build import check_precision, engine_module
 from builder.checkpoint import Precision
+from builder.checkpoint_file import digest
 from builder.co_dino.config import Variant
 from builder.export import InputSpec
 from builder.manifest import variant_of
 from builder.recheck import chosen_names
 from serving.contract import DETECTOR, ENSEMBLE, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, read_manifest, sha256
+from serving.manifest import check_files, read_manifest
 
 Device = Literal["cuda", "cpu"]
 
@@ -118,12 +119,12 @@ def check(targets: Sequence[Target], weights: Path | None, device: str | None) -
 
 
 def _check_weights(targets: Sequence[Target], weights: Path) -> None:
-    if not weights.is_file():
+    if not weights.exists():
         raise CodetrError(f"no checkpoint at {weights}")
     existing = [target for target in targets if target.exists]
-    digest = sha256(weights) if existing else None
+    found = digest(weights) if existing else None
     for target in existing:
-        if target.built_from != digest:
+        if target.built_from != found:
             raise CodetrError(
                 f"the engine {target.name} of {target.repository} was not built from {weights}; give its own weights, "
                 "or --random-weights to measure speed alone"
