@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from builder.co_dino.config import Variant
+from builder.co_dino.mmdet_config import from_mmdet_config
 from builder.co_dino.model import CoDINO
-from builder.mmdet_config import from_mmdet_config
 from builder.variants import get_variant
 from serving.contract import coco_class_names
 from serving.errors import CodetrError
