@@ -234,7 +234,8 @@ def compare_engine(detector: CoDINO, run: Runner, samples: Samples, spec: InputS
     """Compare an engine with its float32 detector by the limits of its precision; see `builder.verify.verify`."""
     smallest = 1 if spec.is_dynamic else spec.max_batch_size
     batches = (smallest, spec.max_batch_size)
-    return verify(detector, run, samples, spec.height, spec.width, batches, LIMITS[precision])
+    suppression = detector.variant.suppression
+    return verify(detector, run, samples, spec.height, spec.width, batches, LIMITS[precision], suppression)
 
 
 def keep_report(report: Path, kept: Path) -> Path:
@@ -345,6 +346,7 @@ def _write(
         class_names=variant.class_names or (),
         manifest=manifest,
         name=options.name,
+        suppression=variant.suppression,
         output_names=names,
         extra_files=extra_files,
         report=report,

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from builder.checkpoint_file import METADATA, CheckpointError, printable, read_file
 from builder.co_dino.config import Variant
+from builder.co_dino.mmdet_config import from_mmdet_config
 from builder.co_dino.model import CoDINO
 from builder.co_dino.weights import class_count, likely_cause, renamed
-from builder.mmdet_config import from_mmdet_config
 from builder.unpickle import StandIn
 from builder.variants import get_variant
 from serving.contract import coco_class_names

@@ -19,6 +19,7 @@ from builder.export import InputSpec
 from builder.verify import Verification
 from serving.errors import CodetrError
 from serving.manifest import manifest_name, read_manifest
+from serving.rules import Suppression
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
 _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "torch-tensorrt")
@@ -72,6 +73,7 @@ def variant_of(manifest: Mapping[str, Any]) -> Variant:
         network = dict(manifest["network"])
         backbone = SwinConfig if "window_size" in network["backbone"] else ResNetConfig
         network["backbone"] = backbone(**_tuples(network["backbone"]))
+        network["suppression"] = Suppression(**network.get("suppression", {}))  # older manifests have none
         return Variant(**_tuples(network))
     except (KeyError, TypeError) as error:
         raise CodetrError(f"the manifest describes no network this version knows ({error}); build it again") from error

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from tritonclient.grpc import model_config_pb2
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
 from serving.errors import CodetrError
 from serving.manifest import FILES, engine_names, foreign_folders, manifest_name, sha256
+from serving.postprocess import PostprocessSettings
+from serving.rules import DEFAULT_SUPPRESSION, Suppression
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
 # Within the detector's folder, because Triton takes every folder of a repository for a model.
@@ -62,6 +64,7 @@ def write_repository(
     class_names: Sequence[str],
     manifest: Mapping[str, Any],
     name: str = ENSEMBLE,
+    suppression: Suppression = DEFAULT_SUPPRESSION,
     output_names: Sequence[str] | None = None,
     extra_files: Sequence[Path] = (),
     report: Path | None = None,
@@ -84,6 +87,7 @@ def write_repository(
         manifest: what is known about the engine; `files`, the SHA-256 of each engine file by its path in the
             repository, is added, and all of it written to `manifest.json`, or NAME.manifest.json.
         name: of the ensemble; the three other models begin with it.
+        suppression: the variant's, which the server applies.
         output_names: the engine's own names of boxes, scores and labels, if they are not these: torch_tensorrt names
             a plan's outputs output0, output1, output2. The ensemble maps them, so clients see no difference.
         extra_files: what belongs beside the engine under its own name, such as an ONNX model's external data.
@@ -103,7 +107,8 @@ def write_repository(
         for model in contract(height, width, max_detections).values():
             config = _read_config(model.name, form)
             _set_sizes(config, model, max_batch_size)
-            _customise(config, class_names, max_detections, output_names or CANDIDATES)
+            _customise(config, class_names, output_names or CANDIDATES)
+            _set_rule(config, PostprocessSettings.of(suppression, max_detections))
             _rename(config, name)
             _write_model(folder / config.name, config, model.name, form)
         detector = folder / model_name(DETECTOR, name)
@@ -282,8 +287,8 @@ def _set_sizes(config: Any, model: ModelContract, max_batch_size: int) -> None:
                 graph.input[tensor.name].dim[:] = tensor.dims
 
 
-def _customise(config: Any, class_names: Sequence[str], max_detections: int, output_names: Sequence[str]) -> None:
-    """Set what only one of the four models knows."""
+def _customise(config: Any, class_names: Sequence[str], output_names: Sequence[str]) -> None:
+    """Set what only the ensemble or the detector knows."""
     if config.name == ENSEMBLE:
         config.parameters["class_names"].string_value = json.dumps(list(class_names), ensure_ascii=False)
         step = next(step for step in config.ensemble_scheduling.step if step.model_name == DETECTOR)
@@ -293,8 +298,13 @@ def _customise(config: Any, class_names: Sequence[str], max_detections: int, out
     if config.name == DETECTOR:
         for output, name in zip(config.output, output_names, strict=True):
             output.name = name
+
+
+def _set_rule(config: Any, settings: PostprocessSettings) -> None:
+    """Set the parameters of the postprocess step, all of them."""
     if config.name == POSTPROCESS:
-        config.parameters["max_detections"].string_value = str(max_detections)
+        for key, value in asdict(settings).items():
+            config.parameters[key].string_value = str(value).lower()
 
 
 def _rename(config: Any, name: str) -> None:

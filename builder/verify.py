@@ -18,6 +18,7 @@ from builder.samples import Samples
 from serving.errors import CodetrError
 from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
 from serving.preprocess import resize_and_pad
+from serving.rules import DEFAULT_SUPPRESSION, Suppression
 
 # Candidates the comparison looks at, best first: those below are noise that any rounding reorders.
 COMPARED = 100
@@ -132,6 +133,7 @@ class Comparison:
     per_image: Sequence[Agreement]
     expected: EngineOutput  # the detector's candidates
     actual: EngineOutput  # the engine's
+    suppression: Suppression = DEFAULT_SUPPRESSION  # by which both become detections
 
     def check(self, hint: str = "") -> Verification:
         """Return the figures.
@@ -153,6 +155,7 @@ def verify(
     width: int,
     batch_sizes: tuple[int, int],
     limits: Limits,
+    suppression: Suppression = DEFAULT_SUPPRESSION,
 ) -> Comparison:
     """Run engine and detector over the same images and compare their best candidates, and their AP where annotated.
 
@@ -164,6 +167,7 @@ def verify(
         width: of the engine's input, in pixels.
         batch_sizes: smallest and largest batch of the engine; both are run and compared with each other.
         limits: of the engine's precision; `Comparison.check` applies them.
+        suppression: the variant's, for the AP and the pictures.
 
     Raises:
         VerificationError: the detector itself gives candidates that are NaN or infinite.
@@ -183,12 +187,12 @@ def verify(
         of_batches = overall(actual, largest)
         batch_matched = min(of_batches.matched, of_batches.matched_back)
         not_finite += _count_not_finite(largest)
-    ap, ap_engine = (average_precision(output, samples) for output in (expected, actual))
+    ap, ap_engine = (average_precision(output, samples, suppression) for output in (expected, actual))
     compared = min(COMPARED, expected.scores.shape[1]) * len(per_image)
     result = Verification(
         len(per_image), compared, *overall(expected, actual), batch_matched, ap, ap_engine, not_finite
     )
-    return Comparison(result, limits, per_image, expected, actual)
+    return Comparison(result, limits, per_image, expected, actual, suppression)
 
 
 def fit(images: Sequence[NDArray[np.uint8]], height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
@@ -207,9 +211,11 @@ def run_batched(run: Runner, pixels: NDArray[np.uint8], sizes: NDArray[np.int32]
     return EngineOutput(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
 
 
-def served(output: EngineOutput, images: Sequence[NDArray[np.uint8]]) -> list[Postprocessed]:
-    """Return each image's detections as the server answers them by default, without rows of padding."""
-    settings = PostprocessSettings(max_detections=output.scores.shape[1])
+def served(
+    output: EngineOutput, images: Sequence[NDArray[np.uint8]], suppression: Suppression = DEFAULT_SUPPRESSION
+) -> list[Postprocessed]:
+    """Return each image's detections as the server answers them by `suppression`, without rows of padding."""
+    settings = PostprocessSettings.of(suppression, output.scores.shape[1])
     found = []
     for boxes, scores, labels, image in zip(*output, images, strict=True):
         rows = postprocess(boxes, scores, labels, (image.shape[0], image.shape[1]), settings)
@@ -218,12 +224,14 @@ def served(output: EngineOutput, images: Sequence[NDArray[np.uint8]]) -> list[Po
     return found
 
 
-def average_precision(output: EngineOutput, samples: Samples) -> float | None:
+def average_precision(
+    output: EngineOutput, samples: Samples, suppression: Suppression = DEFAULT_SUPPRESSION
+) -> float | None:
     """Return COCO's AP 50:95 of what the server would answer on the annotated images; None if none are."""
     truth = samples.truth
     if truth is None:
         return None
-    detections = served(output, samples.images)
+    detections = served(output, samples.images, suppression)
     rows = [
         row
         for index, image_id in truth.image_ids.items()

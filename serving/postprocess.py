@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from serving.contract import (
     SOFT_NMS_MIN_SCORE,
 )
 from serving.errors import CodetrError
+from serving.rules import Suppression, SuppressionKind
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -33,19 +34,21 @@ class PostprocessSettings:
     """How candidates become detections; the defaults are mmdetection's `test_cfg[0]` of Co-DINO."""
 
     score_threshold: float = SCORE_THRESHOLD  # keep scores above it, before NMS; 0 keeps all
-    nms: Literal["soft", "hard", "none"] = "soft"
+    nms: SuppressionKind = "soft"
     iou_threshold: float = NMS_IOU_THRESHOLD
     min_score: float = SOFT_NMS_MIN_SCORE  # soft NMS drops what it has brought below this
     class_agnostic: bool = False  # let boxes of different classes suppress each other
     max_detections: int = MAX_DETECTIONS  # rows returned
 
+    @classmethod
+    def of(cls, rule: Suppression, max_detections: int) -> PostprocessSettings:
+        """Return the settings that follow a variant's rule."""
+        return cls(
+            rule.score_threshold, rule.kind, rule.iou_threshold, rule.min_score, rule.class_agnostic, max_detections
+        )
+
     def __post_init__(self) -> None:
-        for key in ("score_threshold", "iou_threshold", "min_score"):
-            value = getattr(self, key)
-            if not 0 <= value <= 1:
-                raise CodetrError(f"{key}: expected a number in 0..1, got {value}")
-        if self.nms not in ("soft", "hard", "none"):
-            raise CodetrError(f"nms: expected one of soft, hard, none, got {self.nms!r}")
+        Suppression(self.nms, self.iou_threshold, self.min_score, self.score_threshold, self.class_agnostic)
         if self.max_detections < 1:
             raise CodetrError(f"max_detections: expected at least 1, got {self.max_detections}")
 

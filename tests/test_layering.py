@@ -18,7 +18,14 @@ ALLOWED: dict[str, set[str]] = {
     "serving": {"serving"},
     # serving.manifest: what the builder writes and the launcher checks
     # serving.postprocess: the AP of an engine is that of what the server answers
-    "builder": {"builder", "serving.contract", "serving.preprocess", "serving.postprocess", "serving.manifest"}
+    "builder": {
+        "builder",
+        "serving.contract",
+        "serving.preprocess",
+        "serving.postprocess",
+        "serving.manifest",
+        "serving.rules",
+    }
     | ERRORS,
     "clients": {"clients", "serving.contract"} | ERRORS,
     # serving: perf measures its steps and starts servers

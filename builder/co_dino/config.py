@@ -7,6 +7,7 @@ from typing import Literal
 
 from serving.contract import MAX_DETECTIONS
 from serving.errors import CodetrError
+from serving.rules import DEFAULT_SUPPRESSION, Suppression
 
 # Padding of the Large-Scale-Jitter configs (`Pad(pad_val=114)`), in 0..255 before normalisation.
 LSJ_PADDING_VALUE = 114.0
@@ -70,7 +71,7 @@ class Variant:
     augmentation: Literal["DETR", "LSJ"] = "DETR"
     num_classes: int = 80
     num_queries: int = 900
-    max_detections: int = MAX_DETECTIONS
+    max_detections: int = MAX_DETECTIONS  # K: candidates that the network returns and rows that the server answers
     embed_dim: int = 256
     num_heads: int = 8  # of deformable attention, in the encoder and in the decoder
     num_self_heads: int = 8  # of the decoder's self-attention
@@ -84,8 +85,10 @@ class Variant:
     input_size: tuple[int, int] = (800, 1333)  # usual (height, width) in pixels
     class_names: tuple[str, ...] | None = None  # None: the checkpoint's, else COCO's for 80 classes
     checkpoint: str | None = None
-    box_ap: float | None = None  # published, COCO val2017, in percent
+    box_ap: float | None = None  # published, in percent, on COCO val2017; with 1203 classes on LVIS 1.0 val
     epochs: int | None = None
+    suppression: Suppression = DEFAULT_SUPPRESSION
+    lsj_padding: float | None = LSJ_PADDING_VALUE  # 0..255, fills the padding of LSJ; None: zeros after normalisation
 
     def __post_init__(self) -> None:
         if self.num_queries * self.num_classes < self.max_detections:
@@ -118,7 +121,7 @@ class Variant:
     @property
     def padding_value(self) -> float | None:
         """Pixel value 0..255 that fills the padding before normalisation, or None for zeros after it."""
-        return LSJ_PADDING_VALUE if self.augmentation == "LSJ" else None
+        return self.lsj_padding if self.augmentation == "LSJ" else None
 
     def derive(
         self,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from clients.client import CoDetrClient
 from clients.detections import Detections
 from clients.wire import ClassNames, Protocol
+from serving.rules import DEFAULT_SUPPRESSION, Suppression
 
 # Detects on one encoded image.
 Detect = Callable[[bytes], Detections]
@@ -47,10 +48,10 @@ def pytorch_detect(variant: str, weights: Path, precision: str, device: str) -> 
         outputs = detector(torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
         return tuple(output.cpu().numpy() for output in outputs)
 
-    return _in_process(run, height, width, names), names
+    return _in_process(run, height, width, names, detector.variant.suppression), names
 
 
-def onnx_detect(engine: Path, class_names: tuple[str, ...]) -> Detect:
+def onnx_detect(engine: Path, class_names: tuple[str, ...], suppression: Suppression = DEFAULT_SUPPRESSION) -> Detect:
     """Return an ONNX engine with the server's pre- and post-processing."""
     import onnxruntime
 
@@ -60,10 +61,12 @@ def onnx_detect(engine: Path, class_names: tuple[str, ...]) -> Detect:
     def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> tuple[Any, ...]:
         return tuple(session.run(["boxes", "scores", "labels"], {"images": images, "image_sizes": image_sizes}))
 
-    return _in_process(run, height, width, class_names)
+    return _in_process(run, height, width, class_names, suppression)
 
 
-def _in_process(run: Callable[..., tuple[Any, ...]], height: int, width: int, names: tuple[str, ...]) -> Detect:
+def _in_process(
+    run: Callable[..., tuple[Any, ...]], height: int, width: int, names: tuple[str, ...], suppression: Suppression
+) -> Detect:
     from serving.postprocess import PostprocessSettings, postprocess
     from serving.preprocess import preprocess
 
@@ -71,7 +74,8 @@ def _in_process(run: Callable[..., tuple[Any, ...]], height: int, width: int, na
         prepared = preprocess(data, height, width)
         outputs = run(prepared.images[None], np.array([prepared.image_size], np.int32))
         boxes, scores, all_labels = (output[0] for output in outputs)
-        result = postprocess(boxes, scores, all_labels, prepared.original_size, PostprocessSettings())
+        settings = PostprocessSettings.of(suppression, len(scores))
+        result = postprocess(boxes, scores, all_labels, prepared.original_size, settings)
         n = result.num_detections
         labels = result.labels[:n]
         return Detections(result.boxes[:n], result.scores[:n], labels, tuple(names[label] for label in labels))
