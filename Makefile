@@ -4,6 +4,10 @@
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+# The client is tried alone, on the newest Python of its own range that can make an environment.
+CLIENT_PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.10 $(PYTHON); do \
+	$$p -c 'import ensurepip, venv' 2>/dev/null && echo $$p && break; done)
+CLIENT_VENV := .venv-client
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
@@ -11,12 +15,17 @@ TRITON := .triton/pytriton
 
 .PHONY: demo test lint format plugin clean setup
 
-setup: $(VENV)/.installed $(TRITON)/.installed ## create .venv and fetch tritonserver and perf_analyzer, once
+setup: $(VENV)/.installed $(CLIENT_VENV)/.installed $(TRITON)/.installed ## create .venv, one for the client alone, and fetch tritonserver and perf_analyzer, once
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt clients/pyproject.toml hatch_build.py
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one or run make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ./clients -e ".[dev]"
+	@touch $@
+
+$(CLIENT_VENV)/.installed: clients/pyproject.toml
+	test -x $(CLIENT_VENV)/bin/python || $(CLIENT_PYTHON) -m venv $(CLIENT_VENV)
+	$(CLIENT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) "numpy>=2" hatchling ./clients
 	@touch $@
 
 $(TRITON)/.installed: | $(VENV)/.installed
@@ -50,4 +59,4 @@ plugin: ## the TensorRT plugin, build/plugin/libcodetr_plugin.so, and its tests
 	ctest --test-dir build/plugin --output-on-failure
 
 clean: ## remove what make created
-	rm -rf $(VENV) .triton runs build
+	rm -rf $(VENV) $(CLIENT_VENV) .triton runs build

@@ -48,7 +48,7 @@ def bench_load(
     ] = None,
 ) -> None:
     """Put a running server under load with locust; exit status 1 if a limit is broken."""
-    from clients.wire import endpoint
+    from codetr_client.wire import endpoint
     from perf.load.config import LoadConfig
     from perf.load.limits import SOAK_MAX_GROWTH_MB
     from perf.load.run import run

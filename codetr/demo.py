@@ -23,10 +23,10 @@ def demo(
 ) -> None:
     """Build the demo detector, serve it, detect on an image, write the annotated picture, stop the server."""
     from builder.demo import SAMPLE_IMAGE
-    from clients.client import CoDetrClient
-    from clients.files import RESULTS_NAME, detect_files
     from codetr.detect import raise_failures, results_table
     from codetr.stages import Stages, own_console
+    from codetr_client.client import CoDetrClient
+    from codetr_client.files import RESULTS_NAME, detect_files
     from serving.launch import running_server
 
     console = own_console()

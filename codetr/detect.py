@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from clients.files import Detected, Failed
-    from clients.wire import ClassNames
+    from codetr_client.files import Detected, Failed
+    from codetr_client.wire import ClassNames
 
 # More images than this are summarised, one line an image.
 MAX_IMAGES_IN_FULL = 5
@@ -40,8 +40,8 @@ def detect(
     from rich.console import Console
     from rich.progress import Progress
 
-    from clients.client import CoDetrClient
-    from clients.files import RESULTS_NAME, detect_files, find_images
+    from codetr_client.client import CoDetrClient
+    from codetr_client.files import RESULTS_NAME, detect_files, find_images
 
     paths = find_images(images)
     console = Console()
@@ -70,7 +70,7 @@ def results_table(results: Sequence[Detected | Failed]) -> Table:
     """Return the table to print: a row a detection for a few images, a row an image for many."""
     from rich.table import Table
 
-    from clients.files import Failed
+    from codetr_client.files import Failed
 
     table = Table("image", "class", "score", "box (x1 y1 x2 y2)")
     full = len(results) <= MAX_IMAGES_IN_FULL
@@ -99,7 +99,7 @@ def _add_detections(table: Table, result: Detected) -> None:
 
 def raise_failures(results: Sequence[Detected | Failed]) -> None:
     """Raise CodetrError that names every image that failed and why, if one did."""
-    from clients.files import Failed
+    from codetr_client.files import Failed
 
     failures = [result for result in results if isinstance(result, Failed)]
     if failures:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from clients.detections import Detections
+    from codetr_client.detections import Detections
     from perf.accuracy.dataset import Dataset
     from perf.accuracy.detectors import Detect
 

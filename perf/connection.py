@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clients import wire
+from codetr_client import wire
 from serving import contract
 
 
@@ -43,8 +43,8 @@ class Connection:
     def model_configs(self, models: Sequence[str]) -> dict[str, Any]:
         """Return Triton's configuration of each model of the contract.
 
-        Raises a one-line `clients.errors.ServiceError` for a server that is away and a model that is unknown or not
-        ready.
+        Raises a one-line `codetr_client.errors.ServiceError` for a server that is away and a model that is unknown or
+        not ready.
         """
         configs = {}
         for model in models:

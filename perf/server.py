@@ -112,7 +112,7 @@ class ServerBench:
     def measure(self, level: Level, repeat: int) -> Result:
         """Return the level's result; a level that fails is a result with an error.
 
-        Raises a `clients.errors.ServiceError` if the server is gone, since every further level would fail too.
+        Raises a `codetr_client.errors.ServiceError` if the server is gone, since every further level would fail too.
         """
         csv_file = self._csv / f"{level.model}-{level.mode}-{level.value:g}-{repeat}.csv"
         csv_file.unlink(missing_ok=True)

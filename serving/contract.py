@@ -1,22 +1,53 @@
-"""The contract between client, server and engine, stated once: models, tensors, pixel constants, class names.
+"""The contract between server and engine: the other three models, pixel constants and defaults.
 
-Every `config.pbtxt`, every client and every engine is checked against this module.
+What clients see of it is `codetr_client.contract`, and can be had from here too. Every `config.pbtxt` and every engine
+is checked against both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib import resources
-from typing import Literal
+from codetr_client.contract import (
+    ENSEMBLE,
+    MAX_DETECTIONS,
+    PADDING_BOX,
+    PADDING_LABEL,
+    PADDING_SCORE,
+    ModelContract,
+    Tensor,
+    TritonType,
+    coco_class_names,
+    ensemble,
+)
 
-TritonType = Literal["BYTES", "UINT8", "INT32", "FP32"]
+__all__ = [
+    "DETECTOR",
+    "ENSEMBLE",
+    "MAX_DETECTIONS",
+    "NMS_IOU_THRESHOLD",
+    "PADDING_BOX",
+    "PADDING_LABEL",
+    "PADDING_SCORE",
+    "PIXEL_MEAN",
+    "PIXEL_STD",
+    "PLUGIN_LIBRARY",
+    "POSTPROCESS",
+    "PREPROCESS",
+    "SCORE_THRESHOLD",
+    "SOFT_NMS_MIN_SCORE",
+    "ModelContract",
+    "Tensor",
+    "TritonType",
+    "coco_class_names",
+    "contract",
+    "ensemble",
+    "model_name",
+]
 
-# Names of the four Triton models; `codetr` is the ensemble of the other three. Those of a further engine in the same
-# repository begin with that engine's own name: see `model_name`.
-ENSEMBLE = "codetr"
-PREPROCESS = "codetr_preprocess"
-DETECTOR = "codetr_detector"
-POSTPROCESS = "codetr_postprocess"
+# Names of the ensemble's three steps. Those of a further engine in the same repository begin with that engine's own
+# name: see `model_name`.
+PREPROCESS = f"{ENSEMBLE}_preprocess"
+DETECTOR = f"{ENSEMBLE}_detector"
+POSTPROCESS = f"{ENSEMBLE}_postprocess"
 # The TensorRT plugin, beside the plan in the detector's version folder.
 PLUGIN_LIBRARY = "libcodetr_plugin.so"
 
@@ -24,18 +55,10 @@ PLUGIN_LIBRARY = "libcodetr_plugin.so"
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-# The variants' `test_cfg[0].max_per_img`; a derived variant may have another.
-MAX_DETECTIONS = 300
-
 # Post-processing defaults: mmdetection's `test_cfg[0]` of Co-DINO.
 SCORE_THRESHOLD = 0.0
 NMS_IOU_THRESHOLD = 0.8
 SOFT_NMS_MIN_SCORE = 0.001
-
-# What rows past `num_detections` hold.
-PADDING_BOX = 0.0
-PADDING_SCORE = 0.0
-PADDING_LABEL = -1
 
 
 def model_name(model: str, name: str) -> str:
@@ -43,51 +66,21 @@ def model_name(model: str, name: str) -> str:
     return name + model.removeprefix(ENSEMBLE)
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One input or output of a Triton model; `dims` leave the batch dimension out."""
-
-    name: str
-    dtype: TritonType
-    dims: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ModelContract:
-    """The inputs and outputs of one Triton model, in the order of its `config.pbtxt`."""
-
-    name: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-
-
 def contract(height: int, width: int, max_detections: int = MAX_DETECTIONS) -> dict[str, ModelContract]:
     """Return the contract of all four models for an engine of `height` x `width` pixels, by model name.
 
-    `image` is an encoded JPEG, PNG, WebP or BMP. `image_sizes` and `original_sizes` are (height, width): of the
-    valid, unpadded part of `images`, and of the upright original. The detector's boxes are x1 y1 x2 y2 in 0..1 of
-    the valid part; the ensemble's are in pixels of the upright original.
+    `image_sizes` and `original_sizes` are (height, width): of the valid, unpadded part of `images`, and of the upright
+    original. The detector's boxes are x1 y1 x2 y2 in 0..1 of the valid part.
     """
-    image = Tensor("image", "BYTES", (1,))
+    whole = ensemble(max_detections)
     images = Tensor("images", "UINT8", (height, width, 3))
     image_sizes = Tensor("image_sizes", "INT32", (2,))
     original_sizes = Tensor("original_sizes", "INT32", (2,))
-    candidates = (
-        Tensor("boxes", "FP32", (max_detections, 4)),
-        Tensor("scores", "FP32", (max_detections,)),
-        Tensor("labels", "INT32", (max_detections,)),
-    )
-    detections = (*candidates, Tensor("num_detections", "INT32", (1,)))
+    candidates = whole.outputs[:-1]  # all but their number
     models = (
-        ModelContract(ENSEMBLE, (image,), detections),
-        ModelContract(PREPROCESS, (image,), (images, image_sizes, original_sizes)),
+        whole,
+        ModelContract(PREPROCESS, whole.inputs, (images, image_sizes, original_sizes)),
         ModelContract(DETECTOR, (images, image_sizes), candidates),
-        ModelContract(POSTPROCESS, (*candidates, original_sizes), detections),
+        ModelContract(POSTPROCESS, (*candidates, original_sizes), whole.outputs),
     )
     return {model.name: model for model in models}
-
-
-def coco_class_names() -> tuple[str, ...]:
-    """Return the 80 class names of COCO 2017 in label order, as the published checkpoints number them."""
-    text = resources.files("serving").joinpath("coco_labels.txt").read_text(encoding="utf-8")
-    return tuple(text.splitlines())

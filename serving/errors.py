@@ -1,11 +1,8 @@
-"""Errors a user can act on; the command line and the server print their message and nothing else."""
+"""Errors a user can act on; the command line and the server print their message and nothing else.
 
-from __future__ import annotations
+They are the client's, so that whoever catches one catches it from both sides.
+"""
 
+from codetr_client.errors import CodetrError, InvalidImageError
 
-class CodetrError(Exception):
-    """A fault in what the user gave or runs; the message names the fault, the value and what to do."""
-
-
-class InvalidImageError(CodetrError):
-    """Bytes that are no image this service accepts; the request, and only it, is answered `INVALID_ARG`."""
+__all__ = ["CodetrError", "InvalidImageError"]

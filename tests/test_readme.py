@@ -1,5 +1,7 @@
 """What the READMEs show exists: commands with their options, make targets, the simplest client, linked files."""
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +14,7 @@ from codetr.cli import app
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS_README = (ROOT / "perf/results/README.md").read_text(encoding="utf-8")
+CLIENT_README = (ROOT / "clients/README.md").read_text(encoding="utf-8")
 SHELL_BLOCKS = re.findall(r"```sh\n(.*?)```", README + RESULTS_README, re.DOTALL)
 LINES = [
     line.split("#")[0].strip()
@@ -46,9 +49,21 @@ def test_make_targets_exist():
 
 
 def test_simplest_client_is_the_tested_one():
-    shown = README.split("<!-- clients/examples/simplest.py -->\n```python\n")[1].split("```")[0]
-    source = (ROOT / "clients/examples/simplest.py").read_text(encoding="utf-8")
+    shown = README.split("<!-- examples/simplest.py -->\n```python\n")[1].split("```")[0]
+    source = (ROOT / "examples/simplest.py").read_text(encoding="utf-8")
     assert source.split('"""\n', 1)[1].strip() == shown.strip()
+
+
+def imports(text):
+    """(module, name) of every `from module import name` in the Python that `text` shows."""
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    nodes = [node for block in blocks for node in ast.walk(ast.parse(block)) if isinstance(node, ast.ImportFrom)]
+    return sorted({(node.module, alias.name) for node in nodes for alias in node.names})
+
+
+@pytest.mark.parametrize(("module", "name"), imports(README + CLIENT_README))
+def test_names_that_the_python_imports_are_there(module, name):
+    assert getattr(importlib.import_module(module), name)
 
 
 def test_linked_files_exist():

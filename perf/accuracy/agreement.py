@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clients.detections import Detections
-from clients.draw import draw
+from codetr_client.detections import Detections
+from codetr_client.drawing import draw
 from perf.accuracy.dataset import Dataset
 
 # Detections below this score are no disagreement worth a picture; matches overlap at least this much.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from clients.detections import Detections
+from codetr_client.detections import Detections
 from perf.accuracy.dataset import CocoImage, Dataset
 from perf.accuracy.detectors import Detect
 from serving.errors import CodetrError

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clients.client import CoDetrClient
-from clients.detections import Detections
-from clients.wire import ClassNames, Protocol
+from codetr_client.client import CoDetrClient
+from codetr_client.detections import Detections
+from codetr_client.wire import ClassNames, Protocol
 from serving.rules import DEFAULT_SUPPRESSION, Suppression
 
 # Detects on one encoded image.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.ap import coco_rows, evaluate
-from clients.detections import Detections
+from codetr_client.detections import Detections
 from perf import machine
 from perf.accuracy.dataset import CocoImage, Dataset, by_orientation
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from clients.wire import Protocol
+from codetr_client.wire import Protocol
 
 # The largest batch of every repository measured.
 MAX_BATCH_SIZE = 8

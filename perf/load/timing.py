@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from clients.client import CoDetrClient
-from clients.errors import RequestRefusedError
+from codetr_client.client import CoDetrClient
+from codetr_client.errors import RequestRefusedError
 from perf.load.config import LoadConfig
 from perf.load.scenarios import Shot
 from serving.errors import CodetrError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 
-from clients import wire
+from codetr_client import wire
 
 
 class StubAnswer:

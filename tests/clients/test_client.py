@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from clients import errors, wire
-from clients.aio import AsyncCoDetrClient
-from clients.client import CoDetrClient
-from serving import contract
-from serving.errors import CodetrError, InvalidImageError
+from codetr_client import contract, errors, wire
+from codetr_client.aio import AsyncCoDetrClient
+from codetr_client.client import CoDetrClient
+from codetr_client.errors import CodetrError, InvalidImageError
 
 # Runs one call of the synchronous client or of its asyncio twin: both must do the same.
 Call = Callable[..., Any]

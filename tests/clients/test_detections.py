@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from clients.detections import Detections
-from serving.errors import CodetrError
+from codetr_client.detections import Detections
+from codetr_client.errors import CodetrError
 
 
 @pytest.fixture

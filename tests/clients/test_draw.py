@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clients.detections import Detections
-from clients.draw import colour, draw
+from codetr_client.detections import Detections
+from codetr_client.drawing import colour, draw
 
 
 def detections(*boxes: list[float], label: int = 3) -> Detections:

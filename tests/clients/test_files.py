@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clients.detections import Detections
-from clients.errors import RequestRefusedError, ServerUnreachableError
-from clients.files import RESULTS_NAME, Detected, Failed, detect_files, find_images
-from serving.errors import CodetrError
+from codetr_client.detections import Detections
+from codetr_client.errors import CodetrError, RequestRefusedError, ServerUnreachableError
+from codetr_client.files import RESULTS_NAME, Detected, Failed, detect_files, find_images
 
 ONE = Detections(np.array([[1, 2, 30, 20]], np.float32), np.array([0.5], np.float32), np.array([1], np.int32), ("dog",))
 

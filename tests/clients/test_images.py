@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clients.images import encode, open_upright
-from serving.errors import InvalidImageError
+from codetr_client.errors import InvalidImageError
+from codetr_client.images import encode, open_upright
 
 EXIF_ORIENTATION = 0x0112
 

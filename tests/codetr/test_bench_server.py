@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 import perf.connection
 import perf.perf_analyzer
 import perf.server
-from clients.errors import ServerUnreachableError
 from codetr import cli
 from codetr.bench_server import parse_models, parse_rates
+from codetr_client.errors import ServerUnreachableError
 from perf.perf_analyzer import Installation
 from perf.records import write_record
 from perf.server import Plan

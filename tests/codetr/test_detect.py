@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import clients.client
-from clients.detections import Detections
-from clients.errors import RequestRefusedError
+import codetr_client.client
 from codetr import cli, detect
+from codetr_client.detections import Detections
+from codetr_client.errors import RequestRefusedError
 from serving.errors import CodetrError
 
 FOUND = Detections(
@@ -48,7 +48,7 @@ class StubClient:
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(clients.client, "CoDetrClient", StubClient)
+    monkeypatch.setattr(codetr_client.client, "CoDetrClient", StubClient)
     Image.new("RGB", (64, 48)).save(tmp_path / "good.jpg")
     return tmp_path
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INSTRUCTIONS = {
     "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "RUN", "USER", "VOLUME", "WORKDIR",
 }  # fmt: skip  # a set of words
+FOLDERS = ("builder", "clients", "codetr", "model_repository", "perf", "plugin_src", "serving")
 SOURCES = {".cpp", ".cu", ".h", ".jpg", ".pbtxt", ".py", ".txt"}
 
 
@@ -62,6 +63,14 @@ def test_server_runs_without_root_and_tells_its_health():
     assert any("useradd --create-home --uid 10001" in argument for name, argument in instructions() if name == "RUN")
     assert "/v2/health/ready" in last["HEALTHCHECK"]
     assert not any(name == "USER" and argument == "root" for name, argument in instructions())
+
+
+def test_the_packages_stay_in_their_folder():
+    """Installed editable, they are import names there and not in the image's site-packages."""
+    (install,) = [argument for name, argument in instructions() if name == "RUN" and "pip install" in argument]
+    ours = [word.strip('"') for word in re.findall(r"\S*/opt/codetr\S*", install)]
+    assert ours == ["/opt/codetr/clients", "/opt/codetr[build,perf]"]
+    assert install.count(" -e ") == len(ours)
 
 
 def copied():
@@ -125,11 +134,10 @@ def test_stays_out_of_the_image(path):
 
 
 def test_what_the_image_is_built_from_goes_in():
-    packages = re.findall(r'"(\w+)"', re.search(r"(?m)^packages = (.*)$", (ROOT / "pyproject.toml").read_text())[1])
-    assert {"builder", "plugin_src", "serving"} <= set(packages)
-    sources = [path for name in packages for path in (ROOT / name).rglob("*.*") if path.suffix in SOURCES]
+    sources = [path for name in FOLDERS for path in (ROOT / name).rglob("*.*") if path.suffix in SOURCES]
     files = {str(path.relative_to(ROOT)) for path in sources}
-    files |= {"LICENSE", "README.md", "pyproject.toml", "docker/entrypoint.sh"}
+    files |= {"LICENSE", "README.md", "clients/LICENSE", "clients/README.md", "clients/pyproject.toml"}
+    files |= {"docker/entrypoint.sh", "hatch_build.py", "pyproject.toml"}
     files |= {str(DEMO_WEIGHTS.relative_to(ROOT))}
     files |= {source for source in copied() if source != "."}
     assert {file for file in files if ignored(file)} == set()

@@ -19,10 +19,10 @@ import tritonclient.http
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from clients.aio import AsyncCoDetrClient
-from clients.client import CoDetrClient
-from clients.detections import Detections
-from clients.errors import ModelNotFoundError, RequestRefusedError
+from codetr_client.aio import AsyncCoDetrClient
+from codetr_client.client import CoDetrClient
+from codetr_client.detections import Detections
+from codetr_client.errors import ModelNotFoundError, RequestRefusedError
 from perf.pictures import encoded_picture, picture
 from serving.launch import TritonServer
 from serving.postprocess import PostprocessSettings, postprocess
@@ -31,6 +31,7 @@ from tests.e2e.conftest import HEIGHT, WIDTH
 
 pytestmark = pytest.mark.server
 
+ROOT = Path(__file__).parents[2]
 # Of a box side relative to its image, and of a score; the engine and PyTorch differ by less than a tenth of it.
 TOLERANCE = 1e-4
 EXIF_ORIENTATION = 0x0112
@@ -286,7 +287,7 @@ def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_simplest_client_runs(server: TritonServer, tmp_path: Path) -> None:
     (tmp_path / "picture.jpg").write_bytes(encoded_picture(320, 240))
-    done = run_program("-m", "clients.examples.simplest", str(tmp_path / "picture.jpg"), server.grpc_url)
+    done = run_program(str(ROOT / "examples/simplest.py"), str(tmp_path / "picture.jpg"), server.grpc_url)
     assert (done.returncode, done.stderr) == (0, "")
 
 

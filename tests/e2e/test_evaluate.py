@@ -15,7 +15,7 @@ import pytest
 
 from builder.demo.dataset import encode_jpeg
 from builder.demo.shapes import generate
-from clients.client import CoDetrClient
+from codetr_client.client import CoDetrClient
 from serving.launch import TritonServer
 
 IMAGES, KILLED_AFTER = 80, 10

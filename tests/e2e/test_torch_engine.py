@@ -12,7 +12,7 @@ from PIL import Image
 from builder import random_detector
 from builder.build import BuildOptions, build_repository
 from builder.export import InputSpec
-from clients.client import CoDetrClient
+from codetr_client.client import CoDetrClient
 from serving.launch import running_server
 from serving.postprocess import PostprocessSettings, postprocess
 from serving.preprocess import preprocess

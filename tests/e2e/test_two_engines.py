@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from builder.demo import CLASS_NAMES as SHAPES
 from builder.demo.dataset import write_dataset
 from builder.repository import write_repository
-from clients.client import CoDetrClient
 from codetr.cli import app
+from codetr_client.client import CoDetrClient
 from perf.server import ALL_MODELS
 from serving.launch import TritonServer, running_server
 from tests.markers import needs_perf_analyzer

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from builder.demo import CLASS_NAMES
 from builder.demo.dataset import write_dataset
 from builder.demo.shapes import generate
-from clients.detections import Detections
 from codetr.cli import app
+from codetr_client.detections import Detections
 from perf.accuracy.agreement import agreement, draw_worst
 from perf.accuracy.collect import collect
 from perf.accuracy.dataset import Dataset, by_orientation, category_of_label, read_dataset

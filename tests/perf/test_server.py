@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clients.errors import ServerUnreachableError
+from codetr_client.errors import ServerUnreachableError
 from perf import perf_analyzer
 from perf.perf_analyzer import Installation, Level
 from perf.records import RESULTS_NAME

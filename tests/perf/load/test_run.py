@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.errors import ServerUnreachableError
+from codetr_client.errors import ServerUnreachableError
 from perf.load import run as load_run
 from perf.load.config import LoadConfig
 from perf.load.limits import STATUS_LIMIT

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from clients.errors import RequestRefusedError, ServerTimeoutError
+from codetr_client.errors import RequestRefusedError, ServerTimeoutError
 from perf.load import timing
 from perf.load.scenarios import Shot
 from perf.load.timing import ClientPool, TooManyInFlightError, UnexpectedSuccessError, send

@@ -8,8 +8,8 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from clients.detections import Detections
-from clients.images import ImageInput, open_upright
+from codetr_client.detections import Detections
+from codetr_client.images import ImageInput, open_upright
 
 Colour: TypeAlias = tuple[int, int, int]
 

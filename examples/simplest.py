@@ -1,4 +1,4 @@
-"""The simplest client: python -m clients.examples.simplest IMAGE [HOST:PORT]"""
+"""The simplest client: python examples/simplest.py IMAGE [HOST:PORT]"""
 
 import pathlib
 import sys

@@ -1,4 +1,4 @@
-"""The asyncio twin of `clients.client`: the same calls, awaited."""
+"""The asyncio twin of `codetr_client.client`: the same calls, awaited."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from clients import wire
-from clients.detections import Detections
-from clients.errors import ServiceError
-from clients.images import ImageInput, encode
-from serving import contract
+from codetr_client import contract, wire
+from codetr_client.detections import Detections
+from codetr_client.errors import ServiceError
+from codetr_client.images import ImageInput, encode
 
 
 class AsyncCoDetrClient:
@@ -20,7 +19,7 @@ class AsyncCoDetrClient:
         async with AsyncCoDetrClient("localhost:8001") as client:
             detections = await asyncio.gather(*(client.detect(path) for path in paths))
 
-    Arguments as `clients.client.CoDetrClient`. Calls may run at the same time; nothing is retried.
+    Arguments as `codetr_client.client.CoDetrClient`. Calls may run at the same time; nothing is retried.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class AsyncCoDetrClient:
             return self._names
 
     async def check(self) -> None:
-        """Raise a `clients.errors.ServiceError` unless the model can answer now."""
+        """Raise a `codetr_client.errors.ServiceError` unless the model can answer now."""
         with self._endpoint.typed_errors():
             if not await self._triton.is_model_ready(self._endpoint.model, **self._endpoint.call_options):
                 # the metadata of a model that is unknown or not loaded is an error that says which

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from serving.errors import InvalidImageError
+from codetr_client.errors import InvalidImageError
 
 # A path, an encoded image, a Pillow image, or RGB uint8 [H, W, 3].
 ImageInput: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"

@@ -1,8 +1,14 @@
-"""What can go wrong between a client and the server, as exceptions whose message is one line."""
+"""Errors a user can act on, as exceptions whose message is one line."""
 
 from __future__ import annotations
 
-from serving.errors import CodetrError
+
+class CodetrError(Exception):
+    """A fault in what the user gave or runs; the message names the fault, the value and what to do."""
+
+
+class InvalidImageError(CodetrError):
+    """An image that cannot be read; in the server the request, and only it, is answered `INVALID_ARG`."""
 
 
 class ServiceError(CodetrError):

@@ -13,10 +13,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from clients import errors
-from clients.detections import Detections
-from serving import contract
-from serving.errors import CodetrError
+from codetr_client import contract, errors
+from codetr_client.detections import Detections
+from codetr_client.errors import CodetrError
 
 Protocol = Literal["grpc", "http"]
 # Class names to use: COCO's 80, a list in label order, or None for what the server's configuration says.
@@ -51,7 +50,7 @@ class Endpoint:
         try:
             return importlib.import_module(module)
         except ImportError as error:
-            raise CodetrError(f"{module} is missing ({error}): pip install 'codetr-triton[client]'") from error
+            raise CodetrError(f"{module} is missing ({error}): pip install 'tritonclient[grpc,http]'") from error
 
     def request(self, payloads: Sequence[bytes], score_threshold: float | None) -> dict[str, Any]:
         """Return the arguments of tritonclient's `infer` for one request with one encoded image a payload."""
@@ -62,7 +61,7 @@ class Endpoint:
 
     @contextlib.contextmanager
     def typed_errors(self) -> Iterator[None]:
-        """Turn what tritonclient and its transports raise into the exceptions of `clients.errors`."""
+        """Turn what tritonclient and its transports raise into the exceptions of `codetr_client.errors`."""
         try:
             yield
         except (CodetrError, asyncio.CancelledError):
@@ -168,9 +167,7 @@ def names_without_config(error: errors.ServiceError) -> tuple[str, ...]:
 
 def read_detections(result: Any, names: Sequence[str]) -> list[Detections]:
     """Return the detections of every image of an answer, without the padding rows."""
-    boxes, scores, labels, counts = (
-        result.as_numpy(tensor.name) for tensor in contract.contract(1, 1)[contract.ENSEMBLE].outputs
-    )
+    boxes, scores, labels, counts = (result.as_numpy(tensor.name) for tensor in contract.ensemble().outputs)
     return [
         Detections(
             boxes[image, :count].copy(),

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from clients import wire
-from clients.detections import Detections
-from clients.errors import ServiceError
-from clients.images import ImageInput, encode
-from serving import contract
+from codetr_client import contract, wire
+from codetr_client.detections import Detections
+from codetr_client.errors import ServiceError
+from codetr_client.images import ImageInput, encode
 
 
 class CoDetrClient:
@@ -56,7 +55,7 @@ class CoDetrClient:
         """Return the detections of one image: a path, encoded bytes, a Pillow image or RGB uint8 [H, W, 3].
 
         `score_threshold` (0..1) replaces the server's setting for this request.
-        Raises InvalidImageError for what cannot be read here, and a `clients.errors.ServiceError` for the rest.
+        Raises InvalidImageError for what cannot be read here, and a `codetr_client.errors.ServiceError` for the rest.
         """
         return self.detect_batch([image], score_threshold)[0]
 
@@ -80,7 +79,7 @@ class CoDetrClient:
         return self._names
 
     def check(self) -> None:
-        """Raise a `clients.errors.ServiceError` unless the model can answer now."""
+        """Raise a `codetr_client.errors.ServiceError` unless the model can answer now."""
         with self._endpoint.typed_errors():
             if not self._triton.is_model_ready(self._endpoint.model, **self._endpoint.call_options):
                 # the metadata of a model that is unknown or not loaded is an error that says which

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from clients.detections import Detections
-from clients.draw import draw
-from clients.errors import ModelNotFoundError, ModelNotReadyError, ServerUnreachableError
-from clients.images import ImageInput, open_upright, read_bytes
-from serving.errors import CodetrError
+from codetr_client.detections import Detections
+from codetr_client.drawing import draw
+from codetr_client.errors import CodetrError, ModelNotFoundError, ModelNotReadyError, ServerUnreachableError
+from codetr_client.images import ImageInput, open_upright, read_bytes
 
 # What a folder is searched for; a file named outright may have any name.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})

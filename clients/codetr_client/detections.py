@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.errors import CodetrError
+from codetr_client.errors import CodetrError
 
 
 @dataclass(frozen=True, eq=False)

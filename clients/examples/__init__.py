@@ -1,1 +1,0 @@
-"""Programs to read and copy; a test runs each of them."""
