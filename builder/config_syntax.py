@@ -168,8 +168,8 @@ class Evaluator:
         if name in self.names:
             raise _refused(node)
         if name == "dict" and len(node.args) < 2:
-            first = [(None, None, value) for value in node.args]
-            return self._mapping([*first, *((each.arg, each.arg, each.value) for each in node.keywords)])
+            given = self._mapping([(None, None, value) for value in node.args])
+            return given | self._mapping([(each.arg, each.arg, each.value) for each in node.keywords], is_call=True)
         if name in ("list", "tuple", "range") and not node.keywords:
             return self._sequence(name, [self._known(each) for each in node.args])
         raise _refused(node)
@@ -190,18 +190,23 @@ class Evaluator:
         items = given[0] if given else ()
         return list(items) if name == "list" else tuple(items)
 
-    def _mapping(self, entries: list[tuple[Any, object, ast.expr]]) -> dict[Any, Any]:
-        """Return the dict of (key, None where a whole dict is spread, value)."""
+    def _mapping(self, entries: list[tuple[Any, object, ast.expr]], is_call: bool = False) -> dict[Any, Any]:
+        """Return the dict of (key, None where a whole dict is spread, value); a call has no key twice."""
         made: dict[Any, Any] = {}
         for key, is_pair, node in entries:
             if is_pair is not None:
                 if not isinstance(key, (str, int, float, type(None))):
                     raise Unreadable(f"has the key {key!r}; expected a string")
+                if is_call and key in made:
+                    raise Unreadable(f"has {key} twice")
                 made[key] = self.value(node)
                 continue
             spread = self._known(node)
             if not isinstance(spread, Mapping):
                 raise Unreadable("spreads what is no dict")
+            twice = made.keys() & spread.keys()
+            if is_call and twice:
+                raise Unreadable(f"has {', '.join(map(str, twice))} twice")
             made.update(self.budget.copy(dict(spread)))
         self.budget.spend(1 + len(made))
         return made
