@@ -64,13 +64,13 @@ def load_detector(
             or the number of class names contradicts the class count. `faults` lists all keys.
         VariantError: the variant is unknown or not supported.
     """
-    variant = resolve_variant(variant)
+    asked = resolve_variant(variant)
     checkpoint = read_checkpoint(weights)
-    state = renamed(checkpoint.tensors, variant)
-    variant = _with_classes(variant, checkpoint, state)
+    state = renamed(checkpoint.tensors, asked)
+    variant = _with_classes(asked, checkpoint, state)
     with torch.device("meta"):
         detector = CoDINO(variant)
-    _check_keys(checkpoint, state, detector.state_dict(), variant)
+    _check_keys(checkpoint, state, detector.state_dict(), replace(variant, name=asked.name))
     floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     detector.load_state_dict(floats, assign=True)
     return detector.set_precision(DTYPES[precision]).eval().requires_grad_(False)
@@ -184,7 +184,7 @@ def _with_classes(variant: Variant, checkpoint: Checkpoint, state: Mapping[str, 
     count = class_count(state)
     if count not in (None, len(names or range(variant.num_classes))):
         ours = f"variant {variant.name!r} has {variant.num_classes}"
-        fault = f"the checkpoint has another class count: {count} classes, {ours}"
+        fault = f"another class count: the checkpoint has {count} classes, {ours}"
         if names is not None and names is checkpoint.class_names:
             fault = f"the checkpoint's meta data names {len(names)} classes, its class head has {count}"
         raise CheckpointError(likely_cause(checkpoint.tensors, {}, variant) or f"{fault}; {_DERIVE}")

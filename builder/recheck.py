@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from builder.build import compare_engine, engine_module
 from builder.checkpoint import load_detector, random_detector
 from builder.checkpoint_file import digest
+from builder.co_dino.config import Variant
 from builder.export import InputSpec
 from builder.manifest import check_described, variant_of
 from builder.report import write_report
@@ -30,6 +33,47 @@ def chosen_names(repository: Path, name: str | None = None) -> list[str]:
     if name is not None and name not in names:
         raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(names)}")
     return names if name is None else [name]
+
+
+# What a variant says beside its network.
+_BESIDE = ("name", "input_size", "checkpoint", "box_ap", "epochs")
+
+
+def check_network(repository: Path, name: str, variant: Variant) -> None:
+    """Check that an engine was built from the network that `variant` describes.
+
+    Class names are compared where `variant` has any: else they are the checkpoint's.
+
+    Raises:
+        CodetrError: it was not; the message names the settings that differ.
+    """
+    check_described(repository, name)
+    different = _differences(variant_of(read_manifest(repository, name)), variant)
+    if different:
+        raise CodetrError(
+            f"the engine {name} of {repository} was built from another network than {variant.name}: "
+            f"{'; '.join(different)}; give the config it was built from, or build it again"
+        )
+
+
+def _differences(built: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Return the settings of two networks that differ, with both values."""
+    found = []
+    for field in fields(built):
+        if field.name in _BESIDE:
+            continue
+        ours, other = getattr(built, field.name), getattr(wanted, field.name)
+        if field.name == "class_names" and other is None:
+            continue
+        if is_dataclass(ours) and type(ours) is type(other):
+            found += _differences(ours, other, f"{prefix}{field.name}.")
+        elif ours != other and field.name == "class_names":
+            found.append(
+                f"class_names differ in {', '.join(sorted(set(ours or ()) ^ set(other))[:8]) or 'their order'}"
+            )
+        elif ours != other:
+            found.append(f"{prefix}{field.name} is {ours}, expected {other}")
+    return found
 
 
 def verify_repository(

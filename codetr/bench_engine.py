@@ -10,9 +10,11 @@ from rich.console import Console
 
 from codetr.bench_preprocess import parse_size
 from codetr.build import PRECISIONS
+from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
+    from builder.variants import Variant
     from perf.engine import EngineCase
     from perf.engine_targets import Target
 
@@ -52,6 +54,8 @@ def bench_engine(
         Literal["cuda", "cpu"] | None, typer.Option(help="Refuse to measure anywhere else than here.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the sizes that --output has already.")] = False,
+    config: ConfigOption = None,
+    execute_config: ExecuteOption = False,
 ) -> None:
     """Measure latency, rate and memory of PyTorch in float32 and half precision and of the engine."""
     if (weights is None) != random_weights:
@@ -60,38 +64,44 @@ def bench_engine(
     from perf.engine import Options, run
 
     if repository is None:
-        targets = _new(variant, [parse_size(each) for each in size or SIZES], engine, precision, batch, builds)
+        if variant is None and config is None:
+            raise CodetrError(
+                "give a VARIANT to build engines of (`codetr variants` lists them), --config, or --repository"
+            )
+        chosen = given_variant(variant, config, execute_config)
+        targets = _new(chosen, [parse_size(each) for each in size or SIZES], engine, precision, batch, builds)
     else:
-        targets = _existing(variant, repository, name)
+        targets = _existing(variant, repository, name, read_variant(config, execute_config))
     options = Options(weights, seconds, tf32, profile, compare_images)
     run(targets, options, output, print_case, Stages(Console(stderr=True)), device, resume)
     typer.echo(f"wrote {output / 'engine.json'} and {output / 'engine.md'}")
 
 
 def _new(
-    variant: str | None,
+    variant: Variant,
     sizes: list[tuple[int, int]],
     engine: str,
     precision: str | None,
     batch: int,
     builds: Path,
 ) -> list[Target]:
-    from builder.variants import get_variant
     from perf.engine_targets import new_targets
 
-    if variant is None:
-        raise CodetrError("give a VARIANT to build engines of (`codetr variants` lists them), or --repository")
     chosen = None if precision is None else PRECISIONS[precision]
-    return new_targets(get_variant(variant), sizes, engine, chosen, batch, builds)  # type: ignore[arg-type]
+    return new_targets(variant, sizes, engine, chosen, batch, builds)  # type: ignore[arg-type]
 
 
-def _existing(variant: str | None, repository: Path, name: str | None) -> list[Target]:
+def _existing(variant: str | None, repository: Path, name: str | None, network: Variant | None) -> list[Target]:
+    from builder.recheck import check_network
     from perf.engine_targets import existing_targets
 
     targets = existing_targets(repository, name)
     others = {target.variant.name for target in targets} - {variant}
     if variant is not None and others:
         raise CodetrError(f"{repository} holds {', '.join(sorted(others))}, not {variant}; leave VARIANT out")
+    if network is not None:
+        for target in targets:
+            check_network(repository, target.name, network)
     return targets
 
 

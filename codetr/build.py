@@ -11,12 +11,19 @@ from typing import Annotated
 
 import typer
 
+from codetr.config import ConfigOption, ExecuteOption
+
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def build(
-    variant: Annotated[str, typer.Argument(help="A variant's name; `codetr variants` lists them.")],
     repository: Annotated[Path, typer.Option(help="Folder to write; tritonserver loads it as it is.")],
+    variant: Annotated[
+        str | None,
+        typer.Argument(help="A variant's name; `codetr variants` lists them. Or --config.", show_default=False),
+    ] = None,
+    config: ConfigOption = None,
+    execute_config: ExecuteOption = False,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint, .pth or .safetensors.")] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Class names of a fine-tuned checkpoint, one a line; the variant's else.")
@@ -55,7 +62,7 @@ def build(
     from builder.engines.plugin_onnx import trtexec_line
     from builder.engines.tensorrt import TensorRTSettings
     from builder.export import InputSpec
-    from builder.variants import get_variant
+    from codetr.config import given_variant
     from codetr.labels import read_class_names
     from codetr.stages import Stages, own_console
     from serving.errors import CodetrError
@@ -69,7 +76,7 @@ def build(
             "a static batch above 1 cannot be served: the server asks for every batch from 1 on; leave out "
             "--static-batch or give --batch 1"
         )
-    chosen = get_variant(variant)
+    chosen = given_variant(variant, config, execute_config)
     if classes is not None:
         class_names = tuple(read_class_names(classes, "--classes"))
         chosen = chosen.derive(f"{chosen.name}_{classes.stem}", class_names=class_names)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from codetr.build import PRECISIONS
+from codetr.config import ConfigOption, ExecuteOption, given_variant
 from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
+    from builder.variants import Variant
     from codetr_client.detections import Detections
     from perf.accuracy.dataset import Dataset
     from perf.accuracy.detectors import Detect
@@ -37,7 +39,11 @@ def evaluate(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 60.0,
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server or in --repository.")] = "codetr",
     labels: Annotated[str | None, typer.Option(help="Class names: a file with one a line, or 'coco'.")] = None,
-    variant: Annotated[str, typer.Option(help="Of the PyTorch detector.")] = "co_dino_demo",
+    variant: Annotated[
+        str | None, typer.Option(help="Of the PyTorch detector; co_dino_demo if not given, nor --config.")
+    ] = None,
+    config: ConfigOption = None,
+    execute_config: ExecuteOption = False,
     weights: Annotated[Path | None, typer.Option(help="Of the PyTorch detector; the demo's if not given.")] = None,
     precision: Annotated[str, typer.Option(help="Of the PyTorch detector: fp32, fp16 or bf16.")] = "fp32",
     device: Annotated[str, typer.Option(help="Of the PyTorch detector: cpu or cuda.")] = "cpu",
@@ -47,6 +53,7 @@ def evaluate(
     """Measure COCO accuracy; killed and started again, it goes on where it was."""
     from rich.console import Console
 
+    from builder.demo import DEMO_VARIANT
     from perf.accuracy.agreement import draw_worst
     from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label, read_dataset
@@ -55,7 +62,9 @@ def evaluate(
 
     console = Console()
     dataset = read_dataset(annotations, images, limit)
-    pytorch = _PyTorch(variant, weights, precision, device)
+    if variant is None and config is None:
+        variant = DEMO_VARIANT
+    pytorch = _PyTorch(given_variant(variant, config, execute_config, "--variant"), weights, precision, device)
     if source == "server":
         from codetr.detect import read_labels
 
@@ -85,12 +94,12 @@ def evaluate(
 class _PyTorch:
     """The in-process detector that the options describe, loaded when it is needed."""
 
-    def __init__(self, variant: str, weights: Path | None, precision: str, device: str) -> None:
+    def __init__(self, variant: Variant, weights: Path | None, precision: str, device: str) -> None:
         if precision not in PRECISIONS:
             raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(PRECISIONS)}")
         self.variant, self.weights, self.device = variant, weights, device
         self.precision = PRECISIONS[precision]
-        self.name = f"pytorch {variant} {precision} {device}"
+        self.name = f"pytorch {variant.name} {precision} {device}"
 
     def load(self) -> tuple[Callable[[], Detect], tuple[str, ...]]:
         """Return a maker of the detector and its class names."""
@@ -103,19 +112,18 @@ class _PyTorch:
         self, repository: Path, model: str, onnx_detect: Callable[[Path, tuple[str, ...]], Detect]
     ) -> tuple[Callable[[], Detect], tuple[str, ...]]:
         """Return a maker of the repository's ONNX engine, and the class names of its variant."""
-        from builder.variants import get_variant
-
         engine = repository / model_name(DETECTOR, model) / "1" / "model.onnx"
         if not engine.is_file():
             raise CodetrError(f"no ONNX engine at {engine}; `codetr build --engine onnx` writes one")
-        names = get_variant(self.variant).class_names or ()
+        names = self.variant.class_names or ()
         return lambda: onnx_detect(engine, names), names
 
     def _weights(self) -> Path:
         from builder.demo import DEMO_VARIANT, DEMO_WEIGHTS
+        from builder.variants import get_variant
 
-        if self.weights is None and self.variant != DEMO_VARIANT:
-            raise CodetrError(f"--variant {self.variant} needs --weights, its checkpoint")
+        if self.weights is None and self.variant != get_variant(DEMO_VARIANT):
+            raise CodetrError(f"the variant {self.variant.name} needs --weights, its checkpoint")
         return self.weights or DEMO_WEIGHTS
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from codetr.config import ConfigOption, ExecuteOption, read_variant
+
 
 def verify(
     repository: Annotated[Path, typer.Argument(help="A folder written by `codetr build`.")],
@@ -18,11 +20,16 @@ def verify(
     verify_images: Annotated[Path | None, typer.Option(help="Images to verify on; generated shapes else.")] = None,
     verify_annotations: Annotated[Path | None, typer.Option(help="Their COCO annotations, to compare AP too.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for a report with pictures, one in it for each.")] = None,
+    config: ConfigOption = None,
+    execute_config: ExecuteOption = False,
 ) -> None:
     """Check a repository's files and compare its engines with the float32 detectors again."""
-    from builder.recheck import chosen_names, verify_repository
+    from builder.recheck import check_network, chosen_names, verify_repository
 
+    variant = read_variant(config, execute_config)
     for each in chosen_names(repository, name):
+        if variant is not None:
+            check_network(repository, each, variant)
         folder = None if report is None else report / each
         result = verify_repository(repository, each, weights or (), verify_images, verify_annotations, folder)
         Console().print(f"[green]✓[/] {each}: engine and detector agree: {result}", highlight=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
 from codetr_client.wire import ClassNames, Protocol
 from serving.rules import DEFAULT_SUPPRESSION, Suppression
+
+if TYPE_CHECKING:
+    from builder.variants import Variant
 
 # Detects on one encoded image.
 Detect = Callable[[bytes], Detections]
@@ -33,7 +36,9 @@ def open_server(
     return lambda: server_detect(CoDetrClient(url, protocol, timeout, names or None, model)), names
 
 
-def pytorch_detect(variant: str, weights: Path, precision: str, device: str) -> tuple[Detect, tuple[str, ...]]:
+def pytorch_detect(
+    variant: Variant | str, weights: Path, precision: str, device: str
+) -> tuple[Detect, tuple[str, ...]]:
     """Return the PyTorch detector with the server's pre- and post-processing, and its class names."""
     import torch
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -43,7 +44,6 @@ def fault(tmp_path, monkeypatch, capsys):
         ),
         pytest.param([*DEMO[:2], "absent.pth"], "no checkpoint at absent.pth", id="no weights file"),
         pytest.param([DEMO[0]], "give either --weights FILE, or --random-weights", id="no weights"),
-        pytest.param(["co_dino_r50_12e", *DEMO[1:]], "the checkpoint names 8 classes, variant", id="class names"),
         pytest.param([*DEMO, "--height", "16"], "height=16 is too small; expected 32 to 4096", id="small"),
         pytest.param([*DEMO, "--width", "5000"], "width=5000 is too large; expected 32 to 4096", id="large"),
         pytest.param([*DEMO, "--height", "0"], "height=0 is too small; expected 32 to 4096", id="no height"),
@@ -65,6 +65,19 @@ def fault(tmp_path, monkeypatch, capsys):
 )
 def test_an_impossible_wish_is_one_line(fault, arguments, expected):
     assert expected in fault(*arguments)
+
+
+def test_a_wrong_checkpoint_is_named_and_all_its_keys_are_in_a_log(tmp_path, monkeypatch, capsys):
+    arguments = ["build", "co_dino_r50_12e", *DEMO[1:], "--repository", str(tmp_path / "repository")]
+    monkeypatch.setattr(sys, "argv", ["codetr", *arguments])
+    with pytest.raises(SystemExit):
+        cli.main()
+    first, *keys, last = capsys.readouterr().err.splitlines()
+    assert "this checkpoint has a Swin (32) backbone, variant 'co_dino_r50_12e' has R50" in first
+    assert keys[0].strip().startswith("missing: ")
+    log = Path(last.split(" are in ")[1])
+    assert log.parent == tmp_path
+    assert len(log.read_text().splitlines()) > 500
 
 
 def test_another_class_count_is_named(fault, tmp_path):
