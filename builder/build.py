@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +18,7 @@ from builder.checkpoint import DTYPES, CheckpointError, Precision, load_detector
 from builder.co_dino.config import Variant
 from builder.co_dino.model import CoDINO
 from builder.engines import EngineError, Runner, first_line
+from builder.engines.kinds import BuiltEngine, engine_kind
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
 from builder.logs import compiler_logs, keep_text
@@ -30,8 +30,6 @@ from builder.verify import LIMITS, Comparison, Verification, verify
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
-ENGINES = ("onnx", "torch", "tensorrt")
-_OPTIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # what the command line calls the precisions
 # Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
 # detector that was exported, and the engine.
 WORKING_COPIES = 3
@@ -64,7 +62,7 @@ class BuildOptions:
     tensorrt: TensorRTSettings = field(default_factory=TensorRTSettings)
 
     def __post_init__(self) -> None:
-        if self.engine != "tensorrt" and self.tensorrt != TensorRTSettings():
+        if not engine_kind(self.engine).has_settings and self.tensorrt != TensorRTSettings():
             raise EngineError(f"TensorRT's settings are not for the {self.engine} engine; use --engine tensorrt")
 
 
@@ -81,9 +79,10 @@ def build_repository(
             the detector; nothing has been written.
     """
     check_destination(repository, options.name, options.overwrite)
-    engine = _engine(options)
-    device = engine.device()  # says that there is no GPU before anything slow begins
-    engine.check()  # or no compiler
+    kind = engine_kind(options.engine)
+    kind.check_precision(options.precision)
+    device = kind.module.device()  # says that there is no GPU before anything slow begins
+    kind.module.check(options.variant.uses_operator)  # or no compiler
     _prepare_report(options.report, repository)
     with _running(stage, "load weights"):
         reference = _load_or_log(options, repository)
@@ -94,26 +93,31 @@ def build_repository(
         _check_gpu_memory(reference, options.spec)
     logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
-        engine_file = Path(folder) / engine.FILE_NAME
         with _running(stage, "export", logs):
             detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(device)
             program = export_detector(detector, options.spec)
         with _running(stage, "build engine", logs):
-            if options.engine == "tensorrt":
-                engine.build(program, engine_file, options.tensorrt)
-            else:
-                engine.build(program, engine_file)
+            engine = kind.module.build(program, Path(folder, kind.file_name), options.tensorrt)
         comparison = report = None
         if not options.skip_verification:
             with _running(stage, "verify"):
-                run = engine.load(engine_file, options.spec)
+                run = kind.module.load(engine.file, options.spec, engine.device)
                 comparison = compare_engine(reference.to(device), run, samples, options.spec, options.precision)
                 report = write_report(
-                    Path(folder, "report"), comparison, samples, _describe(options, comparison)
+                    Path(folder, "report"), comparison, samples, _describe(options, engine, comparison)
                 ).parent
             _check(comparison, report, options, repository)
         with _running(stage, "write repository"):
-            _write(options, engine_file, engine.extra_files(), comparison, report, repository)
+            write_repository(
+                repository,
+                engine,
+                options.variant,
+                options.spec,
+                _describe(options, engine, comparison),
+                name=options.name,
+                report=report,
+                overwrite=options.overwrite,
+            )
     return None if comparison is None else comparison.result
 
 
@@ -187,29 +191,6 @@ def _remedy(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return "look at that path's disk and permissions; TMPDIR and --repository choose other places"
     return None
-
-
-def engine_module(kind: str) -> Any:
-    """Return the module of an engine, whose names `builder.engines` lists; raises EngineError for an unknown one."""
-    if kind not in ENGINES:
-        raise EngineError(f"engine {kind!r} is not known; expected {', '.join(ENGINES)}")
-    return importlib.import_module(f"builder.engines.{kind}")
-
-
-def check_precision(kind: str, precision: str) -> None:
-    """Raise EngineError if an engine does not exist in a precision."""
-    known = engine_module(kind).PRECISIONS
-    if precision not in known:
-        raise EngineError(
-            f"the {kind} engine has no precision {_OPTIONS[precision]}; give "
-            f"{', '.join(_OPTIONS[each] for each in known)}, or use "
-            "--engine torch for half precision"
-        )
-
-
-def _engine(options: BuildOptions) -> Any:
-    check_precision(options.engine, options.precision)
-    return engine_module(options.engine)
 
 
 def load(options: BuildOptions) -> CoDINO:
@@ -311,44 +292,10 @@ def _check(comparison: Comparison, report: Path, options: BuildOptions, reposito
         comparison.check(hint=f"; the report with pictures is in {kept}")
 
 
-def _describe(options: BuildOptions, comparison: Comparison | None) -> dict[str, Any]:
+def _describe(options: BuildOptions, engine: BuiltEngine, comparison: Comparison | None) -> dict[str, Any]:
     result = None if comparison is None else comparison.result
-    return describe(
-        options.variant, options.weights, options.seed, options.engine, options.precision, options.spec, result
-    )
-
-
-def _write(
-    options: BuildOptions,
-    engine_file: Path,
-    extra_files: Sequence[Path],
-    comparison: Comparison | None,
-    report: Path | None,
-    repository: Path,
-) -> None:
-    variant, spec = options.variant, options.spec
-    manifest = _describe(options, comparison)
-    names = None
-    if options.engine == "tensorrt":
-        from builder.engines.tensorrt import output_names
-
-        names = output_names()
+    manifest = describe(options.variant, options.weights, options.seed, engine, options.precision, options.spec, result)
+    if engine.kind.has_settings:
         manifest["version_compatible"] = options.tensorrt.version_compatible
         manifest["hardware_compatible"] = options.tensorrt.hardware_compatible
-    write_repository(
-        repository,
-        engine_file=engine_file,
-        kind=options.engine,
-        height=spec.height,
-        width=spec.width,
-        max_batch_size=spec.max_batch_size,
-        max_detections=variant.max_detections,
-        class_names=variant.class_names or (),
-        manifest=manifest,
-        name=options.name,
-        suppression=variant.suppression,
-        output_names=names,
-        extra_files=extra_files,
-        report=report,
-        overwrite=options.overwrite,
-    )
+    return manifest

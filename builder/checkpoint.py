@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,14 +16,14 @@ from builder.co_dino.config import Variant
 from builder.co_dino.mmdet_config import from_mmdet_config
 from builder.co_dino.model import CoDINO
 from builder.co_dino.weights import class_count, likely_cause, renamed
+from builder.precision import PRECISIONS, Precision
 from builder.unpickle import StandIn
 from builder.variants import get_variant
 from serving.contract import coco_class_names
 
 __all__ = ["DTYPES", "CheckpointError", "Precision", "load_detector", "random_detector", "read_checkpoint"]
 
-Precision = Literal["float32", "float16", "bfloat16"]
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {precision: getattr(torch, precision) for precision in PRECISIONS.values()}
 
 # Where training programs put the weights, outermost first; an average of weights is what they would deploy. mmengine's
 # EMAHook swaps before it saves: `state_dict` is the average, `ema_state_dict` what was trained.

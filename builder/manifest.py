@@ -8,17 +8,19 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from builder import plugin
 from builder.checkpoint_file import digest
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
+from builder.engines import Device
+from builder.engines.kinds import BuiltEngine
 from builder.export import InputSpec
 from builder.verify import Verification
 from serving.errors import CodetrError
-from serving.manifest import manifest_name, read_manifest
+from serving.manifest import FILES, manifest_name, read_manifest
 from serving.rules import Suppression
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
@@ -32,7 +34,7 @@ def describe(
     variant: Variant,
     weights: Path | None,
     seed: int,
-    engine: str,
+    engine: BuiltEngine,
     precision: str,
     spec: InputSpec,
     verification: Verification | None,
@@ -42,7 +44,8 @@ def describe(
     return {
         "variant": variant.name,
         "network": asdict(variant),
-        "engine": engine,
+        "engine": engine.kind.name,
+        "device": engine.device,
         "precision": precision,
         "height": spec.height,
         "width": spec.width,
@@ -51,7 +54,7 @@ def describe(
         "max_detections": variant.max_detections,
         "weights": None if weights is None else {"file": weights.name, "sha256": digest(weights)},
         "seed": seed if weights is None else None,
-        "versions": versions() | ({"plugin": plugin.VERSION} if engine == "tensorrt" else {}),
+        "versions": versions() | ({"plugin": plugin.VERSION} if engine.kind.name == "tensorrt" else {}),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()) if on_gpu else None,
         "verification": None if verification is None else verification.to_dict(),
@@ -65,6 +68,13 @@ def check_described(repository: Path, name: str) -> None:
     for key in _NEEDED:
         if key not in manifest:
             raise CodetrError(f"{repository / manifest_name(name)} has no {key!r}; build the repository again")
+
+
+def device_of(manifest: Mapping[str, Any]) -> Device:
+    """Return where a manifest's engine runs; before it was declared, a GPU's engine had a library beside it."""
+    if "device" in manifest:
+        return cast(Device, manifest["device"])
+    return "cuda" if any(file.endswith(".so") for file in manifest[FILES]) else "cpu"
 
 
 def variant_of(manifest: Mapping[str, Any]) -> Variant:

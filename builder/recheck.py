@@ -7,12 +7,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.build import compare_engine, engine_module
+from builder.build import compare_engine
 from builder.checkpoint import load_detector, random_detector
 from builder.checkpoint_file import digest
 from builder.co_dino.config import Variant
+from builder.engines.kinds import engine_kind
 from builder.export import InputSpec
-from builder.manifest import check_described, variant_of
+from builder.manifest import check_described, device_of, variant_of
 from builder.report import write_report
 from builder.samples import sample_images
 from builder.verify import Verification
@@ -101,13 +102,14 @@ def verify_repository(
     check_files(repository, name)
     check_described(repository, name)
     manifest = read_manifest(repository, name)
-    file = _find_weights(name, manifest["weights"], weights)
+    checkpoint = _find_weights(name, manifest["weights"], weights)
     variant = variant_of(manifest)
     samples = sample_images(variant.class_names or (), verify_images, verify_annotations)
-    detector = random_detector(variant, manifest["seed"]) if file is None else load_detector(variant, file)
+    detector = random_detector(variant, manifest["seed"]) if checkpoint is None else load_detector(variant, checkpoint)
     spec = InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], manifest["dynamic_batch"])
-    engine = engine_module(manifest["engine"])
-    run = engine.load(repository / model_name(DETECTOR, name) / "1" / engine.FILE_NAME, spec)
+    kind = engine_kind(manifest["engine"])
+    file = repository / model_name(DETECTOR, name) / "1" / kind.file_name
+    run = kind.module.load(file, spec, device_of(manifest))
     comparison = compare_engine(detector.to(run.device), run, samples, spec, manifest["precision"])
     if report is None:
         return comparison.check("; --report FOLDER shows where")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from builder.precision import PRECISIONS
 from codetr.bench_preprocess import parse_size
-from codetr.build import PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
 from serving.errors import CodetrError
 
@@ -88,7 +88,7 @@ def _new(
     from perf.engine_targets import new_targets
 
     chosen = None if precision is None else PRECISIONS[precision]
-    return new_targets(variant, sizes, engine, chosen, batch, builds)  # type: ignore[arg-type]
+    return new_targets(variant, sizes, engine, chosen, batch, builds)
 
 
 def _existing(variant: str | None, repository: Path, name: str | None, network: Variant | None) -> list[Target]:

@@ -11,9 +11,8 @@ from typing import Annotated
 
 import typer
 
+from builder.precision import PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption
-
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def build(
@@ -92,7 +91,7 @@ def build(
         spec=spec,
         weights=weights,
         engine=engine,
-        precision=PRECISIONS[precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[precision],
         verify_images=verify_images,
         verify_annotations=verify_annotations,
         skip_verification=skip_verification,

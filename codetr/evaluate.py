@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codetr.build import PRECISIONS
+from builder.precision import PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption, given_variant
 from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError

@@ -17,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from builder.build import BuildOptions, Stage, build_repository, engine_module
-from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
+from builder.build import BuildOptions, Stage, build_repository
+from builder.checkpoint import DTYPES, load_detector, random_detector
 from builder.co_dino.model import CoDINO
 from builder.cuda_operator import load_cuda_operator
-from builder.engines import Engine, EngineOutput, output_of
+from builder.engines import Device, Engine, EngineOutput, output_of
+from builder.engines.kinds import engine_kind
 from builder.engines.torch_runner import float32_products
 from builder.export import InputSpec
+from builder.precision import Precision
 from builder.samples import sample_images
 from builder.verify import fit, overall, run_batched
 from perf import trtexec
@@ -186,7 +188,7 @@ class Bench:
             detector.cpu()
             yield case
         seconds = self._build(target)
-        load = partial(engine_module(target.engine).load, target.file, target.spec)
+        load = partial(engine_kind(target.engine).module.load, target.file, target.spec, target.device)
         case = self._measure(subject, target.engine, target.precision, load)
         yield replace(case, build_seconds=seconds, **self._trtexec(target))
 
@@ -323,9 +325,9 @@ class EagerDetector:
         self.detector = detector
 
     @property
-    def device(self) -> str:
+    def device(self) -> Device:
         """Where it runs, as `builder.engines.Engine` says."""
-        return self.detector.level_embeds.device.type
+        return "cuda" if self.detector.level_embeds.device.type == "cuda" else "cpu"
 
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         """Run the detector, as `builder.engines.Engine` says."""

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from builder.build import check_precision, engine_module
-from builder.checkpoint import Precision
 from builder.checkpoint_file import digest
 from builder.co_dino.config import Variant
+from builder.engines import Device
+from builder.engines.kinds import engine_kind
 from builder.export import InputSpec
-from builder.manifest import variant_of
+from builder.manifest import device_of, variant_of
+from builder.precision import Precision
 from builder.recheck import chosen_names
 from serving.contract import DETECTOR, ENSEMBLE, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, read_manifest
-
-Device = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Target:
     engine: str
     precision: Precision
     repository: Path
+    device: Device  # it is built for
     name: str = ENSEMBLE  # of the engine in the repository
     seed: int = 0  # of random weights
     built_from: str | None = None  # SHA-256 of the weights of an engine that exists
@@ -38,7 +37,7 @@ class Target:
     @property
     def file(self) -> Path:
         """The engine's file."""
-        return self.repository / model_name(DETECTOR, self.name) / "1" / engine_module(self.engine).FILE_NAME
+        return self.repository / model_name(DETECTOR, self.name) / "1" / engine_kind(self.engine).file_name
 
 
 def new_targets(
@@ -56,8 +55,10 @@ def new_targets(
     Raises:
         CodetrError: the engine does not exist, or not in that precision.
     """
-    chosen: Precision = precision or ("float16" if engine_module(engine).device() == "cuda" else "float32")
-    check_precision(engine, chosen)
+    kind = engine_kind(engine)
+    device = kind.module.device()
+    chosen: Precision = precision or ("float16" if device == "cuda" else "float32")
+    kind.check_precision(chosen)
     return [
         Target(
             variant,
@@ -65,6 +66,7 @@ def new_targets(
             engine,
             chosen,
             builds / f"{variant.name}-{engine}-{chosen}-{width}x{height}-batch{batch}",
+            device,
         )
         for width, height in sizes
     ]
@@ -90,6 +92,7 @@ def _existing(repository: Path, name: str) -> Target:
         engine=manifest["engine"],
         precision=manifest["precision"],
         repository=repository,
+        device=device_of(manifest),
         name=name,
         seed=manifest["seed"] or 0,
         built_from=(manifest["weights"] or {}).get("sha256"),
@@ -97,14 +100,14 @@ def _existing(repository: Path, name: str) -> Target:
     )
 
 
-def check(targets: Sequence[Target], weights: Path | None, device: str | None) -> str:
+def check(targets: Sequence[Target], weights: Path | None, device: str | None) -> Device:
     """Return where the engines run, "cuda" or "cpu".
 
     Raises:
         CodetrError: not all of them on `device`, the checkpoint `weights` is not there, or an engine was built from
             another.
     """
-    found = {target.engine: engine_module(target.engine).device() for target in targets}
+    found = {engine_kind(target.engine).name: target.device for target in targets}
     for engine, actual in found.items():
         if device is not None and actual != device:
             raise CodetrError(

@@ -1,6 +1,4 @@
-"""A Co-DINO of as few kernels and weights as it can have, and an engine that nothing is compiled for."""
-
-from types import SimpleNamespace
+"""A Co-DINO of as few kernels and weights as it can have."""
 
 from builder.variants import SwinConfig, Variant
 
@@ -19,9 +17,3 @@ SMALLEST = Variant(
     encoder_layers=1,
     decoder_layers=1,
 )
-
-
-def stand_in_engine(**names):
-    """Return what a module of `builder.engines` has, with `names` added to it or in place of its own."""
-    own = {"PRECISIONS": ("float32",), "device": lambda: "cpu", "check": lambda: None, "extra_files": list}
-    return SimpleNamespace(**(own | names))

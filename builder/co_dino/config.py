@@ -114,6 +114,11 @@ class Variant:
             )
 
     @property
+    def uses_operator(self) -> bool:
+        """Whether the graph has deformable attention as our operator."""
+        return True
+
+    @property
     def masks_padding(self) -> bool:
         """Whether attention ignores the padding; models trained with LSJ see it as part of the image."""
         return self.augmentation == "DETR"

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import shutil
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +13,13 @@ from builder.build import BuildOptions, build_repository, keep_report, write_plu
 from builder.demo import DEMO_WEIGHTS
 from builder.demo.dataset import write_dataset
 from builder.engines import EngineError, output_of, plugin_onnx
-from builder.export import InputSpec
+from builder.engines.kinds import KINDS, BuiltEngine
+from builder.export import OUTPUT_NAMES, InputSpec
 from builder.manifest import describe, variant_of
 from builder.verify import VerificationError
 from serving.errors import CodetrError
 from serving.manifest import engine_names, read_manifest
-from tests.smallest import SMALLEST, stand_in_engine
+from tests.smallest import SMALLEST
 
 SPEC = InputSpec(64, 96)
 SMALL = get_variant("co_dino_r50_12e").derive("small", num_classes=8, num_queries=50)
@@ -55,18 +57,20 @@ def stand_in(monkeypatch):
     def export(detector, spec):
         made.detector = detector
 
-    def load(path, spec):
+    def build(program, path, settings):
+        path.write_bytes(b"an engine")
+        return BuiltEngine(path, KINDS["onnx"], "cpu", OUTPUT_NAMES)
+
+    def load(path, spec, device):
         def run(images, image_sizes):
             boxes, *rest = made.detector(torch.from_numpy(images), torch.from_numpy(image_sizes))
             return output_of(tensor.detach() for tensor in (boxes + made.shift, *rest))
 
         return run
 
-    engine = stand_in_engine(
-        FILE_NAME="model.onnx", build=lambda program, path: path.write_bytes(b"an engine"), load=load
-    )
     monkeypatch.setattr("builder.build.export_detector", export)
-    monkeypatch.setattr("builder.build._engine", lambda options: engine)
+    monkeypatch.setattr("builder.engines.onnx.build", build)
+    monkeypatch.setattr("builder.engines.onnx.load", load)
     return made
 
 
@@ -212,7 +216,8 @@ def test_the_shapes_detector_is_compared_by_ap_too(tmp_path, stand_in):
 @pytest.mark.parametrize("name", ["co_dino_swin_l_o365", "co_dino_r50_lsj_36e"])
 def test_a_manifest_gives_its_variant_back(name):
     variant = dataclasses.replace(get_variant(name), class_names=tuple(map(str, range(80))))
-    manifest = describe(variant, None, 7, "onnx", "float32", SPEC, None)
+    built = BuiltEngine(Path("model.onnx"), KINDS["onnx"], "cpu", OUTPUT_NAMES)
+    manifest = describe(variant, None, 7, built, "float32", SPEC, None)
     assert variant_of(json.loads(json.dumps(manifest))) == variant
     assert (manifest["weights"], manifest["seed"]) == (None, 7)
 

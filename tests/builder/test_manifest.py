@@ -1,16 +1,22 @@
+from pathlib import Path
+
+import pytest
+
 from builder import plugin
 from builder.build import BuildOptions, build_repository
+from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec
-from builder.manifest import describe
+from builder.manifest import describe, device_of
 from serving.manifest import read_manifest
-from tests.smallest import SMALLEST, stand_in_engine
+from tests.smallest import SMALLEST
 
 SPEC = InputSpec(64, 96)
 
 
 def described(engine):
-    return describe(SMALLEST, None, 0, engine, "float32", SPEC, None)
+    built = BuiltEngine(Path("engine"), KINDS[engine], "cpu", ("boxes", "scores", "labels"))
+    return describe(SMALLEST, None, 0, built, "float32", SPEC, None)
 
 
 def test_a_gpu_is_named_with_its_compute_capability(monkeypatch):
@@ -30,14 +36,30 @@ def test_the_plugins_version_is_that_of_plans():
 
 
 def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):
-    compiler = stand_in_engine(
-        FILE_NAME="model.plan", build=lambda program, path, settings: path.write_bytes(b"a plan")
-    )
-    monkeypatch.setattr("builder.build._engine", lambda options: compiler)
+    def build(program, path, settings):
+        path.write_bytes(b"a plan")
+        return BuiltEngine(path, KINDS["tensorrt"], "cuda", ("output0", "output1", "output2"))
+
+    for name, stand_in in (("device", lambda: "cpu"), ("check", lambda uses_operator: None), ("build", build)):
+        monkeypatch.setattr(f"builder.engines.tensorrt.{name}", stand_in)
     monkeypatch.setattr("builder.build.export_detector", lambda detector, spec: None)
-    monkeypatch.setattr("builder.engines.tensorrt.output_names", lambda: ("boxes", "scores", "labels"))
     settings = TensorRTSettings(hardware_compatible=True)
     options = BuildOptions(SMALLEST, SPEC, engine="tensorrt", skip_verification=True, tensorrt=settings)
     build_repository(options, tmp_path / "repository")
     manifest = read_manifest(tmp_path / "repository")
     assert (manifest["hardware_compatible"], manifest["version_compatible"]) == (True, False)
+    assert manifest["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "device"),
+    [
+        ({"device": "cuda", "files": {}}, "cuda"),
+        ({"device": "cpu", "files": {"codetr_detector/1/some.so": ""}}, "cpu"),
+        ({"files": {"codetr_detector/1/model.pt2": "", "codetr_detector/1/libcodetr_ms_deform_attn_x.so": ""}}, "cuda"),
+        ({"files": {"codetr_detector/1/model.pt2": "", "codetr_detector/1/torch_runner.py": ""}}, "cpu"),
+    ],
+    ids=["declared cuda", "declared cpu", "an older one of a GPU", "an older one of a CPU"],
+)
+def test_where_an_engine_runs_is_what_its_manifest_declares(manifest, device):
+    assert device_of(manifest) == device

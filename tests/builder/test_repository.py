@@ -15,12 +15,15 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from builder.repository import TEMPLATES, _adding, check_destination, write_repository
+from builder.engines.kinds import KINDS, BuiltEngine
+from builder.export import InputSpec
+from builder.repository import CANDIDATES, TEMPLATES, _adding, check_destination, write_repository
+from builder.variants import SwinConfig, Variant
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, engine_names, read_manifest, sha256
 
-SIZES: dict[str, Any] = {"height": 64, "width": 96, "max_batch_size": 3, "max_detections": 12}
+TINY = Variant("tiny", SwinConfig(), num_classes=2, num_queries=6, max_detections=12, class_names=("cat", "Bär"))
 
 
 @pytest.fixture
@@ -30,9 +33,19 @@ def engine_file(tmp_path: Path) -> Path:
     return path
 
 
-def write(destination: Path, engine_file: Path, **options: Any) -> Path:
-    usual = {**SIZES, "kind": "onnx", "class_names": ["cat", "Bär"], "manifest": {"variant": "tiny"}}
-    return write_repository(destination, engine_file=engine_file, **{**usual, **options})
+def write(
+    destination: Path,
+    engine_file: Path,
+    kind: str = "onnx",
+    output_names: tuple[str, ...] = CANDIDATES,
+    extra_files: tuple[Path, ...] = (),
+    height: int = 64,
+    width: int = 96,
+    **options: Any,
+) -> Path:
+    engine = BuiltEngine(engine_file, KINDS[kind], KINDS[kind].devices[0], output_names, extra_files)
+    variant, spec = options.pop("variant", TINY), InputSpec(height, width, 3)
+    return write_repository(destination, engine, variant, spec, {"variant": "tiny"}, **options)
 
 
 def read_config(repository: Path, model: str) -> Any:
@@ -123,7 +136,7 @@ def test_the_ensemble_maps_a_plans_own_output_names(tmp_path: Path, engine_file:
 def test_manifest_holds_the_hash_of_every_engine_file(tmp_path: Path, engine_file: Path) -> None:
     data = tmp_path / "model.onnx.data"
     data.write_bytes(b"weights")
-    repository = write(tmp_path / "repository", engine_file, extra_files=[data])
+    repository = write(tmp_path / "repository", engine_file, extra_files=(data,))
     assert read_manifest(repository) == {
         "variant": "tiny",
         "files": {
@@ -360,11 +373,8 @@ def test_what_was_there_survives_a_failure(tmp_path: Path, engine_file: Path, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"kind": "caffe"}, "kind: expected one of tensorrt, onnx, torch, got 'caffe'", id="kind"),
-        pytest.param({"max_batch_size": 0}, "max_batch_size: expected at least 1, got 0", id="batch"),
-        pytest.param({"height": -1}, "height: expected at least 1, got -1", id="height"),
-        pytest.param({"output_names": ["a"]}, "output_names: expected the names of boxes, scores, labels", id="names"),
-        pytest.param({"extra_files": [Path("nowhere")]}, "no engine file at nowhere", id="missing file"),
+        pytest.param({"output_names": ("a",)}, "outputs: expected the names of boxes, scores, labels", id="names"),
+        pytest.param({"extra_files": (Path("nowhere"),)}, "no engine file at nowhere", id="missing file"),
     ],
 )
 def test_impossible_arguments_are_refused_before_anything_is_written(

@@ -157,7 +157,7 @@ def test_a_gpu_without_room(fault, monkeypatch, batch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 2**30, 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    monkeypatch.setattr("builder.engines.torch.check", lambda: None)
+    monkeypatch.setattr("builder.engines.torch.check", lambda uses_operator: None)
     monkeypatch.setattr("builder.build.export_detector", lambda *arguments: pytest.fail("the export was started"))
     line = fault(*DEMO, "--engine", "torch", "--batch", str(batch), "--height", "640", "--width", "960")
     needed = batch * 640 * 960 * 1900 / 2**30 + 1
@@ -168,7 +168,7 @@ def test_a_gpu_without_room(fault, monkeypatch, batch):
 def test_a_failed_compilation_names_its_log(fault, monkeypatch, tmp_path):
     from builder.engines import EngineError, onnx
 
-    def build(program, path):
+    def build(program, path, settings):
         print("a compiler's complaint")
         raise EngineError("no ONNX form of aten::x")
 

@@ -143,11 +143,13 @@ class TestExistingEngines:
     @pytest.fixture
     def repository(self, tmp_path):
         """A repository with a manifest alone, of SMALLEST with 30 queries."""
-        from builder.export import InputSpec
+        from builder.engines.kinds import KINDS, BuiltEngine
+        from builder.export import OUTPUT_NAMES, InputSpec
         from builder.manifest import describe
 
         variant = SMALLEST.derive("other_name", num_queries=30)
-        manifest = describe(variant, None, 0, "onnx", "float32", InputSpec(64, 64, 1, True), None)
+        built = BuiltEngine(tmp_path, KINDS["onnx"], "cpu", OUTPUT_NAMES)
+        manifest = describe(variant, None, 0, built, "float32", InputSpec(64, 64, 1, True), None)
         folder = tmp_path / "repository"
         folder.mkdir()
         (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
