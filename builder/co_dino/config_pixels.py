@@ -211,7 +211,9 @@ def _padded(pad: Config, release: Release) -> tuple[int, int]:
 
 def _colour(value: Any) -> float:
     """Return the grey that a Pad fills with."""
-    value = value.get("img", 0) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        check(value, free("img", "masks", "seg"), f"{_WHERE}Pad.pad_val.")
+        value = value.get("img", 0)
     values = set(value) if isinstance(value, tuple) else {value}
     if len(values) != 1 or not all(isinstance(each, (int, float)) and 0 <= each <= 255 for each in values):
         raise VariantError(f"{_WHERE}Pad.pad_val={short(value)} is not supported; expected one grey of 0..255")

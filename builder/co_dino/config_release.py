@@ -86,7 +86,8 @@ def masks_padding(model: Config, release: Release) -> bool:
 def plain(value: Any) -> Any:
     """Return a config of dicts and tuples, its types without a scope: `mmdet.CoDETR` is `CoDETR`."""
     if isinstance(value, Mapping):
-        return {key: _unscoped(each) if key == "type" else plain(each) for key, each in value.items()}
+        items = value.items()
+        return {key: _unscoped(each) if key == "type" else plain(each) for key, each in items if key != "_scope_"}
     return tuple(plain(each) for each in value) if isinstance(value, (list, tuple)) else value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from builder.co_dino.config import VariantError
 
@@ -109,7 +109,7 @@ def _same(value: object, choice: object) -> bool:
     return isinstance(value, bool) == isinstance(choice, bool) and value == choice
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

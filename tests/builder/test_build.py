@@ -14,9 +14,10 @@ from builder.demo.dataset import write_dataset
 from builder.engines import EngineError, output_of, plugin_onnx
 from builder.export import InputSpec
 from builder.manifest import describe, variant_of
-from builder.verify import VerificationError
+from builder.verify import VerificationError, served
 from serving.errors import CodetrError
 from serving.manifest import engine_names, read_manifest
+from serving.rules import Suppression
 from tests.smallest import SMALLEST, stand_in_engine
 
 SPEC = InputSpec(64, 96)
@@ -86,6 +87,16 @@ def test_a_second_name_is_added_and_the_same_is_refused_at_once(tmp_path, stand_
     monkeypatch.setattr("builder.build.load", lambda options: pytest.fail("the weights were loaded"))
     with pytest.raises(CodetrError, match="has an engine portrait; give the new one another --name"):
         build_repository(BuildOptions(SMALLEST, SPEC, name="portrait"), repository)
+
+
+def test_verification_and_server_suppress_as_the_variant(tmp_path, stand_in, photos, monkeypatch):
+    used = []
+    monkeypatch.setattr("builder.report.served", lambda *args: used.append(args[-1]) or served(*args))
+    variant = dataclasses.replace(SMALLEST, suppression=Suppression("hard", 0.5, score_threshold=0.125))
+    build_repository(BuildOptions(variant, SPEC, verify_images=photos), tmp_path / "repository")
+    assert used == [variant.suppression] * 2
+    config = (tmp_path / "repository" / "codetr_postprocess" / "config.pbtxt").read_text()
+    assert all(f'string_value: "{value}"' in config for value in ("hard", "0.5", "0.125"))
 
 
 def test_the_report_is_in_the_repository(tmp_path, stand_in, photos):

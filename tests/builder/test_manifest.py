@@ -1,12 +1,20 @@
+import json
+from dataclasses import replace
+
+import pytest
+
 from builder import plugin
 from builder.build import BuildOptions, build_repository
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec
-from builder.manifest import describe
+from builder.manifest import describe, variant_of
+from builder.variants import get_variant
 from serving.manifest import read_manifest
+from serving.rules import Suppression
 from tests.smallest import SMALLEST, stand_in_engine
 
 SPEC = InputSpec(64, 96)
+OTHER_RULES = replace(SMALLEST, suppression=Suppression("hard", 0.5, class_agnostic=True), lsj_padding=None)
 
 
 def described(engine):
@@ -21,6 +29,19 @@ def test_a_gpu_is_named_with_its_compute_capability(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
     manifest = described("torch")
     assert (manifest["gpu"], manifest["compute_capability"]) == ("NVIDIA H200", "9.0")
+
+
+@pytest.mark.parametrize("variant", [SMALLEST, OTHER_RULES, get_variant("co_dino_r50_lsj_12e")])
+def test_a_variant_comes_back_from_its_manifest(variant):
+    manifest = describe(variant, None, 0, "onnx", "float32", SPEC, None)
+    assert variant_of(json.loads(json.dumps(manifest))) == variant
+
+
+def test_manifests_of_before_have_no_suppression():
+    manifest = json.loads(json.dumps(described("onnx")))
+    for key in ("suppression", "lsj_padding"):
+        del manifest["network"][key]
+    assert variant_of(manifest) == SMALLEST
 
 
 def test_the_plugins_version_is_that_of_plans():

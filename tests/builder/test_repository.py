@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from builder.repository import TEMPLATES, _adding, check_destination, write_repository
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, engine_names, read_manifest, sha256
+from serving.postprocess import PostprocessSettings
+from serving.rules import Suppression
+from serving.triton import parse_settings
 
 SIZES: dict[str, Any] = {"height": 64, "width": 96, "max_batch_size": 3, "max_detections": 12}
 
@@ -107,6 +110,15 @@ def test_class_names_and_rows_are_parameters(tmp_path: Path, engine_file: Path) 
     repository = write(tmp_path / "repository", engine_file)
     assert json.loads(read_config(repository, ENSEMBLE).parameters["class_names"].string_value) == ["cat", "Bär"]
     assert read_config(repository, POSTPROCESS).parameters["max_detections"].string_value == "12"
+
+
+@pytest.mark.parametrize("rule", [Suppression(), Suppression("hard", 0.5, 0.01, 0.25, True), Suppression("none")])
+def test_the_server_suppresses_as_the_variant(tmp_path: Path, engine_file: Path, rule: Suppression) -> None:
+    repository = write(tmp_path / "repository", engine_file, suppression=rule)
+    config = json.loads(
+        json_format.MessageToJson(read_config(repository, POSTPROCESS), preserving_proto_field_name=True)
+    )
+    assert parse_settings(PostprocessSettings, config) == PostprocessSettings.of(rule, 12)
 
 
 def test_the_ensemble_maps_a_plans_own_output_names(tmp_path: Path, engine_file: Path) -> None:
