@@ -16,7 +16,7 @@ from builder.co_dino.config_rules import FREE, REQUIRED, WHOLE, Config, Rules, c
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 _WHERE = "test pipeline: "
-_PREPROCESSOR: Rules = {
+PREPROCESSOR: Rules = {
     "type": only("DetDataPreprocessor"),
     "mean": only(PIXEL_MEAN, default=()),
     "std": only(PIXEL_STD, default=()),
@@ -53,7 +53,7 @@ _LOAD: Rules = {
     "imdecode_backend": only("cv2", None),
     **free("file_client_args", "backend_args", "ignore_empty"),
 }
-_STEPS: dict[str, Rules] = {
+STEPS: dict[str, Rules] = {
     "LoadImageFromFile": _LOAD,
     "LoadImageFromWebcam": _LOAD,
     "LoadImageFromNDArray": _LOAD,
@@ -141,7 +141,7 @@ def read_pixels(steps: tuple[Config, ...], config: Config, model: Config, releas
 def _check_normalisation(steps: tuple[Config, ...], config: Config, model: Config, release: Release) -> None:
     preprocessor = model.get("data_preprocessor")
     if preprocessor is not None:
-        check(preprocessor, _PREPROCESSOR, "data_preprocessor.")
+        check(preprocessor, PREPROCESSOR, "data_preprocessor.")
     if release == "original" and steps and not any(step["type"] == "Normalize" for step in steps):
         raise VariantError(f"{_WHERE}expected a Normalize with mean={PIXEL_MEAN}, std={PIXEL_STD}, to_rgb=True")
     if release == "original" and not steps and "img_norm_cfg" in config:
@@ -152,9 +152,9 @@ def _check_step(step: Config) -> None:
     kind = step["type"]
     if kind in _IGNORED:
         return
-    if kind not in _STEPS:
-        raise VariantError(f"{_WHERE}the step {kind} is not supported; expected {', '.join(_STEPS)}")
-    check(step, _STEPS[kind], f"{_WHERE}{kind}.")
+    if kind not in STEPS:
+        raise VariantError(f"{_WHERE}the step {kind} is not supported; expected {', '.join(STEPS)}")
+    check(step, STEPS[kind], f"{_WHERE}{kind}.")
 
 
 def _check_ratio(steps: tuple[Config, ...], release: Release) -> None:

@@ -221,7 +221,6 @@ _HEAD: Rules = {
     "type": only("CoDINOHead", default=REQUIRED),
     "num_classes": WHOLE,
     "num_query": WHOLE,
-    "num_feature_levels": WHOLE,
     "embed_dims": WHOLE,
     "num_reg_fcs": only(2),
     "as_two_stage": only(True, default=False),
@@ -245,7 +244,7 @@ _HEAD: Rules = {
         **free("beta", "gamma", "alpha", "loss_weight", "reduction", "class_weight", "bg_cls_weight", "activated"),
     },
     **free("loss_bbox", "loss_iou", "dn_cfg", "sync_cls_avg_factor", "max_pos_coords", "lambda_1"),
-    **free("in_channels", "use_zero_padding", "bg_cls_weight", "init_cfg"),
+    **free("in_channels", "num_feature_levels", "use_zero_padding", "bg_cls_weight", "init_cfg"),
 }
 _SWIN_COMMON: Rules = {
     "type": FREE,

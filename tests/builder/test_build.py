@@ -92,9 +92,10 @@ def test_a_second_name_is_added_and_the_same_is_refused_at_once(tmp_path, stand_
 def test_verification_and_server_suppress_as_the_variant(tmp_path, stand_in, photos, monkeypatch):
     used = []
     monkeypatch.setattr("builder.report.served", lambda *args: used.append(args[-1]) or served(*args))
+    monkeypatch.setattr("builder.verify.average_precision", lambda *args: used.append(args[-1]))
     variant = dataclasses.replace(SMALLEST, suppression=Suppression("hard", 0.5, score_threshold=0.125))
     build_repository(BuildOptions(variant, SPEC, verify_images=photos), tmp_path / "repository")
-    assert used == [variant.suppression] * 2
+    assert used == [variant.suppression] * 4
     config = (tmp_path / "repository" / "codetr_postprocess" / "config.pbtxt").read_text()
     assert all(f'string_value: "{value}"' in config for value in ("hard", "0.5", "0.125"))
 
