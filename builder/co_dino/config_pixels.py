@@ -92,12 +92,13 @@ class Pixels:
 def test_pipeline(config: Config) -> tuple[Config, ...]:
     """Return the steps that a test runs, those within `MultiScaleFlipAug` after it; empty if the config has none."""
     places = [_dataset(config.get(f"{split}_dataloader")) for split in ("test", "val")]
-    places += [(config.get("data") or {}).get(split) for split in ("test", "val")]
+    data = config.get("data")
+    places += [data.get(split) for split in ("test", "val")] if isinstance(data, dict) else []
     for place in places:
         steps = _pipeline(place)
         if steps:
             return tuple(_flat(steps))
-    return tuple(_flat(config.get("test_pipeline") or ()))
+    return tuple(_flat(_list(config.get("test_pipeline") or ())))
 
 
 def read_pixels(steps: tuple[Config, ...], config: Config, model: Config, release: Release, masked: bool) -> Pixels:
@@ -214,10 +215,11 @@ def _colour(value: Any) -> float:
     if isinstance(value, dict):
         check(value, free("img", "masks", "seg"), f"{_WHERE}Pad.pad_val.")
         value = value.get("img", 0)
-    values = set(value) if isinstance(value, tuple) else {value}
-    if len(values) != 1 or not all(isinstance(each, (int, float)) and 0 <= each <= 255 for each in values):
+    values = value if isinstance(value, tuple) and value else (value,)
+    grey = all(type(each) in (int, float) and 0 <= each <= 255 and each == values[0] for each in values)
+    if not grey:
         raise VariantError(f"{_WHERE}Pad.pad_val={short(value)} is not supported; expected one grey of 0..255")
-    return float(values.pop())
+    return float(values[0])
 
 
 def _dataset(dataloader: Any) -> Any:
@@ -227,7 +229,7 @@ def _dataset(dataloader: Any) -> Any:
 def _pipeline(dataset: Any) -> tuple[Config, ...]:
     while isinstance(dataset, dict):
         if dataset.get("pipeline"):
-            return tuple(dataset["pipeline"])
+            return _list(dataset["pipeline"])
         dataset = dataset.get("dataset")
     return ()
 
@@ -238,4 +240,10 @@ def _flat(steps: tuple[Any, ...]) -> Iterator[Config]:
             raise VariantError(f"{_WHERE}expected steps with a type, got {short(step)}")
         yield step
         if step["type"] == "MultiScaleFlipAug":
-            yield from _flat(step.get("transforms") or ())
+            yield from _flat(_list(step.get("transforms") or ()))
+
+
+def _list(steps: Any) -> tuple[Any, ...]:
+    if not isinstance(steps, tuple):
+        raise VariantError(f"{_WHERE}expected a list of steps, got {short(steps)}")
+    return steps

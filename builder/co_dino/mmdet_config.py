@@ -53,6 +53,8 @@ def from_mmdet_config(config: Config, name: str = "custom") -> Variant:
         VariantError: a setting is missing, is unknown, or has a value that this network does not implement.
     """
     config = plain(config)
+    if not isinstance(config, dict):
+        raise VariantError(f"expected a config's dict, got {short(config)}")
     model = config.get("model", config)
     _check_kind(model)
     check(model, MODEL)
@@ -87,7 +89,7 @@ def _check_kind(model: Config) -> None:
     if kind == "CoDeformDETRHead":
         raise VariantError(f"query_head.type={kind!r} is Co-Deformable-DETR, which is not supported; expected Co-DINO")
     kind = backbone.get("type") if isinstance(backbone, dict) else backbone
-    if kind not in BACKBONES:
+    if not isinstance(kind, str) or kind not in BACKBONES:
         raise VariantError(f"backbone.type={short(kind)} is not supported; expected {' or '.join(BACKBONES)}")
     check(backbone, BACKBONES[kind], "backbone.")
 
@@ -168,7 +170,7 @@ def _feedforward(layer: Config) -> int:
 
 def _check_sigmoid(head: Config) -> None:
     """Scores are sigmoids if the classification loss takes them so; DETR's own loss does not."""
-    loss = head.get("loss_cls", {"type": "CrossEntropyLoss"})
+    loss = single(head.get("loss_cls", {"type": "CrossEntropyLoss"}))
     if not loss.get("use_sigmoid", loss.get("type") in _SIGMOID_LOSSES):
         raise VariantError(
             f"query_head.loss_cls={short(loss)} gives softmax scores, which are not supported; expected "
@@ -223,10 +225,10 @@ def _out_indices(backbone: Config, stages: int) -> tuple[int, ...]:
 def _test_settings(model: Config, num_queries: int, release: Release) -> tuple[Suppression, int]:
     """Return the suppression of `test_cfg[0]` and K."""
     stages = _get(model, "test_cfg")
-    test = stages[0] if isinstance(stages, tuple) and stages else stages
+    test = single(stages[0] if isinstance(stages, tuple) and stages else stages)
     check(test, TEST, "test_cfg[0].")
     max_per_img = test.get("max_per_img", num_queries)
-    nms = test.get("nms")
+    nms = single(test.get("nms"))
     if nms is not None:
         check(nms, NMS, "test_cfg[0].nms.")
     candidates = num_queries if nms is not None and release == "original" else max_per_img

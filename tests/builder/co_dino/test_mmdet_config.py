@@ -225,3 +225,25 @@ def test_other_suppressions_are_refused(settings, message):
     config["model"]["test_cfg"][0].update(settings)
     with pytest.raises(VariantError, match=message):
         from_mmdet_config(config)
+
+
+ODD_VALUES = (None, "x", [], {}, -1, 1.5, True, [{}], [None], {"type": ["x"]}, float("nan"))
+
+
+@pytest.mark.parametrize("name", [R50_LSJ, ORIGINAL_SWIN])
+def test_nonsense_is_a_refusal_in_one_line_and_nothing_else(name):
+    config = load(name)
+    for path, _ in walk(config):
+        if any(head in path for head in ("rpn_head", "roi_head", "bbox_head", "train_cfg")):
+            continue
+        for value in ODD_VALUES:
+            try:
+                from_mmdet_config(changed(config, path, value))
+            except VariantError as error:
+                assert "\n" not in str(error)  # noqa: PT017  # of each path
+
+
+@pytest.mark.parametrize("config", [None, [], {}, {"model": None}, {"model": {"type": "CoDETR"}}, {"type": "CoDETR"}])
+def test_what_is_no_config_is_refused(config):
+    with pytest.raises(VariantError, match=r"expected|the config has no"):
+        from_mmdet_config(config)
