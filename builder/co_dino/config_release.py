@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from builder.co_dino.config import VariantError
-from builder.co_dino.config_rules import Config, single
+from builder.co_dino.config_rules import Config
 
 Release = Literal["original", "mmdetection"]
 
@@ -98,7 +98,7 @@ def _unscoped(kind: Any) -> Any:
 def _has(config: Config, path: str) -> bool:
     value: Any = config
     for key in path.split("."):
-        value = value[0] if isinstance(value, tuple) and value else single(value)
+        value = value[0] if isinstance(value, tuple) and value else value
         if not isinstance(value, Mapping) or value.get(key) is None:
             return False
         value = value[key]

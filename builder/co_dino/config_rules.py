@@ -61,7 +61,6 @@ def check(section: object, rules: Rules, path: str = "") -> None:
     Raises:
         VariantError: a setting is unknown, or has a value that this network does not implement.
     """
-    section = single(section)
     if not isinstance(section, Mapping):
         raise VariantError(f"{path.rstrip('.') or 'model'}={short(section)} is not supported; expected a dict")
     for key, value in section.items():
@@ -86,7 +85,8 @@ def _check_one(section: Config, key: str, rule: Only | Is | Free | Rules, path: 
         if key in section and not rule.accepts(section[key]):
             raise VariantError(f"{path}={short(section[key])} is not possible; expected a positive {rule.kind}")
     elif isinstance(rule, Mapping) and key in section:
-        check(section[key], rule, path + ".")
+        # mmcv takes one dict for each feed-forward network of a layer.
+        check(single(section[key]) if key == "ffn_cfgs" else section[key], rule, path + ".")
 
 
 def single(value: Any) -> Any:

@@ -61,7 +61,7 @@ def from_mmdet_config(config: Config, name: str = "custom") -> Variant:
     steps = test_pipeline(config)
     release = release_of(config, model, steps)
     pixels = read_pixels(steps, config, model, release, masks_padding(model, release))
-    head = single(model["query_head"])
+    head = _get(model, "query_head")
     num_queries = head.get("num_query", 900)
     suppression, max_detections = _test_settings(model, num_queries, release)
     return Variant(
@@ -84,7 +84,7 @@ def _check_kind(model: Config) -> None:
     if not isinstance(model, dict) or model.get("type") != "CoDETR":
         kind = model.get("type") if isinstance(model, dict) else model
         raise VariantError(f"type={short(kind)} is not supported; expected 'CoDETR'")
-    head, backbone = (single(_get(model, key)) for key in ("query_head", "backbone"))
+    head, backbone = (_get(model, key) for key in ("query_head", "backbone"))
     kind = head.get("type") if isinstance(head, dict) else head
     if kind == "CoDeformDETRHead":
         raise VariantError(f"query_head.type={kind!r} is Co-Deformable-DETR, which is not supported; expected Co-DINO")
@@ -96,7 +96,7 @@ def _check_kind(model: Config) -> None:
 
 def _transformer(model: Config, head: Config, num_queries: int) -> dict[str, Any]:
     """Return the variant's settings of neck, encoder and decoder."""
-    neck, transformer = single(_get(model, "neck")), single(_get(head, "transformer", _HEAD))
+    neck, transformer = _get(model, "neck"), _get(head, "transformer", _HEAD)
     encoder, decoder = (_get(transformer, part, _TRANSFORMER) for part in ("encoder", "decoder"))
     layers = [_get(stack, "transformerlayers", _TRANSFORMER) for stack in (encoder, decoder)]
     encoder_attention, self_attention, cross_attention = _attentions(*layers)
@@ -170,7 +170,7 @@ def _feedforward(layer: Config) -> int:
 
 def _check_sigmoid(head: Config) -> None:
     """Scores are sigmoids if the classification loss takes them so; DETR's own loss does not."""
-    loss = single(head.get("loss_cls", {"type": "CrossEntropyLoss"}))
+    loss = head.get("loss_cls", {"type": "CrossEntropyLoss"})
     if not loss.get("use_sigmoid", loss.get("type") in _SIGMOID_LOSSES):
         raise VariantError(
             f"query_head.loss_cls={short(loss)} gives softmax scores, which are not supported; expected "
@@ -179,9 +179,9 @@ def _check_sigmoid(head: Config) -> None:
 
 
 def _backbone(model: Config) -> SwinConfig | ResNetConfig:
-    backbone = single(model["backbone"])
+    backbone = model["backbone"]
     config = _resnet(backbone) if backbone["type"] == "ResNet" else _swin(backbone)
-    _agree("channels (backbone, neck.in_channels)", config.out_channels, _get(single(model["neck"]), "in_channels"))
+    _agree("channels (backbone, neck.in_channels)", config.out_channels, _get(model["neck"], "in_channels", "neck."))
     return config
 
 
@@ -225,10 +225,10 @@ def _out_indices(backbone: Config, stages: int) -> tuple[int, ...]:
 def _test_settings(model: Config, num_queries: int, release: Release) -> tuple[Suppression, int]:
     """Return the suppression of `test_cfg[0]` and K."""
     stages = _get(model, "test_cfg")
-    test = single(stages[0] if isinstance(stages, tuple) and stages else stages)
+    test = stages[0] if isinstance(stages, tuple) and stages else stages
     check(test, TEST, "test_cfg[0].")
     max_per_img = test.get("max_per_img", num_queries)
-    nms = single(test.get("nms"))
+    nms = test.get("nms")
     if nms is not None:
         check(nms, NMS, "test_cfg[0].nms.")
     candidates = num_queries if nms is not None and release == "original" else max_per_img
