@@ -1,5 +1,8 @@
 """A Co-DINO of as few kernels and weights as it can have."""
 
+from pathlib import Path
+
+from builder.engines.kinds import KINDS, BuiltEngine
 from builder.variants import SwinConfig, Variant
 
 SMALLEST = Variant(
@@ -17,3 +20,8 @@ SMALLEST = Variant(
     encoder_layers=1,
     decoder_layers=1,
 )
+
+
+def built(kind="onnx", device="cpu", file=Path("engine"), outputs=("boxes", "scores", "labels")):
+    """Return what a build of a kind of engine returns."""
+    return BuiltEngine(file, KINDS[kind], device, outputs)

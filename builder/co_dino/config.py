@@ -11,6 +11,8 @@ from serving.rules import DEFAULT_SUPPRESSION, Suppression
 
 # Padding of the Large-Scale-Jitter configs (`Pad(pad_val=114)`), in 0..255 before normalisation.
 LSJ_PADDING_VALUE = 114.0
+# (height, width) into which mmdetection's configs usually fit images.
+USUAL_SIZE = (800, 1333)
 
 
 class VariantError(CodetrError):
@@ -82,7 +84,7 @@ class Variant:
     encoder_layers: int = 6
     decoder_layers: int = 6
     position_temperature: float = 20
-    input_size: tuple[int, int] = (800, 1333)  # usual (height, width) in pixels
+    input_size: tuple[int, int] = USUAL_SIZE  # usual (height, width) in pixels
     class_names: tuple[str, ...] | None = None  # None: the checkpoint's, else COCO's for 80 classes
     checkpoint: str | None = None
     box_ap: float | None = None  # published, in percent, on COCO val2017; with 1203 classes on LVIS 1.0 val

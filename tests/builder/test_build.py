@@ -2,7 +2,6 @@ import dataclasses
 import json
 import shutil
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,13 +12,13 @@ from builder.build import BuildOptions, build_repository, keep_report, write_plu
 from builder.demo import DEMO_WEIGHTS
 from builder.demo.dataset import write_dataset
 from builder.engines import EngineError, output_of, plugin_onnx
-from builder.engines.kinds import KINDS, BuiltEngine
-from builder.export import OUTPUT_NAMES, InputSpec
+from builder.export import InputSpec
 from builder.manifest import describe, variant_of
-from builder.verify import VerificationError
+from builder.verify import VerificationError, served
 from serving.errors import CodetrError
 from serving.manifest import engine_names, read_manifest
-from tests.smallest import SMALLEST
+from serving.rules import Suppression
+from tests.smallest import SMALLEST, built
 
 SPEC = InputSpec(64, 96)
 SMALL = get_variant("co_dino_r50_12e").derive("small", num_classes=8, num_queries=50)
@@ -59,7 +58,7 @@ def stand_in(monkeypatch):
 
     def build(program, path, settings):
         path.write_bytes(b"an engine")
-        return BuiltEngine(path, KINDS["onnx"], "cpu", OUTPUT_NAMES)
+        return built(file=path)
 
     def load(path, spec, device):
         def run(images, image_sizes):
@@ -90,6 +89,17 @@ def test_a_second_name_is_added_and_the_same_is_refused_at_once(tmp_path, stand_
     monkeypatch.setattr("builder.build.load", lambda options: pytest.fail("the weights were loaded"))
     with pytest.raises(CodetrError, match="has an engine portrait; give the new one another --name"):
         build_repository(BuildOptions(SMALLEST, SPEC, name="portrait"), repository)
+
+
+def test_verification_and_server_suppress_as_the_variant(tmp_path, stand_in, photos, monkeypatch):
+    used = []
+    monkeypatch.setattr("builder.report.served", lambda *args: used.append(args[-1]) or served(*args))
+    monkeypatch.setattr("builder.verify.average_precision", lambda *args: used.append(args[-1]))
+    variant = dataclasses.replace(SMALLEST, suppression=Suppression("hard", 0.5, score_threshold=0.125))
+    build_repository(BuildOptions(variant, SPEC, verify_images=photos), tmp_path / "repository")
+    assert used == [variant.suppression] * 4
+    config = (tmp_path / "repository" / "codetr_postprocess" / "config.pbtxt").read_text()
+    assert all(f'string_value: "{value}"' in config for value in ("hard", "0.5", "0.125"))
 
 
 def test_the_report_is_in_the_repository(tmp_path, stand_in, photos):
@@ -216,8 +226,7 @@ def test_the_shapes_detector_is_compared_by_ap_too(tmp_path, stand_in):
 @pytest.mark.parametrize("name", ["co_dino_swin_l_o365", "co_dino_r50_lsj_36e"])
 def test_a_manifest_gives_its_variant_back(name):
     variant = dataclasses.replace(get_variant(name), class_names=tuple(map(str, range(80))))
-    built = BuiltEngine(Path("model.onnx"), KINDS["onnx"], "cpu", OUTPUT_NAMES)
-    manifest = describe(variant, None, 7, built, "float32", SPEC, None)
+    manifest = describe(variant, None, 7, built(), "float32", SPEC, None)
     assert variant_of(json.loads(json.dumps(manifest))) == variant
     assert (manifest["weights"], manifest["seed"]) == (None, 7)
 

@@ -1,22 +1,24 @@
-from pathlib import Path
+import json
+from dataclasses import replace
 
 import pytest
 
 from builder import plugin
 from builder.build import BuildOptions, build_repository
-from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec
-from builder.manifest import describe, device_of
+from builder.manifest import describe, device_of, variant_of
+from builder.variants import get_variant
 from serving.manifest import read_manifest
-from tests.smallest import SMALLEST
+from serving.rules import Suppression
+from tests.smallest import SMALLEST, built
 
 SPEC = InputSpec(64, 96)
+OTHER_RULES = replace(SMALLEST, suppression=Suppression("hard", 0.5, class_agnostic=True), lsj_padding=None)
 
 
 def described(engine):
-    built = BuiltEngine(Path("engine"), KINDS[engine], "cpu", ("boxes", "scores", "labels"))
-    return describe(SMALLEST, None, 0, built, "float32", SPEC, None)
+    return describe(SMALLEST, None, 0, built(engine), "float32", SPEC, None)
 
 
 def test_a_gpu_is_named_with_its_compute_capability(monkeypatch):
@@ -29,6 +31,19 @@ def test_a_gpu_is_named_with_its_compute_capability(monkeypatch):
     assert (manifest["gpu"], manifest["compute_capability"]) == ("NVIDIA H200", "9.0")
 
 
+@pytest.mark.parametrize("variant", [SMALLEST, OTHER_RULES, get_variant("co_dino_r50_lsj_12e")])
+def test_a_variant_comes_back_from_its_manifest(variant):
+    manifest = describe(variant, None, 0, built(), "float32", SPEC, None)
+    assert variant_of(json.loads(json.dumps(manifest))) == variant
+
+
+def test_manifests_of_before_have_no_suppression():
+    manifest = json.loads(json.dumps(described("onnx")))
+    for key in ("suppression", "lsj_padding"):
+        del manifest["network"][key]
+    assert variant_of(manifest) == SMALLEST
+
+
 def test_the_plugins_version_is_that_of_plans():
     assert described("tensorrt")["versions"]["plugin"] == plugin.VERSION
     assert "plugin" not in described("onnx")["versions"]
@@ -38,7 +53,7 @@ def test_the_plugins_version_is_that_of_plans():
 def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):
     def build(program, path, settings):
         path.write_bytes(b"a plan")
-        return BuiltEngine(path, KINDS["tensorrt"], "cuda", ("output0", "output1", "output2"))
+        return built("tensorrt", "cuda", path, ("output0", "output1", "output2"))
 
     for name, stand_in in (("device", lambda: "cpu"), ("check", lambda uses_operator: None), ("build", build)):
         monkeypatch.setattr(f"builder.engines.tensorrt.{name}", stand_in)

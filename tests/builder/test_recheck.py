@@ -4,19 +4,17 @@ from types import SimpleNamespace
 import pytest
 
 from builder import recheck
-from builder.engines.kinds import KINDS, BuiltEngine
 from builder.export import InputSpec
 from builder.manifest import describe
 from builder.verify import Verification
-from tests.smallest import SMALLEST
+from tests.smallest import SMALLEST, built
 
 
 @pytest.mark.parametrize("machine", ["cpu", "cuda"])
 def test_the_detector_lies_where_the_engine_runs_whatever_the_machine_has(machine, monkeypatch):
     """A stand-in for an engine on a device called meta, which every machine has."""
     compared = []
-    built = BuiltEngine(Path("model.pt2"), KINDS["torch"], "cuda", ("boxes", "scores", "labels"))
-    manifest = describe(SMALLEST, None, 0, built, "float32", InputSpec(64, 96, 2), None)
+    manifest = describe(SMALLEST, None, 0, built("torch", "cuda"), "float32", InputSpec(64, 96, 2), None)
     monkeypatch.setattr("builder.engines.torch.device", lambda: machine)
     monkeypatch.setattr(
         "builder.engines.torch.load", lambda path, spec, device: SimpleNamespace(device="meta", path=path, place=device)

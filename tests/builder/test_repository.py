@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
 from builder.engines.kinds import KINDS, BuiltEngine
@@ -22,6 +23,9 @@ from builder.variants import SwinConfig, Variant
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, engine_names, read_manifest, sha256
+from serving.postprocess import PostprocessSettings
+from serving.rules import Suppression
+from serving.triton import parse_settings
 
 TINY = Variant("tiny", SwinConfig(), num_classes=2, num_queries=6, max_detections=12, class_names=("cat", "Bär"))
 
@@ -120,6 +124,15 @@ def test_class_names_and_rows_are_parameters(tmp_path: Path, engine_file: Path) 
     repository = write(tmp_path / "repository", engine_file)
     assert json.loads(read_config(repository, ENSEMBLE).parameters["class_names"].string_value) == ["cat", "Bär"]
     assert read_config(repository, POSTPROCESS).parameters["max_detections"].string_value == "12"
+
+
+@pytest.mark.parametrize("rule", [Suppression(), Suppression("hard", 0.5, 0.01, 0.25, True), Suppression("none")])
+def test_the_server_suppresses_as_the_variant(tmp_path: Path, engine_file: Path, rule: Suppression) -> None:
+    repository = write(tmp_path / "repository", engine_file, variant=replace(TINY, suppression=rule))
+    config = json.loads(
+        json_format.MessageToJson(read_config(repository, POSTPROCESS), preserving_proto_field_name=True)
+    )
+    assert parse_settings(PostprocessSettings, config) == PostprocessSettings.of(rule, 12)
 
 
 def test_the_ensemble_maps_a_plans_own_output_names(tmp_path: Path, engine_file: Path) -> None:

@@ -12,7 +12,7 @@ from builder.variants import Variant, VariantError
 from codetr import cli
 from codetr.config import given_variant, read_variant, variant_name
 from serving.errors import CodetrError
-from tests.smallest import SMALLEST
+from tests.smallest import SMALLEST, built
 
 NAMES = "give either a VARIANT (`codetr variants` lists them) or --config FILE of your own network"
 
@@ -143,13 +143,11 @@ class TestExistingEngines:
     @pytest.fixture
     def repository(self, tmp_path):
         """A repository with a manifest alone, of SMALLEST with 30 queries."""
-        from builder.engines.kinds import KINDS, BuiltEngine
-        from builder.export import OUTPUT_NAMES, InputSpec
+        from builder.export import InputSpec
         from builder.manifest import describe
 
         variant = SMALLEST.derive("other_name", num_queries=30)
-        built = BuiltEngine(tmp_path, KINDS["onnx"], "cpu", OUTPUT_NAMES)
-        manifest = describe(variant, None, 0, built, "float32", InputSpec(64, 64, 1, True), None)
+        manifest = describe(variant, None, 0, built(), "float32", InputSpec(64, 64, 1, True), None)
         folder = tmp_path / "repository"
         folder.mkdir()
         (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
