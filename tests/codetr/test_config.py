@@ -12,6 +12,7 @@ from builder.variants import Variant, VariantError
 from codetr import cli
 from codetr.config import given_variant, read_variant, variant_name
 from serving.errors import CodetrError
+from serving.manifest import FILES, manifest_name
 from tests.smallest import SMALLEST, built
 
 NAMES = "give either a VARIANT (`codetr variants` lists them) or --config FILE of your own network"
@@ -150,7 +151,7 @@ class TestExistingEngines:
         manifest = describe(variant, None, 0, built(), "float32", InputSpec(64, 64, 1, True), None)
         folder = tmp_path / "repository"
         folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
+        (folder / manifest_name()).write_text(json.dumps(manifest | {FILES: {}}), encoding="utf-8")
         return folder
 
     @pytest.fixture(autouse=True)
@@ -177,7 +178,7 @@ class TestExistingEngines:
         config.write_text("num_queries = 30\nclass_names = ('a', 'b', 'c', 'd')")
         assert "class_names differ in a, b, c, d;" in fault("verify", repository, "--config", config)
 
-    @pytest.mark.parametrize(("queries", "expected"), [(30, "reached"), (31, "num_queries is 30, expected 31")])
+    @pytest.mark.parametrize(("queries", "expected"), [(30, "error: reached"), (31, "num_queries is 30, expected 31;")])
     def test_bench_engine(self, fault, monkeypatch, repository, config, queries, expected):
         from types import SimpleNamespace
 
