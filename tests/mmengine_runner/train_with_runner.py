@@ -1,8 +1,8 @@
 """Trains a stand-in for Co-DINO with mmengine's own runner, so that its checkpoints are files as people hold them.
 
 Run by tests with the packages of requirements.txt on PYTHONPATH; it imports nothing of this project. For every case,
-`OUTPUT/CASE` receives what the runner saves after one epoch, and `weights.npz`: the tensors that a reader of these
-files must return, by mmdetection's names. `trained/` are the network's own, `expected/` those to deploy.
+`OUTPUT/CASE` receives what the runner saves after one epoch, and `truth.npz`: what a reader of these files must find,
+`expected/` the tensors to deploy by mmdetection's names and `classes`; and `trained/`, the network's own tensors.
 
 Usage: train_with_runner.py DATA OUTPUT    (DATA: tests/data)
 """
@@ -34,6 +34,7 @@ TRAINING_SIDE = 4  # longest side of the tensors that only training has
 
 
 def main(data: Path, output: Path) -> None:
+    torch.set_num_threads(1)  # these tensors are too small to share
     # mmengine refuses mixed precision without a GPU, though PyTorch has its autocast and gradient scaler for CPUs too.
     amp.is_cuda_available = lambda: True
     amp.GradScaler = functools.partial(torch.amp.GradScaler, "cpu")
@@ -45,7 +46,7 @@ def main(data: Path, output: Path) -> None:
         expected = hooks[0].ema_model.module.state_dict() if average else trained
         arrays = {f"trained/{key}": value.numpy() for key, value in trained.items()}
         arrays |= {f"expected/{key}": value.numpy() for key, value in expected.items()}
-        np.savez(output / case / "weights.npz", **arrays)
+        np.savez(output / case / "truth.npz", classes=CLASSES, **arrays)
 
 
 def config(data: Path, folder: Path, average: bool, mixed: bool) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def config(data: Path, folder: Path, average: bool, mixed: bool) -> dict[str, An
         "val_evaluator": {"type": "ConstantMetric", "prefix": "coco"},
         "optim_wrapper": {
             "type": "AmpOptimWrapper" if mixed else "OptimWrapper",
-            "optimizer": {"type": "AdamW", "lr": 1e-2, "weight_decay": 1e-4},
+            "optimizer": {"type": "AdamW", "lr": 1e-3, "weight_decay": 1e-4},
             "clip_grad": {"max_norm": 0.1, "norm_type": 2},
             "paramwise_cfg": {"custom_keys": {"backbone": {"lr_mult": 0.1}}},
         },

@@ -1,0 +1,75 @@
+"""Files of mmengine's own runner: whatever it trained with, what is read back are the tensors it had to deploy."""
+
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from builder import load_detector
+from builder.checkpoint import read_checkpoint
+
+# Case of tests/mmengine_runner, and the entries that only its settings put into the file of an epoch.
+ENTRIES = ("ema_state_dict", "loss_scaler")
+CASES = [
+    pytest.param("plain", (), id="plain"),
+    pytest.param("ema", ("ema_state_dict",), id="average of the weights"),
+    pytest.param("amp", ("loss_scaler",), id="mixed precision"),
+    pytest.param("ema_amp", ENTRIES, id="both"),
+]
+FILES = [
+    pytest.param("epoch_1.pth", id="epoch"),
+    pytest.param("best_coco_bbox_mAP_epoch_1.pth", id="best"),
+    pytest.param("epoch_1-????????.pth", id="published"),
+]
+
+
+def truth(folder, part):
+    with np.load(folder / "truth.npz") as file:
+        keys = [key for key in file if key.startswith(f"{part}/")]
+        return {key.removeprefix(f"{part}/"): torch.from_numpy(file[key]) for key in keys}
+
+
+def class_names(folder):
+    with np.load(folder / "truth.npz") as file:
+        return tuple(file["classes"].tolist())
+
+
+def pickled(path):
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        return archive.read(name)
+
+
+def assert_same(tensors, expected):
+    assert tensors.keys() == expected.keys()
+    assert [key for key in expected if not torch.equal(tensors[key], expected[key])] == []
+
+
+@pytest.mark.parametrize(("case", "entries"), CASES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_gives_the_runners_tensors_and_class_names(mmengine_runs, golden_config, case, entries, name):
+    (path,) = (mmengine_runs / case).glob(name)
+    expected = truth(path.parent, "expected")
+    checkpoint = read_checkpoint(path)
+    assert_same(checkpoint.tensors, expected)
+    assert checkpoint.class_names == class_names(path.parent)
+
+    detector = load_detector(golden_config, path)
+    assert_same(detector.state_dict(), load_detector(golden_config, expected).state_dict())
+    assert detector.variant.class_names == class_names(path.parent)
+
+
+@pytest.mark.parametrize(("case", "entries"), CASES)
+def test_the_files_hold_what_makes_them_hard_to_read(mmengine_runs, golden_weights, case, entries):
+    """Without this the other test could pass on files that nobody has: no history, or an average of nothing."""
+    content = pickled(mmengine_runs / case / "epoch_1.pth")
+    for line in (b"cmmengine.logging.history_buffer\nHistoryBuffer\n", b"c__builtin__\ngetattr\n"):
+        assert line in content
+    assert tuple(entry for entry in ENTRIES if entry.encode() in content) == entries
+
+    trained, expected = (truth(mmengine_runs / case, part) for part in ("trained", "expected"))
+    weights = [key for key, value in golden_weights.items() if value.is_floating_point()]
+    assert all(not torch.equal(trained[key], golden_weights[key]) for key in weights)
+    averaged = [key for key in weights if not torch.equal(trained[key], expected[key])]
+    assert averaged == (weights if "ema_state_dict" in entries else [])
