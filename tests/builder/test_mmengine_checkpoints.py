@@ -48,20 +48,20 @@ def assert_same(tensors, expected):
 
 @pytest.mark.parametrize(("case", "entries"), CASES)
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_gives_the_runners_tensors_and_class_names(mmengine_runs, golden_config, case, entries, name):
+def test_a_file_gives_the_runners_tensors_and_class_names(mmengine_runs, shallow_config, case, entries, name):
     (path,) = (mmengine_runs / case).glob(name)
     expected = truth(path.parent, "expected")
     checkpoint = read_checkpoint(path)
     assert_same(checkpoint.tensors, expected)
     assert checkpoint.class_names == class_names(path.parent)
 
-    detector = load_detector(golden_config, path)
-    assert_same(detector.state_dict(), load_detector(golden_config, expected).state_dict())
+    detector = load_detector(shallow_config, path)
+    assert_same(detector.state_dict(), load_detector(shallow_config, expected).state_dict())
     assert detector.variant.class_names == class_names(path.parent)
 
 
 @pytest.mark.parametrize(("case", "entries"), CASES)
-def test_the_files_hold_what_makes_them_hard_to_read(mmengine_runs, golden_weights, case, entries):
+def test_the_files_hold_what_makes_them_hard_to_read(mmengine_runs, shallow_weights, case, entries):
     """Without this the other test could pass on files that nobody has: no history, or an average of nothing."""
     content = pickled(mmengine_runs / case / "epoch_1.pth")
     for line in (b"cmmengine.logging.history_buffer\nHistoryBuffer\n", b"c__builtin__\ngetattr\n"):
@@ -69,7 +69,7 @@ def test_the_files_hold_what_makes_them_hard_to_read(mmengine_runs, golden_weigh
     assert tuple(entry for entry in ENTRIES if entry.encode() in content) == entries
 
     trained, expected = (truth(mmengine_runs / case, part) for part in ("trained", "expected"))
-    weights = [key for key, value in golden_weights.items() if value.is_floating_point()]
-    assert all(not torch.equal(trained[key], golden_weights[key]) for key in weights)
+    weights = [key for key, value in shallow_weights.items() if value.is_floating_point()]
+    assert all(not torch.equal(trained[key], shallow_weights[key]) for key in weights)
     averaged = [key for key in weights if not torch.equal(trained[key], expected[key])]
     assert averaged == (weights if "ema_state_dict" in entries else [])

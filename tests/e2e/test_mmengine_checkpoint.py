@@ -19,7 +19,7 @@ HEIGHT, WIDTH = 64, 96
 
 @pytest.mark.server
 def test_a_file_of_the_runner_is_built_and_served(
-    mmengine_runs: Path, golden_config: dict[str, Any], tmp_path: Path
+    mmengine_runs: Path, shallow_config: dict[str, Any], tmp_path: Path
 ) -> None:
     import torch
 
@@ -29,7 +29,7 @@ def test_a_file_of_the_runner_is_built_and_served(
     from builder.variants import from_mmdet_config
 
     run = mmengine_runs / "ema_amp"
-    options = BuildOptions(from_mmdet_config(golden_config), InputSpec(HEIGHT, WIDTH, 1), run / "epoch_1.pth")
+    options = BuildOptions(from_mmdet_config(shallow_config), InputSpec(HEIGHT, WIDTH, 1), run / "epoch_1.pth")
     build_repository(options, tmp_path / "repository")
     picture = encoded_picture(120, 90)
     with running_server(tmp_path / "repository") as server, CoDetrClient(server.grpc_url) as client:
@@ -40,7 +40,7 @@ def test_a_file_of_the_runner_is_built_and_served(
         classes = tuple(file["classes"].tolist())
         weights = {key[9:]: torch.from_numpy(file[key]) for key in file if key.startswith("expected/")}
     prepared = preprocess(picture, HEIGHT, WIDTH)
-    detector = load_detector(golden_config, weights)
+    detector = load_detector(shallow_config, weights)
     with torch.inference_mode():
         candidates = detector(torch.from_numpy(prepared.images)[None], torch.tensor([prepared.image_size]))
     boxes, scores, labels = (part[0].numpy() for part in candidates)

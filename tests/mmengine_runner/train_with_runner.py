@@ -1,16 +1,15 @@
-"""Trains a stand-in for Co-DINO with mmengine's own runner, so that its checkpoints are files as people hold them.
+"""Trains named weights with mmengine's own runner, so that its checkpoints are files as people hold them.
 
 Run by tests with the packages of requirements.txt on PYTHONPATH; it imports nothing of this project. For every case,
 `OUTPUT/CASE` receives what the runner saves after one epoch, and `truth.npz`: what a reader of these files must find,
 `expected/` the tensors to deploy by mmdetection's names and `classes`; and `trained/`, the network's own tensors.
 
-Usage: train_with_runner.py DATA OUTPUT    (DATA: tests/data)
+Usage: train_with_runner.py WEIGHTS OUTPUT    (WEIGHTS: .npz of the tensors to start from, by mmdetection's names)
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,15 @@ from torch import Tensor, nn
 CASES = {"plain": (False, False), "ema": (True, False), "amp": (False, True), "ema_amp": (True, True)}
 CLASSES = ("buoy", "ferry", "gull", "kayak", "pier", "sail", "seal", "tug")
 IMAGES = 3  # one iteration each
-TRAINING_SIDE = 4  # longest side of the tensors that only training has
 
 
-def main(data: Path, output: Path) -> None:
+def main(weights: Path, output: Path) -> None:
     torch.set_num_threads(1)  # these tensors are too small to share
     # mmengine refuses mixed precision without a GPU, though PyTorch has its autocast and gradient scaler for CPUs too.
     amp.is_cuda_available = lambda: True
     amp.GradScaler = functools.partial(torch.amp.GradScaler, "cpu")
     for case, (average, mixed) in CASES.items():
-        runner = Runner.from_cfg(Config(config(data, output / case, average, mixed)))
+        runner = Runner.from_cfg(Config(config(weights, output / case, average, mixed)))
         runner.train()
         trained = runner.model.state_dict()
         hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
@@ -49,7 +47,7 @@ def main(data: Path, output: Path) -> None:
         np.savez(output / case / "truth.npz", classes=CLASSES, **arrays)
 
 
-def config(data: Path, folder: Path, average: bool, mixed: bool) -> dict[str, Any]:
+def config(weights: Path, folder: Path, average: bool, mixed: bool) -> dict[str, Any]:
     """Return a configuration as mmdetection's projects/CO-DETR has it, for one epoch of a few images."""
     loader = {
         "batch_size": 1,
@@ -62,7 +60,7 @@ def config(data: Path, folder: Path, average: bool, mixed: bool) -> dict[str, An
         "experiment_name": folder.name,  # mmengine keeps one history a name
         "model": {
             "type": "NamedWeights",
-            "data": str(data),
+            "weights": str(weights),
             "data_preprocessor": {"type": "ImgDataPreprocessor", "mean": [123.675], "std": [58.395]},
         },
         "train_dataloader": loader,
@@ -101,21 +99,18 @@ def config(data: Path, folder: Path, average: bool, mixed: bool) -> dict[str, An
 
 @MODELS.register_module()
 class NamedWeights(BaseModel):
-    """Weights by mmdetection's names for Co-DINO, and a loss that moves every one of them.
+    """Weights by their names in a file, and a loss that moves every one of them.
 
     Args:
-        data: folder of the reference data: a tiny Co-DINO's weights, and the names that only training has.
+        weights: path of the `.npz` file.
         data_preprocessor: as mmengine builds it.
     """
 
-    def __init__(self, data: str, data_preprocessor: dict[str, Any]) -> None:
+    def __init__(self, weights: str, data_preprocessor: dict[str, Any]) -> None:
         super().__init__(data_preprocessor)
-        with np.load(Path(data) / "golden_swin_tiny.npz") as file:
-            for key in (key for key in file if key.startswith("sd/")):
-                self._add(key.removeprefix("sd/"), torch.from_numpy(file[key]))
-        names = json.loads((Path(data) / "keys_swin_l.json").read_text())["training_only"]
-        for name, shape in names.items():
-            self._add(name, torch.ones([min(side, TRAINING_SIDE) for side in shape]))
+        with np.load(weights) as file:
+            for name in file:
+                self._add(name, torch.from_numpy(file[name]))
 
     def _add(self, name: str, tensor: Tensor) -> None:
         *parents, leaf = name.split(".")
