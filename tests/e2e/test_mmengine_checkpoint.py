@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clients.client import CoDetrClient
+from codetr_client.client import CoDetrClient
 from perf.pictures import encoded_picture
 from serving.launch import running_server
 from serving.postprocess import PostprocessSettings, postprocess
@@ -38,7 +38,9 @@ def test_a_file_of_the_runner_is_built_and_served(
 
     with np.load(run / "truth.npz") as file:
         classes = tuple(file["classes"].tolist())
-        weights = {key[9:]: torch.from_numpy(file[key]) for key in file if key.startswith("expected/")}
+        weights = {
+            key.removeprefix("expected/"): torch.from_numpy(file[key]) for key in file if key.startswith("expected/")
+        }
     prepared = preprocess(picture, HEIGHT, WIDTH)
     detector = load_detector(shallow_config, weights)
     with torch.inference_mode():
