@@ -15,6 +15,9 @@ from serving.postprocess import PostprocessSettings, postprocess
 from serving.preprocess import preprocess
 
 HEIGHT, WIDTH = 64, 96
+# Of a score; the engine and PyTorch differ by less than a hundredth of it, averaged and trained weights by 60 times it.
+TOLERANCE = 1e-4
+BEST = 5  # detections whose scores are apart by more than the tolerance, so that their order is sure
 
 
 @pytest.mark.server
@@ -50,5 +53,7 @@ def test_a_file_of_the_runner_is_built_and_served(
     expected = postprocess(boxes, scores, labels.astype(np.int32), prepared.original_size, settings)
     assert names == classes
     assert len(found) == expected.num_detections > 0
-    np.testing.assert_allclose(found.scores, expected.scores[: len(found)], atol=1e-4)
-    np.testing.assert_allclose(found.boxes, expected.boxes[: len(found)], atol=0.05)
+    np.testing.assert_allclose(found.scores, expected.scores[: len(found)], atol=TOLERANCE)
+    assert np.diff(expected.scores[: BEST + 1]).max() < -TOLERANCE
+    np.testing.assert_allclose(found.boxes[:BEST], expected.boxes[:BEST], atol=0.01)  # pixels
+    np.testing.assert_array_equal(found.labels[:BEST], expected.labels[:BEST])
