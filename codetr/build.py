@@ -6,8 +6,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -48,6 +49,15 @@ def build(
     plugin_nodes: Annotated[
         bool, typer.Option("--plugin-nodes", help="Only write model.onnx with TensorRT plugin nodes, for trtexec.")
     ] = False,
+    nms: Annotated[
+        Literal["soft", "hard", "none"] | None, typer.Option(help="Suppression in the server; the variant's else.")
+    ] = None,
+    iou_threshold: Annotated[float | None, typer.Option(help="Overlap from which a box suppresses another.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Soft NMS drops what it has brought below this.")] = None,
+    score_threshold: Annotated[float | None, typer.Option(help="Only scores above it go into suppression.")] = None,
+    class_agnostic: Annotated[
+        bool | None, typer.Option(help="Let boxes of different classes suppress each other.")
+    ] = None,
     optimization_level: Annotated[int | None, typer.Option(help="TensorRT: 0 (fast build) to 5.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT: file of kernel timings.")] = None,
     version_compatible: Annotated[
@@ -79,6 +89,15 @@ def build(
     if classes is not None:
         class_names = tuple(read_class_names(classes, "--classes"))
         chosen = chosen.derive(f"{chosen.name}_{classes.stem}", class_names=class_names)
+    rule: dict[str, Any] = {
+        "kind": nms,
+        "iou_threshold": iou_threshold,
+        "min_score": min_score,
+        "score_threshold": score_threshold,
+        "class_agnostic": class_agnostic,
+    }
+    wanted = {key: value for key, value in rule.items() if value is not None}
+    chosen = replace(chosen, suppression=replace(chosen.suppression, **wanted))
     default_height, default_width = chosen.input_size
     spec = InputSpec(
         default_height if height is None else height,

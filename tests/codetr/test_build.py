@@ -15,6 +15,7 @@ from builder.demo import DEMO_WEIGHTS
 from builder.variants import get_variant
 from codetr import cli
 from serving.errors import CodetrError
+from serving.rules import Suppression
 from tests.smallest import SMALLEST
 
 DEMO = ["co_dino_demo", "--weights", str(DEMO_WEIGHTS)]
@@ -85,6 +86,17 @@ def test_another_class_count_is_named(fault, tmp_path):
     torch.save({"state_dict": weights}, tmp_path / "three.pth")
     line = fault("co_dino_demo", "--weights", str(tmp_path / "three.pth"))
     assert "the checkpoint has 3 classes, variant 'co_dino_demo' has 8; name its classes with --classes FILE" in line
+
+
+def test_the_suppression_can_be_set(fault, monkeypatch):
+    def build(options, *arguments):
+        raise CodetrError(f"{options.variant.suppression}")
+
+    monkeypatch.setattr("builder.build.build_repository", build)
+    line = fault(*DEMO, "--nms", "hard", "--iou-threshold", "0.6", "--score-threshold", "0.1", "--class-agnostic")
+    assert line == f"error: {Suppression('hard', 0.6, score_threshold=0.1, class_agnostic=True)}"
+    assert fault(*DEMO) == f"error: {Suppression()}"
+    assert "iou_threshold: expected a number in 0..1, got 1.5" in fault(*DEMO, "--iou-threshold", "1.5")
 
 
 def test_the_classes_of_a_fine_tuned_checkpoint(fault, monkeypatch, tmp_path):

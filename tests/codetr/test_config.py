@@ -216,7 +216,7 @@ class TestEvaluate:
     def detector(self, monkeypatch):
         """Has the PyTorch detector say what it would be."""
 
-        def detect(variant: Variant, weights, precision, device):
+        def detect(variant: Variant, weights, precision, device, setup):
             raise CodetrError(f"{variant.name} {variant.num_queries} {weights.name}")
 
         monkeypatch.setattr("perf.accuracy.detectors.pytorch_detect", detect)
