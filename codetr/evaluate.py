@@ -111,7 +111,8 @@ def _compare_published(ap: float, dataset: Dataset, pytorch: _PyTorch, console: 
     variant = pytorch.variant
     if variant.box_ap is not None:
         size = pytorch.setup[:2] if pytorch.setup else variant.input_size
-        console.print(verdict(ap, variant.box_ap, dataset, size, variant.input_size), highlight=False, soft_wrap=True)
+        line = verdict(ap, variant.box_ap, variant.num_classes, dataset, size, variant.input_size)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 class _PyTorch:

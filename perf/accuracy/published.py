@@ -11,17 +11,22 @@ VAL2017_IMAGES = 5000
 TOLERANCE = 0.2
 
 
-def verdict(ap: float, published: float, dataset: Dataset, size: tuple[int, int], usual: tuple[int, int]) -> str:
+def verdict(
+    ap: float, published: float, classes: int, dataset: Dataset, size: tuple[int, int], usual: tuple[int, int]
+) -> str:
     """Return one line that compares a measured AP with a published one.
 
     Args:
         ap: measured, 0..1.
-        published: in percent, on COCO val2017.
+        published: in percent.
+        classes: of the published variant; those of 80 are published on COCO val2017.
         dataset: what was measured on.
         size: (height, width) of the engine's input.
         usual: that of the published figure.
     """
     measured = f"published box AP {published:.1f}, measured {100 * ap:.2f}"
+    if classes != len(coco_class_names()):
+        return f"{measured}: no verdict, since the published figure is that of another data set than COCO"
     missing = _missing(dataset)
     if missing:
         return f"{measured}: no verdict, since the published figure is that of COCO val2017, and {missing}"

@@ -27,6 +27,10 @@ def val2017(images: int = 5000, names: tuple[str, ...] = coco_class_names()) -> 
     ],
 )
 def test_the_verdict_says_what_it_rests_on(ap: float, dataset: Dataset, size: tuple[int, int], words: str) -> None:
-    line = verdict(ap, 64.1, dataset, size, SIZE)
+    line = verdict(ap, 64.1, 80, dataset, size, SIZE)
     assert all(part in line for part in words.split(".*"))
     assert "\n" not in line
+
+
+def test_a_variant_of_other_classes_is_published_on_other_images() -> None:
+    assert "that of another data set than COCO" in verdict(0.569, 56.9, 1203, val2017(), SIZE, SIZE)
