@@ -20,7 +20,7 @@ from builder.engines.kinds import BuiltEngine
 from builder.export import InputSpec
 from builder.verify import Verification
 from serving.errors import CodetrError
-from serving.manifest import FILES, manifest_name, read_manifest
+from serving.manifest import FILES, SCHEMA, manifest_path, read_manifest
 from serving.rules import Suppression
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
@@ -42,6 +42,7 @@ def describe(
     """Return the manifest of one engine; `weights` None stands for random weights of `seed`."""
     on_gpu = torch.cuda.is_available()
     return {
+        "schema": SCHEMA,
         "variant": variant.name,
         "network": asdict(variant),
         "engine": engine.kind.name,
@@ -67,7 +68,7 @@ def check_described(repository: Path, name: str) -> None:
     manifest = read_manifest(repository, name)
     for key in _NEEDED:
         if key not in manifest:
-            raise CodetrError(f"{repository / manifest_name(name)} has no {key!r}; build the repository again")
+            raise CodetrError(f"{manifest_path(repository, name)} has no {key!r}; build the repository again")
 
 
 def device_of(manifest: Mapping[str, Any]) -> Device:

@@ -24,7 +24,7 @@ from builder.engines.kinds import BuiltEngine, EngineKind
 from builder.export import InputSpec
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
 from serving.errors import CodetrError
-from serving.manifest import FILES, engine_names, foreign_folders, manifest_name, sha256
+from serving.manifest import FILES, MANIFEST, engine_names, foreign_folders, older_manifest, sha256
 from serving.postprocess import PostprocessSettings
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
@@ -64,7 +64,7 @@ def write_repository(
             parameter `class_names` (JSON) of the ensemble's config.
         spec: the engine's input size and the most images in one inference; of all four models alike.
         manifest: what is known about the engine; `files`, the SHA-256 of each engine file by its path in the
-            repository, is added, and all of it written to `manifest.json`, or NAME.manifest.json.
+            repository, is added, and all of it written to `manifest.json` in the detector's folder.
         name: of the ensemble; the three other models begin with it.
         report: folder with the report of the engine's verification, copied into the detector's.
         overwrite: replace an engine of this name; write into a folder that holds something else.
@@ -91,7 +91,7 @@ def write_repository(
         if report is not None:
             shutil.copytree(report, detector / REPORT_FOLDER)
         text = json.dumps({**manifest, FILES: files}, indent=2, ensure_ascii=False)
-        (folder / manifest_name(name)).write_text(text + "\n", encoding="utf-8")
+        (detector / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return destination
 
 
@@ -181,8 +181,10 @@ def _adding(destination: Path, name: str) -> Iterator[Path]:
         yield folder
         if destination.exists():
             former.mkdir()
-            parts = (*(model_name(model, name) for model in _MODELS), manifest_name(name))  # the manifest comes last
-            moves = [(destination / part, former / part) for part in parts if (destination / part).exists()]
+            parts = [model_name(model, name) for model in _MODELS]
+            parts.append(parts.pop(parts.index(model_name(DETECTOR, name))))  # the manifest comes last
+            replaced = (path for part in (*parts, older_manifest(name)) if (path := destination / part).exists())
+            moves = [(path, former / path.name) for path in replaced]
             _move_all([*moves, *((folder / part, destination / part) for part in parts)])
         else:
             folder.rename(destination)

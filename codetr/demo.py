@@ -46,10 +46,11 @@ def prepare_repository(repository: Path, stages: Stages) -> None:
     from builder.build import BuildOptions, build_repository
     from builder.demo import DEMO_NETWORK, DEMO_WEIGHTS
     from builder.export import InputSpec
-    from serving.manifest import MANIFEST, sha256
+    from serving.manifest import manifest_path, sha256
 
-    if (repository / MANIFEST).is_file():
-        manifest = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
+    built = manifest_path(repository)
+    if built.is_file():
+        manifest = json.loads(built.read_text(encoding="utf-8"))
         if (manifest.get("weights") or {}).get("sha256") == sha256(DEMO_WEIGHTS):
             stages.console.print(f"[green]✓[/] {repository} is up to date")
             return

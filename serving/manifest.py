@@ -14,13 +14,21 @@ from typing import Any
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
 
-MANIFEST = "manifest.json"  # of the engine `codetr`
+MANIFEST = "manifest.json"  # in the detector's folder
 # In the manifest: SHA-256 as hex digits by path within the repository.
 FILES = "files"
+# Of the manifest's keys; those of before had no `schema`, and lay in the repository itself.
+SCHEMA = 2
 
 
-def manifest_name(name: str = ENSEMBLE) -> str:
-    """Return the file name of the manifest of the engine `name`."""
+def manifest_path(repository: Path, name: str = ENSEMBLE) -> Path:
+    """Return where the manifest of the engine `name` is: in its detector's folder, or where older builds put it."""
+    path, older = repository / model_name(DETECTOR, name) / MANIFEST, repository / older_manifest(name)
+    return older if older.is_file() and not path.is_file() else path
+
+
+def older_manifest(name: str) -> str:
+    """Return the file name of an engine's manifest in the repositories of version 1."""
     return MANIFEST if name == ENSEMBLE else f"{name}.{MANIFEST}"
 
 
@@ -58,15 +66,22 @@ def read_manifest(repository: Path, name: str = ENSEMBLE) -> dict[str, Any]:
     Raises:
         CodetrError: there is none, or it is not a manifest.
     """
-    path = repository / manifest_name(name)
+    path = manifest_path(repository, name)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CodetrError(f"{repository} is incomplete: {path.name} is missing; build it again") from None
+        missing = path.relative_to(repository)
+        raise CodetrError(f"{repository} is incomplete: {missing} is missing; build it again") from None
     except ValueError as error:
         raise CodetrError(f"{path} is not JSON ({error}); build the repository again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get(FILES), dict):
         raise CodetrError(f"{path} lists no {FILES!r}; build the repository again")
+    schema = manifest.get("schema", 1)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise CodetrError(
+            f"{path} is of schema {schema}, this version reads up to {SCHEMA}; update codetr-triton, or build the "
+            "repository again"
+        )
     return manifest
 
 
@@ -83,7 +98,7 @@ def check_files(repository: Path, name: str = ENSEMBLE) -> None:
         actual = sha256(path)
         if actual != expected:
             raise CodetrError(
-                f"{path} is not the file that was built: its SHA-256 is {actual}, {manifest_name(name)} says "
+                f"{path} is not the file that was built: its SHA-256 is {actual}, {MANIFEST} says "
                 f"{expected}; build the repository again"
             )
 

@@ -22,7 +22,7 @@ from builder.repository import CANDIDATES, TEMPLATES, _adding, check_destination
 from builder.variants import SwinConfig, Variant
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, engine_names, read_manifest, sha256
+from serving.manifest import check_files, engine_names, manifest_path, older_manifest, read_manifest, sha256
 from serving.postprocess import PostprocessSettings
 from serving.rules import Suppression
 from serving.triton import parse_settings
@@ -72,7 +72,7 @@ COMMON = CONFIGS | {
     "codetr_preprocess/1/model.py",
     "codetr_postprocess/1/model.py",
     "codetr_detector/warmup/image_sizes",
-    "manifest.json",
+    "codetr_detector/manifest.json",
 }
 
 
@@ -186,7 +186,7 @@ def test_a_foreign_folder_is_refused_unless_told_and_keeps_its_files(tmp_path: P
         write(folder, engine_file)
     assert files(folder) == {"holiday.jpg"}
     write(folder, engine_file, overwrite=True)
-    assert files(folder) > {"holiday.jpg", "manifest.json"}
+    assert files(folder) > {"holiday.jpg", "codetr_detector/manifest.json"}
 
 
 def test_a_folder_that_holds_folders_is_refused_with_their_names(tmp_path: Path, engine_file: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_second_engine_has_its_own_ensemble_and_leaves_the_first_alone(tmp_pat
     write(repository, engine_file, name="large", height=128, width=160)
     assert {key: value for key, value in content(repository).items() if key in before} == before
     assert files(repository) - before.keys() == {
-        "large.manifest.json",
+        "large_detector/manifest.json",
         "large/config.pbtxt",
         "large_preprocess/config.pbtxt",
         "large_preprocess/1/model.py",
@@ -312,7 +312,7 @@ def test_impossible_names_are_refused(tmp_path: Path, engine_file: Path, name: s
     assert files(tmp_path) == {"some-engine.bin"}
 
 
-@pytest.mark.parametrize("renames", range(10))  # five old parts go, five new ones come
+@pytest.mark.parametrize("renames", range(8))  # four old parts go, four new ones come
 def test_ctrl_c_between_two_renames_leaves_what_was_there(
     tmp_path: Path, engine_file: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
@@ -381,6 +381,21 @@ def test_what_was_there_survives_a_failure(tmp_path: Path, engine_file: Path, mo
         write(repository, engine_file, kind="tensorrt", overwrite=True)
     assert files(repository) == before
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "some-engine.bin"}
+
+
+@pytest.mark.parametrize("name", ["codetr", "large"])
+def test_an_engine_of_an_older_repository_is_replaced_with_its_manifest(
+    tmp_path: Path, engine_file: Path, name: str
+) -> None:
+    repository = write(tmp_path / "repository", engine_file, name=name)
+    older = repository / older_manifest(name)
+    manifest_path(repository, name).rename(older)  # as before it lay in the detector's folder
+    assert engine_names(repository) == [name]
+    check_files(repository, name)
+    engine_file.write_bytes(b"another")
+    write(repository, engine_file, name=name, overwrite=True)
+    assert not older.exists()
+    assert set(read_manifest(repository, name)["files"].values()) == {sha256(engine_file)}
 
 
 @pytest.mark.parametrize(

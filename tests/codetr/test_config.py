@@ -12,7 +12,7 @@ from builder.variants import Variant, VariantError
 from codetr import cli
 from codetr.config import given_variant, read_variant, variant_name
 from serving.errors import CodetrError
-from serving.manifest import FILES, manifest_name
+from serving.manifest import FILES, older_manifest
 from tests.smallest import SMALLEST, built
 
 NAMES = "give either a VARIANT (`codetr variants` lists them) or --config FILE of your own network"
@@ -151,7 +151,7 @@ class TestExistingEngines:
         manifest = describe(variant, None, 0, built(), "float32", InputSpec(64, 64, 1, True), None)
         folder = tmp_path / "repository"
         folder.mkdir()
-        (folder / manifest_name()).write_text(json.dumps(manifest | {FILES: {}}), encoding="utf-8")
+        (folder / older_manifest("codetr")).write_text(json.dumps(manifest | {FILES: {}}), encoding="utf-8")
         return folder
 
     @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from builder.export import InputSpec
 from builder.manifest import describe
 from perf.accuracy.detectors import Setup, built_variant, onnx_detect, pytorch_detect
 from serving.errors import CodetrError
-from serving.manifest import FILES, manifest_name
+from serving.manifest import FILES, manifest_path
 from serving.rules import Suppression
 from tests.smallest import SMALLEST, built
 
@@ -69,8 +69,8 @@ def repository(tmp_path: Path) -> Path:
     """A repository with a manifest and an engine file alone."""
     variant = replace(SMALLEST, class_names=("a", "b", "c", "d"), suppression=Suppression("hard", 0.5))
     manifest = describe(variant, None, 0, built(), "float32", InputSpec(48, 80), None)
-    (tmp_path / manifest_name()).write_text(json.dumps({**manifest, FILES: {}}), encoding="utf-8")
     (tmp_path / "codetr_detector" / "1").mkdir(parents=True)
+    manifest_path(tmp_path).write_text(json.dumps({**manifest, FILES: {}}), encoding="utf-8")
     return tmp_path
 
 
@@ -93,7 +93,7 @@ def test_an_onnx_engine_has_its_manifests_names_size_and_rules(
 def test_an_engine_that_is_not_there_or_of_another_kind_is_named(repository: Path) -> None:
     with pytest.raises(CodetrError, match=r"no ONNX engine at .*model\.onnx"):
         onnx_detect(repository, "codetr")
-    path = repository / manifest_name()
+    path = manifest_path(repository)
     path.write_text(path.read_text().replace('"engine": "onnx"', '"engine": "torch"'))
     with pytest.raises(CodetrError, match="is a torch engine; --source onnx runs ONNX engines"):
         onnx_detect(repository, "codetr")

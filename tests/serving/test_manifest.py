@@ -23,7 +23,7 @@ def test_sha256_of_more_than_one_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param(None, "is incomplete: manifest.json is missing; build it again", id="missing"),
+        pytest.param(None, "is incomplete: codetr_detector/manifest.json is missing; build it again", id="missing"),
         pytest.param("{", "manifest.json is not JSON", id="cut short"),
         pytest.param("{}", "manifest.json lists no 'files'", id="of an older build"),
     ],
@@ -48,21 +48,37 @@ def test_files_are_compared_with_their_hashes(tmp_path: Path) -> None:
         check_files(tmp_path)
 
 
-def test_each_engine_has_its_manifest(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"files": {}, "of": "codetr"}')
-    (tmp_path / "large.manifest.json").write_text('{"files": {"large.bin": "0"}, "of": "large"}')
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("codetr_detector/manifest.json", "large_detector/manifest.json"),
+        pytest.param(("manifest.json", "large.manifest.json"), id="an older repository"),
+        ("manifest.json", "large_detector/manifest.json"),
+    ],
+)
+def test_each_engine_has_its_manifest(tmp_path: Path, files: tuple[str, str]) -> None:
+    for file, content in zip(files, ({"files": {}}, {"files": {"large.bin": "0"}}), strict=True):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(json.dumps({**content, "of": "large" if "large" in file else "codetr"}))
     assert engine_names(tmp_path) == ["codetr", "large"]
     assert [read_manifest(tmp_path, name)["of"] for name in engine_names(tmp_path)] == ["codetr", "large"]
     check_files(tmp_path)
     with pytest.raises(CodetrError, match=r"incomplete: large.bin is missing"):
         check_files(tmp_path, "large")
-    with pytest.raises(CodetrError, match=r"incomplete: small.manifest.json is missing"):
+    with pytest.raises(CodetrError, match=r"incomplete: small_detector/manifest.json is missing"):
         read_manifest(tmp_path, "small")
 
 
 def test_a_detector_without_a_manifest_is_still_an_engine(tmp_path: Path) -> None:
     (tmp_path / "large_detector").mkdir()
     assert engine_names(tmp_path) == ["large"]
+
+
+def test_a_later_schema_is_refused_by_its_number(tmp_path: Path) -> None:
+    for schema in (3, "x", None):
+        (tmp_path / "manifest.json").write_text(json.dumps({"files": {}, "schema": schema}))
+        with pytest.raises(CodetrError, match=f"is of schema {schema}, this version reads up to 2; update"):
+            read_manifest(tmp_path)
 
 
 def write_manifest(folder: Path, name: str = "manifest.json", **changes: Any) -> None:
