@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from builder.checkpoint import DTYPES, CheckpointError, Precision, load_detector, random_detector
-from builder.co_dino.config import Variant
-from builder.co_dino.model import CoDINO
+from builder.detector import Detector
 from builder.engines import EngineError, Runner, first_line
 from builder.engines.kinds import BuiltEngine, engine_kind
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
+from builder.family import DetectorConfig
 from builder.logs import compiler_logs, keep_text
 from builder.manifest import describe
 from builder.report import FIGURES, write_report
@@ -46,7 +46,7 @@ Stage = Callable[[str], AbstractContextManager[object]]
 class BuildOptions:
     """What to build; sizes in pixels."""
 
-    variant: Variant
+    variant: DetectorConfig
     spec: InputSpec
     weights: Path | None = None  # None: random weights of `seed`
     seed: int = 0
@@ -193,14 +193,14 @@ def _remedy(error: Exception) -> str | None:
     return None
 
 
-def load(options: BuildOptions) -> CoDINO:
+def load(options: BuildOptions) -> Detector:
     """Return the detector of `options` in float32, from its weights or with random ones."""
     if options.weights is None:
         return random_detector(options.variant, options.seed)
     return load_detector(options.variant, options.weights)
 
 
-def _load_or_log(options: BuildOptions, repository: Path) -> CoDINO:
+def _load_or_log(options: BuildOptions, repository: Path) -> Detector:
     """Return the detector; where its checkpoint does not fit, every key is in a log that the error names."""
     try:
         return load(options)
@@ -211,7 +211,7 @@ def _load_or_log(options: BuildOptions, repository: Path) -> CoDINO:
         raise CheckpointError(f"{error}\nall {len(error.faults)} keys are in {log}", error.faults) from error
 
 
-def compare_engine(detector: CoDINO, run: Runner, samples: Samples, spec: InputSpec, precision: str) -> Comparison:
+def compare_engine(detector: Detector, run: Runner, samples: Samples, spec: InputSpec, precision: str) -> Comparison:
     """Compare an engine with its float32 detector by the limits of its precision; see `builder.verify.verify`."""
     smallest = 1 if spec.is_dynamic else spec.max_batch_size
     batches = (smallest, spec.max_batch_size)
@@ -250,7 +250,7 @@ def _beside(options: BuildOptions, repository: Path, what: str) -> Path:
     return folder / f"{repository.absolute().name}-{options.name}-{what}"
 
 
-def _check_gpu_memory(detector: CoDINO, spec: InputSpec) -> None:
+def _check_gpu_memory(detector: Detector, spec: InputSpec) -> None:
     """Refuse to start where the GPU has no room for detector, engine and the activations of the largest batch."""
     activations = spec.max_batch_size * spec.height * spec.width * ACTIVATION_BYTES
     needed = WORKING_COPIES * _size(detector) + activations + GPU_WORKSPACE
@@ -263,12 +263,12 @@ def _check_gpu_memory(detector: CoDINO, spec: InputSpec) -> None:
         )
 
 
-def _size(detector: CoDINO) -> int:
+def _size(detector: Detector) -> int:
     """Return the bytes of a detector's weights."""
     return sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
 
 
-def _check_disk(detector: CoDINO, repository: Path) -> None:
+def _check_disk(detector: Detector, repository: Path) -> None:
     """Refuse to start where neither the engine made aside nor its copy would find room."""
     existing = next(folder for folder in (repository, *repository.absolute().parents) if folder.is_dir())
     try:

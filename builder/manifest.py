@@ -14,14 +14,14 @@ import torch
 
 from builder import plugin
 from builder.checkpoint_file import digest
-from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.engines import Device
 from builder.engines.kinds import BuiltEngine
 from builder.export import InputSpec
+from builder.families import restore_variant
+from builder.family import DetectorConfig
 from builder.verify import Verification
 from serving.errors import CodetrError
 from serving.manifest import FILES, SCHEMA, manifest_path, read_manifest
-from serving.rules import Suppression
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
 _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "torch-tensorrt")
@@ -31,7 +31,7 @@ _NEEDED = ("network", "engine", "precision", "height", "width", "max_batch_size"
 
 
 def describe(
-    variant: Variant,
+    variant: DetectorConfig,
     weights: Path | None,
     seed: int,
     engine: BuiltEngine,
@@ -44,7 +44,7 @@ def describe(
     return {
         "schema": SCHEMA,
         "variant": variant.name,
-        "network": asdict(variant),
+        "network": {"family": variant.family, **asdict(variant)},
         "engine": engine.kind.name,
         "device": engine.device,
         "precision": precision,
@@ -78,21 +78,12 @@ def device_of(manifest: Mapping[str, Any]) -> Device:
     return "cuda" if any(file.endswith(".so") for file in manifest[FILES]) else "cpu"
 
 
-def variant_of(manifest: Mapping[str, Any]) -> Variant:
+def variant_of(manifest: Mapping[str, Any]) -> DetectorConfig:
     """Return the variant that a manifest's engine was built from; raises CodetrError where it has none."""
     try:
-        network = dict(manifest["network"])
-        backbone = SwinConfig if "window_size" in network["backbone"] else ResNetConfig
-        network["backbone"] = backbone(**_tuples(network["backbone"]))
-        network["suppression"] = Suppression(**network.get("suppression", {}))  # older manifests have none
-        return Variant(**_tuples(network))
+        return restore_variant(manifest["network"])
     except (KeyError, TypeError) as error:
         raise CodetrError(f"the manifest describes no network this version knows ({error}); build it again") from error
-
-
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON's lists as the tuples they were."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def versions() -> dict[str, str]:

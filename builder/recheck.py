@@ -10,9 +10,9 @@ from typing import Any
 from builder.build import compare_engine
 from builder.checkpoint import load_detector, random_detector
 from builder.checkpoint_file import digest
-from builder.co_dino.config import Variant
 from builder.engines.kinds import engine_kind
 from builder.export import InputSpec
+from builder.family import DetectorConfig
 from builder.manifest import check_described, device_of, variant_of
 from builder.report import write_report
 from builder.samples import sample_images
@@ -37,10 +37,10 @@ def chosen_names(repository: Path, name: str | None = None) -> list[str]:
 
 
 # What a variant says beside its network.
-_BESIDE = ("name", "input_size", "checkpoint", "box_ap", "epochs")
+_BESIDE = ("name", "input_size", "checkpoint", "box_ap", "epochs", "suppression")
 
 
-def check_network(repository: Path, name: str, variant: Variant) -> None:
+def check_network(repository: Path, name: str, variant: DetectorConfig) -> None:
     """Check that an engine was built from the network that `variant` describes.
 
     Class names are compared where `variant` has any: else they are the checkpoint's.

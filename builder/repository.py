@@ -19,9 +19,9 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from builder.co_dino.config import Variant
 from builder.engines.kinds import BuiltEngine, EngineKind
 from builder.export import InputSpec
+from builder.family import DetectorConfig
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
 from serving.errors import CodetrError
 from serving.manifest import FILES, MANIFEST, engine_names, foreign_folders, older_manifest, sha256
@@ -42,7 +42,7 @@ CANDIDATES = tuple(tensor.name for tensor in contract(1, 1)[DETECTOR].outputs)
 def write_repository(
     destination: Path,
     engine: BuiltEngine,
-    variant: Variant,
+    variant: DetectorConfig,
     spec: InputSpec,
     manifest: Mapping[str, Any],
     *,
@@ -255,7 +255,7 @@ def _set_sizes(config: Any, model: ModelContract, max_batch_size: int) -> None:
                 graph.input[tensor.name].dim[:] = tensor.dims
 
 
-def _customise(config: Any, variant: Variant, engine: BuiltEngine) -> None:
+def _customise(config: Any, variant: DetectorConfig, engine: BuiltEngine) -> None:
     """Set what only one of the four models knows."""
     if config.name == ENSEMBLE:
         names = json.dumps(list(variant.class_names or ()), ensure_ascii=False)

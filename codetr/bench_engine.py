@@ -14,7 +14,7 @@ from codetr.config import ConfigOption, ExecuteOption, given_variant, read_varia
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
-    from builder.variants import Variant
+    from builder.family import DetectorConfig
     from perf.engine import EngineCase
     from perf.engine_targets import Target
 
@@ -78,7 +78,7 @@ def bench_engine(
 
 
 def _new(
-    variant: Variant,
+    variant: DetectorConfig,
     sizes: list[tuple[int, int]],
     engine: str,
     precision: str | None,
@@ -91,7 +91,7 @@ def _new(
     return new_targets(variant, sizes, engine, chosen, batch, builds)
 
 
-def _existing(variant: str | None, repository: Path, name: str | None, network: Variant | None) -> list[Target]:
+def _existing(variant: str | None, repository: Path, name: str | None, network: DetectorConfig | None) -> list[Target]:
     from builder.recheck import check_network
     from perf.engine_targets import existing_targets
 

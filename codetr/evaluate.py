@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from builder.variants import Variant
+    from builder.family import DetectorConfig
     from codetr_client.detections import Detections
     from perf.accuracy.dataset import Dataset
     from perf.accuracy.detectors import Detect, Setup
@@ -97,7 +97,7 @@ def evaluate(
     console.print(f"results are in {output}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _given(name: str | None, config: Path | None, execute: bool) -> Variant | None:
+def _given(name: str | None, config: Path | None, execute: bool) -> DetectorConfig | None:
     """Return the network that the options name; None if they name none."""
     if name is None and config is None:
         return read_variant(config, execute)  # says that --execute-config alone is without effect
@@ -120,8 +120,8 @@ class _PyTorch:
 
     def __init__(
         self,
-        given: Variant | None,
-        built: tuple[Variant, Setup] | None,
+        given: DetectorConfig | None,
+        built: tuple[DetectorConfig, Setup] | None,
         weights: Path | None,
         precision: str,
         device: str,

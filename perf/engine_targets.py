@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.checkpoint_file import digest
-from builder.co_dino.config import Variant
 from builder.engines import Device
 from builder.engines.kinds import engine_kind
 from builder.export import InputSpec
+from builder.family import DetectorConfig
 from builder.manifest import device_of, variant_of
 from builder.precision import Precision
 from builder.recheck import chosen_names
@@ -23,7 +23,7 @@ from serving.manifest import check_files, read_manifest
 class Target:
     """One engine to measure beside the PyTorch detector it comes from."""
 
-    variant: Variant
+    variant: DetectorConfig
     spec: InputSpec  # its largest batch is measured
     engine: str
     precision: Precision
@@ -41,7 +41,7 @@ class Target:
 
 
 def new_targets(
-    variant: Variant,
+    variant: DetectorConfig,
     sizes: Sequence[tuple[int, int]],
     engine: str,
     precision: Precision | None,

@@ -21,8 +21,8 @@ from serving.rules import Suppression
 from serving.triton import output_dims, parse_settings
 
 if TYPE_CHECKING:
+    from builder.family import DetectorConfig
     from builder.precision import Precision
-    from builder.variants import Variant
 
 # Detects on one encoded image.
 Detect = Callable[[bytes], Detections]
@@ -68,7 +68,7 @@ def server_setup(url: str | None, protocol: Protocol, timeout: float, model: str
 
 
 def pytorch_detect(
-    variant: Variant | str, weights: Path, precision: Precision, device: str, setup: Setup | None = None
+    variant: DetectorConfig | str, weights: Path, precision: Precision, device: str, setup: Setup | None = None
 ) -> tuple[Detect, tuple[str, ...]]:
     """Return the PyTorch detector with the server's pre- and post-processing, and its class names.
 
@@ -97,7 +97,7 @@ def pytorch_detect(
     return _in_process(run, setup, names), names
 
 
-def built_variant(repository: Path, name: str) -> tuple[Variant, Setup]:
+def built_variant(repository: Path, name: str) -> tuple[DetectorConfig, Setup]:
     """Return the network of a repository's engine `name` and how it was built, from its manifest."""
     from builder.manifest import variant_of
     from serving.manifest import read_manifest
