@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perf.accuracy.detectors import Detect
 
 Source = Literal["server", "pytorch", "onnx"]
+AGAINST = "against"  # folder of the other detector's results, in --output
 
 
 def evaluate(
@@ -51,10 +52,19 @@ def evaluate(
     from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label, read_dataset
     from perf.accuracy.detectors import onnx_detect, open_server
-    from perf.accuracy.scores import report
+    from perf.accuracy.scores import RESULTS, check_output, report
 
     console = Console()
     dataset = read_dataset(annotations, images, limit)
+    sources = [
+        annotations,
+        weights,
+        *([] if labels is None else [Path(labels)]),
+        *(each.path for each in dataset.images),
+    ]
+    check_output(output, sources)
+    if against is not None:
+        check_output(output / AGAINST, sources)
     pytorch = _PyTorch(variant, weights, precision, device)
     if source == "server":
         from codetr.detect import read_labels
@@ -69,7 +79,7 @@ def evaluate(
         make, names, name, concurrency = *pytorch.load(), pytorch.name, 1
     category_ids = category_of_label(dataset, names)
     with _bar(console, name, len(dataset.images)) as advance:
-        found = collect(dataset, output / "results.jsonl", name, make, names, concurrency, advance)
+        found = collect(dataset, output / RESULTS, name, make, names, concurrency, advance)
     result = report(dataset, name, found, category_ids, output)
     console.print(class_table(result))
     console.print(summary_line(result), highlight=False, soft_wrap=True)
@@ -125,12 +135,12 @@ def _against(
     """Return the PyTorch detector's detections and figures on the same images."""
     from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label
-    from perf.accuracy.scores import report
+    from perf.accuracy.scores import RESULTS, report
 
-    folder = output / "against"
+    folder = output / AGAINST
     make, names = pytorch.load()
     with _bar(console, pytorch.name, len(dataset.images)) as advance:
-        found = collect(dataset, folder / "results.jsonl", pytorch.name, make, names, 1, advance)
+        found = collect(dataset, folder / RESULTS, pytorch.name, make, names, 1, advance)
     return found, report(dataset, pytorch.name, found, category_of_label(dataset, names), folder)
 
 
