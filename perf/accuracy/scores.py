@@ -78,7 +78,7 @@ def check_output(output: Path, sources: Iterable[Path | None]) -> None:
     refuse_overwriting(written, sources)
     if not written[0].exists() and (foreign := [path.name for path in written[1:] if os.path.lexists(path)]):
         raise CodetrError(
-            f"{output} has {', '.join(foreign)} but no {RESULTS} of an earlier evaluation, so they are no evaluation's; "
+            f"{output} has {', '.join(foreign)} but no {RESULTS} of an earlier evaluation, so it wrote none of them; "
             "name another --output"
         )
 
