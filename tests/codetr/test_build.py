@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from builder.demo import DEMO_WEIGHTS
 from builder.variants import get_variant
@@ -191,3 +192,23 @@ def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path, sent, status):
     assert "verify" not in output
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("codetr-")] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        pytest.param("repository/codetr_detector/1/w.pth", ["--overwrite"], id="weights in the engine's folder"),
+        pytest.param("repository/model.onnx", ["--plugin-nodes", "--overwrite"], id="weights called as the ONNX file"),
+        pytest.param("w.pth", ["--timing-cache", "w.pth", "--engine", "tensorrt"], id="weights as timing cache"),
+    ],
+)
+def test_a_source_that_would_be_replaced_is_refused(tmp_path, monkeypatch, source, options):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / source
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(DEMO_WEIGHTS, path)
+    arguments = ["build", DEMO[0], "--weights", source, "--repository", "repository", *options]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert isinstance(result.exception, CodetrError)
+    assert "replaced" in str(result.exception) or "overwritten, but it is read" in str(result.exception)
+    assert path.read_bytes() == DEMO_WEIGHTS.read_bytes()
