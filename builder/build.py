@@ -17,6 +17,7 @@ import torch
 
 from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
 from builder.co_dino.config import Variant
+from builder.co_dino.levels import check_limits
 from builder.co_dino.model import CoDINO
 from builder.engines import EngineError, Runner, first_line
 from builder.engines.tensorrt import TensorRTSettings
@@ -82,6 +83,7 @@ def build_repository(
     """
     check_destination(repository, options.name, options.overwrite)
     engine = _engine(options)
+    _check_limits(options, tensorrt=options.engine == "tensorrt")
     device = engine.device()  # says that there is no GPU before anything slow begins
     engine.check()  # or no compiler
     _prepare_report(options.report, repository)
@@ -135,6 +137,7 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
     check_writable(folder)
     if path.exists() and not options.overwrite:
         raise EngineError(f"{path} exists; name another folder, or add --overwrite")
+    _check_limits(options, tensorrt=True)
     _prepare_report(options.report, folder)
     with _running(stage, "load weights"):
         detector = load(options)
@@ -148,6 +151,10 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
             plugin_onnx.build(program, Path(aside, path.name))
             Path(aside, path.name).replace(path)
     return path
+
+
+def _check_limits(options: BuildOptions, tensorrt: bool) -> None:
+    check_limits(options.variant, options.spec.height, options.spec.width, tensorrt=tensorrt)
 
 
 def _check_has_effect(options: BuildOptions) -> None:

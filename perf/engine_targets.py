@@ -10,6 +10,7 @@ from typing import Literal
 from builder.build import check_precision, engine_module
 from builder.checkpoint import Precision
 from builder.co_dino.config import Variant
+from builder.co_dino.levels import check_limits
 from builder.export import InputSpec
 from builder.manifest import variant_of
 from builder.recheck import chosen_names
@@ -53,10 +54,12 @@ def new_targets(
     Without `precision` an engine has float16 on a GPU and float32 on a CPU.
 
     Raises:
-        CodetrError: the engine does not exist, or not in that precision.
+        CodetrError: the engine does not exist, or not in that precision or size.
     """
     chosen: Precision = precision or ("float16" if engine_module(engine).device() == "cuda" else "float32")
     check_precision(engine, chosen)
+    for width, height in sizes:
+        check_limits(variant, height, width, tensorrt=engine == "tensorrt")
     return [
         Target(
             variant,

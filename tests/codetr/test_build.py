@@ -49,6 +49,17 @@ def fault(tmp_path, monkeypatch, capsys):
         pytest.param([*DEMO, "--width", "5000"], "width=5000 is too large; expected 32 to 4096", id="large"),
         pytest.param([*DEMO, "--height", "0"], "height=0 is too small; expected 32 to 4096", id="no height"),
         pytest.param([*DEMO, "--width", "0"], "width=0 is too small; expected 32 to 4096", id="no width"),
+        pytest.param(
+            [*DEMO, "--height", "32", "--width", "32"],
+            "height=32 and width=32 give variant 'co_dino_demo' 86 encoder tokens, of which it takes num_queries=150",
+            id="fewer tokens than queries",
+        ),
+        pytest.param(
+            ["co_dino_r50_12e", "--weights", "absent.pth", "--height", "64", "--width", "64", "--plugin-nodes"],
+            "height=64 and width=64 give variant 'co_dino_r50_12e' 341 encoder tokens, of which it takes "
+            "num_queries=900",
+            id="fewer tokens than queries, before weights",
+        ),
         pytest.param([*DEMO, "--static-batch"], "a static batch above 1 cannot be served", id="static batch"),
         pytest.param([*DEMO, "--precision", "fp16"], "no precision fp16; give fp32, or use --engine torch", id="fp16"),
         pytest.param(
