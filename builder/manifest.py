@@ -17,7 +17,7 @@ from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.export import InputSpec
 from builder.verify import Verification
 from serving.errors import CodetrError
-from serving.manifest import manifest_name, read_manifest, sha256
+from serving.manifest import cpu, manifest_name, read_manifest, sha256
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
 _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "torch-tensorrt")
@@ -52,9 +52,15 @@ def describe(
         "versions": versions() | ({"plugin": plugin.VERSION} if engine == "tensorrt" else {}),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()) if on_gpu else None,
+        **({"cpu": _cpu()} if engine == "torch" and not on_gpu else {}),
         "verification": None if verification is None else verification.to_dict(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _cpu() -> dict[str, Any]:
+    """Return the CPU that a package is compiled on, and so for: AOTInductor compiles with -march=native."""
+    return {**cpu(), "capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def check_described(repository: Path, name: str) -> None:

@@ -16,7 +16,7 @@ from builder.manifest import variant_of
 from builder.recheck import chosen_names
 from serving.contract import DETECTOR, ENSEMBLE, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, read_manifest, sha256
+from serving.manifest import check_files, check_versions, read_manifest, sha256
 
 Device = Literal["cuda", "cpu"]
 
@@ -76,13 +76,14 @@ def existing_targets(repository: Path, name: str | None = None) -> list[Target]:
     """Return the engines of a repository, or the one called `name`, each at its largest batch.
 
     Raises:
-        CodetrError: there is none, or its files are not those that were built.
+        CodetrError: there is none, its files are not those that were built, or it was built for another machine.
     """
     return [_existing(repository, each) for each in chosen_names(repository, name)]
 
 
 def _existing(repository: Path, name: str) -> Target:
     check_files(repository, name)
+    check_versions(repository, name)
     manifest = read_manifest(repository, name)
     return Target(
         variant=variant_of(manifest),

@@ -1,9 +1,11 @@
+import torch
+
 from builder import plugin
 from builder.build import BuildOptions, build_repository
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec
 from builder.manifest import describe
-from serving.manifest import read_manifest
+from serving.manifest import cpu, read_manifest
 from tests.smallest import SMALLEST, stand_in_engine
 
 SPEC = InputSpec(64, 96)
@@ -21,6 +23,16 @@ def test_a_gpu_is_named_with_its_compute_capability(monkeypatch):
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
     manifest = described("torch")
     assert (manifest["gpu"], manifest["compute_capability"]) == ("NVIDIA H200", "9.0")
+
+
+def test_a_package_for_a_cpu_tells_what_the_cpu_can_do(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert described("torch")["cpu"] == {**cpu(), "capability": torch.backends.cpu.get_cpu_capability()}
+    assert "cpu" not in described("onnx")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    assert "cpu" not in described("torch")
 
 
 def test_the_plugins_version_is_that_of_plans():
