@@ -20,6 +20,7 @@ from builder.engines import EngineError, Runner, first_line
 from builder.engines.kinds import BuiltEngine, engine_kind
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
+from builder.families import family_of
 from builder.family import DetectorConfig
 from builder.logs import compiler_logs, keep_text
 from builder.manifest import describe
@@ -81,6 +82,7 @@ def build_repository(
     check_destination(repository, options.name, options.overwrite)
     kind = engine_kind(options.engine)
     kind.check_precision(options.precision)
+    _check_size(options, tensorrt=options.engine == "tensorrt")
     device = kind.module.device()  # says that there is no GPU before anything slow begins
     kind.module.check(options.variant.uses_operator)  # or no compiler
     _prepare_report(options.report, repository)
@@ -139,6 +141,7 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
     check_writable(folder)
     if path.exists() and not options.overwrite:
         raise EngineError(f"{path} exists; name another folder, or add --overwrite")
+    _check_size(options, tensorrt=True)
     _prepare_report(options.report, folder)
     with _running(stage, "load weights"):
         detector = _load_or_log(options, folder)
@@ -152,6 +155,11 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
             plugin_onnx.build(program, Path(aside, path.name))
             Path(aside, path.name).replace(path)
     return path
+
+
+def _check_size(options: BuildOptions, tensorrt: bool) -> None:
+    variant = options.variant
+    family_of(variant).check_size(variant, options.spec.height, options.spec.width, tensorrt)
 
 
 def _check_has_effect(options: BuildOptions) -> None:

@@ -38,8 +38,8 @@ def read_variant(config: Mapping[str, Any], name: str = "custom") -> Any:
         VariantError: a setting is missing or is one that the network does not implement; a config that no family
             recognises is read as a Co-DINO's, whose reader says what is missing.
     """
-    family = next((each for each in FAMILIES.values() if isinstance(config, Mapping) and each.recognises(config)), CO_DINO)
-    return family.read_config(config, name)
+    known = FAMILIES.values() if isinstance(config, Mapping) else ()
+    return next((each for each in known if each.recognises(config)), CO_DINO).read_config(config, name)
 
 
 def restore_variant(network: Mapping[str, Any]) -> DetectorConfig:

@@ -103,4 +103,6 @@ class Family:
     likely_cause: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any], str | None]
     recognises: Callable[[Mapping[str, Any]], bool]  # whether a training program's config describes this family
     read_config: Callable[[Mapping[str, Any], str], DetectorConfig]  # such a config, and a name
+    # A configuration, height and width in pixels, whether TensorRT builds it: raises VariantError for what cannot be.
+    check_size: Callable[[Any, int, int, bool], None]
     restore: Callable[[Mapping[str, Any]], DetectorConfig]  # what `dataclasses.asdict` and JSON made of one

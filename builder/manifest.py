@@ -21,7 +21,7 @@ from builder.families import restore_variant
 from builder.family import DetectorConfig
 from builder.verify import Verification
 from serving.errors import CodetrError
-from serving.manifest import FILES, SCHEMA, manifest_path, read_manifest
+from serving.manifest import FILES, SCHEMA, cpu, manifest_path, read_manifest
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
 _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "torch-tensorrt")
@@ -58,9 +58,15 @@ def describe(
         "versions": versions() | ({"plugin": plugin.VERSION} if engine.kind.name == "tensorrt" else {}),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()) if on_gpu else None,
+        **({"cpu": _cpu()} if engine.kind.name == "torch" and engine.device == "cpu" else {}),
         "verification": None if verification is None else verification.to_dict(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _cpu() -> dict[str, Any]:
+    """Return the CPU that a package is compiled on, and so for: AOTInductor compiles with -march=native."""
+    return {**cpu(), "capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def check_described(repository: Path, name: str) -> None:

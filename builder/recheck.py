@@ -19,7 +19,7 @@ from builder.samples import sample_images
 from builder.verify import Verification
 from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, engine_names, read_manifest
+from serving.manifest import check_files, check_machine, engine_names, read_manifest
 
 
 def chosen_names(repository: Path, name: str | None = None) -> list[str]:
@@ -96,12 +96,13 @@ def verify_repository(
         report: folder for the report; none is written if not given.
 
     Raises:
-        CodetrError: a file of the repository is not the one that was built, the weights are others than those, or
-            the engine does not reproduce the detector.
+        CodetrError: a file of the repository is not the one that was built, the engine was built for another machine,
+            the weights are others than those, or the engine does not reproduce the detector.
     """
     check_files(repository, name)
     check_described(repository, name)
     manifest = read_manifest(repository, name)
+    check_machine(manifest, f"the engine {name} in {repository}")
     checkpoint = _find_weights(name, manifest["weights"], weights)
     variant = variant_of(manifest)
     samples = sample_images(variant.class_names or (), verify_images, verify_annotations)

@@ -62,7 +62,9 @@ def bench_engine(
         raise CodetrError("give either --weights FILE, or --random-weights to measure speed without a checkpoint")
     from codetr.stages import Stages
     from perf.engine import Options, run
+    from perf.records import check_output
 
+    check_output(output, "engine.json", ["engine.md"], [weights])
     if repository is None:
         if variant is None and config is None:
             raise CodetrError(

@@ -68,12 +68,14 @@ def build(
 ) -> None:
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
     from builder.build import BuildOptions, build_repository, write_plugin_onnx
-    from builder.engines.plugin_onnx import trtexec_line
+    from builder.engines.plugin_onnx import FILE_NAME, trtexec_line
     from builder.engines.tensorrt import TensorRTSettings
     from builder.export import InputSpec
     from codetr.config import given_variant
     from codetr.labels import read_class_names
     from codetr.stages import Stages, own_console
+    from codetr_client.outputs import refuse_inside, refuse_overwriting
+    from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
     from serving.errors import CodetrError
 
     if precision not in PRECISIONS:
@@ -122,6 +124,13 @@ def build(
             optimization_level, timing_cache, version_compatible, hardware_compatible, fp32_accumulation
         ),
     )
+    sources = (weights, classes, verify_images, verify_annotations)
+    refuse_inside(
+        (repository / model_name(model, name) for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)), sources
+    )
+    refuse_overwriting([repository / FILE_NAME, *([timing_cache] if timing_cache else [])], sources)
+    if report is not None:
+        refuse_inside([report / f"{repository.absolute().name}-{name}-verification"], sources)
     console = own_console()
     if plugin_nodes:
         with _sigterm_cleans_up():

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.errors import CodetrError
+
 if TYPE_CHECKING:
     from codetr.stages import Stages
 
@@ -27,10 +29,13 @@ def demo(
     from codetr.stages import Stages, own_console
     from codetr_client.client import CoDetrClient
     from codetr_client.files import RESULTS_NAME, detect_files
+    from codetr_client.outputs import make_folder, refuse_inside
     from serving.launch import running_server
 
     console = own_console()
     repository = output / "repository"
+    make_folder(output)
+    refuse_inside([repository], [image])
     prepare_repository(repository, Stages(console))
     with console.status("starting tritonserver"), running_server(repository) as server:
         console.print(f"[green]✓[/] serving on {server.grpc_url} (gRPC) and {server.http_url} (HTTP)", highlight=False)
@@ -54,6 +59,12 @@ def prepare_repository(repository: Path, stages: Stages) -> None:
         if (manifest.get("weights") or {}).get("sha256") == sha256(DEMO_WEIGHTS):
             stages.console.print(f"[green]✓[/] {repository} is up to date")
             return
+        network = (manifest.get("network") or {}).get("name")
+        if network != DEMO_NETWORK.name:
+            raise CodetrError(
+                f"{repository} holds an engine of {network}, not the demo's {DEMO_NETWORK.name}, and would be "
+                "replaced; name another --output"
+            )
     options = BuildOptions(
         DEMO_NETWORK, InputSpec(*DEMO_NETWORK.input_size, MAX_BATCH_SIZE), DEMO_WEIGHTS, overwrite=True
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from perf.accuracy.detectors import Detect, Setup
 
 Source = Literal["server", "pytorch", "onnx"]
+AGAINST = "against"  # folder of the other detector's results, in --output
 
 
 def evaluate(
@@ -59,10 +60,19 @@ def evaluate(
     from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label, read_dataset
     from perf.accuracy.detectors import built_variant, onnx_detect, open_server, server_setup
-    from perf.accuracy.scores import report
+    from perf.accuracy.scores import RESULTS, check_output, report
 
     console = Console()
     dataset = read_dataset(annotations, images, limit)
+    sources = [
+        annotations,
+        weights,
+        *([] if labels is None else [Path(labels)]),
+        *(each.path for each in dataset.images),
+    ]
+    check_output(output, sources)
+    if against is not None:
+        check_output(output / AGAINST, sources)
     built = None if repository is None else built_variant(repository, model)
     given = _given(variant, config, execute_config)
     pytorch = _PyTorch(given, built, weights, precision, device)
@@ -82,7 +92,7 @@ def evaluate(
         make, names, name, concurrency = *pytorch.load(), pytorch.name, 1
     category_ids = category_of_label(dataset, names)
     with _bar(console, name, len(dataset.images)) as advance:
-        found = collect(dataset, output / "results.jsonl", name, make, names, concurrency, advance)
+        found = collect(dataset, output / RESULTS, name, make, names, concurrency, advance)
     result = report(dataset, name, found, category_ids, output)
     console.print(class_table(result))
     console.print(summary_line(result), highlight=False, soft_wrap=True)
@@ -158,12 +168,12 @@ def _against(
     """Return the PyTorch detector's detections and figures on the same images."""
     from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label
-    from perf.accuracy.scores import report
+    from perf.accuracy.scores import RESULTS, report
 
-    folder = output / "against"
+    folder = output / AGAINST
     make, names = pytorch.load()
     with _bar(console, pytorch.name, len(dataset.images)) as advance:
-        found = collect(dataset, folder / "results.jsonl", pytorch.name, make, names, 1, advance)
+        found = collect(dataset, folder / RESULTS, pytorch.name, make, names, 1, advance)
     return found, report(dataset, pytorch.name, found, category_of_label(dataset, names), folder)
 
 

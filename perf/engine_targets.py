@@ -10,13 +10,14 @@ from builder.checkpoint_file import digest
 from builder.engines import Device
 from builder.engines.kinds import engine_kind
 from builder.export import InputSpec
+from builder.families import family_of
 from builder.family import DetectorConfig
 from builder.manifest import device_of, variant_of
 from builder.precision import Precision
 from builder.recheck import chosen_names
 from serving.contract import DETECTOR, ENSEMBLE, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, read_manifest
+from serving.manifest import check_files, check_versions, read_manifest
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,25 @@ def new_targets(
     Without `precision` an engine has float16 on a GPU and float32 on a CPU.
 
     Raises:
-        CodetrError: the engine does not exist, or not in that precision.
+        CodetrError: the engine does not exist, or not in that precision or size.
     """
     kind = engine_kind(engine)
     device = kind.module.device()
     chosen: Precision = precision or ("float16" if device == "cuda" else "float32")
     kind.check_precision(chosen)
+    specs = [InputSpec(height, width, batch, dynamic_batch=False) for width, height in sizes]
+    for spec in specs:
+        family_of(variant).check_size(variant, spec.height, spec.width, engine == "tensorrt")
     return [
         Target(
             variant,
-            InputSpec(height, width, batch, dynamic_batch=False),
+            spec,
             engine,
             chosen,
-            builds / f"{variant.name}-{engine}-{chosen}-{width}x{height}-batch{batch}",
+            builds / f"{variant.name}-{engine}-{chosen}-{spec.width}x{spec.height}-batch{batch}",
             device,
         )
-        for width, height in sizes
+        for spec in specs
     ]
 
 
@@ -76,13 +80,14 @@ def existing_targets(repository: Path, name: str | None = None) -> list[Target]:
     """Return the engines of a repository, or the one called `name`, each at its largest batch.
 
     Raises:
-        CodetrError: there is none, or its files are not those that were built.
+        CodetrError: there is none, its files are not those that were built, or it was built for another machine.
     """
     return [_existing(repository, each) for each in chosen_names(repository, name)]
 
 
 def _existing(repository: Path, name: str) -> Target:
     check_files(repository, name)
+    check_versions(repository, name)
     manifest = read_manifest(repository, name)
     return Target(
         variant=variant_of(manifest),

@@ -42,6 +42,12 @@ def _likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], va
     return likely_cause(tensors, state, variant)
 
 
+def _check_size(variant: Variant, height: int, width: int, tensorrt: bool) -> None:
+    from builder.co_dino.levels import check_limits
+
+    check_limits(variant, height, width, tensorrt)
+
+
 def _recognises(config: Mapping[str, Any]) -> bool:
     model = config.get("model", config)
     return isinstance(model, Mapping) and str(model.get("type", "")).rpartition(".")[2] == "CoDETR"
@@ -69,5 +75,6 @@ CO_DINO = Family(
     likely_cause=_likely_cause,
     recognises=_recognises,
     read_config=from_mmdet_config,
+    check_size=_check_size,
     restore=_restore,
 )

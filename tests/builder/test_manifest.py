@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from builder import plugin
 from builder.build import BuildOptions, build_repository
@@ -9,7 +10,7 @@ from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec
 from builder.manifest import describe, device_of, variant_of
 from builder.variants import get_variant
-from serving.manifest import read_manifest
+from serving.manifest import cpu, read_manifest
 from serving.rules import Suppression
 from tests.smallest import SMALLEST, built
 
@@ -42,6 +43,13 @@ def test_manifests_of_before_have_no_suppression():
     for key in ("suppression", "lsj_padding"):
         del manifest["network"][key]
     assert variant_of(manifest) == SMALLEST
+
+
+def test_a_package_for_a_cpu_tells_what_the_cpu_can_do():
+    assert described("torch")["cpu"] == {**cpu(), "capability": torch.backends.cpu.get_cpu_capability()}
+    assert "cpu" not in described("onnx")
+    for_a_gpu = describe(SMALLEST, None, 0, built("torch", "cuda"), "float32", SPEC, None)
+    assert "cpu" not in for_a_gpu
 
 
 def test_the_plugins_version_is_that_of_plans():

@@ -1,3 +1,4 @@
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,18 @@ from builder import recheck
 from builder.export import InputSpec
 from builder.manifest import describe
 from builder.verify import Verification
+from serving.errors import CodetrError
 from tests.smallest import SMALLEST, built
+
+
+def test_a_package_for_another_cpu_is_refused_before_it_is_loaded(monkeypatch):
+    manifest = describe(SMALLEST, None, 0, built("torch"), "float32", InputSpec(64, 96, 2), None)
+    manifest["cpu"] = {"machine": platform.machine(), "features": ["avx1024"]}
+    monkeypatch.setattr(recheck, "check_files", lambda *args: None)
+    monkeypatch.setattr(recheck, "check_described", lambda *args: None)
+    monkeypatch.setattr(recheck, "read_manifest", lambda *args: manifest)
+    with pytest.raises(CodetrError, match="the engine codetr in repository was built for a CPU with avx1024"):
+        recheck.verify_repository(Path("repository"), "codetr")
 
 
 @pytest.mark.parametrize("machine", ["cpu", "cuda"])

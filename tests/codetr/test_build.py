@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from builder.demo import DEMO_WEIGHTS
 from builder.variants import get_variant
@@ -49,6 +50,17 @@ def fault(tmp_path, monkeypatch, capsys):
         pytest.param([*DEMO, "--width", "5000"], "width=5000 is too large; expected 32 to 4096", id="large"),
         pytest.param([*DEMO, "--height", "0"], "height=0 is too small; expected 32 to 4096", id="no height"),
         pytest.param([*DEMO, "--width", "0"], "width=0 is too small; expected 32 to 4096", id="no width"),
+        pytest.param(
+            [*DEMO, "--height", "32", "--width", "32"],
+            "height=32 and width=32 give variant 'co_dino_demo' 86 encoder tokens, of which it takes num_queries=150",
+            id="fewer tokens than queries",
+        ),
+        pytest.param(
+            ["co_dino_r50_12e", "--weights", "absent.pth", "--height", "64", "--width", "64", "--plugin-nodes"],
+            "height=64 and width=64 give variant 'co_dino_r50_12e' 341 encoder tokens, of which it takes "
+            "num_queries=900",
+            id="fewer tokens than queries, before weights",
+        ),
         pytest.param([*DEMO, "--static-batch"], "a static batch above 1 cannot be served", id="static batch"),
         pytest.param([*DEMO, "--precision", "fp16"], "no precision fp16; give fp32, or use --engine torch", id="fp16"),
         pytest.param(
@@ -216,3 +228,23 @@ def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path, sent, status):
     assert "verify" not in output
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("codetr-")] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        pytest.param("repository/codetr_detector/1/w.pth", ["--overwrite"], id="weights in the engine's folder"),
+        pytest.param("repository/model.onnx", ["--plugin-nodes", "--overwrite"], id="weights called as the ONNX file"),
+        pytest.param("w.pth", ["--timing-cache", "w.pth", "--engine", "tensorrt"], id="weights as timing cache"),
+    ],
+)
+def test_a_source_that_would_be_replaced_is_refused(tmp_path, monkeypatch, source, options):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / source
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(DEMO_WEIGHTS, path)
+    arguments = ["build", DEMO[0], "--weights", source, "--repository", "repository", *options]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert isinstance(result.exception, CodetrError)
+    assert "replaced" in str(result.exception) or "overwritten, but it is read" in str(result.exception)
+    assert path.read_bytes() == DEMO_WEIGHTS.read_bytes()

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -180,8 +181,6 @@ class TestExistingEngines:
 
     @pytest.mark.parametrize(("queries", "expected"), [(30, "error: reached"), (31, "num_queries is 30, expected 31;")])
     def test_bench_engine(self, fault, monkeypatch, repository, config, queries, expected):
-        from types import SimpleNamespace
-
         def run(*arguments):
             raise CodetrError("reached")
 
@@ -220,7 +219,7 @@ class TestEvaluate:
             raise CodetrError(f"{variant.name} {variant.num_queries} {weights.name}")
 
         monkeypatch.setattr("perf.accuracy.detectors.pytorch_detect", detect)
-        monkeypatch.setattr("perf.accuracy.dataset.read_dataset", lambda *arguments: None)
+        monkeypatch.setattr("perf.accuracy.dataset.read_dataset", lambda *arguments: SimpleNamespace(images=()))
 
     def test_it_measures_the_configs_network(self, fault, config, data):
         options = ["--source", "pytorch", "--config", config, "--weights", "w.pth"]

@@ -79,5 +79,6 @@ TOY = Family(
     likely_cause=lambda tensors, state, variant: None,
     recognises=lambda config: config.get("type") == "Toy",
     read_config=lambda config, name: ToyConfig(name, num_classes=config["classes"], max_detections=20),
+    check_size=lambda variant, height, width, tensorrt: None,
     restore=_restore,
 )
