@@ -19,7 +19,7 @@ from builder.co_dino.layers import FLOAT32_LAYERS
 from builder.co_dino.neck import ChannelMapper
 from builder.co_dino.position import Shapes, level_valid_shapes, sine_position_embedding
 from builder.co_dino.proposals import ProposalHead
-from builder.co_dino.resnet import ResNet
+from builder.co_dino.resnet import FrozenBatchNorm2d, ResNet
 from builder.co_dino.swin import SwinTransformer
 from builder.detector import Detector
 from serving.contract import PIXEL_MEAN, PIXEL_STD
@@ -64,7 +64,7 @@ class CoDINO(Detector):
         """Convert weights and matrix products to `dtype`; norms, box heads and pixel constants stay float32."""
         self.to(dtype)
         for module in self.modules():
-            if isinstance(module, FLOAT32_LAYERS):
+            if isinstance(module, (*FLOAT32_LAYERS, FrozenBatchNorm2d)):
                 module.float()
         self.pixel_mean, self.pixel_std = self.pixel_mean.float(), self.pixel_std.float()
         return self

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 
@@ -56,6 +57,15 @@ def test_the_plugins_version_is_that_of_plans():
     assert described("tensorrt")["versions"]["plugin"] == plugin.VERSION
     assert "plugin" not in described("onnx")["versions"]
     assert {"python", "torch"} < described("onnx")["versions"].keys()
+
+
+def test_weights_are_named_by_their_hash_and_random_ones_by_their_seed(tmp_path):
+    (tmp_path / "my.pth").write_bytes(b"weights")
+    trained = describe(SMALLEST, tmp_path / "my.pth", 7, built(), "float32", SPEC, None)
+    assert trained["weights"] == {"file": "my.pth", "sha256": hashlib.sha256(b"weights").hexdigest()}
+    assert trained["seed"] is None
+    random = describe(SMALLEST, None, 7, built(), "float32", SPEC, None)
+    assert (random["weights"], random["seed"]) == (None, 7)
 
 
 def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):

@@ -146,7 +146,7 @@ def test_exif_orientation_is_applied_once(form: str, orientation: int) -> None:
 
 def test_unreadable_exif_is_ignored() -> None:
     data = encode(RGB, "JPEG", exif=b"Exif\0\0not a TIFF header")
-    assert decode_image(data).shape == SMOOTH.shape
+    np.testing.assert_array_equal(decode_image(data), opencv(data))
 
 
 def test_jpeg_with_a_thumbnail_and_bytes_behind_its_end() -> None:
@@ -154,7 +154,7 @@ def test_jpeg_with_a_thumbnail_and_bytes_behind_its_end() -> None:
     exif = b"Exif\0\0" + thumbnail  # holds an end marker ahead of the real one
     data = encode(RGB, "JPEG", exif=exif)
     np.testing.assert_array_equal(decode_image(data + b"trailer"), opencv(data))
-    with pytest.raises(InvalidImageError, match="damaged JPEG image"):
+    with pytest.raises(InvalidImageError, match="cut short, its end marker is missing"):
         decode_image(data[:-60])
 
 
@@ -218,6 +218,18 @@ def test_limits_are_inclusive_and_named() -> None:
         decode_image(data, ImageLimits(max_pixels=pixels - 1))
     with pytest.raises(InvalidImageError, match="expected a JPEG image, got PNG"):
         decode_image(data, ImageLimits(formats=("JPEG",)))
+
+
+def test_more_bytes_than_any_image_should_have_are_refused() -> None:
+    with pytest.raises(InvalidImageError, match="67108865 bytes, more than the limit of 67108864"):
+        decode_image(bytes(64 * 1024 * 1024 + 1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1)])
+def test_a_side_of_one_pixel_is_an_image(height: int, width: int) -> None:
+    image = smooth_image(height, width)
+    limits = ImageLimits(max_pixels=height * width)
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(image), "PNG"), limits), image)
 
 
 @pytest.mark.parametrize(

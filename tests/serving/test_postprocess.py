@@ -121,6 +121,16 @@ def test_without_nms_everything_is_kept_in_order_of_score() -> None:
     np.testing.assert_array_equal(result.labels[:3], [2, 1, 3])
 
 
+def test_scores_of_zero_are_kept_without_nms() -> None:
+    assert run([[0, 0, 1, 1]] * 3, [0.5, 0, 0], [1, 2, 3], nms="none").num_detections == 3
+
+
+def test_one_row_is_possible() -> None:
+    settings = replace(SOFT, max_detections=1)
+    result = postprocess(np.zeros((2, 4), np.float32), np.float32([0.2, 0.9]), np.int32([4, 5]), (10, 20), settings)
+    assert result.labels.tolist() == [5]
+
+
 def test_overlap_is_measured_in_the_original_image() -> None:
     """Clipping comes before NMS: two boxes that reach out of the image differently are the same inside it."""
     result = run([[0, 0, 1, 1], [-1, -1, 2, 2]], [0.9, 0.8], [1, 1])

@@ -73,6 +73,19 @@ def test_extreme_sizes(size: tuple[int, int], valid: tuple[int, int]) -> None:
     assert images.sum() == 200 * 3 * valid[0] * valid[1]
 
 
+@pytest.mark.parametrize(
+    ("size", "valid"),
+    [
+        pytest.param((6, 160), (5, 144), id="height 5.4 down"),
+        pytest.param((5, 160), (5, 144), id="height 4.5 up"),
+        pytest.param((120, 8), (96, 6), id="width 6.4 down"),
+        pytest.param((128, 6), (96, 5), id="width 4.5 up"),
+    ],
+)
+def test_sides_are_rounded_at_the_half(size: tuple[int, int], valid: tuple[int, int]) -> None:
+    assert resize_and_pad(np.zeros((*size, 3), np.uint8), 96, 144)[1] == valid
+
+
 def test_preprocess_reports_the_upright_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -26,3 +26,13 @@ def test_thresholds_are_between_0_and_1(key: str, value: float) -> None:
 def test_the_kind_is_known() -> None:
     with pytest.raises(CodetrError, match="nms: expected one of soft, hard, none, got 'fast'"):
         Suppression("fast")  # type: ignore[arg-type]
+
+
+def test_the_default_is_the_published_rule_of_co_dino() -> None:
+    """mmdetection's `test_cfg[0]`: class-aware linear soft NMS."""
+    assert Suppression() == Suppression("soft", 0.8, 0.001, 0.0, False)
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_both_ends_of_the_range_are_possible(end: float) -> None:
+    Suppression("soft", iou_threshold=end, min_score=end, score_threshold=end)

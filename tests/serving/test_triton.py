@@ -216,8 +216,8 @@ def test_dropped_candidates_are_warned_about() -> None:
 
 
 def test_rows_of_the_output_and_the_setting_must_agree() -> None:
-    with pytest.raises(CodetrError, match="max_detections: expected 4, the rows of the output boxes, got 300"):
-        Postprocess(config("codetr_postprocess", {"boxes": [4, 4]}), print)
+    with pytest.raises(CodetrError, match="max_detections: expected 7, the rows of the output boxes, got 300"):
+        Postprocess(config("codetr_postprocess", {"boxes": [7, 4]}), print)
 
 
 class Engine:

@@ -31,7 +31,12 @@ def functional_resnet(state, x, blocks, style):
 
 @pytest.mark.parametrize(
     ("depth", "blocks", "style"),
-    [(50, (3, 4, 6, 3), "pytorch"), (50, (3, 4, 6, 3), "caffe"), (101, (3, 4, 23, 3), "pytorch")],
+    [
+        (50, (3, 4, 6, 3), "pytorch"),
+        (50, (3, 4, 6, 3), "caffe"),
+        (101, (3, 4, 23, 3), "pytorch"),
+        (152, (3, 8, 36, 3), "pytorch"),
+    ],
 )
 def test_equals_its_functional_form(depth, blocks, style):
     torch.manual_seed(0)
@@ -46,3 +51,12 @@ def test_equals_its_functional_form(depth, blocks, style):
     expected = functional_resnet(backbone.state_dict(), pixels, blocks, style)
     for actual, reference in zip(backbone(pixels), expected, strict=True):
         torch.testing.assert_close(actual, reference, atol=1e-4, rtol=1e-4)
+
+
+def test_dead_channels_are_normalised_with_the_same_epsilon():
+    """Trained networks have channels whose variance is far below it."""
+    norm = FrozenBatchNorm2d(3)
+    norm.running_var.copy_(torch.tensor([0.0, 1e-6, 1e-4]))
+    x = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5)
+    torch.testing.assert_close(norm(x), expected)

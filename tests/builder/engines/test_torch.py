@@ -136,41 +136,63 @@ def test_a_package_for_a_gpu_is_named_where_there_is_none(tmp_path, monkeypatch,
     assert runners == []
 
 
-def test_a_built_package_has_the_library_beside_it(tmp_path, a_gpu, gpu, runners, monkeypatch):
+@pytest.fixture
+def compiled(monkeypatch):
+    """The programs and settings that the compiler got; none is compiled."""
+    calls = []
+
+    def compile_and_package(program, package_path, inductor_configs):
+        calls.append((program, package_path, inductor_configs))
+
+    monkeypatch.setattr(engine, "check", lambda uses_operator: None)
+    monkeypatch.setattr(engine, "decompose_operator", lambda program: ("decomposed", program))
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_and_package)
+    return calls
+
+
+def test_a_built_package_has_the_library_beside_it(tmp_path, a_gpu, gpu, runners, monkeypatch, compiled):
     cached, package = tmp_path / "cache" / "libcodetr_ms_deform_attn_sm90_0123.so", tmp_path / "build" / "model.pt2"
     for file in (cached, package):
         file.parent.mkdir()
     cached.write_bytes(b"the operator")
-    monkeypatch.setattr(engine, "check", lambda uses_operator: None)
     monkeypatch.setattr(engine, "load_cuda_operator", lambda library=cached: library)
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda *args, **kwargs: None)
-    built = engine.build(program_on("cuda"), package)
+    program = program_on("cuda")
+    built = engine.build(program, package)
     assert (built.device, built.extra_files) == ("cuda", (engine.RUNNER_SOURCE, cached))
+    assert compiled == [(program, str(package), {})], "the operator stays one node, which calls the library"
     assert engine.load(package, SPEC, built.device).device == "cuda"
     assert runners[0][3].read_bytes() == b"the operator"
 
 
-def test_a_graph_without_the_operator_is_built_for_a_gpu_without_its_library(tmp_path, gpu, monkeypatch):
-    monkeypatch.setattr(engine, "check", lambda uses_operator: None)
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", lambda *args, **kwargs: None)
+def test_a_package_for_the_cpu_is_decomposed_and_has_no_library(tmp_path, gpu, compiled):
+    """Even beside a GPU: what counts is where the program was exported."""
+    program = program_on("cpu")
+    built = engine.build(program, tmp_path / "model.pt2")
+    assert (built.device, built.extra_files) == ("cpu", (engine.RUNNER_SOURCE,))
+    assert gpu == []
+    assert compiled == [(("decomposed", program), str(tmp_path / "model.pt2"), {"freezing": True})]
+
+
+def test_a_graph_without_the_operator_is_built_for_a_gpu_without_its_library(tmp_path, gpu, compiled):
     built = engine.build(program_on("cuda", operators=()), tmp_path / "model.pt2")
     assert (built.device, built.extra_files) == ("cuda", (engine.RUNNER_SOURCE,))
     assert gpu == []
 
 
 def test_the_runner_uses_no_tf32(tmp_path, monkeypatch):
+    """Whatever the process around it has set."""
     seen = []
 
     def model(images, image_sizes):
         seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
         return [images]
 
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *args, **kwargs: model)
     runner = TorchRunner(tmp_path / "model.pt2", (4, 6), "cpu")
-    runner(np.zeros((1, 4, 6, 3), np.uint8), np.array([[4, 6]], np.int32))
-    assert seen == [("highest", False)]
-    assert torch.backends.cudnn.allow_tf32 is True
+    with float32_products(tf32=True):
+        runner(np.zeros((1, 4, 6, 3), np.uint8), np.array([[4, 6]], np.int32))
+        assert seen == [("highest", False)]
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
 
 
 @pytest.mark.parametrize("before", [True, False])
