@@ -146,15 +146,17 @@ def _check_cpu(engine: str, built: Any) -> None:
     _compare(engine, "for processors of", built.get("machine"), [here["machine"]])
     missing = sorted(set(built["features"]) - set(here["features"]))
     if missing:
+        names = [each.get("name") or "name unknown" for each in (built, here)]
         raise CodetrError(
-            f"{engine} was built for a CPU with {', '.join(missing)}, which this machine's lacks; build it again here"
+            f"{engine} was built for a CPU with {', '.join(missing)} ({names[0]}), which this machine's ({names[1]}) "
+            "lacks; build it again here"
         )
 
 
 def cpu() -> dict[str, Any]:
-    """Return this machine's architecture and the instruction sets of its CPU, by /proc/cpuinfo's names.
+    """Return this machine's architecture, and its CPU's name and instruction sets, as /proc/cpuinfo has them.
 
-    They are those that a compiler uses by itself under `-march=native`; empty where unknown.
+    The sets are those that a compiler uses by itself under `-march=native`; empty where unknown.
     """
     try:
         text = CPUINFO.read_text(encoding="utf-8", errors="replace")
@@ -166,7 +168,8 @@ def cpu() -> dict[str, Any]:
     machine = platform.machine()
     if machine == "x86_64":
         common = {flag for flag in common if _X86_FLAG.fullmatch(flag)}
-    return {"machine": machine, "features": sorted(common)}
+    name = re.search(r"^model name[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
+    return {"machine": machine, "name": name and name[1], "features": sorted(common)}
 
 
 def compute_capabilities() -> list[str]:

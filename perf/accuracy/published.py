@@ -30,7 +30,7 @@ def verdict(
     missing = _missing(dataset)
     if missing:
         return f"{measured}: no verdict, since the published figure is that of COCO val2017, and {missing}"
-    difference = 100 * ap - published
+    difference = round(100 * ap - published, 2)
     if abs(difference) <= TOLERANCE:
         return f"{measured}: agrees within {TOLERANCE}"
     text = f"{measured}: differs by {difference:+.2f}, more than {TOLERANCE}"

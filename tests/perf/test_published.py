@@ -19,6 +19,7 @@ def val2017(images: int = 5000, names: tuple[str, ...] = coco_class_names()) -> 
     [
         pytest.param(0.6405, val2017(), SIZE, "published box AP 64.1, measured 64.05: agrees within 0.2", id="agrees"),
         pytest.param(0.6429, val2017(), SIZE, "agrees within 0.2", id="just agrees"),
+        pytest.param(0.643, val2017(), SIZE, "measured 64.30: agrees within 0.2", id="on the limit"),
         pytest.param(0.6388, val2017(), SIZE, "differs by -0.22, more than 0.2; check that weights", id="less"),
         pytest.param(0.66, val2017(), SIZE, "differs by +1.90", id="more"),
         pytest.param(0.6, val2017(), (608, 608), "the input is 608x608 (height x width), the published", id="size"),

@@ -183,7 +183,8 @@ def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     """Gives this machine a made-up CPU: the flags of each core, and its architecture."""
 
     def become(*cores: str, machine: str = "x86_64", key: str = "flags\t\t") -> None:
-        text = "".join(f"processor\t: {i}\n{key}: {flags}\nvmx flags\t: ept\n\n" for i, flags in enumerate(cores))
+        core = "processor\t: {}\nmodel name\t: Some CPU\n{}: {}\nvmx flags\t: ept\n\n"
+        text = "".join(core.format(i, key, flags) for i, flags in enumerate(cores))
         (tmp_path / "cpuinfo").write_text(text)
         monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
         monkeypatch.setattr(module.platform, "machine", lambda: machine)
@@ -199,8 +200,8 @@ def test_a_cpu_that_lacks_instructions_is_refused_by_name(
     check_versions(tmp_path)
     processor(OLD)
     message = (
-        "the engine codetr in .* was built for a CPU with amx_tile, avx512_vnni, avx512f, which this machine's lacks; "
-        "build it again here"
+        r"the engine codetr in .* was built for a CPU with amx_tile, avx512_vnni, avx512f \(Some CPU\), which this "
+        r"machine's \(Some CPU\) lacks; build it again here"
     )
     with pytest.raises(CodetrError, match=message):
         check_versions(tmp_path)
@@ -210,7 +211,7 @@ def test_a_cpu_of_another_architecture_is_refused(
     tmp_path: Path, machine: SimpleNamespace, processor: Callable[..., None]
 ) -> None:
     processor("asimd sve bf16", machine="aarch64", key="Features\t")
-    assert cpu() == {"machine": "aarch64", "features": ["asimd", "bf16", "sve"]}
+    assert cpu() == {"machine": "aarch64", "name": "Some CPU", "features": ["asimd", "bf16", "sve"]}
     write_manifest(tmp_path, engine="torch", cpu=cpu())
     check_versions(tmp_path)
     processor(NEW)
@@ -241,7 +242,7 @@ def test_cpus_that_are_not_judged(
 
 def test_only_what_compilers_use_of_all_cores_is_recorded(processor: Callable[..., None]) -> None:
     processor(f"{NEW} rtm msr hypervisor avx_vnni", f"{NEW} rtm")
-    assert cpu() == {"machine": "x86_64", "features": sorted(NEW.split())}
+    assert cpu() == {"machine": "x86_64", "name": "Some CPU", "features": sorted(NEW.split())}
 
 
 def test_a_machine_without_cpuinfo_has_no_known_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
