@@ -24,9 +24,11 @@ DTYPES: dict[Precision, torch.dtype] = {precision: getattr(torch, precision) for
 
 # Where training programs put the weights, outermost first; an average of weights is what they would deploy. mmengine's
 # EMAHook swaps before it saves: `state_dict` is the average, `ema_state_dict` what was trained.
-_NESTINGS = ("state_dict", "ema", "model", "module")
-# Prefixes that data-parallel training, torch.compile and training frameworks put before every key.
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "detector.")
+_NESTINGS = ("state_dict", "ema", "model_ema", "ema_model", "model", "module", "model_state_dict", "net", "params")
+# Prefixes that data-parallel training and training frameworks put before every key.
+_WRAPPERS = ("module.", "model.", "detector.")
+# What torch.compile, checkpointing and sharding put into the keys of a part that they wrap.
+_INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 # Counters beside averaged weights, by their names in PyTorch and mmengine.
 _COUNTERS = ("n_averaged", "steps")
 _LISTED = 4  # keys of each kind of fault that a message shows
@@ -129,8 +131,10 @@ def _no_weights(content: Mapping[Any, Any], source: str) -> str:
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without prefixes that all keys have, and without the counters of averaged weights."""
+    """Return the tensors without what wrappers put into their keys, and without the counters of averaged weights."""
     weights = {key: value for key, value in tensors.items() if key not in _COUNTERS}
+    for infix in _INFIXES:
+        weights = {key.replace(infix, ""): value for key, value in weights.items()}
     for prefix in _WRAPPERS:
         if weights and all(key.startswith(prefix) for key in weights):
             return _unwrapped({key.removeprefix(prefix): value for key, value in weights.items()})

@@ -89,6 +89,11 @@ def test_training_only_parts_are_skipped_by_name_only(golden_config, golden_weig
             lambda sd: {"state_dict": {"module._orig_mod." + key: value for key, value in sd.items()}},
             id="both prefixes",
         ),
+        pytest.param(
+            lambda sd: {k.replace("backbone.", "backbone._orig_mod."): v for k, v in sd.items()}, id="a compiled part"
+        ),
+        pytest.param(lambda sd: {"model_state_dict": sd, "optimizer_state_dict": {"state": {}}}, id="a tutorial's"),
+        pytest.param(lambda sd: {"model": {k: v + 1 for k, v in sd.items()}, "model_ema": sd}, id="model_ema"),
         pytest.param(lambda sd: {"epoch": torch.tensor(3), "state_dict": sd}, id="a tensor beside it"),
         pytest.param(
             lambda sd: {"state_dict": sd, "ema_state_dict": {k: v + 1 for k, v in sd.items()}}, id="mmengine's EMAHook"
