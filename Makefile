@@ -14,7 +14,7 @@ PIP_FLAGS ?=
 TRITON := .triton/pytriton
 MMENGINE := build/mmengine
 
-.PHONY: demo test lint format plugin clean setup
+.PHONY: help demo test lint format plugin clean setup
 
 setup: $(VENV)/.installed $(CLIENT_VENV)/.installed $(TRITON)/.installed ## create .venv, one for the client alone, and fetch tritonserver and perf_analyzer, once
 
@@ -64,5 +64,8 @@ plugin: ## the TensorRT plugin, build/plugin/libcodetr_plugin.so, and its tests
 	cmake --build build/plugin --parallel 2
 	ctest --test-dir build/plugin --output-on-failure
 
-clean: ## remove what make created
-	rm -rf $(VENV) $(CLIENT_VENV) .triton runs build
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
+
+clean: ## remove what make created; results in runs/ other than the demo's stay
+	rm -rf $(VENV) $(CLIENT_VENV) .triton build runs/demo

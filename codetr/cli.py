@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib import metadata
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -51,6 +53,21 @@ bench.command("install-perf-analyzer")(install_perf_analyzer)
 app.command()(variants)
 app.command()(verify)
 bench.command()(precision)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"codetr-triton {metadata.version('codetr-triton')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Co-DETR from checkpoint to a measured NVIDIA Triton detection service."""
 
 
 def main() -> None:
