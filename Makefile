@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_FLAGS ?=
 TRITON := .triton/pytriton
+MMENGINE := build/mmengine
 
 .PHONY: demo test lint format plugin clean setup
 
@@ -33,10 +34,15 @@ $(TRITON)/.installed: | $(VENV)/.installed
 	$(BIN)/codetr bench install-perf-analyzer
 	@touch $@
 
+# mmengine's packages for tests that read what it writes, apart because it asks for another OpenCV.
+$(MMENGINE)/.installed: tests/mmengine_runner/requirements.txt | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --upgrade --target $(MMENGINE) -r $<
+	@touch $@
+
 demo: setup ## build, serve and detect: writes runs/demo/
 	$(BIN)/codetr demo --output runs/demo
 
-test: setup ## every test that needs no GPU, end to end on a real tritonserver
+test: setup $(MMENGINE)/.installed ## every test that needs no GPU, end to end on a real tritonserver
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: setup ## style and types

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,11 +15,13 @@ from typing import Any
 import torch
 
 from builder.checkpoint import DTYPES, CheckpointError, Precision, load_detector, random_detector
-from builder.co_dino.config import Variant
-from builder.co_dino.model import CoDINO
+from builder.detector import Detector
 from builder.engines import EngineError, Runner, first_line
+from builder.engines.kinds import BuiltEngine, engine_kind
 from builder.engines.tensorrt import TensorRTSettings
 from builder.export import InputSpec, export_detector
+from builder.families import family_of
+from builder.family import DetectorConfig
 from builder.logs import compiler_logs, keep_text
 from builder.manifest import describe
 from builder.report import FIGURES, write_report
@@ -30,8 +31,6 @@ from builder.verify import LIMITS, Comparison, Verification, verify
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
-ENGINES = ("onnx", "torch", "tensorrt")
-_OPTIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # what the command line calls the precisions
 # Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
 # detector that was exported, and the engine.
 WORKING_COPIES = 3
@@ -48,7 +47,7 @@ Stage = Callable[[str], AbstractContextManager[object]]
 class BuildOptions:
     """What to build; sizes in pixels."""
 
-    variant: Variant
+    variant: DetectorConfig
     spec: InputSpec
     weights: Path | None = None  # None: random weights of `seed`
     seed: int = 0
@@ -64,7 +63,7 @@ class BuildOptions:
     tensorrt: TensorRTSettings = field(default_factory=TensorRTSettings)
 
     def __post_init__(self) -> None:
-        if self.engine != "tensorrt" and self.tensorrt != TensorRTSettings():
+        if not engine_kind(self.engine).has_settings and self.tensorrt != TensorRTSettings():
             raise EngineError(f"TensorRT's settings are not for the {self.engine} engine; use --engine tensorrt")
 
 
@@ -81,9 +80,11 @@ def build_repository(
             the detector; nothing has been written.
     """
     check_destination(repository, options.name, options.overwrite)
-    engine = _engine(options)
-    device = engine.device()  # says that there is no GPU before anything slow begins
-    engine.check()  # or no compiler
+    kind = engine_kind(options.engine)
+    kind.check_precision(options.precision)
+    _check_size(options, tensorrt=options.engine == "tensorrt")
+    device = kind.module.device()  # says that there is no GPU before anything slow begins
+    kind.module.check(options.variant.uses_operator)  # or no compiler
     _prepare_report(options.report, repository)
     with _running(stage, "load weights"):
         reference = _load_or_log(options, repository)
@@ -94,26 +95,31 @@ def build_repository(
         _check_gpu_memory(reference, options.spec)
     logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
-        engine_file = Path(folder) / engine.FILE_NAME
         with _running(stage, "export", logs):
             detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(device)
             program = export_detector(detector, options.spec)
         with _running(stage, "build engine", logs):
-            if options.engine == "tensorrt":
-                engine.build(program, engine_file, options.tensorrt)
-            else:
-                engine.build(program, engine_file)
+            engine = kind.module.build(program, Path(folder, kind.file_name), options.tensorrt)
         comparison = report = None
         if not options.skip_verification:
             with _running(stage, "verify"):
-                run = engine.load(engine_file, options.spec)
+                run = kind.module.load(engine.file, options.spec, engine.device)
                 comparison = compare_engine(reference.to(device), run, samples, options.spec, options.precision)
                 report = write_report(
-                    Path(folder, "report"), comparison, samples, _describe(options, comparison)
+                    Path(folder, "report"), comparison, samples, _describe(options, engine, comparison)
                 ).parent
             _check(comparison, report, options, repository)
         with _running(stage, "write repository"):
-            _write(options, engine_file, engine.extra_files(), comparison, report, repository)
+            write_repository(
+                repository,
+                engine,
+                options.variant,
+                options.spec,
+                _describe(options, engine, comparison),
+                name=options.name,
+                report=report,
+                overwrite=options.overwrite,
+            )
     return None if comparison is None else comparison.result
 
 
@@ -135,6 +141,7 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
     check_writable(folder)
     if path.exists() and not options.overwrite:
         raise EngineError(f"{path} exists; name another folder, or add --overwrite")
+    _check_size(options, tensorrt=True)
     _prepare_report(options.report, folder)
     with _running(stage, "load weights"):
         detector = _load_or_log(options, folder)
@@ -148,6 +155,11 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
             plugin_onnx.build(program, Path(aside, path.name))
             Path(aside, path.name).replace(path)
     return path
+
+
+def _check_size(options: BuildOptions, tensorrt: bool) -> None:
+    variant = options.variant
+    family_of(variant).check_size(variant, options.spec.height, options.spec.width, tensorrt)
 
 
 def _check_has_effect(options: BuildOptions) -> None:
@@ -189,37 +201,14 @@ def _remedy(error: Exception) -> str | None:
     return None
 
 
-def engine_module(kind: str) -> Any:
-    """Return the module of an engine, whose names `builder.engines` lists; raises EngineError for an unknown one."""
-    if kind not in ENGINES:
-        raise EngineError(f"engine {kind!r} is not known; expected {', '.join(ENGINES)}")
-    return importlib.import_module(f"builder.engines.{kind}")
-
-
-def check_precision(kind: str, precision: str) -> None:
-    """Raise EngineError if an engine does not exist in a precision."""
-    known = engine_module(kind).PRECISIONS
-    if precision not in known:
-        raise EngineError(
-            f"the {kind} engine has no precision {_OPTIONS[precision]}; give "
-            f"{', '.join(_OPTIONS[each] for each in known)}, or use "
-            "--engine torch for half precision"
-        )
-
-
-def _engine(options: BuildOptions) -> Any:
-    check_precision(options.engine, options.precision)
-    return engine_module(options.engine)
-
-
-def load(options: BuildOptions) -> CoDINO:
+def load(options: BuildOptions) -> Detector:
     """Return the detector of `options` in float32, from its weights or with random ones."""
     if options.weights is None:
         return random_detector(options.variant, options.seed)
     return load_detector(options.variant, options.weights)
 
 
-def _load_or_log(options: BuildOptions, repository: Path) -> CoDINO:
+def _load_or_log(options: BuildOptions, repository: Path) -> Detector:
     """Return the detector; where its checkpoint does not fit, every key is in a log that the error names."""
     try:
         return load(options)
@@ -230,7 +219,7 @@ def _load_or_log(options: BuildOptions, repository: Path) -> CoDINO:
         raise CheckpointError(f"{error}\nall {len(error.faults)} keys are in {log}", error.faults) from error
 
 
-def compare_engine(detector: CoDINO, run: Runner, samples: Samples, spec: InputSpec, precision: str) -> Comparison:
+def compare_engine(detector: Detector, run: Runner, samples: Samples, spec: InputSpec, precision: str) -> Comparison:
     """Compare an engine with its float32 detector by the limits of its precision; see `builder.verify.verify`."""
     smallest = 1 if spec.is_dynamic else spec.max_batch_size
     batches = (smallest, spec.max_batch_size)
@@ -269,7 +258,7 @@ def _beside(options: BuildOptions, repository: Path, what: str) -> Path:
     return folder / f"{repository.absolute().name}-{options.name}-{what}"
 
 
-def _check_gpu_memory(detector: CoDINO, spec: InputSpec) -> None:
+def _check_gpu_memory(detector: Detector, spec: InputSpec) -> None:
     """Refuse to start where the GPU has no room for detector, engine and the activations of the largest batch."""
     activations = spec.max_batch_size * spec.height * spec.width * ACTIVATION_BYTES
     needed = WORKING_COPIES * _size(detector) + activations + GPU_WORKSPACE
@@ -282,12 +271,12 @@ def _check_gpu_memory(detector: CoDINO, spec: InputSpec) -> None:
         )
 
 
-def _size(detector: CoDINO) -> int:
+def _size(detector: Detector) -> int:
     """Return the bytes of a detector's weights."""
     return sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
 
 
-def _check_disk(detector: CoDINO, repository: Path) -> None:
+def _check_disk(detector: Detector, repository: Path) -> None:
     """Refuse to start where neither the engine made aside nor its copy would find room."""
     existing = next(folder for folder in (repository, *repository.absolute().parents) if folder.is_dir())
     try:
@@ -311,44 +300,10 @@ def _check(comparison: Comparison, report: Path, options: BuildOptions, reposito
         comparison.check(hint=f"; the report with pictures is in {kept}")
 
 
-def _describe(options: BuildOptions, comparison: Comparison | None) -> dict[str, Any]:
+def _describe(options: BuildOptions, engine: BuiltEngine, comparison: Comparison | None) -> dict[str, Any]:
     result = None if comparison is None else comparison.result
-    return describe(
-        options.variant, options.weights, options.seed, options.engine, options.precision, options.spec, result
-    )
-
-
-def _write(
-    options: BuildOptions,
-    engine_file: Path,
-    extra_files: Sequence[Path],
-    comparison: Comparison | None,
-    report: Path | None,
-    repository: Path,
-) -> None:
-    variant, spec = options.variant, options.spec
-    manifest = _describe(options, comparison)
-    names = None
-    if options.engine == "tensorrt":
-        from builder.engines.tensorrt import output_names
-
-        names = output_names()
+    manifest = describe(options.variant, options.weights, options.seed, engine, options.precision, options.spec, result)
+    if engine.kind.has_settings:
         manifest["version_compatible"] = options.tensorrt.version_compatible
         manifest["hardware_compatible"] = options.tensorrt.hardware_compatible
-    write_repository(
-        repository,
-        engine_file=engine_file,
-        kind=options.engine,
-        height=spec.height,
-        width=spec.width,
-        max_batch_size=spec.max_batch_size,
-        max_detections=variant.max_detections,
-        class_names=variant.class_names or (),
-        manifest=manifest,
-        name=options.name,
-        suppression=variant.suppression,
-        output_names=names,
-        extra_files=extra_files,
-        report=report,
-        overwrite=options.overwrite,
-    )
+    return manifest

@@ -1,4 +1,4 @@
-"""Loads published and fine-tuned Co-DINO checkpoints, by one rename table, with every leftover key an error."""
+"""Loads published and fine-tuned checkpoints, by one rename table, with every leftover key an error."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from builder.checkpoint_file import METADATA, CheckpointError, printable, read_file
-from builder.co_dino.config import Variant
-from builder.co_dino.mmdet_config import from_mmdet_config
-from builder.co_dino.model import CoDINO
-from builder.co_dino.weights import class_count, likely_cause, renamed
+from builder.detector import Detector
+from builder.families import family_of, get_variant, read_variant
+from builder.family import DetectorConfig
+from builder.precision import PRECISIONS, Precision
 from builder.unpickle import StandIn
-from builder.variants import get_variant
-from serving.contract import coco_class_names
 
 __all__ = ["DTYPES", "CheckpointError", "Precision", "load_detector", "random_detector", "read_checkpoint"]
 
-Precision = Literal["float32", "float16", "bfloat16"]
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[Precision, torch.dtype] = {precision: getattr(torch, precision) for precision in PRECISIONS.values()}
 
 # Where training programs put the weights, outermost first; an average of weights is what they would deploy. mmengine's
 # EMAHook swaps before it saves: `state_dict` is the average, `ema_state_dict` what was trained.
@@ -46,14 +43,14 @@ class Checkpoint(NamedTuple):
 
 
 def load_detector(
-    variant: Variant | str | Mapping[str, Any],
+    variant: DetectorConfig | str | Mapping[str, Any],
     weights: str | Path | Mapping[str, Any],
     precision: Precision = "float32",
-) -> CoDINO:
+) -> Detector:
     """Return a detector in evaluation mode on the CPU, with every one of its weights taken from `weights`.
 
     Args:
-        variant: a `Variant`, the name of a preset, or an mmdetection config dict.
+        variant: a `DetectorConfig`, the name of a preset, or an mmdetection config dict.
         weights: path of a file of `torch.save`, a safetensors file or the index of several; or a state dict (also
             nested or prefixed, as training programs save it), by mmdetection's names, the original release's, or this
             network's own. Its own class names are taken where `variant` has none.
@@ -66,31 +63,31 @@ def load_detector(
     """
     asked = resolve_variant(variant)
     checkpoint = read_checkpoint(weights)
-    state = renamed(checkpoint.tensors, asked)
+    family = family_of(asked)
+    state = family.renamed(checkpoint.tensors, asked)
     variant = _with_classes(asked, checkpoint, state)
     with torch.device("meta"):
-        detector = CoDINO(variant)
+        detector = family.network(variant)
     _check_keys(checkpoint, state, detector.state_dict(), replace(variant, name=asked.name))
     floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     detector.load_state_dict(floats, assign=True)
     return detector.set_precision(DTYPES[precision]).eval().requires_grad_(False)
 
 
-def random_detector(variant: Variant | str, seed: int = 0, precision: Precision = "float32") -> CoDINO:
+def random_detector(variant: DetectorConfig | str, seed: int = 0, precision: Precision = "float32") -> Detector:
     """Return a detector with seeded random weights, for benchmarks and tests without a checkpoint."""
     variant = resolve_variant(variant)
-    names = variant.class_names or _default_class_names(variant.num_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = CoDINO(replace(variant, class_names=names))
+        detector = family_of(variant).network(variant.with_class_names())
     return detector.set_precision(DTYPES[precision]).eval().requires_grad_(False)
 
 
-def resolve_variant(variant: Variant | str | Mapping[str, Any]) -> Variant:
-    """Return the `Variant` that a preset's name or an mmdetection config dict stands for."""
-    if isinstance(variant, Variant):
+def resolve_variant(variant: DetectorConfig | str | Mapping[str, Any]) -> DetectorConfig:
+    """Return the configuration that a preset's name or an mmdetection config dict stands for."""
+    if isinstance(variant, DetectorConfig):
         return variant
-    return get_variant(variant) if isinstance(variant, str) else from_mmdet_config(variant)
+    return get_variant(variant) if isinstance(variant, str) else read_variant(variant)
 
 
 def read_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
@@ -174,32 +171,28 @@ def _own_class_names(content: Mapping[Any, Any], source: str) -> Any:
     return tuple(names)
 
 
-def _with_classes(variant: Variant, checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> Variant:
+def _with_classes(variant: DetectorConfig, checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> DetectorConfig:
     """Return the variant with class names: its own, or the checkpoint's with their count, or COCO's.
 
     Raises:
         CheckpointError: the checkpoint has another number of classes than there are names for.
     """
     names = variant.class_names or checkpoint.class_names
-    count = class_count(state)
+    family = family_of(variant)
+    count = family.class_count(state)
     if count not in (None, len(names or range(variant.num_classes))):
         ours = f"variant {variant.name!r} has {variant.num_classes}"
         fault = f"another class count: the checkpoint has {count} classes, {ours}"
         if names is not None and names is checkpoint.class_names:
             fault = f"the checkpoint's meta data names {len(names)} classes, its class head has {count}"
-        raise CheckpointError(likely_cause(checkpoint.tensors, {}, variant) or f"{fault}; {_DERIVE}")
+        raise CheckpointError(family.likely_cause(checkpoint.tensors, {}, variant) or f"{fault}; {_DERIVE}")
     if names is not None and len(names) != variant.num_classes:
         return variant.derive(f"{variant.name}_{len(names)}_classes", class_names=names)
-    return replace(variant, class_names=names or _default_class_names(variant.num_classes))
-
-
-def _default_class_names(num_classes: int) -> tuple[str, ...]:
-    coco = coco_class_names()
-    return coco if num_classes == len(coco) else tuple(f"class {label}" for label in range(num_classes))
+    return replace(variant, class_names=names).with_class_names()
 
 
 def _check_keys(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], variant: Variant
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], variant: DetectorConfig
 ) -> None:
     """Refuse weights that are not exactly those of the network, with the likely cause and the keys at fault."""
     kinds = (
@@ -215,7 +208,7 @@ def _check_keys(
     faults = tuple(fault for kind in kinds for fault in kind)
     if not any(kinds[:3]):
         return
-    cause = likely_cause(checkpoint.tensors, state, variant)
+    cause = family_of(variant).likely_cause(checkpoint.tensors, state, variant)
     shown = [line for kind in kinds for line in (*kind[:_LISTED], *_rest(kind))]
     raise CheckpointError(
         f"{cause or f'the checkpoint does not fit variant {variant.name!r}'}: {len(faults)} keys differ:\n  "

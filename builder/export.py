@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from builder.engines import Device
 from builder.ms_deform_attn import reference_ms_deform_attn
 from serving.errors import CodetrError
 
@@ -65,6 +66,17 @@ def export_detector(detector: nn.Module, spec: InputSpec) -> ExportedProgram:
     inputs = tuple(tensor.to(device) for tensor in spec.sample_inputs())
     batch = {0: Dim("batch", min=1, max=spec.max_batch_size)} if spec.is_dynamic else {}
     return torch.export.export(detector, inputs, dynamic_shapes=(batch, batch), strict=True)
+
+
+def uses_operator(program: ExportedProgram) -> bool:
+    """Return whether a program has deformable attention as our operator."""
+    operator = torch.ops.codetr.ms_deform_attn.default
+    return any(node.target is operator for node in program.graph.nodes)
+
+
+def device_of(program: ExportedProgram) -> Device:
+    """Return where a program's weights lie, and so where it runs."""
+    return "cuda" if next(iter(program.state_dict.values())).device.type == "cuda" else "cpu"
 
 
 def decompose_operator(program: ExportedProgram) -> ExportedProgram:

@@ -8,18 +8,20 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from builder import plugin
 from builder.checkpoint_file import digest
-from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
+from builder.engines import Device
+from builder.engines.kinds import BuiltEngine
 from builder.export import InputSpec
+from builder.families import restore_variant
+from builder.family import DetectorConfig
 from builder.verify import Verification
 from serving.errors import CodetrError
-from serving.manifest import manifest_name, read_manifest
-from serving.rules import Suppression
+from serving.manifest import FILES, SCHEMA, cpu, manifest_path, read_manifest
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
 _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "torch-tensorrt")
@@ -29,10 +31,10 @@ _NEEDED = ("network", "engine", "precision", "height", "width", "max_batch_size"
 
 
 def describe(
-    variant: Variant,
+    variant: DetectorConfig,
     weights: Path | None,
     seed: int,
-    engine: str,
+    engine: BuiltEngine,
     precision: str,
     spec: InputSpec,
     verification: Verification | None,
@@ -40,9 +42,11 @@ def describe(
     """Return the manifest of one engine; `weights` None stands for random weights of `seed`."""
     on_gpu = torch.cuda.is_available()
     return {
+        "schema": SCHEMA,
         "variant": variant.name,
-        "network": asdict(variant),
-        "engine": engine,
+        "network": {"family": variant.family, **asdict(variant)},
+        "engine": engine.kind.name,
+        "device": engine.device,
         "precision": precision,
         "height": spec.height,
         "width": spec.width,
@@ -51,12 +55,18 @@ def describe(
         "max_detections": variant.max_detections,
         "weights": None if weights is None else {"file": weights.name, "sha256": digest(weights)},
         "seed": seed if weights is None else None,
-        "versions": versions() | ({"plugin": plugin.VERSION} if engine == "tensorrt" else {}),
+        "versions": versions() | ({"plugin": plugin.VERSION} if engine.kind.name == "tensorrt" else {}),
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()) if on_gpu else None,
+        **({"cpu": _cpu()} if engine.kind.name == "torch" and engine.device == "cpu" else {}),
         "verification": None if verification is None else verification.to_dict(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _cpu() -> dict[str, Any]:
+    """Return the CPU that a package is compiled on, and so for: AOTInductor compiles with -march=native."""
+    return {**cpu(), "capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def check_described(repository: Path, name: str) -> None:
@@ -64,24 +74,22 @@ def check_described(repository: Path, name: str) -> None:
     manifest = read_manifest(repository, name)
     for key in _NEEDED:
         if key not in manifest:
-            raise CodetrError(f"{repository / manifest_name(name)} has no {key!r}; build the repository again")
+            raise CodetrError(f"{manifest_path(repository, name)} has no {key!r}; build the repository again")
 
 
-def variant_of(manifest: Mapping[str, Any]) -> Variant:
+def device_of(manifest: Mapping[str, Any]) -> Device:
+    """Return where a manifest's engine runs; before it was declared, a GPU's engine had a library beside it."""
+    if "device" in manifest:
+        return cast(Device, manifest["device"])
+    return "cuda" if any(file.endswith(".so") for file in manifest[FILES]) else "cpu"
+
+
+def variant_of(manifest: Mapping[str, Any]) -> DetectorConfig:
     """Return the variant that a manifest's engine was built from; raises CodetrError where it has none."""
     try:
-        network = dict(manifest["network"])
-        backbone = SwinConfig if "window_size" in network["backbone"] else ResNetConfig
-        network["backbone"] = backbone(**_tuples(network["backbone"]))
-        network["suppression"] = Suppression(**network.get("suppression", {}))  # older manifests have none
-        return Variant(**_tuples(network))
+        return restore_variant(manifest["network"])
     except (KeyError, TypeError) as error:
         raise CodetrError(f"the manifest describes no network this version knows ({error}); build it again") from error
-
-
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON's lists as the tuples they were."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def versions() -> dict[str, str]:

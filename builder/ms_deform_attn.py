@@ -20,6 +20,12 @@ SCHEMA = (
     "ms_deform_attn(Tensor value, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
     "int[] spatial_shapes, Tensor? valid_shapes=None) -> Tensor"
 )
+# What `findFault` of plugin_src/ms_deform_attn.cu can do; every implementation refuses the rest, in the same words.
+MAX_LEVELS = 8
+CHANNEL_MULTIPLE = 4
+MAX_SIDE = 2**20
+MAX_TOKENS = 2**31 - 1
+VALUE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def ms_deform_attn(
@@ -46,7 +52,9 @@ def ms_deform_attn(
         [B, Q, heads*dim] in the type of `value`. Samples outside a level read zeros.
 
     Raises:
-        RuntimeError: a shape does not fit the others.
+        RuntimeError: a shape, a type or a device does not fit the others, or is none that the CUDA kernel and the
+            TensorRT plugin can do: dim is a multiple of 4, levels are 1 to 8. Only on a CPU can `value` be float64,
+            for gradients to be checked with; reference_points are then float32 or float64.
     """
     return torch.ops.codetr.ms_deform_attn(
         value, reference_points, sampling_offsets, attention_logits, list(spatial_shapes), valid_shapes
@@ -63,11 +71,12 @@ def reference_ms_deform_attn(
 ) -> Tensor:
     """Compute `ms_deform_attn` with `grid_sample`; differentiable, and what exports without the operator decompose to.
 
-    The arguments, the result and the errors are those of `ms_deform_attn`.
+    The arguments and the result are those of `ms_deform_attn`, with any dim, any number of levels and any mixture of
+    floating-point types. Raises RuntimeError where a shape does not fit the others.
     """
+    _check_shapes(value, reference_points, sampling_offsets, attention_logits, spatial_shapes, valid_shapes)
     B, _, heads, dim = value.shape
     Q, levels, points = sampling_offsets.shape[1], sampling_offsets.shape[3], sampling_offsets.shape[4]
-    _check_shapes(value, reference_points, sampling_offsets, attention_logits, spatial_shapes, valid_shapes)
     compute_dtype = torch.promote_types(value.dtype, torch.float32)
 
     shapes = _pairs(spatial_shapes)
@@ -126,26 +135,95 @@ def _check_shapes(
     spatial_shapes: Sequence[int],
     valid_shapes: Tensor | None,
 ) -> None:
+    for name, tensor, axes in (
+        ("value", value, 4),
+        ("sampling_offsets", sampling_offsets, 6),
+        ("reference_points", reference_points, 4),
+    ):
+        _expect(tensor.dim() == axes, f"{name} must have {axes} axes, got {tensor.dim()}")
     B, S, heads, _ = value.shape
     _, Q, _, levels, points, _ = sampling_offsets.shape
-    if len(spatial_shapes) != 2 * levels:
-        raise RuntimeError(f"spatial_shapes must hold h and w of {levels} levels, got {list(spatial_shapes)}")
-    tokens = sum(h * w for h, w in _pairs(spatial_shapes))
-    if tokens != S:
-        raise RuntimeError(f"value has {S} tokens, spatial_shapes {list(spatial_shapes)} make {tokens}")
-    coordinates = reference_points.shape[-1]
-    if coordinates not in (2, 4):
-        raise RuntimeError(f"reference_points must end in 2 (x, y) or 4 (cx, cy, w, h), got {coordinates}")
-    _expect_shape("reference_points", reference_points, B, Q, levels, coordinates)
+    _expect(
+        len(spatial_shapes) == 2 * levels,
+        f"spatial_shapes must hold h and w of {levels} levels, got {len(spatial_shapes)} numbers",
+    )
     _expect_shape("sampling_offsets", sampling_offsets, B, Q, heads, levels, points, 2)
     _expect_shape("attention_logits", attention_logits, B, Q, heads, levels, points)
+    coordinates = reference_points.shape[-1]
+    _expect_shape("reference_points", reference_points, B, Q, levels, coordinates)
     if valid_shapes is not None:
         _expect_shape("valid_shapes", valid_shapes, B, levels, 2)
+    _expect(coordinates in (2, 4), f"reference_points must end in 2 (x, y) or 4 (cx, cy, w, h), got {coordinates}")
+    tokens = sum(h * w for h, w in _pairs(spatial_shapes))
+    _expect(tokens == S, f"value has {S} tokens, spatial_shapes make {tokens}")
+
+
+def _check_limits(value: Tensor, sampling_offsets: Tensor, spatial_shapes: Sequence[int]) -> None:
+    """Check what can be seen of `value`, the number of points and the levels alone, as `findFault` does."""
+    types = VALUE_TYPES if value.is_cuda else (*VALUE_TYPES, torch.float64)
+    heads, dim, levels, points = *value.shape[2:], *sampling_offsets.shape[3:5]
+    _expect(value.dtype in types, f"value must be float32, float16 or bfloat16, got {value.dtype}")
+    _expect(heads >= 1 and points >= 1, f"there must be at least one head and one point, got {heads} and {points}")
+    _expect(
+        dim >= CHANNEL_MULTIPLE and dim % CHANNEL_MULTIPLE == 0,
+        f"the channels of a head must be a positive multiple of {CHANNEL_MULTIPLE}, got {dim}",
+    )
+    _expect(1 <= levels <= MAX_LEVELS, f"there must be 1 to {MAX_LEVELS} levels, got {levels}")
+    _expect(
+        all(1 <= side <= MAX_SIDE for side in spatial_shapes),
+        f"spatial_shapes must be positive, at most 2^20, got {list(spatial_shapes)}",
+    )
+    tokens = sum(h * w for h, w in _pairs(spatial_shapes))
+    _expect(tokens <= MAX_TOKENS, f"value has more than 2^31 tokens, got {tokens}")
+
+
+def _check_kinds(
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    valid_shapes: Tensor | None,
+) -> None:
+    """Check the devices and types of the tensors beside `value`."""
+    points = (torch.float32, torch.float64) if value.dtype == torch.float64 else (torch.float32,)
+    for name, tensor, types in (
+        ("sampling_offsets", sampling_offsets, (value.dtype,)),
+        ("attention_logits", attention_logits, (value.dtype,)),
+        ("reference_points", reference_points, points),
+        ("valid_shapes", valid_shapes, (torch.int32,)),
+    ):
+        if tensor is None:
+            continue
+        _expect(tensor.device == value.device, f"{name} must lie on the device of value")
+        _expect(
+            tensor.dtype in types,
+            f"{name} has the wrong type; sampling_offsets and attention_logits have value's, reference_points float32, "
+            f"valid_shapes int32",
+        )
+
+
+def _expect(fits: bool, message: str) -> None:
+    if not fits:
+        raise RuntimeError(f"ms_deform_attn: {message}")
 
 
 def _expect_shape(name: str, tensor: Tensor, *shape: int) -> None:
-    if tuple(tensor.shape) != shape:
-        raise RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    _expect(tensor.dim() == len(shape), f"{name} must have {len(shape)} axes, got {tensor.dim()}")
+    _expect(tuple(tensor.shape) == shape, f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+
+
+def _implementation(
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[int],
+    valid_shapes: Tensor | None = None,
+) -> Tensor:
+    """Compute the operator wherever the CUDA kernel does not."""
+    tensors = (value, reference_points, sampling_offsets, attention_logits)
+    _check(*tensors, spatial_shapes, valid_shapes)
+    return reference_ms_deform_attn(*tensors, spatial_shapes, valid_shapes)
 
 
 def _fake(
@@ -156,9 +234,22 @@ def _fake(
     spatial_shapes: Sequence[int],
     valid_shapes: Tensor | None = None,
 ) -> Tensor:
+    _check(value, reference_points, sampling_offsets, attention_logits, spatial_shapes, valid_shapes)
     B, _, heads, dim = value.shape
-    _check_shapes(value, reference_points, sampling_offsets, attention_logits, spatial_shapes, valid_shapes)
     return value.new_empty((B, sampling_offsets.shape[1], heads * dim))
+
+
+def _check(
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[int],
+    valid_shapes: Tensor | None,
+) -> None:
+    _check_kinds(value, reference_points, sampling_offsets, attention_logits, valid_shapes)
+    _check_shapes(value, reference_points, sampling_offsets, attention_logits, spatial_shapes, valid_shapes)
+    _check_limits(value, sampling_offsets, spatial_shapes)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # the context has no public type
@@ -177,6 +268,6 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]  # as above
 
 
 torch.library.define(f"codetr::{SCHEMA.split('(')[0]}", SCHEMA[SCHEMA.index("(") :])
-torch.library.impl("codetr::ms_deform_attn", "CompositeExplicitAutograd", reference_ms_deform_attn)
+torch.library.impl("codetr::ms_deform_attn", "CompositeExplicitAutograd", _implementation)
 torch.library.register_fake("codetr::ms_deform_attn", _fake)
 torch.library.register_autograd("codetr::ms_deform_attn", _backward, setup_context=_save_for_backward)

@@ -7,18 +7,19 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.build import compare_engine, engine_module
+from builder.build import compare_engine
 from builder.checkpoint import load_detector, random_detector
 from builder.checkpoint_file import digest
-from builder.co_dino.config import Variant
+from builder.engines.kinds import engine_kind
 from builder.export import InputSpec
-from builder.manifest import check_described, variant_of
+from builder.family import DetectorConfig
+from builder.manifest import check_described, device_of, variant_of
 from builder.report import write_report
 from builder.samples import sample_images
 from builder.verify import Verification
 from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, engine_names, read_manifest
+from serving.manifest import check_files, check_machine, engine_names, read_manifest
 
 
 def chosen_names(repository: Path, name: str | None = None) -> list[str]:
@@ -36,10 +37,10 @@ def chosen_names(repository: Path, name: str | None = None) -> list[str]:
 
 
 # What a variant says beside its network.
-_BESIDE = ("name", "input_size", "checkpoint", "box_ap", "epochs")
+_BESIDE = ("name", "input_size", "checkpoint", "box_ap", "epochs", "suppression")
 
 
-def check_network(repository: Path, name: str, variant: Variant) -> None:
+def check_network(repository: Path, name: str, variant: DetectorConfig) -> None:
     """Check that an engine was built from the network that `variant` describes.
 
     Class names are compared where `variant` has any: else they are the checkpoint's.
@@ -95,19 +96,21 @@ def verify_repository(
         report: folder for the report; none is written if not given.
 
     Raises:
-        CodetrError: a file of the repository is not the one that was built, the weights are others than those, or
-            the engine does not reproduce the detector.
+        CodetrError: a file of the repository is not the one that was built, the engine was built for another machine,
+            the weights are others than those, or the engine does not reproduce the detector.
     """
     check_files(repository, name)
     check_described(repository, name)
     manifest = read_manifest(repository, name)
-    file = _find_weights(name, manifest["weights"], weights)
+    check_machine(manifest, f"the engine {name} in {repository}")
+    checkpoint = _find_weights(name, manifest["weights"], weights)
     variant = variant_of(manifest)
     samples = sample_images(variant.class_names or (), verify_images, verify_annotations)
-    detector = random_detector(variant, manifest["seed"]) if file is None else load_detector(variant, file)
+    detector = random_detector(variant, manifest["seed"]) if checkpoint is None else load_detector(variant, checkpoint)
     spec = InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], manifest["dynamic_batch"])
-    engine = engine_module(manifest["engine"])
-    run = engine.load(repository / model_name(DETECTOR, name) / "1" / engine.FILE_NAME, spec)
+    kind = engine_kind(manifest["engine"])
+    file = repository / model_name(DETECTOR, name) / "1" / kind.file_name
+    run = kind.module.load(file, spec, device_of(manifest))
     comparison = compare_engine(detector.to(run.device), run, samples, spec, manifest["precision"])
     if report is None:
         return comparison.check("; --report FOLDER shows where")

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from builder.engines.kinds import BuiltEngine, EngineKind
+from builder.export import InputSpec
+from builder.family import DetectorConfig
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
 from serving.errors import CodetrError
-from serving.manifest import FILES, engine_names, foreign_folders, manifest_name, sha256
+from serving.manifest import FILES, MANIFEST, engine_names, foreign_folders, older_manifest, sha256
 from serving.postprocess import PostprocessSettings
-from serving.rules import DEFAULT_SUPPRESSION, Suppression
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "model_repository"
 # Within the detector's folder, because Triton takes every folder of a repository for a model.
@@ -33,40 +35,18 @@ _MODELS = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot: the manifest's name has one
 
 
-@dataclass(frozen=True)
-class _Form:
-    """What the detector's folder holds for one kind of engine; template paths are within `TEMPLATES/DETECTOR`."""
-
-    config: str
-    engine: str  # the name Triton's backend, or the model's code, expects
-    code: str | None  # the template of `model.py`, where the Python backend runs the engine
-
-
 # What the detector's outputs are called, in the order of the contract.
 CANDIDATES = tuple(tensor.name for tensor in contract(1, 1)[DETECTOR].outputs)
-
-_FORMS: dict[str, _Form] = {
-    "tensorrt": _Form(config="config.pbtxt", engine="model.plan", code=None),
-    "onnx": _Form(config="configs/onnx.pbtxt", engine="model.onnx", code="1/model.py"),
-    "torch": _Form(config="configs/torch.pbtxt", engine="model.pt2", code="1/model_torch.py"),
-}
 
 
 def write_repository(
     destination: Path,
-    *,
-    engine_file: Path,
-    kind: str,
-    height: int,
-    width: int,
-    max_batch_size: int,
-    max_detections: int,
-    class_names: Sequence[str],
+    engine: BuiltEngine,
+    variant: DetectorConfig,
+    spec: InputSpec,
     manifest: Mapping[str, Any],
+    *,
     name: str = ENSEMBLE,
-    suppression: Suppression = DEFAULT_SUPPRESSION,
-    output_names: Sequence[str] | None = None,
-    extra_files: Sequence[Path] = (),
     report: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -77,20 +57,15 @@ def write_repository(
 
     Args:
         destination: the repository's folder.
-        engine_file: the engine, copied under the name its backend expects.
-        kind: what runs it: `onnx` or `tensorrt`.
-        height: the engine's input height in pixels.
-        width: the engine's input width in pixels.
-        max_batch_size: the most images in one inference, at least 1; of all four models alike.
-        max_detections: rows of the engine's outputs.
-        class_names: in label order; clients read them as the parameter `class_names` (JSON) of the ensemble's config.
+        engine: its file is copied under the name that its kind has for it. Where it has own names for its outputs
+            (torch_tensorrt calls a plan's output0, output1, output2), the ensemble maps them, so clients see no
+            difference.
+        variant: its rows of outputs, its suppression, and its class names in label order; clients read these as the
+            parameter `class_names` (JSON) of the ensemble's config.
+        spec: the engine's input size and the most images in one inference; of all four models alike.
         manifest: what is known about the engine; `files`, the SHA-256 of each engine file by its path in the
-            repository, is added, and all of it written to `manifest.json`, or NAME.manifest.json.
+            repository, is added, and all of it written to `manifest.json` in the detector's folder.
         name: of the ensemble; the three other models begin with it.
-        suppression: the variant's, which the server applies.
-        output_names: the engine's own names of boxes, scores and labels, if they are not these: torch_tensorrt names
-            a plan's outputs output0, output1, output2. The ensemble maps them, so clients see no difference.
-        extra_files: what belongs beside the engine under its own name, such as an ONNX model's external data.
         report: folder with the report of the engine's verification, copied into the detector's.
         overwrite: replace an engine of this name; write into a folder that holds something else.
 
@@ -100,25 +75,23 @@ def write_repository(
     Raises:
         CodetrError: the engine file is missing, an argument is impossible, or the folder holds something else.
     """
-    _check_arguments(kind, height, width, max_batch_size, output_names, (engine_file, *extra_files))
+    _check_engine(engine)
     check_destination(destination, name, overwrite)
-    form = _FORMS[kind]
     with _adding(destination, name) as folder:
-        for model in contract(height, width, max_detections).values():
-            config = _read_config(model.name, form)
-            _set_sizes(config, model, max_batch_size)
-            _customise(config, class_names, output_names or CANDIDATES)
-            _set_rule(config, PostprocessSettings.of(suppression, max_detections))
+        for model in contract(spec.height, spec.width, variant.max_detections).values():
+            config = _read_config(model.name, engine.kind)
+            _set_sizes(config, model, spec.max_batch_size)
+            _customise(config, variant, engine)
             _rename(config, name)
-            _write_model(folder / config.name, config, model.name, form)
+            _write_model(folder / config.name, config, model.name, engine.kind)
         detector = folder / model_name(DETECTOR, name)
-        _write_warmup(detector, height, width)
-        engines = {form.engine: engine_file, **{path.name: path for path in extra_files}}
+        _write_warmup(detector, spec.height, spec.width)
+        engines = {engine.kind.file_name: engine.file, **{path.name: path for path in engine.extra_files}}
         files = _place(folder, {f"{detector.name}/1/{file}": path for file, path in engines.items()})
         if report is not None:
             shutil.copytree(report, detector / REPORT_FOLDER)
         text = json.dumps({**manifest, FILES: files}, indent=2, ensure_ascii=False)
-        (folder / manifest_name(name)).write_text(text + "\n", encoding="utf-8")
+        (detector / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return destination
 
 
@@ -184,17 +157,10 @@ def _refuse_foreign_folders(destination: Path) -> None:
         )
 
 
-def _check_arguments(
-    kind: str, height: int, width: int, max_batch_size: int, output_names: Sequence[str] | None, files: Sequence[Path]
-) -> None:
-    if kind not in _FORMS:
-        raise CodetrError(f"kind: expected one of {', '.join(_FORMS)}, got {kind!r}")
-    for name, value in (("height", height), ("width", width), ("max_batch_size", max_batch_size)):
-        if value < 1:
-            raise CodetrError(f"{name}: expected at least 1, got {value}")
-    if output_names is not None and len(output_names) != len(CANDIDATES):
-        raise CodetrError(f"output_names: expected the names of {', '.join(CANDIDATES)}, got {list(output_names)}")
-    for path in files:
+def _check_engine(engine: BuiltEngine) -> None:
+    if len(engine.outputs) != len(CANDIDATES):
+        raise CodetrError(f"outputs: expected the names of {', '.join(CANDIDATES)}, got {list(engine.outputs)}")
+    for path in (engine.file, *engine.extra_files):
         if not path.is_file():
             raise CodetrError(f"no engine file at {path}")
 
@@ -215,8 +181,10 @@ def _adding(destination: Path, name: str) -> Iterator[Path]:
         yield folder
         if destination.exists():
             former.mkdir()
-            parts = (*(model_name(model, name) for model in _MODELS), manifest_name(name))  # the manifest comes last
-            moves = [(destination / part, former / part) for part in parts if (destination / part).exists()]
+            parts = [model_name(model, name) for model in _MODELS]
+            parts.append(parts.pop(parts.index(model_name(DETECTOR, name))))  # the manifest comes last
+            replaced = (path for part in (*parts, older_manifest(name)) if (path := destination / part).exists())
+            moves = [(path, former / path.name) for path in replaced]
             _move_all([*moves, *((folder / part, destination / part) for part in parts)])
         else:
             folder.rename(destination)
@@ -265,8 +233,8 @@ def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
         raise
 
 
-def _read_config(name: str, form: _Form) -> Any:
-    path = TEMPLATES / name / (form.config if name == DETECTOR else "config.pbtxt")
+def _read_config(name: str, kind: EngineKind) -> Any:
+    path = TEMPLATES / name / (kind.config if name == DETECTOR else "config.pbtxt")
     return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
@@ -287,23 +255,22 @@ def _set_sizes(config: Any, model: ModelContract, max_batch_size: int) -> None:
                 graph.input[tensor.name].dim[:] = tensor.dims
 
 
-def _customise(config: Any, class_names: Sequence[str], output_names: Sequence[str]) -> None:
-    """Set what only the ensemble or the detector knows."""
+def _customise(config: Any, variant: DetectorConfig, engine: BuiltEngine) -> None:
+    """Set what only one of the four models knows."""
     if config.name == ENSEMBLE:
-        config.parameters["class_names"].string_value = json.dumps(list(class_names), ensure_ascii=False)
+        names = json.dumps(list(variant.class_names or ()), ensure_ascii=False)
+        config.parameters["class_names"].string_value = names
         step = next(step for step in config.ensemble_scheduling.step if step.model_name == DETECTOR)
         wires = [step.output_map.pop(name) for name in CANDIDATES]
-        for name, wire in zip(output_names, wires, strict=True):
+        for name, wire in zip(engine.outputs, wires, strict=True):
             step.output_map[name] = wire
     if config.name == DETECTOR:
-        for output, name in zip(config.output, output_names, strict=True):
+        for output, name in zip(config.output, engine.outputs, strict=True):
             output.name = name
-
-
-def _set_rule(config: Any, settings: PostprocessSettings) -> None:
-    """Set the parameters of the postprocess step, all of them."""
+        if "device" in config.parameters:
+            config.parameters["device"].string_value = engine.device
     if config.name == POSTPROCESS:
-        for key, value in asdict(settings).items():
+        for key, value in asdict(PostprocessSettings.of(variant.suppression, variant.max_detections)).items():
             config.parameters[key].string_value = str(value).lower()
 
 
@@ -314,12 +281,12 @@ def _rename(config: Any, name: str) -> None:
         step.model_name = model_name(step.model_name, name)
 
 
-def _write_model(folder: Path, config: Any, template: str, form: _Form) -> None:
+def _write_model(folder: Path, config: Any, template: str, kind: EngineKind) -> None:
     (folder / "1").mkdir(parents=True)  # an ensemble has an empty version folder
     text = text_format.MessageToString(config, as_utf8=True)
     header = f"# Written by `codetr build`; model_repository/{template} explains the settings.\n"
     (folder / "config.pbtxt").write_text(header + text, encoding="utf-8")
-    code = form.code if template == DETECTOR else None if template == ENSEMBLE else "1/model.py"
+    code = kind.code if template == DETECTOR else None if template == ENSEMBLE else "1/model.py"
     if code is not None:
         shutil.copyfile(TEMPLATES / template / code, folder / "1" / "model.py")
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from builder.co_dino.config import ResNetConfig, SwinConfig, Variant, VariantError
-from builder.co_dino.mmdet_config import from_mmdet_config
-from builder.co_dino.presets import PRESETS
-from builder.demo import DEMO_NETWORK, DEMO_VARIANT
+from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
+from builder.families import get_variant, presets, read_variant
+from builder.family import DetectorConfig, VariantError
 
-__all__ = ["VARIANTS", "ResNetConfig", "SwinConfig", "Variant", "VariantError", "from_mmdet_config", "get_variant"]
+__all__ = [
+    "VARIANTS",
+    "DetectorConfig",
+    "ResNetConfig",
+    "SwinConfig",
+    "Variant",
+    "VariantError",
+    "from_mmdet_config",
+    "get_variant",
+]
 
-VARIANTS: dict[str, Variant] = {**PRESETS, DEMO_VARIANT: DEMO_NETWORK}
-
-
-def get_variant(name: str) -> Variant:
-    """Return the preset `name`; raises VariantError with the known names."""
-    if name not in VARIANTS:
-        raise VariantError(f"unknown variant {name!r}; known: {', '.join(VARIANTS)}")
-    return VARIANTS[name]
+VARIANTS: dict[str, DetectorConfig] = presets()
+from_mmdet_config = read_variant

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from builder.ap import coco_rows, evaluate
-from builder.co_dino.model import CoDINO
+from builder.detector import Detector
 from builder.engines import EngineOutput, Runner, output_of
 from builder.engines.torch_runner import float32_products
 from builder.samples import Samples
@@ -148,7 +148,7 @@ class Comparison:
 
 
 def verify(
-    detector: CoDINO,
+    detector: Detector,
     run: Runner,
     samples: Samples,
     height: int,
@@ -315,7 +315,7 @@ def _iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.flo
     return np.where(same, 1.0, intersection / np.maximum(union, np.finfo(np.float32).tiny))
 
 
-def _pytorch(detector: CoDINO) -> Runner:
+def _pytorch(detector: Detector) -> Runner:
     def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         device = next(detector.parameters()).device
         with torch.inference_mode(), float32_products(tf32=False):

@@ -34,7 +34,7 @@ def bench_cost(
     from perf.cost.report import write_cost_report
     from perf.cost.run import measure_case, run
     from perf.perf_analyzer import find
-    from perf.records import reporting
+    from perf.records import check_output, reporting
 
     plan = CostPlan(
         cost_ms=cost_ms,
@@ -45,6 +45,7 @@ def bench_cost(
         repeats=repeats,
         window=window,
     )
+    check_output(output)
     installation = find()
     with reporting(output, lambda record: write_cost_report(record, output)):
         run(partial(measure_case, installation, plan, output), plan, output, print_result)

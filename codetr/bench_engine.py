@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
+from builder.precision import PRECISIONS
 from codetr.bench_preprocess import parse_size
-from codetr.build import PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
-    from builder.variants import Variant
+    from builder.family import DetectorConfig
     from perf.engine import EngineCase
     from perf.engine_targets import Target
 
@@ -62,7 +62,9 @@ def bench_engine(
         raise CodetrError("give either --weights FILE, or --random-weights to measure speed without a checkpoint")
     from codetr.stages import Stages
     from perf.engine import Options, run
+    from perf.records import check_output
 
+    check_output(output, "engine.json", ["engine.md"], [weights])
     if repository is None:
         if variant is None and config is None:
             raise CodetrError(
@@ -78,7 +80,7 @@ def bench_engine(
 
 
 def _new(
-    variant: Variant,
+    variant: DetectorConfig,
     sizes: list[tuple[int, int]],
     engine: str,
     precision: str | None,
@@ -88,10 +90,10 @@ def _new(
     from perf.engine_targets import new_targets
 
     chosen = None if precision is None else PRECISIONS[precision]
-    return new_targets(variant, sizes, engine, chosen, batch, builds)  # type: ignore[arg-type]
+    return new_targets(variant, sizes, engine, chosen, batch, builds)
 
 
-def _existing(variant: str | None, repository: Path, name: str | None, network: Variant | None) -> list[Target]:
+def _existing(variant: str | None, repository: Path, name: str | None, network: DetectorConfig | None) -> list[Target]:
     from builder.recheck import check_network
     from perf.engine_targets import existing_targets
 

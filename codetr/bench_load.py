@@ -53,6 +53,7 @@ def bench_load(
     from perf.load.limits import SOAK_MAX_GROWTH_MB
     from perf.load.run import run
     from perf.machine import command_line
+    from perf.records import check_output
 
     if max_memory_growth_mb is None and shape == "soak":
         max_memory_growth_mb = SOAK_MAX_GROWTH_MB
@@ -79,6 +80,7 @@ def bench_load(
         command=command_line(),
     )
     options = locust_options or []
+    check_output(output)
     run(config, web, options)
     if "--worker" not in options:  # the master judges and reports
         typer.echo(f"all limits kept; report in {output / 'report.html'}")

@@ -19,7 +19,9 @@ def bench_op(
 ) -> None:
     """Measure speed and error of the deformable-attention operator beside a plain kernel and grid_sample."""
     from perf.operator import run
+    from perf.records import check_output
 
+    check_output(output, "operator.json", ["operator.md"])
     run(output, print_case, seed)
     typer.echo(f"wrote {output / 'operator.json'} and {output / 'operator.md'}")
 

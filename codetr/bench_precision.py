@@ -18,7 +18,9 @@ def precision(
 ) -> None:
     """Measure how far half precision is from float32, at the same chosen proposals."""
     from perf.precision import write_precision_report
+    from perf.records import check_output
 
+    check_output(output.parent, output.name, (), [golden], key="rows")
     rows = write_precision_report(golden, output)
     table = Table(title="Relative error against float32")
     for column in ("precision", "case", "memory", "logits", "boxes", "max box error", "same proposals"):

@@ -25,11 +25,13 @@ def bench_preprocess(
     """Measure decode + resize + pad beside bare OpenCV, and post-processing, on one core."""
     from perf.pictures import FORMATS, Format
     from perf.preprocess import goal_verdict, run
+    from perf.records import check_output
 
     wanted = tuple(formats.split(",")) if formats != "all" else FORMATS
     chosen: list[Format] = [known for known in FORMATS if known in wanted]
     if unknown := set(wanted) - set(FORMATS):
         raise CodetrError(f"--formats {', '.join(sorted(unknown))}: expected some of {', '.join(FORMATS)}")
+    check_output(output, "preprocess.json", ["preprocess.md"])
     record = run(parse_size(size), chosen, parse_counts("--candidates", candidates), seconds, output, print_case)
     if verdict := goal_verdict(record):
         typer.echo(verdict)

@@ -54,7 +54,7 @@ def bench_server(
     from perf import server
     from perf.connection import Connection
     from perf.perf_analyzer import find
-    from perf.records import RESULTS_NAME, reporting
+    from perf.records import RESULTS_NAME, check_output, reporting
     from perf.report import load_record, write_server_report
 
     plan = server.Plan(
@@ -67,6 +67,7 @@ def bench_server(
         batch=batch,
         picture_sizes=tuple(parse_size(size) for size in pictures.split(",")),
     )
+    check_output(output, sources=[baseline])
     earlier = load_record(baseline, "server") if baseline else None
     installation = find()
     with Connection(url, protocol, ensemble=model) as connection:

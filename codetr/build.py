@@ -6,14 +6,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
+from builder.precision import PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption
-
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def build(
@@ -49,6 +49,15 @@ def build(
     plugin_nodes: Annotated[
         bool, typer.Option("--plugin-nodes", help="Only write model.onnx with TensorRT plugin nodes, for trtexec.")
     ] = False,
+    nms: Annotated[
+        Literal["soft", "hard", "none"] | None, typer.Option(help="Suppression in the server; the variant's else.")
+    ] = None,
+    iou_threshold: Annotated[float | None, typer.Option(help="Overlap from which a box suppresses another.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Soft NMS drops what it has brought below this.")] = None,
+    score_threshold: Annotated[float | None, typer.Option(help="Only scores above it go into suppression.")] = None,
+    class_agnostic: Annotated[
+        bool | None, typer.Option(help="Let boxes of different classes suppress each other.")
+    ] = None,
     optimization_level: Annotated[int | None, typer.Option(help="TensorRT: 0 (fast build) to 5.")] = None,
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT: file of kernel timings.")] = None,
     version_compatible: Annotated[
@@ -59,12 +68,14 @@ def build(
 ) -> None:
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
     from builder.build import BuildOptions, build_repository, write_plugin_onnx
-    from builder.engines.plugin_onnx import trtexec_line
+    from builder.engines.plugin_onnx import FILE_NAME, trtexec_line
     from builder.engines.tensorrt import TensorRTSettings
     from builder.export import InputSpec
     from codetr.config import given_variant
     from codetr.labels import read_class_names
     from codetr.stages import Stages, own_console
+    from codetr_client.outputs import refuse_inside, refuse_overwriting
+    from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
     from serving.errors import CodetrError
 
     if precision not in PRECISIONS:
@@ -80,6 +91,15 @@ def build(
     if classes is not None:
         class_names = tuple(read_class_names(classes, "--classes"))
         chosen = chosen.derive(f"{chosen.name}_{classes.stem}", class_names=class_names)
+    rule: dict[str, Any] = {
+        "kind": nms,
+        "iou_threshold": iou_threshold,
+        "min_score": min_score,
+        "score_threshold": score_threshold,
+        "class_agnostic": class_agnostic,
+    }
+    wanted = {key: value for key, value in rule.items() if value is not None}
+    chosen = replace(chosen, suppression=replace(chosen.suppression, **wanted))
     default_height, default_width = chosen.input_size
     spec = InputSpec(
         default_height if height is None else height,
@@ -92,7 +112,7 @@ def build(
         spec=spec,
         weights=weights,
         engine=engine,
-        precision=PRECISIONS[precision],  # type: ignore[arg-type]
+        precision=PRECISIONS[precision],
         verify_images=verify_images,
         verify_annotations=verify_annotations,
         skip_verification=skip_verification,
@@ -104,6 +124,13 @@ def build(
             optimization_level, timing_cache, version_compatible, hardware_compatible, fp32_accumulation
         ),
     )
+    sources = (weights, classes, verify_images, verify_annotations)
+    refuse_inside(
+        (repository / model_name(model, name) for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)), sources
+    )
+    refuse_overwriting([repository / FILE_NAME, *([timing_cache] if timing_cache else [])], sources)
+    if report is not None:
+        refuse_inside([report / f"{repository.absolute().name}-{name}-verification"], sources)
     console = own_console()
     if plugin_nodes:
         with _sigterm_cleans_up():

@@ -11,7 +11,7 @@ import typer
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
-    from builder.variants import Variant
+    from builder.family import DetectorConfig
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="Config of mmdetection, .py or .json, in place of a variant's name.")
@@ -23,7 +23,7 @@ ExecuteOption = Annotated[
 _NO_CONFIG = "--execute-config is without effect here; add --config FILE, or leave it out"
 
 
-def given_variant(name: str | None, config: Path | None, execute: bool, option: str = "a VARIANT") -> Variant:
+def given_variant(name: str | None, config: Path | None, execute: bool, option: str = "a VARIANT") -> DetectorConfig:
     """Return the preset `name` or the network of `config`; raises CodetrError unless exactly one is given."""
     from builder.variants import get_variant
 
@@ -34,14 +34,14 @@ def given_variant(name: str | None, config: Path | None, execute: bool, option: 
     return _read(config, execute) if config is not None else get_variant(str(name))
 
 
-def read_variant(config: Path | None, execute: bool) -> Variant | None:
+def read_variant(config: Path | None, execute: bool) -> DetectorConfig | None:
     """Return the network of `config`, or None without one; what was left out of it is said on standard error."""
     if config is None and execute:
         raise CodetrError(_NO_CONFIG)
     return None if config is None else _read(config, execute)
 
 
-def _read(config: Path, execute: bool) -> Variant:
+def _read(config: Path, execute: bool) -> DetectorConfig:
     from builder.config_file import NOTES, read_config
     from builder.variants import from_mmdet_config
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from serving.errors import CodetrError
+
 if TYPE_CHECKING:
     from codetr.stages import Stages
 
@@ -27,10 +29,13 @@ def demo(
     from codetr.stages import Stages, own_console
     from codetr_client.client import CoDetrClient
     from codetr_client.files import RESULTS_NAME, detect_files
+    from codetr_client.outputs import make_folder, refuse_inside
     from serving.launch import running_server
 
     console = own_console()
     repository = output / "repository"
+    make_folder(output)
+    refuse_inside([repository], [image])
     prepare_repository(repository, Stages(console))
     with console.status("starting tritonserver"), running_server(repository) as server:
         console.print(f"[green]✓[/] serving on {server.grpc_url} (gRPC) and {server.http_url} (HTTP)", highlight=False)
@@ -46,13 +51,20 @@ def prepare_repository(repository: Path, stages: Stages) -> None:
     from builder.build import BuildOptions, build_repository
     from builder.demo import DEMO_NETWORK, DEMO_WEIGHTS
     from builder.export import InputSpec
-    from serving.manifest import MANIFEST, sha256
+    from serving.manifest import manifest_path, sha256
 
-    if (repository / MANIFEST).is_file():
-        manifest = json.loads((repository / MANIFEST).read_text(encoding="utf-8"))
+    built = manifest_path(repository)
+    if built.is_file():
+        manifest = json.loads(built.read_text(encoding="utf-8"))
         if (manifest.get("weights") or {}).get("sha256") == sha256(DEMO_WEIGHTS):
             stages.console.print(f"[green]✓[/] {repository} is up to date")
             return
+        network = (manifest.get("network") or {}).get("name")
+        if network != DEMO_NETWORK.name:
+            raise CodetrError(
+                f"{repository} holds an engine of {network}, not the demo's {DEMO_NETWORK.name}, and would be "
+                "replaced; name another --output"
+            )
     options = BuildOptions(
         DEMO_NETWORK, InputSpec(*DEMO_NETWORK.input_size, MAX_BATCH_SIZE), DEMO_WEIGHTS, overwrite=True
     )

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from codetr.build import PRECISIONS
-from codetr.config import ConfigOption, ExecuteOption, given_variant
-from serving.contract import DETECTOR, model_name
+from builder.precision import PRECISIONS
+from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -17,12 +16,13 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from builder.variants import Variant
+    from builder.family import DetectorConfig
     from codetr_client.detections import Detections
     from perf.accuracy.dataset import Dataset
-    from perf.accuracy.detectors import Detect
+    from perf.accuracy.detectors import Detect, Setup
 
 Source = Literal["server", "pytorch", "onnx"]
+AGAINST = "against"  # folder of the other detector's results, in --output
 
 
 def evaluate(
@@ -40,48 +40,64 @@ def evaluate(
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server or in --repository.")] = "codetr",
     labels: Annotated[str | None, typer.Option(help="Class names: a file with one a line, or 'coco'.")] = None,
     variant: Annotated[
-        str | None, typer.Option(help="Of the PyTorch detector; co_dino_demo if not given, nor --config.")
+        str | None, typer.Option(help="What detects; the repository's, else co_dino_demo, without it and --config.")
     ] = None,
     config: ConfigOption = None,
     execute_config: ExecuteOption = False,
     weights: Annotated[Path | None, typer.Option(help="Of the PyTorch detector; the demo's if not given.")] = None,
     precision: Annotated[str, typer.Option(help="Of the PyTorch detector: fp32, fp16 or bf16.")] = "fp32",
     device: Annotated[str, typer.Option(help="Of the PyTorch detector: cpu or cuda.")] = "cpu",
-    repository: Annotated[Path | None, typer.Option(help="Whose ONNX engine detects (--source onnx).")] = None,
+    repository: Annotated[
+        Path | None,
+        typer.Option(help="Of the engine that detects or is served; its manifest tells variant, size and rules."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
 ) -> None:
     """Measure COCO accuracy; killed and started again, it goes on where it was."""
     from rich.console import Console
 
-    from builder.demo import DEMO_VARIANT
     from perf.accuracy.agreement import draw_worst
     from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label, read_dataset
-    from perf.accuracy.detectors import onnx_detect, open_server
-    from perf.accuracy.scores import report
+    from perf.accuracy.detectors import built_variant, onnx_detect, open_server, server_setup
+    from perf.accuracy.scores import RESULTS, check_output, report
 
     console = Console()
     dataset = read_dataset(annotations, images, limit)
-    if variant is None and config is None:
-        variant = DEMO_VARIANT
-    pytorch = _PyTorch(given_variant(variant, config, execute_config, "--variant"), weights, precision, device)
+    sources = [
+        annotations,
+        weights,
+        *([] if labels is None else [Path(labels)]),
+        *(each.path for each in dataset.images),
+    ]
+    check_output(output, sources)
+    if against is not None:
+        check_output(output / AGAINST, sources)
+    built = None if repository is None else built_variant(repository, model)
+    given = _given(variant, config, execute_config)
+    pytorch = _PyTorch(given, built, weights, precision, device)
     if source == "server":
         from codetr.detect import read_labels
 
         make, names = open_server(url, protocol, timeout, read_labels(labels), model)
+        if built is None and (against is not None or given is not None):
+            pytorch.setup = server_setup(url, protocol, timeout, model)
         name = f"server {model}"
     elif source == "onnx":
         if repository is None:
             raise CodetrError("--source onnx needs --repository, the folder that `codetr build` wrote")
-        make, names, name, concurrency = *pytorch.onnx(repository, model, onnx_detect), "onnx", 1
+        detect, names = onnx_detect(repository, model)
+        make, name, concurrency = (lambda: detect), "onnx", 1
     else:
         make, names, name, concurrency = *pytorch.load(), pytorch.name, 1
     category_ids = category_of_label(dataset, names)
     with _bar(console, name, len(dataset.images)) as advance:
-        found = collect(dataset, output / "results.jsonl", name, make, names, concurrency, advance)
+        found = collect(dataset, output / RESULTS, name, make, names, concurrency, advance)
     result = report(dataset, name, found, category_ids, output)
     console.print(class_table(result))
     console.print(summary_line(result), highlight=False, soft_wrap=True)
+    if given is not None or built is not None:
+        _compare_published(result["ap"], dataset, pytorch, console)
     if against is not None:
         other = _against(dataset, pytorch, output, console)
         difference = result["ap"] - other[1]["ap"]
@@ -91,38 +107,57 @@ def evaluate(
     console.print(f"results are in {output}", soft_wrap=True, markup=False, highlight=False)
 
 
+def _given(name: str | None, config: Path | None, execute: bool) -> DetectorConfig | None:
+    """Return the network that the options name; None if they name none."""
+    if name is None and config is None:
+        return read_variant(config, execute)  # says that --execute-config alone is without effect
+    return given_variant(name, config, execute, "--variant")
+
+
+def _compare_published(ap: float, dataset: Dataset, pytorch: _PyTorch, console: Any) -> None:
+    """Print the published AP of the variant beside the measured one, if it has one."""
+    from perf.accuracy.published import verdict
+
+    variant = pytorch.variant
+    if variant.box_ap is not None:
+        size = pytorch.setup[:2] if pytorch.setup else variant.input_size
+        line = verdict(ap, variant.box_ap, variant.num_classes, dataset, size, variant.input_size)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
 class _PyTorch:
     """The in-process detector that the options describe, loaded when it is needed."""
 
-    def __init__(self, variant: Variant, weights: Path | None, precision: str, device: str) -> None:
+    def __init__(
+        self,
+        given: DetectorConfig | None,
+        built: tuple[DetectorConfig, Setup] | None,
+        weights: Path | None,
+        precision: str,
+        device: str,
+    ) -> None:
+        from builder.demo import DEMO_VARIANT
+        from builder.variants import get_variant
+
         if precision not in PRECISIONS:
             raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(PRECISIONS)}")
-        self.variant, self.weights, self.device = variant, weights, device
+        self.variant = given or (get_variant(DEMO_VARIANT) if built is None else built[0])
+        self.setup = None if built is None else built[1]  # of the engine that it is measured beside
+        self.weights, self.device = weights, device
         self.precision = PRECISIONS[precision]
-        self.name = f"pytorch {variant.name} {precision} {device}"
+        self.name = f"pytorch {self.variant.name} {precision} {device}"
 
     def load(self) -> tuple[Callable[[], Detect], tuple[str, ...]]:
         """Return a maker of the detector and its class names."""
         from perf.accuracy.detectors import pytorch_detect
 
-        detect, names = pytorch_detect(self.variant, self._weights(), self.precision, self.device)
+        detect, names = pytorch_detect(self.variant, self._weights(), self.precision, self.device, self.setup)
         return lambda: detect, names
-
-    def onnx(
-        self, repository: Path, model: str, onnx_detect: Callable[[Path, tuple[str, ...]], Detect]
-    ) -> tuple[Callable[[], Detect], tuple[str, ...]]:
-        """Return a maker of the repository's ONNX engine, and the class names of its variant."""
-        engine = repository / model_name(DETECTOR, model) / "1" / "model.onnx"
-        if not engine.is_file():
-            raise CodetrError(f"no ONNX engine at {engine}; `codetr build --engine onnx` writes one")
-        names = self.variant.class_names or ()
-        return lambda: onnx_detect(engine, names), names
 
     def _weights(self) -> Path:
         from builder.demo import DEMO_VARIANT, DEMO_WEIGHTS
-        from builder.variants import get_variant
 
-        if self.weights is None and self.variant != get_variant(DEMO_VARIANT):
+        if self.weights is None and self.variant.name != DEMO_VARIANT:
             raise CodetrError(f"the variant {self.variant.name} needs --weights, its checkpoint")
         return self.weights or DEMO_WEIGHTS
 
@@ -133,12 +168,12 @@ def _against(
     """Return the PyTorch detector's detections and figures on the same images."""
     from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label
-    from perf.accuracy.scores import report
+    from perf.accuracy.scores import RESULTS, report
 
-    folder = output / "against"
+    folder = output / AGAINST
     make, names = pytorch.load()
     with _bar(console, pytorch.name, len(dataset.images)) as advance:
-        found = collect(dataset, folder / "results.jsonl", pytorch.name, make, names, 1, advance)
+        found = collect(dataset, folder / RESULTS, pytorch.name, make, names, 1, advance)
     return found, report(dataset, pytorch.name, found, category_of_label(dataset, names), folder)
 
 

@@ -8,19 +8,18 @@ from rich.table import Table
 
 
 def variants() -> None:
-    """List the Co-DINO variants that can be built, with their checkpoints."""
-    from builder.variants import VARIANTS
+    """List the variants that can be built, of all families, with their checkpoints."""
+    from builder.families import presets
 
     table = Table(box=rich.box.SIMPLE)
-    for column in ("variant", "backbone", "epochs", "aug.", "box AP", "height x width"):
+    for column in ("variant", "family", "network", "box AP", "height x width"):
         table.add_column(column, no_wrap=True)
     table.add_column("checkpoint", no_wrap=True)
-    for variant in VARIANTS.values():
+    for variant in presets().values():
         table.add_row(
             variant.name,
-            variant.backbone.label,
-            str(variant.epochs or "-"),
-            variant.augmentation,
+            variant.family,
+            variant.summary,
             "-" if variant.box_ap is None else f"{variant.box_ap:.1f}",
             "{} x {}".format(*variant.input_size),
             variant.checkpoint or "-",

@@ -25,11 +25,14 @@ def verify(
 ) -> None:
     """Check a repository's files and compare its engines with the float32 detectors again."""
     from builder.recheck import check_network, chosen_names, verify_repository
+    from codetr_client.outputs import refuse_inside
 
     variant = read_variant(config, execute_config)
     for each in chosen_names(repository, name):
         if variant is not None:
             check_network(repository, each, variant)
         folder = None if report is None else report / each
+        if folder is not None:
+            refuse_inside([folder], (*(weights or ()), verify_images, verify_annotations))
         result = verify_repository(repository, each, weights or (), verify_images, verify_annotations, folder)
         Console().print(f"[green]✓[/] {each}: engine and detector agree: {result}", highlight=False, soft_wrap=True)

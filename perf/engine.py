@@ -17,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from builder.build import BuildOptions, Stage, build_repository, engine_module
-from builder.checkpoint import DTYPES, Precision, load_detector, random_detector
-from builder.co_dino.model import CoDINO
+from builder.build import BuildOptions, Stage, build_repository
+from builder.checkpoint import DTYPES, load_detector, random_detector
 from builder.cuda_operator import load_cuda_operator
-from builder.engines import Engine, EngineOutput, output_of
+from builder.detector import Detector
+from builder.engines import Device, Engine, EngineOutput, output_of
+from builder.engines.kinds import engine_kind
 from builder.engines.torch_runner import float32_products
 from builder.export import InputSpec
+from builder.precision import Precision
 from builder.samples import sample_images
 from builder.verify import fit, overall, run_batched
 from perf import trtexec
@@ -186,16 +188,16 @@ class Bench:
             detector.cpu()
             yield case
         seconds = self._build(target)
-        load = partial(engine_module(target.engine).load, target.file, target.spec)
+        load = partial(engine_kind(target.engine).module.load, target.file, target.spec, target.device)
         case = self._measure(subject, target.engine, target.precision, load)
         yield replace(case, build_seconds=seconds, **self._trtexec(target))
 
-    def _load_detector(self, target: Target) -> CoDINO:
+    def _load_detector(self, target: Target) -> Detector:
         if self.options.weights is None:
             return random_detector(target.variant, target.seed)
         return load_detector(target.variant, self.options.weights)
 
-    def _eager(self, detector: CoDINO, precision: Precision) -> EagerDetector:
+    def _eager(self, detector: Detector, precision: Precision) -> EagerDetector:
         if precision != "float32":
             detector = copy.deepcopy(detector).set_precision(DTYPES[precision])
         return EagerDetector(detector.to(self.device))
@@ -319,13 +321,13 @@ class Subject:
 class EagerDetector:
     """The PyTorch detector as an `Engine`, on the device of its weights."""
 
-    def __init__(self, detector: CoDINO) -> None:
+    def __init__(self, detector: Detector) -> None:
         self.detector = detector
 
     @property
-    def device(self) -> str:
+    def device(self) -> Device:
         """Where it runs, as `builder.engines.Engine` says."""
-        return self.detector.level_embeds.device.type
+        return "cuda" if self.detector.device.type == "cuda" else "cpu"
 
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         """Run the detector, as `builder.engines.Engine` says."""
@@ -333,7 +335,7 @@ class EagerDetector:
 
     def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], Sequence[Tensor]]:
         """Return a call that repeats one inference, as `builder.engines.Engine` says."""
-        device = self.detector.level_embeds.device
+        device = self.detector.device
         tensors = (torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
         return torch.inference_mode()(partial(self.detector, *tensors))
 

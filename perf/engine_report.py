@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.co_dino.config import Variant
 from builder.export import InputSpec
+from builder.family import DetectorConfig
 from perf.flops import TOTAL
 from perf.latency import GEMM_SIDE
 from perf.machine import summary
@@ -20,7 +20,7 @@ PYTORCH = "PyTorch"
 
 # Milliseconds by (width, height) of Co-DINO Swin-L, batch 1, on an RTX 4090. Source: README of
 # anenbergb/Co-DETR-TensorRT; the engine is TensorRT 10.7, trtexec's mean GPU compute time with CUDA graphs.
-PUBLISHED_BACKBONE = "Swin-L"
+PUBLISHED_NETWORK = ("co_dino", "Swin-L")  # family, and the beginning of the summary
 PUBLISHED: dict[tuple[int, int], dict[str, float]] = {
     (608, 608): {"PyTorch float32": 59.0, "PyTorch float16": 24.8, "engine float16": 13.4},
     (1152, 768): {"PyTorch float32": 123.0, "PyTorch float16": 50.8, "engine float16": 30.2},
@@ -37,9 +37,9 @@ COLUMNS = (
 NAME_LENGTH = 90  # of a kernel in the table
 
 
-def published_ms(variant: Variant, spec: InputSpec, implementation: str, precision: str) -> float | None:
+def published_ms(variant: DetectorConfig, spec: InputSpec, implementation: str, precision: str) -> float | None:
     """Return the published latency of this case on an RTX 4090; None if there is none."""
-    if variant.backbone.label != PUBLISHED_BACKBONE or spec.max_batch_size != 1:
+    if (variant.family, variant.summary.split(",")[0]) != PUBLISHED_NETWORK or spec.max_batch_size != 1:
         return None
     kind = PYTORCH if implementation == PYTORCH else "engine"
     return PUBLISHED.get((spec.width, spec.height), {}).get(f"{kind} {precision}")

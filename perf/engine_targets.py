@@ -5,31 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from builder.build import check_precision, engine_module
-from builder.checkpoint import Precision
 from builder.checkpoint_file import digest
-from builder.co_dino.config import Variant
+from builder.engines import Device
+from builder.engines.kinds import engine_kind
 from builder.export import InputSpec
-from builder.manifest import variant_of
+from builder.families import family_of
+from builder.family import DetectorConfig
+from builder.manifest import device_of, variant_of
+from builder.precision import Precision
 from builder.recheck import chosen_names
 from serving.contract import DETECTOR, ENSEMBLE, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, read_manifest
-
-Device = Literal["cuda", "cpu"]
+from serving.manifest import check_files, check_versions, read_manifest
 
 
 @dataclass(frozen=True)
 class Target:
     """One engine to measure beside the PyTorch detector it comes from."""
 
-    variant: Variant
+    variant: DetectorConfig
     spec: InputSpec  # its largest batch is measured
     engine: str
     precision: Precision
     repository: Path
+    device: Device  # it is built for
     name: str = ENSEMBLE  # of the engine in the repository
     seed: int = 0  # of random weights
     built_from: str | None = None  # SHA-256 of the weights of an engine that exists
@@ -38,11 +38,11 @@ class Target:
     @property
     def file(self) -> Path:
         """The engine's file."""
-        return self.repository / model_name(DETECTOR, self.name) / "1" / engine_module(self.engine).FILE_NAME
+        return self.repository / model_name(DETECTOR, self.name) / "1" / engine_kind(self.engine).file_name
 
 
 def new_targets(
-    variant: Variant,
+    variant: DetectorConfig,
     sizes: Sequence[tuple[int, int]],
     engine: str,
     precision: Precision | None,
@@ -54,19 +54,25 @@ def new_targets(
     Without `precision` an engine has float16 on a GPU and float32 on a CPU.
 
     Raises:
-        CodetrError: the engine does not exist, or not in that precision.
+        CodetrError: the engine does not exist, or not in that precision or size.
     """
-    chosen: Precision = precision or ("float16" if engine_module(engine).device() == "cuda" else "float32")
-    check_precision(engine, chosen)
+    kind = engine_kind(engine)
+    device = kind.module.device()
+    chosen: Precision = precision or ("float16" if device == "cuda" else "float32")
+    kind.check_precision(chosen)
+    specs = [InputSpec(height, width, batch, dynamic_batch=False) for width, height in sizes]
+    for spec in specs:
+        family_of(variant).check_size(variant, spec.height, spec.width, engine == "tensorrt")
     return [
         Target(
             variant,
-            InputSpec(height, width, batch, dynamic_batch=False),
+            spec,
             engine,
             chosen,
-            builds / f"{variant.name}-{engine}-{chosen}-{width}x{height}-batch{batch}",
+            builds / f"{variant.name}-{engine}-{chosen}-{spec.width}x{spec.height}-batch{batch}",
+            device,
         )
-        for width, height in sizes
+        for spec in specs
     ]
 
 
@@ -74,13 +80,14 @@ def existing_targets(repository: Path, name: str | None = None) -> list[Target]:
     """Return the engines of a repository, or the one called `name`, each at its largest batch.
 
     Raises:
-        CodetrError: there is none, or its files are not those that were built.
+        CodetrError: there is none, its files are not those that were built, or it was built for another machine.
     """
     return [_existing(repository, each) for each in chosen_names(repository, name)]
 
 
 def _existing(repository: Path, name: str) -> Target:
     check_files(repository, name)
+    check_versions(repository, name)
     manifest = read_manifest(repository, name)
     return Target(
         variant=variant_of(manifest),
@@ -90,6 +97,7 @@ def _existing(repository: Path, name: str) -> Target:
         engine=manifest["engine"],
         precision=manifest["precision"],
         repository=repository,
+        device=device_of(manifest),
         name=name,
         seed=manifest["seed"] or 0,
         built_from=(manifest["weights"] or {}).get("sha256"),
@@ -97,14 +105,14 @@ def _existing(repository: Path, name: str) -> Target:
     )
 
 
-def check(targets: Sequence[Target], weights: Path | None, device: str | None) -> str:
+def check(targets: Sequence[Target], weights: Path | None, device: str | None) -> Device:
     """Return where the engines run, "cuda" or "cpu".
 
     Raises:
         CodetrError: not all of them on `device`, the checkpoint `weights` is not there, or an engine was built from
             another.
     """
-    found = {target.engine: engine_module(target.engine).device() for target in targets}
+    found = {engine_kind(target.engine).name: target.device for target in targets}
     for engine, actual in found.items():
         if device is not None and actual != device:
             raise CodetrError(

@@ -9,16 +9,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from builder.co_dino.config import Variant
-from builder.co_dino.model import CoDINO
 from builder.export import InputSpec
+from builder.families import family_of
+from builder.family import DetectorConfig
 
 # Of one sample and channel: four corners, each multiplied and added, and the attention weight likewise.
 SAMPLE_FLOPS = 10
 TOTAL = "total"
 
 
-def count_flops(variant: Variant, spec: InputSpec) -> dict[str, int]:
+def count_flops(variant: DetectorConfig, spec: InputSpec) -> dict[str, int]:
     """Return the operations of one inference of `spec`'s largest batch: of each top-level module, and `TOTAL`.
 
     Counted are matrix products, convolutions and deformable attention, a multiplication and an addition as two; not
@@ -26,7 +26,7 @@ def count_flops(variant: Variant, spec: InputSpec) -> dict[str, int]:
     """
     # A mode rather than the meta device: the detector's constants and masks come from the CPU.
     with FakeTensorMode(), torch.no_grad():
-        detector = CoDINO(variant).eval().requires_grad_(False)
+        detector = family_of(variant).network(variant).eval().requires_grad_(False)
         formulas = {torch.ops.codetr.ms_deform_attn: ms_deform_attn_flops}
         with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
             detector(*spec.sample_inputs())

@@ -54,7 +54,9 @@ def _measure(
     config: dict[str, object], weights: dict[str, Tensor], arrays: dict[str, Any], case: str, precision: str
 ) -> PrecisionError:
     pixels, sizes = torch.from_numpy(arrays[f"{case}/image"]), torch.from_numpy(arrays[f"{case}/valid_hw"]).int()
-    full, half = load_detector(config, weights), load_detector(config, weights, precision)  # type: ignore[arg-type]
+    # Any: the stages that are compared are Co-DINO's, whose reference inputs these are.
+    full: Any = load_detector(config, weights)
+    half: Any = load_detector(config, weights, precision)  # type: ignore[arg-type]
     memory, half_memory = full.encode(pixels, sizes), half.encode(pixels, sizes)
     proposals, half_proposals = full.proposals(*memory), half.proposals(*half_memory)
     logits, boxes = full.decode(memory, proposals.boxes)

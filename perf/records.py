@@ -3,12 +3,50 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from codetr_client.outputs import refuse_overwriting
+from serving.errors import CodetrError
+
 RESULTS_NAME = "results.json"
+REPORT_NAMES = ("report.html", "report.md")  # beside it
+
+
+def check_output(
+    output: Path,
+    record: str = RESULTS_NAME,
+    reports: Sequence[str] = REPORT_NAMES,
+    sources: Iterable[Path | None] = (),
+    key: str = "kind",
+) -> None:
+    """Check that a run can write `record` and its `reports` to the folder `output`.
+
+    Files of earlier runs are replaced, and nothing else: a record is known by its `key`, reports by their record.
+
+    Raises:
+        CodetrError: `output` is a file, or a source or a file of somebody else would be replaced.
+    """
+    if any(path.is_file() for path in (output, *output.parents)):
+        raise CodetrError(f"--output {output}: it is a file or lies in one; expected a folder, name another")
+    refuse_overwriting((output / name for name in (record, *reports)), sources)
+    foreign = [name for name in (record, *reports) if os.path.lexists(output / name)]
+    if foreign and not _is_own(output / record, key):
+        raise CodetrError(
+            f"{output} has {', '.join(foreign)}, but not from an earlier run of this kind; move them away, or name "
+            "another --output"
+        )
+
+
+def _is_own(record: Path, key: str) -> bool:
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and key in content
 
 
 def write_record(record: Mapping[str, Any], output: Path) -> None:
@@ -18,14 +56,20 @@ def write_record(record: Mapping[str, Any], output: Path) -> None:
     partial.replace(output / RESULTS_NAME)
 
 
+def remove_earlier(output: Path) -> None:
+    """Remove the record and the reports of an earlier run."""
+    for name in (RESULTS_NAME, *REPORT_NAMES):
+        (output / name).unlink(missing_ok=True)
+
+
 @contextmanager
 def reporting(output: Path, report: Callable[[dict[str, Any]], object]) -> Iterator[None]:
     """Hand the record that the `with` block leaves in `output` to `report`, also if the block ends with an error.
 
-    An earlier run's record is removed first, so that a report is of this run or there is none.
+    An earlier run's record and reports are removed first, so that a report is of this run or there is none.
     """
     path = output / RESULTS_NAME
-    path.unlink(missing_ok=True)
+    remove_earlier(output)
     try:
         yield
     finally:

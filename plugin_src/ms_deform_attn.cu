@@ -901,7 +901,7 @@ char const* findFault(MsDeformAttn const& call) {
     if (call.heads < 1 || call.points < 1) return "there must be at least one head and one point";
     if (call.dim < 4 || call.dim % 4 != 0) return "the channels of a head must be a positive multiple of 4";
     if (call.levels < 1 || call.levels > kMaxLevels) return "there must be 1 to 8 levels";
-    if (call.reference_dim != 2 && call.reference_dim != 4) return "reference_points must end in 2 or 4";
+    if (call.reference_dim != 2 && call.reference_dim != 4) return "reference_points must end in 2 (x, y) or 4 (cx, cy, w, h)";
     if (call.spatial_shapes == nullptr) return "spatial_shapes is missing";
     for (int32_t i = 0; i < 2 * call.levels; ++i) {
         if (call.spatial_shapes[i] < 1 || call.spatial_shapes[i] > (1 << 20)) return "spatial_shapes must be positive, at most 2^20";

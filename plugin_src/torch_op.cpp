@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <optional>
+#include <string>
 #include <vector>
 
 // Declared by the header above only where CUDA headers of PyTorch are asked for.
@@ -36,7 +37,7 @@ codetr::ElementType elementType(Tensor const& value) {
         case ScalarType::BFloat16: return codetr::ElementType::kBFloat16;
         default: break;
     }
-    STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float16 or bfloat16 on CUDA");
+    STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float16 or bfloat16");
 }
 
 void checkTensor(char const* name, Tensor const& tensor, Tensor const& value, ScalarType type,
@@ -48,12 +49,17 @@ void checkTensor(char const* name, Tensor const& tensor, Tensor const& value, Sc
                     "valid_shapes int32");
     STD_TORCH_CHECK(tensor.dim() == static_cast<int64_t>(sizes.size()), "ms_deform_attn: ", name, " must have ", sizes.size(),
                     " axes, got ", tensor.dim());
+    bool fits = true;
+    std::string wanted, actual;
     int64_t axis = 0;
     for (int64_t const size : sizes) {
-        STD_TORCH_CHECK(tensor.size(axis) == size, "ms_deform_attn: ", name, " must have size ", size, " on axis ", axis,
-                        ", got ", tensor.size(axis));
+        char const* const comma = axis == 0 ? "" : ", ";
+        wanted += comma + std::to_string(size);
+        actual += comma + std::to_string(tensor.size(axis));
+        fits = fits && tensor.size(axis) == size;
         ++axis;
     }
+    STD_TORCH_CHECK(fits, "ms_deform_attn: ", name, " must have shape (", wanted, "), got (", actual, ")");
 }
 
 Tensor msDeformAttn(Tensor value, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits,
@@ -66,6 +72,9 @@ Tensor msDeformAttn(Tensor value, Tensor reference_points, Tensor sampling_offse
     ScalarType const type = value.scalar_type();
     STD_TORCH_CHECK(static_cast<int64_t>(spatial_shapes.size()) == 2 * levels, "ms_deform_attn: spatial_shapes must hold h and w of ",
                     levels, " levels, got ", spatial_shapes.size(), " numbers");
+    for (int64_t const side : spatial_shapes) {
+        STD_TORCH_CHECK(side >= 1 && side <= (1 << 20), "ms_deform_attn: spatial_shapes must be positive, at most 2^20, got ", side);
+    }
     std::vector<int32_t> const shapes(spatial_shapes.begin(), spatial_shapes.end());
     checkTensor("sampling_offsets", sampling_offsets, value, type, {batch, queries, heads, levels, points, 2});
     checkTensor("attention_logits", attention_logits, value, type, {batch, queries, heads, levels, points});

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,29 @@ from typing import Any
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
 
-MANIFEST = "manifest.json"  # of the engine `codetr`
+MANIFEST = "manifest.json"  # in the detector's folder
 # In the manifest: SHA-256 as hex digits by path within the repository.
 FILES = "files"
+# Of the manifest's keys; those of before had no `schema`, and lay in the repository itself.
+SCHEMA = 2
+
+CPUINFO = Path("/proc/cpuinfo")
+# Of an x86-64 CPU's flags, the instruction sets that compiled code can hold unasked. The rest concerns the system, or
+# takes an explicit call (such as rtm, which machines switch off).
+_X86_FLAG = re.compile(
+    r"avx\w*|amx_\w+|mmx|sse\w*|pni|ssse3|fma4?|f16c|xop|tbm|bmi\d|abm|popcnt|movbe|adx|cx16|lahf_lm|v?aes|"
+    r"v?pclmulqdq|gfni|sha_ni"
+)
 
 
-def manifest_name(name: str = ENSEMBLE) -> str:
-    """Return the file name of the manifest of the engine `name`."""
+def manifest_path(repository: Path, name: str = ENSEMBLE) -> Path:
+    """Return where the manifest of the engine `name` is: in its detector's folder, or where older builds put it."""
+    path, older = repository / model_name(DETECTOR, name) / MANIFEST, repository / older_manifest(name)
+    return older if older.is_file() and not path.is_file() else path
+
+
+def older_manifest(name: str) -> str:
+    """Return the file name of an engine's manifest in the repositories of version 1."""
     return MANIFEST if name == ENSEMBLE else f"{name}.{MANIFEST}"
 
 
@@ -58,15 +75,22 @@ def read_manifest(repository: Path, name: str = ENSEMBLE) -> dict[str, Any]:
     Raises:
         CodetrError: there is none, or it is not a manifest.
     """
-    path = repository / manifest_name(name)
+    path = manifest_path(repository, name)
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CodetrError(f"{repository} is incomplete: {path.name} is missing; build it again") from None
+        missing = path.relative_to(repository)
+        raise CodetrError(f"{repository} is incomplete: {missing} is missing; build it again") from None
     except ValueError as error:
         raise CodetrError(f"{path} is not JSON ({error}); build the repository again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get(FILES), dict):
         raise CodetrError(f"{path} lists no {FILES!r}; build the repository again")
+    schema = manifest.get("schema", 1)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise CodetrError(
+            f"{path} is of schema {schema}, this version reads up to {SCHEMA}; update codetr-triton, or build the "
+            "repository again"
+        )
     return manifest
 
 
@@ -83,19 +107,23 @@ def check_files(repository: Path, name: str = ENSEMBLE) -> None:
         actual = sha256(path)
         if actual != expected:
             raise CodetrError(
-                f"{path} is not the file that was built: its SHA-256 is {actual}, {manifest_name(name)} says "
+                f"{path} is not the file that was built: its SHA-256 is {actual}, {MANIFEST} says "
                 f"{expected}; build the repository again"
             )
 
 
 def check_versions(repository: Path, name: str = ENSEMBLE) -> None:
-    """Compare what the engine `name` was built with and for with this machine: TensorRT or PyTorch, and the GPU.
+    """Compare what the engine `name` was built with and for with this machine: TensorRT or PyTorch, and GPU or CPU.
 
     Raises:
         CodetrError: they differ; names both. What the manifest or this machine does not tell is not judged.
     """
-    manifest = read_manifest(repository, name)
-    engine, built = f"the engine {name} in {repository}", manifest.get("versions", {})
+    check_machine(read_manifest(repository, name), f"the engine {name} in {repository}")
+
+
+def check_machine(manifest: Mapping[str, Any], engine: str) -> None:
+    """Do as `check_versions` does for a manifest that is read already; `engine` is what its engine is called."""
+    built = manifest.get("versions", {})
     if manifest.get("engine") == "tensorrt":
         # Also with --version-compatible: such a plan of torch_tensorrt lacks the runtime that another TensorRT needs.
         _compare(engine, "with TensorRT", built.get("tensorrt"), _installed("tensorrt"))
@@ -104,9 +132,41 @@ def check_versions(repository: Path, name: str = ENSEMBLE) -> None:
         _compare(engine, "with PyTorch", _release(built.get("torch", "")), [*map(_release, _installed("torch"))])
     else:
         return
+    _check_cpu(engine, manifest.get("cpu"))
     capability = manifest.get("compute_capability")
     if capability is not None and not manifest.get("hardware_compatible", False):
         _compare(engine, "for compute capability", capability, compute_capabilities())
+
+
+def _check_cpu(engine: str, built: Any) -> None:
+    """Refuse a CPU that lacks instructions which the CPU had that an engine was compiled on, and so for."""
+    here = cpu()
+    if not isinstance(built, dict) or not built.get("features") or not here["features"]:
+        return
+    _compare(engine, "for processors of", built.get("machine"), [here["machine"]])
+    missing = sorted(set(built["features"]) - set(here["features"]))
+    if missing:
+        raise CodetrError(
+            f"{engine} was built for a CPU with {', '.join(missing)}, which this machine's lacks; build it again here"
+        )
+
+
+def cpu() -> dict[str, Any]:
+    """Return this machine's architecture and the instruction sets of its CPU, by /proc/cpuinfo's names.
+
+    They are those that a compiler uses by itself under `-march=native`; empty where unknown.
+    """
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    # "flags" on x86-64, "Features" on ARM. A machine with several kinds of cores runs what all of them can.
+    lines = re.findall(r"^(?:flags|Features)[ \t]*:(.*)$", text, re.MULTILINE)
+    common = set.intersection(*(set(line.split()) for line in lines)) if lines else set[str]()
+    machine = platform.machine()
+    if machine == "x86_64":
+        common = {flag for flag in common if _X86_FLAG.fullmatch(flag)}
+    return {"machine": machine, "features": sorted(common)}
 
 
 def compute_capabilities() -> list[str]:

@@ -47,8 +47,13 @@ class PostprocessSettings:
             rule.score_threshold, rule.kind, rule.iou_threshold, rule.min_score, rule.class_agnostic, max_detections
         )
 
+    @property
+    def suppression(self) -> Suppression:
+        """The rule that these settings follow."""
+        return Suppression(self.nms, self.iou_threshold, self.min_score, self.score_threshold, self.class_agnostic)
+
     def __post_init__(self) -> None:
-        Suppression(self.nms, self.iou_threshold, self.min_score, self.score_threshold, self.class_agnostic)
+        _ = self.suppression  # checks it
         if self.max_detections < 1:
             raise CodetrError(f"max_detections: expected at least 1, got {self.max_detections}")
 

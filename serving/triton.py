@@ -84,7 +84,12 @@ class OnnxSettings:
 class TorchSettings:
     """How PyTorch runs the detector."""
 
+    device: Literal["cuda", "cpu"] = "cpu"  # that the package was compiled for; `codetr build` sets it
     cuda_graphs: bool = True  # on a GPU, for every batch size
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cuda", "cpu"):
+            raise CodetrError(f"device: expected cuda or cpu, got {self.device!r}")
 
 
 def output_dims(model_config: Mapping[str, Any], name: str) -> tuple[int, ...]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,8 @@ import numpy as np
 import pytest
 
 DATA = Path(__file__).parent / "data"
+# `make test` installs mmengine here, apart from this environment: it asks for another OpenCV.
+MMENGINE = Path(__file__).parent.parent / "build" / "mmengine"
 
 # A shell ignores SIGINT in what it starts in the background, and programs that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -36,3 +43,41 @@ def golden_config(golden: dict[str, np.ndarray]) -> dict[str, Any]:
 def golden_weights(golden: dict[str, np.ndarray]) -> dict[str, Any]:
     torch = pytest.importorskip("torch")
     return {key.removeprefix("sd/"): torch.from_numpy(golden[key]) for key in golden if key.startswith("sd/")}
+
+
+@pytest.fixture(scope="session")
+def shallow_config(golden_config: dict[str, Any]) -> dict[str, Any]:
+    """The reference data's detector with one layer of each kind, which is exported faster."""
+    config = copy.deepcopy(golden_config)
+    config["backbone"]["depths"] = [1, 1, 1, 1]
+    for part in ("encoder", "decoder"):
+        config["query_head"]["transformer"][part]["num_layers"] = 1
+    return config
+
+
+@pytest.fixture(scope="session")
+def shallow_weights(data_dir: Path, golden_weights: dict[str, Any]) -> dict[str, Any]:
+    """Its weights, and small ones by the names that only training has."""
+    import torch
+
+    deeper = re.compile(r"\.blocks\.1\.|coder\.layers\.1\.|_branches\.2\.")
+    weights = {key: value for key, value in golden_weights.items() if not deeper.search(key)}
+    shapes = json.loads((data_dir / "keys_swin_l.json").read_text())["training_only"]
+    return weights | {key: torch.ones([min(side, 4) for side in shape]) for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def mmengine_runs(shallow_weights: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What mmengine's runner saved in each case of `tests/mmengine_runner`, in a folder that tests must not change."""
+    if not (MMENGINE / "mmengine").is_dir():
+        reason = f"no mmengine in {MMENGINE}; `make test` installs it"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("mmengine")
+    np.savez(folder / "start.npz", **{key: value.numpy() for key, value in shallow_weights.items()})
+    script = Path(__file__).parent / "mmengine_runner" / "train_with_runner.py"
+    # mmengine 0.10.7 cannot read its own files with the default of PyTorch 2.6, which it must to publish them.
+    environment = os.environ | {"PYTHONPATH": str(MMENGINE), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+    command = [sys.executable, str(script), str(folder / "start.npz"), str(folder)]
+    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder

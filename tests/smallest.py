@@ -1,7 +1,8 @@
-"""A Co-DINO of as few kernels and weights as it can have, and an engine that nothing is compiled for."""
+"""A Co-DINO of as few kernels and weights as it can have."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
+from builder.engines.kinds import KINDS, BuiltEngine
 from builder.variants import SwinConfig, Variant
 
 SMALLEST = Variant(
@@ -21,7 +22,6 @@ SMALLEST = Variant(
 )
 
 
-def stand_in_engine(**names):
-    """Return what a module of `builder.engines` has, with `names` added to it or in place of its own."""
-    own = {"PRECISIONS": ("float32",), "device": lambda: "cpu", "check": lambda: None, "extra_files": list}
-    return SimpleNamespace(**(own | names))
+def built(kind="onnx", device="cpu", file=Path("engine"), outputs=("boxes", "scores", "labels")):
+    """Return what a build of a kind of engine returns."""
+    return BuiltEngine(file, KINDS[kind], device, outputs)

@@ -1,4 +1,4 @@
-"""What the READMEs show exists: commands with their options, make targets, the simplest client, linked files."""
+"""What READMEs and docs show exists: commands with their options, make targets, the simplest client, linked files."""
 
 import ast
 import importlib
@@ -14,8 +14,9 @@ from codetr.cli import app
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS_README = (ROOT / "perf/results/README.md").read_text(encoding="utf-8")
+CHECKPOINTS = (ROOT / "docs/your-checkpoint.md").read_text(encoding="utf-8")
 CLIENT_README = (ROOT / "clients/README.md").read_text(encoding="utf-8")
-SHELL_BLOCKS = re.findall(r"```sh\n(.*?)```", README + RESULTS_README, re.DOTALL)
+SHELL_BLOCKS = re.findall(r"```sh\n(.*?)```", README + RESULTS_README + CHECKPOINTS, re.DOTALL)
 LINES = [
     line.split("#")[0].strip()
     for block in SHELL_BLOCKS

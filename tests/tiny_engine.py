@@ -6,15 +6,44 @@ DECAY^k times the mean brightness (0..1) of the image's valid part.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from builder.engines.kinds import KINDS, BuiltEngine
+from builder.export import InputSpec
+from builder.repository import CANDIDATES, write_repository
+from builder.variants import SwinConfig, Variant
+from serving.contract import ENSEMBLE
+
 MAX_DETECTIONS = 12
 CLASS_NAMES = tuple(f"class {k}" for k in range(MAX_DETECTIONS))
 DECAY = 0.9
+
+
+def tiny_variant(class_names: tuple[str, ...] = CLASS_NAMES) -> Variant:
+    """What a repository must know of the stand-in's network."""
+    rows = MAX_DETECTIONS
+    return Variant("tiny", SwinConfig(), num_classes=rows, num_queries=1, max_detections=rows, class_names=class_names)
+
+
+def write_tiny_repository(
+    destination: Path,
+    *,
+    height: int = 64,
+    width: int = 96,
+    decay: float = DECAY,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+    name: str = ENSEMBLE,
+) -> Path:
+    """Write a repository of the stand-in, or add it to one that is there; batches up to 4."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = BuiltEngine(write_tiny_engine(Path(folder, "tiny.onnx"), decay), KINDS["onnx"], "cpu", CANDIDATES)
+        spec = InputSpec(height, width, 4)
+        return write_repository(destination, engine, tiny_variant(class_names), spec, {}, name=name)
 
 
 def tiny_candidates(brightness: float, decay: float = DECAY) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

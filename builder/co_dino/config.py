@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from serving.contract import MAX_DETECTIONS
-from serving.errors import CodetrError
-from serving.rules import DEFAULT_SUPPRESSION, Suppression
+from builder.family import USUAL_SIZE, DetectorConfig, VariantError
+
+__all__ = ["LSJ_PADDING_VALUE", "USUAL_SIZE", "ResNetConfig", "SwinConfig", "Variant", "VariantError"]
 
 # Padding of the Large-Scale-Jitter configs (`Pad(pad_val=114)`), in 0..255 before normalisation.
 LSJ_PADDING_VALUE = 114.0
-
-
-class VariantError(CodetrError):
-    """A variant that cannot be built; the message names the setting, its value and what is supported."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +59,15 @@ class ResNetConfig:
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(DetectorConfig):
     """Everything that decides a Co-DINO network's shape and arithmetic, and where its weights come from."""
 
-    name: str
+    family: ClassVar[str] = "co_dino"
+    uses_operator: ClassVar[bool] = True
+
     backbone: SwinConfig | ResNetConfig
     augmentation: Literal["DETR", "LSJ"] = "DETR"
-    num_classes: int = 80
     num_queries: int = 900
-    max_detections: int = MAX_DETECTIONS  # K: candidates that the network returns and rows that the server answers
     embed_dim: int = 256
     num_heads: int = 8  # of deformable attention, in the encoder and in the decoder
     num_self_heads: int = 8  # of the decoder's self-attention
@@ -82,15 +78,11 @@ class Variant:
     encoder_layers: int = 6
     decoder_layers: int = 6
     position_temperature: float = 20
-    input_size: tuple[int, int] = (800, 1333)  # usual (height, width) in pixels
-    class_names: tuple[str, ...] | None = None  # None: the checkpoint's, else COCO's for 80 classes
-    checkpoint: str | None = None
-    box_ap: float | None = None  # published, in percent, on COCO val2017; with 1203 classes on LVIS 1.0 val
     epochs: int | None = None
-    suppression: Suppression = DEFAULT_SUPPRESSION
     lsj_padding: float | None = LSJ_PADDING_VALUE  # 0..255, fills the padding of LSJ; None: zeros after normalisation
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.num_queries * self.num_classes < self.max_detections:
             raise VariantError(
                 f"variant {self.name!r}: {self.num_queries} queries of {self.num_classes} classes give fewer than "
@@ -108,10 +100,11 @@ class Variant:
                 f"variant {self.name!r}: num_levels={self.num_levels} is fewer than the backbone's "
                 f"{len(self.backbone.out_channels)} maps"
             )
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise VariantError(
-                f"variant {self.name!r} has num_classes={self.num_classes} but {len(self.class_names)} class names"
-            )
+
+    @property
+    def summary(self) -> str:
+        """Backbone and augmentation, for tables."""
+        return self.backbone.label if self.augmentation == "DETR" else f"{self.backbone.label}, {self.augmentation}"
 
     @property
     def masks_padding(self) -> bool:
@@ -138,6 +131,7 @@ class Variant:
         num_queries = self.num_queries if num_queries is None else num_queries
         if max_detections is None:
             max_detections = min(self.max_detections, num_queries * num_classes)
+        # Both counts at once: the checks of a variant look at their product.
         return replace(
             self,
             name=name,

@@ -21,6 +21,7 @@ from builder.co_dino.position import Shapes, level_valid_shapes, sine_position_e
 from builder.co_dino.proposals import ProposalHead
 from builder.co_dino.resnet import FrozenBatchNorm2d, ResNet
 from builder.co_dino.swin import SwinTransformer
+from builder.detector import Detector
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 
@@ -32,9 +33,10 @@ class Memory(NamedTuple):
     valid_shapes: Tensor  # int32 [B, L, 2], the valid (h, w) of each level
 
 
-class CoDINO(nn.Module):
+class CoDINO(Detector):
     """The whole detector, from uint8 pixels to scored boxes."""
 
+    variant: Variant
     pixel_mean: Tensor
     pixel_std: Tensor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 
 from builder.demo import CLASS_NAMES
 from builder.demo.shapes import Sample, generate
+from serving.errors import CodetrError
 
 JPEG_QUALITY = 95
+ANNOTATIONS = "annotations.json"
+DESCRIPTION = "generated shapes"  # by which the annotations of an earlier call are known again
 
 
 def write_dataset(
@@ -31,16 +35,54 @@ def write_dataset(
 
     Returns:
         The path of the annotation file.
+
+    Raises:
+        CodetrError: an image or annotations.json would be replaced that no earlier call wrote.
     """
+    _check_output(output, seed, range(first, first + images))
     (output / "images").mkdir(parents=True, exist_ok=True)
-    coco = {"info": {"description": "generated shapes", "seed": seed, "first": first}, **coco_annotations([])}
+    coco = {"info": {"description": DESCRIPTION, "seed": seed, "first": first}, **coco_annotations([])}
     for index in progress(range(first, first + images)):
         sample = generate(seed, index)
         _append_to_coco(coco, sample, index)
         (output / "images" / coco["images"][-1]["file_name"]).write_bytes(encode_jpeg(sample.image))
-    path = output / "annotations.json"
-    path.write_text(json.dumps(coco), encoding="utf-8")
-    return path
+    path = output / ANNOTATIONS
+    aside = output / f".{ANNOTATIONS}.partial"
+    aside.write_text(json.dumps(coco), encoding="utf-8")
+    return aside.replace(path)
+
+
+def _check_output(output: Path, seed: int, indices: Iterable[int]) -> None:
+    """Refuse a folder in which something would be replaced that is not of an earlier call."""
+    path = output / ANNOTATIONS
+    if output.is_file():
+        raise CodetrError(f"output {output}: it is a file; expected a folder, name another")
+    earlier = _own_files(path)
+    if earlier is None:
+        raise CodetrError(f"{path} would be replaced, but it is no generated data set's; name another output folder")
+    for index in indices:
+        image = output / "images" / _file_name(index)
+        if image.name in earlier or not os.path.lexists(image):
+            continue
+        # A call that was interrupted left images without annotations: the same ones.
+        if not image.is_file() or image.read_bytes() != encode_jpeg(generate(seed, index).image):
+            raise CodetrError(f"{image} would be replaced, but it is another image; name another output folder")
+
+
+def _own_files(annotations: Path) -> set[str] | None:
+    """Return the images that an earlier call wrote, by its annotations; None if they are somebody else's."""
+    if not os.path.lexists(annotations):
+        return set()
+    try:
+        content = json.loads(annotations.read_text(encoding="utf-8"))
+        own = content["info"]["description"] == DESCRIPTION
+        return {image["file_name"] for image in content["images"]} if own else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _file_name(index: int) -> str:
+    return f"{index:06d}.jpg"
 
 
 def coco_annotations(samples: Sequence[Sample]) -> dict[str, Any]:
@@ -66,7 +108,7 @@ def encode_jpeg(image: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
 def _append_to_coco(coco: dict[str, Any], sample: Sample, index: int) -> None:
     height, width = sample.image.shape[:2]
     image_id = index + 1
-    coco["images"].append({"id": image_id, "file_name": f"{index:06d}.jpg", "height": height, "width": width})
+    coco["images"].append({"id": image_id, "file_name": _file_name(index), "height": height, "width": width})
     for (x1, y1, x2, y2), label, area in zip(
         sample.boxes.tolist(), sample.labels.tolist(), sample.areas.tolist(), strict=True
     ):

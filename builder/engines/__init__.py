@@ -1,25 +1,16 @@
-"""Engines: what the detector step runs. Each module builds a file from an exported program and loads it again.
-
-Every module has the same names:
-
-    FILE_NAME                     of the engine in a repository
-    PRECISIONS                    it can be built in, the default first
-    device() -> str               where the detector must lie when it is exported
-    check()                       raise an EngineError for what `build` needs and this machine lacks
-    build(program, path)          write the engine file
-    load(path, spec) -> Engine    run it in this process
-    extra_files() -> [Path]       what belongs beside the engine file
-"""
+"""Engines: what the detector step runs. `kinds` lists them; the other modules build and load one each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.errors import CodetrError
+
+Device = Literal["cuda", "cpu"]
 
 
 class EngineError(CodetrError):
@@ -42,8 +33,8 @@ class Engine(Protocol):
     """An engine in this process: a `Runner` that can also repeat one inference without moving any data."""
 
     @property
-    def device(self) -> str:
-        """Where it runs: "cuda" or "cpu"."""
+    def device(self) -> Device:
+        """Where it runs."""
 
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         """Run the engine on arrays and return arrays."""

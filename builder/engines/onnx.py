@@ -16,37 +16,32 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from builder.engines import EngineError, EngineOutput, first_line, output_of
+from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
+from builder.engines.kinds import KINDS, BuiltEngine
 from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator
 
-FILE_NAME = "model.onnx"
-PRECISIONS = ("float32",)  # half types have no fast kernels in ONNX Runtime on CPUs
 OPSET = 18
 # Where a protocol buffer ends; the largest published variant needs 0.9 GB.
 MAX_BYTES = 2**31 - 2**24
 
 
-def device() -> str:
-    """Return where the detector must lie when it is exported."""
+def device() -> Device:
+    """Return where the engine runs."""
     return "cpu"
 
 
-def check() -> None:
+def check(uses_operator: bool) -> None:
     """Check that this machine has what `build` needs: nothing."""
 
 
-def extra_files() -> list[Path]:
-    """Return what belongs beside the engine file: nothing."""
-    return []
-
-
-def build(program: ExportedProgram, path: Path) -> None:
+def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:
     """Write the program as ONNX to `path`, checked by onnx; needs neither a GPU nor a compiler.
 
     Raises:
         EngineError: an operator has no ONNX form, or the result is not valid ONNX.
     """
     write(decompose_operator(program), path)
+    return BuiltEngine(path, KINDS["onnx"], "cpu", OUTPUT_NAMES)
 
 
 def write(program: ExportedProgram, path: Path, translations: Mapping[Any, Callable[..., Any]] | None = None) -> None:
@@ -79,7 +74,7 @@ def write(program: ExportedProgram, path: Path, translations: Mapping[Any, Calla
         raise EngineError(f"ONNX export failed: {first_line(error)}") from error
 
 
-def load(path: Path, spec: InputSpec) -> OnnxEngine:
+def load(path: Path, spec: InputSpec, device: Device) -> OnnxEngine:
     """Return the ONNX file's engine on the CPU; the file itself knows its `spec`."""
     return OnnxEngine(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
 
@@ -87,7 +82,7 @@ def load(path: Path, spec: InputSpec) -> OnnxEngine:
 class OnnxEngine:
     """An `Engine` of an ONNX Runtime session."""
 
-    device = "cpu"
+    device: Device = "cpu"
 
     def __init__(self, session: Any) -> None:
         self.session = session

@@ -19,10 +19,12 @@ from torch.export import ExportedProgram
 
 import builder.ms_deform_attn  # noqa: F401  # defines the operator
 from builder import plugin
-from builder.engines.onnx import FILE_NAME, write
+from builder.engines.kinds import KINDS
+from builder.engines.onnx import write
 from builder.export import InputSpec
 from serving.contract import PLUGIN_LIBRARY
 
+FILE_NAME = KINDS["onnx"].file_name
 DOMAIN = "trt.plugins"  # TensorRT looks at the type only; every other reader needs a domain that is not ONNX's own
 
 __all__ = ["FILE_NAME", "build", "trtexec_line"]

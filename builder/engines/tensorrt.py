@@ -25,13 +25,12 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from builder.engines import EngineError, EngineOutput, first_line, output_of
+from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
+from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.plan_precision import check_precision
-from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec
+from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, uses_operator
 from serving.contract import PLUGIN_LIBRARY
 
-FILE_NAME = "model.plan"
-PRECISIONS = ("float32", "float16", "bfloat16")
 PLUGIN_VARIABLE = "CODETR_PLUGIN"  # environment: the plugin's library, where it is not in build/plugin
 _BUILT_PLUGIN = Path(__file__).resolve().parents[2] / "build" / "plugin" / PLUGIN_LIBRARY
 
@@ -87,8 +86,8 @@ class TensorRTSettings:
         return keywords
 
 
-def device() -> str:
-    """Return where the detector must lie when it is exported.
+def device() -> Device:
+    """Return where the engine runs.
 
     Raises:
         EngineError: there is no GPU, or TensorRT or torch_tensorrt is not installed.
@@ -100,18 +99,14 @@ def device() -> str:
     return "cuda"
 
 
-def check() -> None:
-    """Check that this machine has what `build` needs beside what `device` looks for: the plugin.
+def check(uses_operator: bool) -> None:
+    """Check that this machine has what `build` needs beside what `device` looks for: the plugin, for the operator.
 
     Raises:
         EngineError: there is none.
     """
-    plugin_library()
-
-
-def extra_files() -> list[Path]:
-    """Return what belongs beside the plan: the plugin's library, which the server loads."""
-    return [plugin_library()]
+    if uses_operator:
+        plugin_library()
 
 
 def output_names() -> tuple[str, ...]:
@@ -136,7 +131,7 @@ def plugin_library() -> Path:
     return path
 
 
-def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | None = None) -> None:
+def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | None = None) -> BuiltEngine:
     """Compile the program for this machine's GPU and write the plan to `path`.
 
     Raises:
@@ -145,7 +140,9 @@ def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | Non
     """
     convert = _convert_function()
     torch_tensorrt = _import("torch_tensorrt")
-    _load_plugin(plugin_library())
+    libraries = (plugin_library(),) if uses_operator(program) else ()
+    for library in libraries:
+        _load_plugin(library)
     keywords = checked_keywords(convert, settings or TensorRTSettings())
     inputs = [torch_tensorrt.Input(**profile) for profile in profiles(program)]
     log_level = "info" if logging.getLogger("torch_tensorrt").isEnabledFor(logging.INFO) else "warning"
@@ -163,13 +160,15 @@ def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | Non
     information = _engine_information(plan)
     check_precision(information, program)
     path.write_bytes(plan)
+    return BuiltEngine(path, KINDS["tensorrt"], "cuda", output_names(), libraries)
 
 
-def load(path: Path, spec: InputSpec) -> PlanEngine:
+def load(path: Path, spec: InputSpec, device: Device) -> PlanEngine:
     """Return the plan's engine on this machine's GPU, for batches that `spec` allows."""
     tensorrt = _import("tensorrt")
     beside = path.with_name(PLUGIN_LIBRARY)
-    _load_plugin(beside if beside.is_file() else plugin_library())
+    if beside.is_file():
+        _load_plugin(beside)
     engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise EngineError(f"TensorRT {tensorrt.__version__} cannot load {path}; it was built by another version or GPU")
@@ -181,7 +180,7 @@ def load(path: Path, spec: InputSpec) -> PlanEngine:
 class PlanEngine:
     """An `Engine` of a deserialised plan."""
 
-    device = "cuda"
+    device: Device = "cuda"
 
     def __init__(self, path: Path, engine: Any, outputs: Sequence[str]) -> None:
         self.path, self.engine, self.outputs = path, engine, outputs

@@ -18,28 +18,22 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from builder.cuda_operator import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
-from builder.engines import EngineError, EngineOutput, first_line, output_of
+from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
+from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.torch_runner import TorchRunner
-from builder.export import InputSpec, decompose_operator
+from builder.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, uses_operator
 
-FILE_NAME = "model.pt2"
-PRECISIONS = ("float32", "float16", "bfloat16")
 # The server runs the package with the same code as `load`: its source goes beside the package.
 RUNNER_SOURCE = Path(__file__).with_name("torch_runner.py")
 
 
-def device() -> str:
-    """Return where the detector must lie when it is exported: on the GPU if there is one."""
+def device() -> Device:
+    """Return where a package built here runs: on the GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def extra_files() -> list[Path]:
-    """Return what belongs beside the package: the runner's source, and on a GPU the operator's library."""
-    return [RUNNER_SOURCE, *([load_cuda_operator()] if device() == "cuda" else [])]
-
-
-def check() -> None:
-    """Check that this machine has what `build` needs: the C++ compiler that PyTorch calls, and on a GPU nvcc.
+def check(uses_operator: bool) -> None:
+    """Check that this machine has what `build` needs: the C++ compiler that PyTorch calls, and for the operator nvcc.
 
     Raises:
         EngineError: there is no C++ compiler.
@@ -52,51 +46,54 @@ def check() -> None:
         )
     if compiler is not None and shutil.which(compiler) is None:
         raise EngineError(f"CXX={compiler} is no program; name a C++ compiler in it, or unset it to use g++")
-    if device() == "cuda":
+    if uses_operator and device() == "cuda":
         check_cuda_operator()
 
 
-def build(program: ExportedProgram, path: Path) -> None:
+def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:
     """Compile the program for the device it was exported on and write the package to `path`.
 
-    On a GPU the operator's library is put beside it, where `load` and the server look for it.
+    On a GPU the library of our operator, if the program has it, is put beside it, where `load` and the server look.
 
     Raises:
         EngineError: there is no C++ compiler, or the compilation failed.
         CudaOperatorError: the CUDA operator could not be built or loaded.
     """
-    check()
-    on_gpu = next(iter(program.state_dict.values())).device.type == "cuda"
-    if on_gpu:
-        shutil.copy(load_cuda_operator(), path.parent)
+    place, needs_operator = device_of(program), uses_operator(program)
+    check(needs_operator)
+    libraries = []
+    if place == "cuda" and needs_operator:
+        libraries.append(load_cuda_operator())
+        shutil.copy(libraries[0], path.parent)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler warns about its own deprecated calls
             torch._inductor.aoti_compile_and_package(
-                program if on_gpu else decompose_operator(program),
+                program if place == "cuda" else decompose_operator(program),
                 package_path=str(path),
-                inductor_configs={} if on_gpu else {"freezing": True},
+                inductor_configs={} if place == "cuda" else {"freezing": True},
             )
     except Exception as error:  # the compilers raise classes that have no common base
         raise EngineError(f"AOTInductor could not compile the detector: {first_line(error)}") from error
+    return BuiltEngine(path, KINDS["torch"], place, OUTPUT_NAMES, (RUNNER_SOURCE, *libraries))
 
 
-def load(path: Path, spec: InputSpec) -> TorchEngine:
+def load(path: Path, spec: InputSpec, device: Device) -> TorchEngine:
     """Return the package's engine, on a GPU with a CUDA graph for the smallest and the largest batch.
 
-    As in the server, a package is for a GPU if the operator's library lies beside it, and runs with that library.
+    As in the server, it runs with the operator's library that lies beside it, if it has one.
 
     Raises:
         EngineError: the package is for a GPU, and there is none.
         CudaOperatorError: the library cannot be loaded.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise EngineError(f"{path} was compiled for an NVIDIA GPU; PyTorch finds none here")
     library = next(path.parent.glob(LIBRARY_PATTERN), None)
     if library is not None:
-        if device() != "cuda":
-            raise EngineError(f"{path} was compiled for an NVIDIA GPU; PyTorch finds none here")
         library = load_cuda_operator(library)
     batch_sizes = {1, spec.max_batch_size} if spec.is_dynamic else {spec.max_batch_size}
-    return TorchEngine(TorchRunner(path, (spec.height, spec.width), library, sorted(batch_sizes)))
+    return TorchEngine(TorchRunner(path, (spec.height, spec.width), device, library, sorted(batch_sizes)))
 
 
 class TorchEngine:
@@ -106,9 +103,9 @@ class TorchEngine:
         self.runner = runner
 
     @property
-    def device(self) -> str:
+    def device(self) -> Device:
         """Where it runs, as `builder.engines.Engine` says."""
-        return self.runner.device.type
+        return self.runner.place
 
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         """Run the package, as `builder.engines.Engine` says."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +55,7 @@ class TorchRunner:
         self,
         package: Path,
         input_shape: tuple[int, int],
+        device: Literal["cuda", "cpu"],
         operator_library: Path | None = None,
         batch_sizes: Sequence[int] = (),
     ) -> None:
@@ -63,11 +64,12 @@ class TorchRunner:
         Args:
             package: what `builder.engines.torch.build` wrote.
             input_shape: height and width in pixels.
-            operator_library: the CUDA library of `codetr::ms_deform_attn`; with it the package is one for a GPU,
-                without it one for the CPU.
+            device: it was compiled for.
+            operator_library: the CUDA library of `codetr::ms_deform_attn`, for a package that calls it.
             batch_sizes: to capture CUDA graphs for; other batches run without one.
         """
-        self.device = torch.device("cpu" if operator_library is None else "cuda")
+        self.place = device
+        self.device = torch.device(device)
         if operator_library is not None:
             torch.ops.load_library(str(operator_library))
         # One thread calls it; the synchronisation for several would query events, which no capture allows.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +14,20 @@ from codetr_client.detections import Detections
 from codetr_client.drawing import draw
 from codetr_client.errors import CodetrError, ModelNotFoundError, ModelNotReadyError, ServerUnreachableError
 from codetr_client.images import ImageInput, open_upright, read_bytes
+from codetr_client.outputs import (
+    is_own_picture,
+    make_folder,
+    plan_pictures,
+    refuse_overwriting,
+    save_picture,
+    write_whole,
+)
 
 # What a folder is searched for; a file named outright may have any name.
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp"})
 RESULTS_NAME = "detections.json"
-JPEG_QUALITY = 92  # of the annotated pictures: no visible loss
+# The keys of `detections.json`, by which an earlier run's is known again.
+RESULTS_KEYS = frozenset({"score_threshold", "images"})
 
 # Faults that every further image would meet too.
 FATAL_ERRORS = (ModelNotFoundError, ModelNotReadyError, ServerUnreachableError)
@@ -67,24 +77,40 @@ class Failed:
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """Return the files that `patterns` name, each once: files as they are, the images in folders, globs (`**` too).
 
-    A name that matches nothing is returned as it is, so that reading it says so. Raises CodetrError for a folder
-    without images.
+    Folders and globs give no annotated pictures of earlier runs, and folders no hidden files. A name that matches
+    nothing is returned as it is, so that reading it says so. Raises CodetrError for a folder or glob without images.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            found.update(dict.fromkeys(_images_in(path)))
+            paths = _images_in(path)
+        elif path.exists() or not (matches := sorted(glob.glob(pattern, recursive=True))):
+            paths = [path]
         else:
-            matches = [] if path.exists() else sorted(glob.glob(pattern, recursive=True))
-            found.update(dict.fromkeys(map(Path, matches or [pattern])))
-    return list(found)
+            paths = _photographs(map(Path, matches), pattern)
+        for each in paths:
+            found.setdefault(os.path.abspath(each), each)
+    return list(found.values())
 
 
 def _images_in(folder: Path) -> list[Path]:
-    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    # Hidden are also the `._a.jpg` that some systems put beside `a.jpg`.
+    return _photographs((path for path in images if not _is_hidden(path.relative_to(folder))), str(folder))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _photographs(paths: Iterable[Path], searched: str) -> list[Path]:
+    images = sorted(path for path in paths if not path.is_dir() and not is_own_picture(path))
     if not images:
-        raise CodetrError(f"no images in {folder}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise CodetrError(
+            f"no images in {searched}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, other than "
+            "annotated pictures of earlier runs"
+        )
     return images
 
 
@@ -97,28 +123,44 @@ def detect_files(
 ) -> list[Detected | Failed]:
     """Detect on every file, write annotated JPEGs and `detections.json` to `output`, and return the results in order.
 
-    A bad image becomes a `Failed` and the rest goes on. A server that is gone ends the run with its error; then, and
-    at Ctrl-C, the results so far are still written. `on_result` hears of each result as it comes.
+    What an earlier run wrote is overwritten, and nothing else: where a name is taken, the picture of `a.png` becomes
+    `a-2.jpg`. A bad image becomes a `Failed` and the rest goes on. A server that is gone ends the run with its error;
+    then, and at Ctrl-C, the results so far are still written. `on_result` hears of each result as it comes.
+
+    Raises:
+        CodetrError: `output` is a file, or its `detections.json` is a source or no earlier run's; nothing was asked of
+            the detector yet.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
+    _check_results(output / RESULTS_NAME, paths)
+    pictures = plan_pictures(output, [path.stem for path in paths], paths)
     results: list[Detected | Failed] = []
     try:
-        for path in paths:
-            results.append(_detect_file(client, path, output, score_threshold, {_picture(r) for r in results}))
+        for path, picture in zip(paths, pictures, strict=True):
+            results.append(_detect_file(client, path, picture, score_threshold))
             on_result(results[-1])
     finally:
         document = {"score_threshold": score_threshold, "images": [result.to_json() for result in results]}
-        (output / RESULTS_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_whole(output / RESULTS_NAME, (json.dumps(document, indent=1) + "\n").encode())
     return results
 
 
-def _picture(result: Detected | Failed) -> Path | None:
-    return result.picture if isinstance(result, Detected) else None
+def _check_results(results: Path, sources: Sequence[Path]) -> None:
+    """Refuse to replace a `detections.json` that is a source or that no earlier run wrote."""
+    refuse_overwriting([results], sources)
+    if not os.path.lexists(results):
+        return
+    try:
+        document = json.loads(results.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        document = None
+    if not isinstance(document, dict) or document.keys() != RESULTS_KEYS:
+        raise CodetrError(
+            f"{results} would be overwritten, but no earlier run wrote it; move it away, or name another output folder"
+        )
 
 
-def _detect_file(
-    client: Detector, path: Path, output: Path, score_threshold: float | None, taken: set[Path | None]
-) -> Detected | Failed:
+def _detect_file(client: Detector, path: Path, picture: Path, score_threshold: float | None) -> Detected | Failed:
     try:
         content = read_bytes(path)
         detections = client.detect(content, score_threshold)
@@ -127,15 +169,5 @@ def _detect_file(
         raise
     except CodetrError as error:
         return Failed(path, error)
-    picture = _free_name(output, path.stem, taken)
-    drawn.save(picture, quality=JPEG_QUALITY)
+    save_picture(drawn, picture)
     return Detected(path, drawn.size, detections, picture)
-
-
-def _free_name(output: Path, stem: str, taken: set[Path | None]) -> Path:
-    """Return `stem.jpg`, or `stem-2.jpg` and so on where files of one run share a name; older runs are overwritten."""
-    picture, count = output / f"{stem}.jpg", 1
-    while picture in taken:
-        count += 1
-        picture = output / f"{stem}-{count}.jpg"
-    return picture

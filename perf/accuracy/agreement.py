@@ -11,6 +11,7 @@ from PIL import Image
 
 from codetr_client.detections import Detections
 from codetr_client.drawing import draw
+from codetr_client.outputs import make_folder, plan_pictures, save_picture
 from perf.accuracy.dataset import Dataset
 
 # Detections below this score are no disagreement worth a picture; matches overlap at least this much.
@@ -48,15 +49,14 @@ def draw_worst(
     dataset: Dataset, a: Mapping[int, Detections], b: Mapping[int, Detections], output: Path, count: int = 8
 ) -> list[tuple[Path, float]]:
     """Draw the images on which `a` (left) and `b` (right) agree least; return the pictures with their agreement."""
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     ranked = sorted((agreement(a[image.id], b[image.id]), image.id, image) for image in dataset.images)[:count]
-    drawn = []
-    for rank, (value, _, image) in enumerate(ranked, 1):
+    stems = [f"{rank:02d}-{image.path.stem}" for rank, (_, _, image) in enumerate(ranked, 1)]
+    paths = plan_pictures(output, stems, [image.path for image in dataset.images])
+    for path, (_, _, image) in zip(paths, ranked, strict=True):
         left, right = (draw(image.path, found[image.id].above(SHOWN_SCORE)) for found in (a, b))
         pair = Image.new("RGB", (left.width + right.width, left.height))
         pair.paste(left, (0, 0))
         pair.paste(right, (left.width, 0))
-        path = output / f"{rank:02d}-{image.path.stem}.jpg"
-        pair.save(path, quality=92)
-        drawn.append((path, value))
-    return drawn
+        save_picture(pair, path)
+    return [(path, value) for path, (value, _, _) in zip(paths, ranked, strict=True)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,27 @@ from numpy.typing import NDArray
 from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
 from codetr_client.wire import ClassNames, Protocol
-from serving.rules import DEFAULT_SUPPRESSION, Suppression
+from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS, model_name
+from serving.errors import CodetrError
+from serving.postprocess import PostprocessSettings, postprocess
+from serving.preprocess import preprocess
+from serving.rules import Suppression
+from serving.triton import output_dims, parse_settings
 
 if TYPE_CHECKING:
-    from builder.variants import Variant
+    from builder.family import DetectorConfig
+    from builder.precision import Precision
 
 # Detects on one encoded image.
 Detect = Callable[[bytes], Detections]
+
+
+class Setup(NamedTuple):
+    """What an engine was built for beside its network: its input size in pixels, and how candidates are suppressed."""
+
+    height: int
+    width: int
+    suppression: Suppression
 
 
 def server_detect(client: CoDetrClient) -> Detect:
@@ -36,50 +51,95 @@ def open_server(
     return lambda: server_detect(CoDetrClient(url, protocol, timeout, names or None, model)), names
 
 
+def server_setup(url: str | None, protocol: Protocol, timeout: float, model: str) -> Setup:
+    """Return how a server's ensemble `model` is set up, from its configuration.
+
+    Raises:
+        CodetrError: the server does not tell, or is away.
+    """
+    from perf.connection import Connection
+
+    with Connection(url, protocol, timeout, model) as connection:
+        configs = connection.model_configs([PREPROCESS, POSTPROCESS])
+    height, width, _ = output_dims(configs[PREPROCESS], "images")
+    settings = parse_settings(PostprocessSettings, configs[POSTPROCESS])
+    # A request's threshold takes the setting's place, and `server_detect` asks for everything.
+    return Setup(height, width, replace(settings.suppression, score_threshold=0.0))
+
+
 def pytorch_detect(
-    variant: Variant | str, weights: Path, precision: str, device: str
+    variant: DetectorConfig | str, weights: Path, precision: Precision, device: str, setup: Setup | None = None
 ) -> tuple[Detect, tuple[str, ...]]:
-    """Return the PyTorch detector with the server's pre- and post-processing, and its class names."""
+    """Return the PyTorch detector with the server's pre- and post-processing, and its class names.
+
+    Args:
+        variant: the network.
+        weights: its checkpoint.
+        precision: of weights and products; what is float32 is computed without TF32.
+        device: "cuda" or "cpu".
+        setup: of the engine it is compared with; the variant's usual input size and its own suppression else.
+    """
     import torch
 
     from builder.checkpoint import load_detector
+    from builder.engines.torch_runner import float32_products
 
-    detector = load_detector(variant, weights, precision).to(device)  # type: ignore[arg-type]
+    detector = load_detector(variant, weights, precision).to(device)
     names = detector.variant.class_names or ()
-    height, width = detector.variant.input_size
+    setup = setup or Setup(*detector.variant.input_size, detector.variant.suppression)
 
     @torch.inference_mode()
     def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> tuple[Any, ...]:
-        outputs = detector(torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
+        with float32_products(tf32=False):
+            outputs = detector(torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
         return tuple(output.cpu().numpy() for output in outputs)
 
-    return _in_process(run, height, width, names, detector.variant.suppression), names
+    return _in_process(run, setup, names), names
 
 
-def onnx_detect(engine: Path, class_names: tuple[str, ...], suppression: Suppression = DEFAULT_SUPPRESSION) -> Detect:
-    """Return an ONNX engine with the server's pre- and post-processing."""
-    import onnxruntime
+def built_variant(repository: Path, name: str) -> tuple[DetectorConfig, Setup]:
+    """Return the network of a repository's engine `name` and how it was built, from its manifest."""
+    from builder.manifest import variant_of
+    from serving.manifest import read_manifest
 
-    session = onnxruntime.InferenceSession(str(engine), providers=["CPUExecutionProvider"])
-    height, width = session.get_inputs()[0].shape[1:3]
-
-    def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> tuple[Any, ...]:
-        return tuple(session.run(["boxes", "scores", "labels"], {"images": images, "image_sizes": image_sizes}))
-
-    return _in_process(run, height, width, class_names, suppression)
+    manifest = read_manifest(repository, name)
+    variant = variant_of(manifest)
+    return variant, Setup(manifest["height"], manifest["width"], variant.suppression)
 
 
-def _in_process(
-    run: Callable[..., tuple[Any, ...]], height: int, width: int, names: tuple[str, ...], suppression: Suppression
-) -> Detect:
-    from serving.postprocess import PostprocessSettings, postprocess
-    from serving.preprocess import preprocess
+def onnx_detect(repository: Path, name: str) -> tuple[Detect, tuple[str, ...]]:
+    """Return a repository's ONNX engine with the server's pre- and post-processing, and its class names.
 
+    Raises:
+        CodetrError: there is no such engine, or it is of another kind.
+    """
+    from builder.engines.kinds import engine_kind
+    from builder.export import InputSpec
+    from builder.manifest import device_of
+    from serving.manifest import read_manifest
+
+    manifest = read_manifest(repository, name)
+    if manifest.get("engine") != "onnx":
+        raise CodetrError(
+            f"the engine {name} in {repository} is a {manifest.get('engine')} engine; --source onnx runs ONNX engines, "
+            "--source server any that is served"
+        )
+    variant, setup = built_variant(repository, name)
+    kind = engine_kind(manifest["engine"])
+    file = repository / model_name(DETECTOR, name) / "1" / kind.file_name
+    if not file.is_file():
+        raise CodetrError(f"no ONNX engine at {file}; build the repository again")
+    engine = kind.module.load(file, InputSpec(setup.height, setup.width), device_of(manifest))
+    names = variant.class_names or ()
+    return _in_process(engine, setup, names), names
+
+
+def _in_process(run: Callable[..., tuple[Any, ...]], setup: Setup, names: tuple[str, ...]) -> Detect:
     def detect(data: bytes) -> Detections:
-        prepared = preprocess(data, height, width)
+        prepared = preprocess(data, setup.height, setup.width)
         outputs = run(prepared.images[None], np.array([prepared.image_size], np.int32))
         boxes, scores, all_labels = (output[0] for output in outputs)
-        settings = PostprocessSettings.of(suppression, len(scores))
+        settings = PostprocessSettings.of(setup.suppression, len(scores))
         result = postprocess(boxes, scores, all_labels, prepared.original_size, settings)
         n = result.num_detections
         labels = result.labels[:n]

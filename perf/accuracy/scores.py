@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,13 @@ from numpy.typing import NDArray
 
 from builder.ap import coco_rows, evaluate
 from codetr_client.detections import Detections
+from codetr_client.outputs import make_folder, refuse_overwriting, write_whole
 from perf import machine
 from perf.accuracy.dataset import CocoImage, Dataset, by_orientation
+from serving.errors import CodetrError
+
+# What an evaluation writes to its folder; RESULTS is what an interrupted one continues from.
+RESULTS, DETECTIONS, ACCURACY = "results.jsonl", "detections.json", "accuracy.json"
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,28 @@ def _mean(precision: NDArray[np.float64]) -> float:
     return float(known.mean()) if known.size else -1.0
 
 
+def check_output(output: Path, sources: Iterable[Path | None]) -> None:
+    """Check that an evaluation can write to `output` without replacing one of its sources or what is no run's.
+
+    Raises:
+        CodetrError: it cannot; nothing was detected yet.
+    """
+    make_folder(output)
+    written = [output / name for name in (RESULTS, DETECTIONS, ACCURACY)]
+    refuse_overwriting(written, sources)
+    if not written[0].exists() and (foreign := [path.name for path in written[1:] if os.path.lexists(path)]):
+        raise CodetrError(
+            f"{output} has {', '.join(foreign)} but no {RESULTS} of an earlier evaluation, so it wrote none of them; "
+            "name another --output"
+        )
+
+
 def report(
     dataset: Dataset, source: str, found: Mapping[int, Detections], category_ids: Mapping[int, int], output: Path
 ) -> dict[str, Any]:
     """Write `detections.json` (COCO results) and `accuracy.json` to `output` and return the latter's content."""
     results = coco_results(found, category_ids)
-    (output / "detections.json").write_text(json.dumps(results), encoding="utf-8")
+    write_whole(output / DETECTIONS, json.dumps(results).encode())
     annotated = {a["image_id"] for a in json.loads(dataset.annotations.read_text(encoding="utf-8"))["annotations"]}
     empty = [found[image.id].scores for image in dataset.images if image.id not in annotated]
     content = {
@@ -81,5 +103,5 @@ def report(
         "empty_images": len(empty),
         "highest_score_on_empty": max((float(scores.max(initial=0)) for scores in empty), default=0.0),
     }
-    (output / "accuracy.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(output / ACCURACY, (json.dumps(content, indent=1) + "\n").encode())
     return content

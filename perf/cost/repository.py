@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,32 +9,27 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from builder.repository import write_repository
+from builder.co_dino.config import SwinConfig, Variant
+from builder.engines.kinds import BuiltEngine, EngineKind
+from builder.export import InputSpec
+from builder.repository import CANDIDATES, write_repository
 from perf.cost.cases import MAX_BATCH_SIZE, Case
-from serving.contract import DETECTOR, MAX_DETECTIONS, POSTPROCESS, PREPROCESS
-from serving.manifest import FILES, MANIFEST, sha256
+from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS
 
 MODEL = Path(__file__).with_name("fixed_cost_model.py")
+# A Python model, which is its own engine file.
+FIXED_COST = EngineKind("fixed cost", "model.py", "configs/onnx.pbtxt", None, ("float32",), ("cpu",))
 
 
 def write_cost_repository(destination: Path, case: Case, cost_ms: float) -> Path:
     """Write the repository of a case, with an engine of `cost_ms` milliseconds a batch, and return its folder."""
     write_repository(
         destination,
-        engine_file=MODEL,
-        kind="onnx",  # whose detector is a Python model; its code and settings are replaced below
-        height=case.height,
-        width=case.width,
-        max_batch_size=MAX_BATCH_SIZE,
-        max_detections=MAX_DETECTIONS,
-        class_names=("object",),
-        manifest={},
+        BuiltEngine(MODEL, FIXED_COST, "cpu", CANDIDATES),
+        Variant("fixed cost", SwinConfig(), num_classes=1, class_names=("object",)),
+        InputSpec(case.height, case.width, MAX_BATCH_SIZE),
+        {"engine": FIXED_COST.name, "cost_ms": cost_ms},
     )
-    code = destination / DETECTOR / "1" / "model.py"
-    (destination / DETECTOR / "1" / "model.onnx").replace(code)
-    files = {str(code.relative_to(destination)): sha256(code)}
-    manifest = {"engine": "fixed cost", "cost_ms": cost_ms, FILES: files}
-    (destination / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     _edit(destination, DETECTOR, lambda config: _set_detector(config, case, cost_ms))
     _edit(destination, PREPROCESS, lambda config: _set_instances(config, case.preprocess))
     _edit(destination, POSTPROCESS, lambda config: _set_instances(config, case.postprocess))

@@ -16,7 +16,7 @@ import psutil
 from perf.load.config import LoadConfig
 from perf.load.limits import STATUS_LIMIT
 from perf.load.timing import connect
-from perf.records import RESULTS_NAME
+from perf.records import RESULTS_NAME, remove_earlier
 from perf.report import load_record
 from serving.child import bound_to_us
 from serving.errors import CodetrError
@@ -38,7 +38,7 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
     results = config.folder / RESULTS_NAME
     _check(config, results)
     config.folder.mkdir(parents=True, exist_ok=True)
-    results.unlink(missing_ok=True)
+    remove_earlier(config.folder)
     process = subprocess.Popen(bound_to_us(command(config, web, locust_options)), env=config.environment())
     with _handing_on_sigterm(process):
         status = _wait(process)
@@ -53,7 +53,7 @@ def _check(config: LoadConfig, results: Path) -> None:
         raise CodetrError(f"--server-pid {config.server_pid}: there is no such process")
     if config.baseline:
         load_record(Path(config.baseline), "load")
-        if Path(config.baseline).resolve() == results.resolve():
+        if results.exists() and results.samefile(config.baseline):
             raise CodetrError(f"--baseline {config.baseline} is what this run writes: name another --output")
     with connect(config) as client:
         client.check()

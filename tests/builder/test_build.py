@@ -14,10 +14,11 @@ from builder.demo.dataset import write_dataset
 from builder.engines import EngineError, output_of, plugin_onnx
 from builder.export import InputSpec
 from builder.manifest import describe, variant_of
-from builder.verify import VerificationError
+from builder.verify import VerificationError, served
 from serving.errors import CodetrError
 from serving.manifest import engine_names, read_manifest
-from tests.smallest import SMALLEST, stand_in_engine
+from serving.rules import Suppression
+from tests.smallest import SMALLEST, built
 
 SPEC = InputSpec(64, 96)
 SMALL = get_variant("co_dino_r50_12e").derive("small", num_classes=8, num_queries=50)
@@ -55,18 +56,20 @@ def stand_in(monkeypatch):
     def export(detector, spec):
         made.detector = detector
 
-    def load(path, spec):
+    def build(program, path, settings):
+        path.write_bytes(b"an engine")
+        return built(file=path)
+
+    def load(path, spec, device):
         def run(images, image_sizes):
             boxes, *rest = made.detector(torch.from_numpy(images), torch.from_numpy(image_sizes))
             return output_of(tensor.detach() for tensor in (boxes + made.shift, *rest))
 
         return run
 
-    engine = stand_in_engine(
-        FILE_NAME="model.onnx", build=lambda program, path: path.write_bytes(b"an engine"), load=load
-    )
     monkeypatch.setattr("builder.build.export_detector", export)
-    monkeypatch.setattr("builder.build._engine", lambda options: engine)
+    monkeypatch.setattr("builder.engines.onnx.build", build)
+    monkeypatch.setattr("builder.engines.onnx.load", load)
     return made
 
 
@@ -86,6 +89,17 @@ def test_a_second_name_is_added_and_the_same_is_refused_at_once(tmp_path, stand_
     monkeypatch.setattr("builder.build.load", lambda options: pytest.fail("the weights were loaded"))
     with pytest.raises(CodetrError, match="has an engine portrait; give the new one another --name"):
         build_repository(BuildOptions(SMALLEST, SPEC, name="portrait"), repository)
+
+
+def test_verification_and_server_suppress_as_the_variant(tmp_path, stand_in, photos, monkeypatch):
+    used = []
+    monkeypatch.setattr("builder.report.served", lambda *args: used.append(args[-1]) or served(*args))
+    monkeypatch.setattr("builder.verify.average_precision", lambda *args: used.append(args[-1]))
+    variant = dataclasses.replace(SMALLEST, suppression=Suppression("hard", 0.5, score_threshold=0.125))
+    build_repository(BuildOptions(variant, SPEC, verify_images=photos), tmp_path / "repository")
+    assert used == [variant.suppression] * 4
+    config = (tmp_path / "repository" / "codetr_postprocess" / "config.pbtxt").read_text()
+    assert all(f'string_value: "{value}"' in config for value in ("hard", "0.5", "0.125"))
 
 
 def test_the_report_is_in_the_repository(tmp_path, stand_in, photos):
@@ -212,7 +226,7 @@ def test_the_shapes_detector_is_compared_by_ap_too(tmp_path, stand_in):
 @pytest.mark.parametrize("name", ["co_dino_swin_l_o365", "co_dino_r50_lsj_36e"])
 def test_a_manifest_gives_its_variant_back(name):
     variant = dataclasses.replace(get_variant(name), class_names=tuple(map(str, range(80))))
-    manifest = describe(variant, None, 7, "onnx", "float32", SPEC, None)
+    manifest = describe(variant, None, 7, built(), "float32", SPEC, None)
     assert variant_of(json.loads(json.dumps(manifest))) == variant
     assert (manifest["weights"], manifest["seed"]) == (None, 7)
 

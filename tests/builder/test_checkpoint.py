@@ -286,9 +286,7 @@ def test_its_own_class_names_decide_over_a_preset(data_dir):
     variant = load_detector("co_dino_r50_12e", {"state_dict": tensors, "meta": meta}).variant
     assert (variant.class_names, variant.num_classes) == (("cat", "lynx", "puma"), 3)
     assert variant.box_ap is None
-    with pytest.raises(
-        CheckpointError, match=r"another class count: the checkpoint has 3 classes, variant 'co_dino_r50_12e' has 80"
-    ):
+    with pytest.raises(CheckpointError, match=r"another class count: the checkpoint has 3 classes, variant .* has 80"):
         load_detector("co_dino_r50_12e", tensors)
 
 

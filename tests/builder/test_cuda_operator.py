@@ -257,7 +257,7 @@ def test_misfits_are_refused(cuda):
     for arguments, message in [
         ((value, reference.half(), offsets, logits, sizes), "reference_points has the wrong type"),
         ((value, reference, offsets.float(), logits, sizes), "sampling_offsets has the wrong type"),
-        ((value, reference, offsets, logits[:, :4], sizes), "attention_logits must have size 5"),
+        ((value, reference, offsets, logits[:, :4], sizes), "attention_logits must have shape"),
         ((value, reference, offsets, logits, sizes[:-2]), "spatial_shapes must hold"),
         ((value[:, 1:], reference, offsets, logits, sizes), "tokens"),
         ((value, reference.cpu(), offsets, logits, sizes), "device of value"),

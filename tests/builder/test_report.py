@@ -11,6 +11,7 @@ from builder.report import WORST, write_report
 from builder.samples import Samples
 from builder.variants import get_variant
 from builder.verify import LIMITS, Comparison, Verification, VerificationError, compare, overall
+from tests.smallest import built
 
 NAMES = [f"image-{index}.png" for index in range(6)]
 SAMPLES = Samples([np.full((30, 40, 3), 90, np.uint8)] * len(NAMES), NAMES)
@@ -33,7 +34,7 @@ def comparison(moved=(), ap=None):
 
 
 def written(folder, compared):
-    about = describe(get_variant("co_dino_demo"), None, 0, "onnx", "float32", InputSpec(64, 96, 2), compared.result)
+    about = describe(get_variant("co_dino_demo"), None, 0, built(), "float32", InputSpec(64, 96, 2), compared.result)
     path = write_report(folder, compared, SAMPLES, about)
     return path.read_text(), json.loads((folder / "verification.json").read_text())
 

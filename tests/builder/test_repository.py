@@ -7,20 +7,27 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
-from builder.repository import TEMPLATES, _adding, check_destination, write_repository
+from builder.engines.kinds import KINDS, BuiltEngine
+from builder.export import InputSpec
+from builder.repository import CANDIDATES, TEMPLATES, _adding, check_destination, write_repository
+from builder.variants import SwinConfig, Variant
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
 from serving.errors import CodetrError
-from serving.manifest import check_files, engine_names, read_manifest, sha256
+from serving.manifest import check_files, engine_names, manifest_path, older_manifest, read_manifest, sha256
+from serving.postprocess import PostprocessSettings
+from serving.rules import Suppression
+from serving.triton import parse_settings
 
-SIZES: dict[str, Any] = {"height": 64, "width": 96, "max_batch_size": 3, "max_detections": 12}
+TINY = Variant("tiny", SwinConfig(), num_classes=2, num_queries=6, max_detections=12, class_names=("cat", "Bär"))
 
 
 @pytest.fixture
@@ -30,9 +37,19 @@ def engine_file(tmp_path: Path) -> Path:
     return path
 
 
-def write(destination: Path, engine_file: Path, **options: Any) -> Path:
-    usual = {**SIZES, "kind": "onnx", "class_names": ["cat", "Bär"], "manifest": {"variant": "tiny"}}
-    return write_repository(destination, engine_file=engine_file, **{**usual, **options})
+def write(
+    destination: Path,
+    engine_file: Path,
+    kind: str = "onnx",
+    output_names: tuple[str, ...] = CANDIDATES,
+    extra_files: tuple[Path, ...] = (),
+    height: int = 64,
+    width: int = 96,
+    **options: Any,
+) -> Path:
+    engine = BuiltEngine(engine_file, KINDS[kind], KINDS[kind].devices[0], output_names, extra_files)
+    variant, spec = options.pop("variant", TINY), InputSpec(height, width, 3)
+    return write_repository(destination, engine, variant, spec, {"variant": "tiny"}, **options)
 
 
 def read_config(repository: Path, model: str) -> Any:
@@ -55,7 +72,7 @@ COMMON = CONFIGS | {
     "codetr_preprocess/1/model.py",
     "codetr_postprocess/1/model.py",
     "codetr_detector/warmup/image_sizes",
-    "manifest.json",
+    "codetr_detector/manifest.json",
 }
 
 
@@ -109,6 +126,15 @@ def test_class_names_and_rows_are_parameters(tmp_path: Path, engine_file: Path) 
     assert read_config(repository, POSTPROCESS).parameters["max_detections"].string_value == "12"
 
 
+@pytest.mark.parametrize("rule", [Suppression(), Suppression("hard", 0.5, 0.01, 0.25, True), Suppression("none")])
+def test_the_server_suppresses_as_the_variant(tmp_path: Path, engine_file: Path, rule: Suppression) -> None:
+    repository = write(tmp_path / "repository", engine_file, variant=replace(TINY, suppression=rule))
+    config = json.loads(
+        json_format.MessageToJson(read_config(repository, POSTPROCESS), preserving_proto_field_name=True)
+    )
+    assert parse_settings(PostprocessSettings, config) == PostprocessSettings.of(rule, 12)
+
+
 def test_the_ensemble_maps_a_plans_own_output_names(tmp_path: Path, engine_file: Path) -> None:
     names = ("output0", "output1", "output2")
     repository = write(tmp_path / "repository", engine_file, kind="tensorrt", output_names=names)
@@ -123,7 +149,7 @@ def test_the_ensemble_maps_a_plans_own_output_names(tmp_path: Path, engine_file:
 def test_manifest_holds_the_hash_of_every_engine_file(tmp_path: Path, engine_file: Path) -> None:
     data = tmp_path / "model.onnx.data"
     data.write_bytes(b"weights")
-    repository = write(tmp_path / "repository", engine_file, extra_files=[data])
+    repository = write(tmp_path / "repository", engine_file, extra_files=(data,))
     assert read_manifest(repository) == {
         "variant": "tiny",
         "files": {
@@ -160,7 +186,7 @@ def test_a_foreign_folder_is_refused_unless_told_and_keeps_its_files(tmp_path: P
         write(folder, engine_file)
     assert files(folder) == {"holiday.jpg"}
     write(folder, engine_file, overwrite=True)
-    assert files(folder) > {"holiday.jpg", "manifest.json"}
+    assert files(folder) > {"holiday.jpg", "codetr_detector/manifest.json"}
 
 
 def test_a_folder_that_holds_folders_is_refused_with_their_names(tmp_path: Path, engine_file: Path) -> None:
@@ -248,7 +274,7 @@ def test_a_second_engine_has_its_own_ensemble_and_leaves_the_first_alone(tmp_pat
     write(repository, engine_file, name="large", height=128, width=160)
     assert {key: value for key, value in content(repository).items() if key in before} == before
     assert files(repository) - before.keys() == {
-        "large.manifest.json",
+        "large_detector/manifest.json",
         "large/config.pbtxt",
         "large_preprocess/config.pbtxt",
         "large_preprocess/1/model.py",
@@ -286,7 +312,7 @@ def test_impossible_names_are_refused(tmp_path: Path, engine_file: Path, name: s
     assert files(tmp_path) == {"some-engine.bin"}
 
 
-@pytest.mark.parametrize("renames", range(10))  # five old parts go, five new ones come
+@pytest.mark.parametrize("renames", range(8))  # four old parts go, four new ones come
 def test_ctrl_c_between_two_renames_leaves_what_was_there(
     tmp_path: Path, engine_file: Path, monkeypatch: pytest.MonkeyPatch, renames: int
 ) -> None:
@@ -357,14 +383,26 @@ def test_what_was_there_survives_a_failure(tmp_path: Path, engine_file: Path, mo
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "some-engine.bin"}
 
 
+@pytest.mark.parametrize("name", ["codetr", "large"])
+def test_an_engine_of_an_older_repository_is_replaced_with_its_manifest(
+    tmp_path: Path, engine_file: Path, name: str
+) -> None:
+    repository = write(tmp_path / "repository", engine_file, name=name)
+    older = repository / older_manifest(name)
+    manifest_path(repository, name).rename(older)  # as before it lay in the detector's folder
+    assert engine_names(repository) == [name]
+    check_files(repository, name)
+    engine_file.write_bytes(b"another")
+    write(repository, engine_file, name=name, overwrite=True)
+    assert not older.exists()
+    assert set(read_manifest(repository, name)["files"].values()) == {sha256(engine_file)}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"kind": "caffe"}, "kind: expected one of tensorrt, onnx, torch, got 'caffe'", id="kind"),
-        pytest.param({"max_batch_size": 0}, "max_batch_size: expected at least 1, got 0", id="batch"),
-        pytest.param({"height": -1}, "height: expected at least 1, got -1", id="height"),
-        pytest.param({"output_names": ["a"]}, "output_names: expected the names of boxes, scores, labels", id="names"),
-        pytest.param({"extra_files": [Path("nowhere")]}, "no engine file at nowhere", id="missing file"),
+        pytest.param({"output_names": ("a",)}, "outputs: expected the names of boxes, scores, labels", id="names"),
+        pytest.param({"extra_files": (Path("nowhere"),)}, "no engine file at nowhere", id="missing file"),
     ],
 )
 def test_impossible_arguments_are_refused_before_anything_is_written(

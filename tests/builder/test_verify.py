@@ -19,6 +19,7 @@ from builder.verify import (
     run_batched,
     verify,
 )
+from serving.rules import Suppression
 
 
 def output(boxes, scores, labels):
@@ -129,6 +130,14 @@ def test_the_annotations_themselves_have_an_ap_of_1():
     assert average_precision(exact, samples) == pytest.approx(1)
     assert average_precision(annotated(shift=0.01)[1], samples) < 0.9
     assert average_precision(exact, Samples(samples.images, samples.names)) is None
+
+
+def test_the_ap_is_that_of_the_variants_suppression():
+    samples, exact = annotated()
+    twice = EngineOutput(*(np.repeat(part, 2, axis=1) for part in exact))  # every second candidate is superfluous
+    hard, none = (average_precision(twice, samples, Suppression(kind)) for kind in ("hard", "none"))
+    assert hard == pytest.approx(1)
+    assert none < 0.9
 
 
 LIMIT = Limits(min_matched=0.9, max_usual_score_difference=0.1, max_ap_loss=0.01)

@@ -103,3 +103,118 @@ def test_a_second_run_overwrites_the_first(folder: Path, tmp_path: Path) -> None
     for _ in range(2):
         detect_files(StubDetector(), [folder / "b.jpg"], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.jpg", RESULTS_NAME]
+
+
+def copies(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_photographs_in_the_output_folder_survive_and_are_not_joined_by_their_pictures(folder: Path) -> None:
+    before = copies(folder)
+    for _ in range(3):
+        results = detect_files(StubDetector(), find_images([str(folder)]), folder)
+        assert [result.picture.name for result in results if isinstance(result, Detected)] == [
+            "a.jpg",
+            "b-2.jpg",
+            "b-3.jpg",
+        ]
+    assert {name: content for name, content in copies(folder).items() if name in before} == before
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.jp*"], ids=["folder", "glob"])
+def test_a_second_search_leaves_out_pictures_of_the_first_run_but_no_photograph(folder: Path, pattern: str) -> None:
+    first = find_images([f"{folder}{pattern}"])
+    detect_files(StubDetector(), first, folder / "out")
+    Image.new("RGB", (64, 48)).save(folder / "out" / "photograph.jpg")
+    assert find_images([f"{folder}{pattern}"]) == sorted([*first, folder / "out" / "photograph.jpg"])
+    (folder / "out" / "photograph.jpg").unlink()
+    with pytest.raises(CodetrError, match=r"no images in .*other than annotated pictures"):
+        find_images([str(folder / "out")])
+
+
+def test_a_photograph_put_in_place_of_a_picture_is_a_photograph(folder: Path) -> None:
+    detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
+    Image.new("RGB", (8, 8), "red").save(folder / "out" / "b.jpg")
+    before = copies(folder / "out")
+    assert folder / "out" / "b.jpg" in find_images([str(folder)])
+    (result,) = detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
+    assert isinstance(result, Detected)
+    assert result.picture.name == "b-2.jpg"
+    assert (folder / "out" / "b.jpg").read_bytes() == before[str(folder / "out" / "b.jpg")]
+
+
+def link(kind: str, source: Path, name: Path) -> None:
+    (name.symlink_to if kind == "symlink" else name.hardlink_to)(source)
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link"])
+def test_a_link_to_a_source_is_not_written_through(folder: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "out").mkdir()
+    link(kind, folder / "b.jpg", tmp_path / "out" / "b.jpg")
+    before = copies(folder)
+    (result,) = detect_files(StubDetector(), [folder / "b.jpg"], tmp_path / "out")
+    assert isinstance(result, Detected)
+    assert result.picture.name == "b-2.jpg"
+    assert copies(folder) == before
+
+
+def test_an_own_picture_given_as_a_source_is_not_overwritten(folder: Path) -> None:
+    detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
+    before = (folder / "out" / "b.jpg").read_bytes()
+    (result,) = detect_files(StubDetector(), [folder / "inner" / ".." / "out" / "b.jpg"], folder / "out")
+    assert isinstance(result, Detected)
+    assert result.picture.name == "b-2.jpg"
+    assert (folder / "out" / "b.jpg").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"images": [], "annotations": [], "categories": []}', "[]", "not JSON"],
+    ids=["COCO data set", "COCO results", "text"],
+)
+def test_a_foreign_results_file_is_refused_before_anything_is_detected(
+    folder: Path, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / RESULTS_NAME).write_text(content)
+    with pytest.raises(CodetrError, match=r"detections\.json would be overwritten, but no earlier run wrote it"):
+        detect_files(StubDetector(lives=0), [folder / "b.jpg"], tmp_path)
+    assert (tmp_path / RESULTS_NAME).read_text() == content
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "notes.txt/inner"])
+def test_an_output_that_is_a_file_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(CodetrError, match=r"notes.*: it is a file or lies in one; expected a folder"):
+        detect_files(StubDetector(lives=0), [folder / "b.jpg"], folder / name)
+    assert (folder / "notes.txt").read_text() == "not an image"
+
+
+def test_one_stem_with_two_suffixes_gets_two_pictures(folder: Path, tmp_path: Path) -> None:
+    for name in ("c.PNG", "c.JFIF", "C.jpg"):
+        Image.new("RGB", (8, 8)).save(folder / name, "JPEG")
+    found = [path for path in find_images([str(folder)]) if path.stem in "Cc"]
+    results = detect_files(StubDetector(), found, tmp_path / "out")
+    pictures = [result.picture.name for result in results if isinstance(result, Detected)]
+    assert pictures == ["C.jpg", "c-2.jpg", "c-3.jpg"], "also where a disk knows no case"
+
+
+def test_hidden_files_and_folders_of_a_folder_are_left_out(folder: Path) -> None:
+    before = find_images([str(folder)])
+    (folder / ".thumbnails").mkdir()
+    (folder / "folder.jpg").mkdir()
+    for name in ("._b.jpg", ".DS_Store", ".thumbnails/b.jpg"):
+        (folder / name).write_bytes(b"\xff\xd8")
+    assert find_images([str(folder)]) == before
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_former_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
+    before = (folder / "out" / "b.jpg").read_bytes()
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(CodetrError, match=r"cannot write .*: No space left on device"):
+        detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
+    assert (folder / "out" / "b.jpg").read_bytes() == before
+    assert not list((folder / "out").glob(".*")), "no partial file"

@@ -63,7 +63,7 @@ def test_without_sizes_they_are_the_published_ones(seen: list[Any]) -> None:
 def test_a_repository_gives_size_and_precision(
     seen: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found = Target(get_variant("co_dino_demo"), InputSpec(64, 96, 4), "torch", "float16", tmp_path, exists=True)
+    found = Target(get_variant("co_dino_demo"), InputSpec(64, 96, 4), "torch", "float16", tmp_path, "cpu", exists=True)
     monkeypatch.setattr(perf.engine_targets, "existing_targets", lambda repository, name: [found])
     assert invoke("--random-weights", "--repository", str(tmp_path)).exit_code == 0
     assert seen[0] == [found]

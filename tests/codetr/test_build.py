@@ -10,11 +10,13 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from builder.demo import DEMO_WEIGHTS
 from builder.variants import get_variant
 from codetr import cli
 from serving.errors import CodetrError
+from serving.rules import Suppression
 from tests.smallest import SMALLEST
 
 DEMO = ["co_dino_demo", "--weights", str(DEMO_WEIGHTS)]
@@ -48,6 +50,17 @@ def fault(tmp_path, monkeypatch, capsys):
         pytest.param([*DEMO, "--width", "5000"], "width=5000 is too large; expected 32 to 4096", id="large"),
         pytest.param([*DEMO, "--height", "0"], "height=0 is too small; expected 32 to 4096", id="no height"),
         pytest.param([*DEMO, "--width", "0"], "width=0 is too small; expected 32 to 4096", id="no width"),
+        pytest.param(
+            [*DEMO, "--height", "32", "--width", "32"],
+            "height=32 and width=32 give variant 'co_dino_demo' 86 encoder tokens, of which it takes num_queries=150",
+            id="fewer tokens than queries",
+        ),
+        pytest.param(
+            ["co_dino_r50_12e", "--weights", "absent.pth", "--height", "64", "--width", "64", "--plugin-nodes"],
+            "height=64 and width=64 give variant 'co_dino_r50_12e' 341 encoder tokens, of which it takes "
+            "num_queries=900",
+            id="fewer tokens than queries, before weights",
+        ),
         pytest.param([*DEMO, "--static-batch"], "a static batch above 1 cannot be served", id="static batch"),
         pytest.param([*DEMO, "--precision", "fp16"], "no precision fp16; give fp32, or use --engine torch", id="fp16"),
         pytest.param(
@@ -85,6 +98,17 @@ def test_another_class_count_is_named(fault, tmp_path):
     torch.save({"state_dict": weights}, tmp_path / "three.pth")
     line = fault("co_dino_demo", "--weights", str(tmp_path / "three.pth"))
     assert "the checkpoint has 3 classes, variant 'co_dino_demo' has 8; name its classes with --classes FILE" in line
+
+
+def test_the_suppression_can_be_set(fault, monkeypatch):
+    def build(options, *arguments):
+        raise CodetrError(f"{options.variant.suppression}")
+
+    monkeypatch.setattr("builder.build.build_repository", build)
+    line = fault(*DEMO, "--nms", "hard", "--iou-threshold", "0.6", "--score-threshold", "0.1", "--class-agnostic")
+    assert line == f"error: {Suppression('hard', 0.6, score_threshold=0.1, class_agnostic=True)}"
+    assert fault(*DEMO) == f"error: {Suppression()}"
+    assert "iou_threshold: expected a number in 0..1, got 1.5" in fault(*DEMO, "--iou-threshold", "1.5")
 
 
 def test_the_classes_of_a_fine_tuned_checkpoint(fault, monkeypatch, tmp_path):
@@ -157,7 +181,7 @@ def test_a_gpu_without_room(fault, monkeypatch, batch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 2**30, 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    monkeypatch.setattr("builder.engines.torch.check", lambda: None)
+    monkeypatch.setattr("builder.engines.torch.check", lambda uses_operator: None)
     monkeypatch.setattr("builder.build.export_detector", lambda *arguments: pytest.fail("the export was started"))
     line = fault(*DEMO, "--engine", "torch", "--batch", str(batch), "--height", "640", "--width", "960")
     needed = batch * 640 * 960 * 1900 / 2**30 + 1
@@ -168,7 +192,7 @@ def test_a_gpu_without_room(fault, monkeypatch, batch):
 def test_a_failed_compilation_names_its_log(fault, monkeypatch, tmp_path):
     from builder.engines import EngineError, onnx
 
-    def build(program, path):
+    def build(program, path, settings):
         print("a compiler's complaint")
         raise EngineError("no ONNX form of aten::x")
 
@@ -204,3 +228,23 @@ def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path, sent, status):
     assert "verify" not in output
     assert [path.name for path in tmp_path.iterdir()] == ["tmp"]
     assert [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("codetr-")] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        pytest.param("repository/codetr_detector/1/w.pth", ["--overwrite"], id="weights in the engine's folder"),
+        pytest.param("repository/model.onnx", ["--plugin-nodes", "--overwrite"], id="weights called as the ONNX file"),
+        pytest.param("w.pth", ["--timing-cache", "w.pth", "--engine", "tensorrt"], id="weights as timing cache"),
+    ],
+)
+def test_a_source_that_would_be_replaced_is_refused(tmp_path, monkeypatch, source, options):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / source
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(DEMO_WEIGHTS, path)
+    arguments = ["build", DEMO[0], "--weights", source, "--repository", "repository", *options]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert isinstance(result.exception, CodetrError)
+    assert "replaced" in str(result.exception) or "overwritten, but it is read" in str(result.exception)
+    assert path.read_bytes() == DEMO_WEIGHTS.read_bytes()

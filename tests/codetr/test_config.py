@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -12,7 +13,8 @@ from builder.variants import Variant, VariantError
 from codetr import cli
 from codetr.config import given_variant, read_variant, variant_name
 from serving.errors import CodetrError
-from tests.smallest import SMALLEST
+from serving.manifest import FILES, older_manifest
+from tests.smallest import SMALLEST, built
 
 NAMES = "give either a VARIANT (`codetr variants` lists them) or --config FILE of your own network"
 
@@ -147,10 +149,10 @@ class TestExistingEngines:
         from builder.manifest import describe
 
         variant = SMALLEST.derive("other_name", num_queries=30)
-        manifest = describe(variant, None, 0, "onnx", "float32", InputSpec(64, 64, 1, True), None)
+        manifest = describe(variant, None, 0, built(), "float32", InputSpec(64, 64, 1, True), None)
         folder = tmp_path / "repository"
         folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"files": {}}), encoding="utf-8")
+        (folder / older_manifest("codetr")).write_text(json.dumps(manifest | {FILES: {}}), encoding="utf-8")
         return folder
 
     @pytest.fixture(autouse=True)
@@ -177,10 +179,8 @@ class TestExistingEngines:
         config.write_text("num_queries = 30\nclass_names = ('a', 'b', 'c', 'd')")
         assert "class_names differ in a, b, c, d;" in fault("verify", repository, "--config", config)
 
-    @pytest.mark.parametrize(("queries", "expected"), [(30, "reached"), (31, "num_queries is 30, expected 31")])
+    @pytest.mark.parametrize(("queries", "expected"), [(30, "error: reached"), (31, "num_queries is 30, expected 31;")])
     def test_bench_engine(self, fault, monkeypatch, repository, config, queries, expected):
-        from types import SimpleNamespace
-
         def run(*arguments):
             raise CodetrError("reached")
 
@@ -215,11 +215,11 @@ class TestEvaluate:
     def detector(self, monkeypatch):
         """Has the PyTorch detector say what it would be."""
 
-        def detect(variant: Variant, weights, precision, device):
+        def detect(variant: Variant, weights, precision, device, setup):
             raise CodetrError(f"{variant.name} {variant.num_queries} {weights.name}")
 
         monkeypatch.setattr("perf.accuracy.detectors.pytorch_detect", detect)
-        monkeypatch.setattr("perf.accuracy.dataset.read_dataset", lambda *arguments: None)
+        monkeypatch.setattr("perf.accuracy.dataset.read_dataset", lambda *arguments: SimpleNamespace(images=()))
 
     def test_it_measures_the_configs_network(self, fault, config, data):
         options = ["--source", "pytorch", "--config", config, "--weights", "w.pth"]

@@ -8,12 +8,12 @@ import pytest
 from builder.export import InputSpec
 from builder.manifest import describe
 from codetr import cli
-from tests.smallest import SMALLEST
+from tests.smallest import SMALLEST, built
 
 
 @pytest.mark.parametrize("key", ["seed", "dynamic_batch", "weights"])
 def test_a_manifest_without_a_key_is_named(tmp_path, monkeypatch, capsys, key):
-    manifest = describe(SMALLEST, None, 0, "onnx", "float32", InputSpec(64, 96), None)
+    manifest = describe(SMALLEST, None, 0, built(), "float32", InputSpec(64, 96), None)
     del manifest[key]
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "files": {}}))
     monkeypatch.setattr(sys, "argv", ["codetr", "verify", str(tmp_path)])

@@ -16,6 +16,8 @@ import pytest
 from builder.demo.dataset import encode_jpeg
 from builder.demo.shapes import generate
 from codetr_client.client import CoDetrClient
+from codetr_client.wire import Protocol
+from perf.accuracy.detectors import built_variant, server_setup
 from serving.launch import TritonServer
 
 IMAGES, KILLED_AFTER = 80, 10
@@ -102,3 +104,10 @@ def test_killed_and_started_again_gives_the_same_figures(server: TritonServer, d
     assert json.loads((uninterrupted / "detections.json").read_text()) == json.loads(
         (killed / "detections.json").read_text()
     )
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_tells_its_size_and_rules(server: TritonServer, protocol: Protocol) -> None:
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    built = built_variant(server.options.repository, "codetr")[1]
+    assert server_setup(url, protocol, 30.0, "codetr") == built

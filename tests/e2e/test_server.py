@@ -22,11 +22,10 @@ import tritonclient.http
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from builder.repository import write_repository
 from serving.contract import ENSEMBLE, POSTPROCESS, contract
 from serving.errors import CodetrError
 from serving.launch import TritonServer, free_ports, running_server
-from tests.tiny_engine import CLASS_NAMES, MAX_DETECTIONS, tiny_candidates, write_tiny_engine
+from tests.tiny_engine import CLASS_NAMES, MAX_DETECTIONS, tiny_candidates, write_tiny_repository
 
 pytestmark = pytest.mark.server
 
@@ -36,18 +35,7 @@ OUTPUTS = [tensor.name for tensor in contract(1, 1)[ENSEMBLE].outputs]
 
 @pytest.fixture(scope="module")
 def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    return write_repository(
-        folder / "repository",
-        engine_file=write_tiny_engine(folder / "tiny.onnx"),
-        kind="onnx",
-        height=64,
-        width=96,
-        max_batch_size=4,
-        max_detections=MAX_DETECTIONS,
-        class_names=CLASS_NAMES,
-        manifest={},
-    )
+    return write_tiny_repository(tmp_path_factory.mktemp("tiny") / "repository")
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,12 @@ from typer.testing import CliRunner
 
 from builder.demo import CLASS_NAMES as SHAPES
 from builder.demo.dataset import write_dataset
-from builder.repository import write_repository
 from codetr.cli import app
 from codetr_client.client import CoDetrClient
 from perf.server import ALL_MODELS
 from serving.launch import TritonServer, running_server
 from tests.markers import needs_perf_analyzer
-from tests.tiny_engine import CLASS_NAMES, MAX_DETECTIONS, tiny_candidates, write_tiny_engine
+from tests.tiny_engine import CLASS_NAMES, tiny_candidates, write_tiny_repository
 
 pytestmark = pytest.mark.server
 
@@ -36,17 +35,8 @@ ENGINES = {
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     folder = tmp_path_factory.mktemp("both")
     for name, ((height, width), decay, class_names) in ENGINES.items():
-        write_repository(
-            folder / "repository",
-            engine_file=write_tiny_engine(folder / f"{name}.onnx", decay),
-            kind="onnx",
-            height=height,
-            width=width,
-            max_batch_size=4,
-            max_detections=MAX_DETECTIONS,
-            class_names=class_names,
-            manifest={},
-            name=name,
+        write_tiny_repository(
+            folder / "repository", height=height, width=width, decay=decay, class_names=class_names, name=name
         )
     with running_server(folder / "repository") as server:
         yield server

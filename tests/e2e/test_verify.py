@@ -13,7 +13,7 @@ from builder.verify import VerificationError
 from codetr.cli import app
 from serving.errors import CodetrError
 from serving.launch import ServerOptions, start_server
-from serving.manifest import MANIFEST, sha256
+from serving.manifest import manifest_path, sha256
 
 ENGINE = "codetr_detector/1/model.onnx"
 
@@ -53,9 +53,9 @@ def test_a_changed_byte_is_refused_before_start_and_at_verification(copy, checkp
 
 def test_a_changed_weight_with_a_matching_hash_is_found(copy, checkpoint):
     damage(copy)
-    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest = json.loads(manifest_path(copy).read_text())
     manifest["files"][ENGINE] = sha256(copy / ENGINE)
-    (copy / MANIFEST).write_text(json.dumps(manifest))
+    manifest_path(copy).write_text(json.dumps(manifest))
     with pytest.raises(VerificationError, match="does not reproduce the detector"):
         verify_repository(copy, "codetr", [checkpoint])
 

@@ -32,4 +32,4 @@ ENGINE = dataclasses.replace(
 
 
 def target(**changes: Any) -> Target:
-    return dataclasses.replace(Target(SMALL, SPEC, "onnx", "float32", Path("repository")), **changes)
+    return dataclasses.replace(Target(SMALL, SPEC, "onnx", "float32", Path("repository"), "cpu"), **changes)

@@ -19,7 +19,7 @@ from perf.accuracy.agreement import agreement, draw_worst
 from perf.accuracy.collect import collect
 from perf.accuracy.dataset import Dataset, by_orientation, category_of_label, read_dataset
 from perf.accuracy.detectors import Detect, open_server
-from perf.accuracy.scores import coco_results, report, score
+from perf.accuracy.scores import check_output, coco_results, report, score
 from serving import contract
 from serving.errors import CodetrError
 
@@ -222,3 +222,37 @@ def test_the_command_compares_with_itself(dataset: Dataset, tmp_path: Path) -> N
     assert result.exit_code == 0
     assert "AP pytorch co_dino_demo fp32 cpu - pytorch co_dino_demo fp32 cpu: +0.0000" in result.output
     assert "images=2" in result.output
+
+
+@pytest.mark.parametrize("name", ["annotations", "image", "weights"])
+def test_an_evaluation_overwrites_none_of_its_sources(dataset: Dataset, tmp_path: Path, name: str) -> None:
+    output, source = tmp_path / "out", tmp_path / "source"
+    output.mkdir()
+    source.write_text(name)
+    (output / "detections.json").hardlink_to(source)
+    (output / "results.jsonl").touch()
+    with pytest.raises(CodetrError, match=r"detections\.json would be overwritten, but it is read"):
+        check_output(output, [None, dataset.annotations, source])
+    check_output(output, [None, dataset.annotations])
+
+
+def test_an_evaluation_overwrites_no_file_of_somebody_else(dataset: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "detections.json").write_text("[]")
+    with pytest.raises(CodetrError, match=r"has detections\.json but no results\.jsonl of an earlier evaluation"):
+        check_output(tmp_path, [])
+    arguments = ["--annotations", dataset.annotations, "--images", dataset.images[0].path.parent]
+    options = ["--output", tmp_path, "--source", "pytorch"]
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments + options)])
+    assert isinstance(result.exception, CodetrError)
+    assert (tmp_path / "detections.json").read_text() == "[]"
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_the_worst_pictures_leave_photographs_alone(dataset: Dataset, tmp_path: Path) -> None:
+    found = run(dataset, tmp_path, truth(dataset))
+    first = draw_worst(dataset, found, found, tmp_path / "worst", count=1)[0][0]
+    first.write_bytes(b"a photograph")
+    for _ in range(2):
+        ((second, _),) = draw_worst(dataset, found, found, tmp_path / "worst", count=1)
+        assert second.stem == f"{first.stem}-2"
+    assert first.read_bytes() == b"a photograph"

@@ -177,7 +177,7 @@ def test_pytorch_is_measured_in_float32_and_half(precision: Any, device: str, ex
 
 def test_prepared_inference_is_the_engines(tmp_path: Path) -> None:
     images, sizes = np.full((2, 64, 96, 3), 200, np.uint8), np.array([[64, 96], [32, 96]], np.int32)
-    loaded = onnx_engine.load(write_tiny_engine(tmp_path / "model.onnx"), SPEC)
+    loaded = onnx_engine.load(write_tiny_engine(tmp_path / "model.onnx"), SPEC, "cpu")
     for expected, actual in zip(loaded(images, sizes), loaded.prepare(images, sizes)(), strict=True):
         np.testing.assert_array_equal(actual, expected)
     detector = random_detector(SMALL)
@@ -205,7 +205,7 @@ def test_a_failing_trtexec_leaves_our_own_figure(
 @pytest.mark.gpu
 def test_on_a_gpu_pytorch_and_engine_are_measured(tmp_path: Path) -> None:
     bench = Bench(Options(seconds=0.1, profile=True), "cuda", tmp_path, stage, [])
-    on_gpu = target(engine="torch", precision="float16", repository=tmp_path / "repository")
+    on_gpu = target(engine="torch", precision="float16", device="cuda", repository=tmp_path / "repository")
     cases = list(bench.measure(on_gpu))
     assert [(case.implementation, case.precision) for case in cases] == [
         ("PyTorch", "float32"),
@@ -221,7 +221,7 @@ def test_on_a_gpu_pytorch_and_engine_are_measured(tmp_path: Path) -> None:
     assert compiled["kernels"]
 
     images, sizes = engine.noise(SPEC)
-    loaded = engine.engine_module("torch").load(on_gpu.file, SPEC)
+    loaded = engine.engine_kind("torch").module.load(on_gpu.file, SPEC, "cuda")
     replay = loaded.prepare(images, sizes)
     replay()
     for expected, actual in zip(loaded(images, sizes), replay(), strict=True):

@@ -10,7 +10,7 @@ from serving import launch
 from serving.contract import DETECTOR, ENSEMBLE, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
 from serving.launch import ServerOptions, check_repository, find_tritonserver, free_ports, is_warning, start_server
-from serving.manifest import manifest_name, sha256
+from serving.manifest import manifest_path, sha256
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def repository(tmp_path: Path) -> Path:
     for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
         (tmp_path / model / "1").mkdir(parents=True)
         (tmp_path / model / "config.pbtxt").touch()
-    (tmp_path / "manifest.json").write_text('{"files": {}}')
+    manifest_path(tmp_path).write_text('{"files": {}}')
     return tmp_path
 
 
@@ -33,7 +33,7 @@ def add_engine(repository: Path, name: str, plugin: str | None = None, **manifes
         path = f"{model_name(DETECTOR, name)}/1/{PLUGIN_LIBRARY}"
         (repository / path).write_text(plugin)
         files[path] = sha256(repository / path)
-    (repository / manifest_name(name)).write_text(json.dumps({"files": files, **manifest}))
+    manifest_path(repository, name).write_text(json.dumps({"files": files, **manifest}))
 
 
 def test_missing_repository_says_how_to_make_one(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_missing_repository_says_how_to_make_one(tmp_path: Path) -> None:
         check_repository(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("part", ["codetr/1", "codetr_detector/config.pbtxt", "manifest.json"])
+@pytest.mark.parametrize("part", ["codetr/1", "codetr_detector/config.pbtxt", "codetr_detector/manifest.json"])
 def test_incomplete_repository_names_the_part(repository: Path, part: str) -> None:
     check_repository(repository)
     path = repository / part
@@ -50,7 +50,7 @@ def test_incomplete_repository_names_the_part(repository: Path, part: str) -> No
         check_repository(repository)
 
 
-@pytest.mark.parametrize("part", ["large/1", "large_postprocess/config.pbtxt", "large.manifest.json"])
+@pytest.mark.parametrize("part", ["large/1", "large_postprocess/config.pbtxt", "large_detector/manifest.json"])
 def test_every_engine_must_be_complete(repository: Path, part: str) -> None:
     add_engine(repository, "large")
     check_repository(repository)
@@ -73,7 +73,7 @@ def test_every_engines_files_are_compared_with_their_hashes(repository: Path) ->
     add_engine(repository, "large", plugin="built")
     check_repository(repository)
     (repository / "large_detector" / "1" / PLUGIN_LIBRARY).write_text("changed")
-    with pytest.raises(CodetrError, match=rf"{PLUGIN_LIBRARY} is not the file that was built.* large\.manifest\.json"):
+    with pytest.raises(CodetrError, match=rf"{PLUGIN_LIBRARY} is not the file that was built.*, manifest\.json says"):
         check_repository(repository)
 
 

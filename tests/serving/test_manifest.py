@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,15 @@ import pytest
 
 from serving import manifest as module
 from serving.errors import CodetrError
-from serving.manifest import check_files, check_versions, compute_capabilities, engine_names, read_manifest, sha256
+from serving.manifest import (
+    check_files,
+    check_versions,
+    compute_capabilities,
+    cpu,
+    engine_names,
+    read_manifest,
+    sha256,
+)
 
 
 def test_sha256_of_more_than_one_block(tmp_path: Path) -> None:
@@ -23,7 +32,7 @@ def test_sha256_of_more_than_one_block(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param(None, "is incomplete: manifest.json is missing; build it again", id="missing"),
+        pytest.param(None, "is incomplete: codetr_detector/manifest.json is missing; build it again", id="missing"),
         pytest.param("{", "manifest.json is not JSON", id="cut short"),
         pytest.param("{}", "manifest.json lists no 'files'", id="of an older build"),
     ],
@@ -48,21 +57,37 @@ def test_files_are_compared_with_their_hashes(tmp_path: Path) -> None:
         check_files(tmp_path)
 
 
-def test_each_engine_has_its_manifest(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text('{"files": {}, "of": "codetr"}')
-    (tmp_path / "large.manifest.json").write_text('{"files": {"large.bin": "0"}, "of": "large"}')
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("codetr_detector/manifest.json", "large_detector/manifest.json"),
+        pytest.param(("manifest.json", "large.manifest.json"), id="an older repository"),
+        ("manifest.json", "large_detector/manifest.json"),
+    ],
+)
+def test_each_engine_has_its_manifest(tmp_path: Path, files: tuple[str, str]) -> None:
+    for file, content in zip(files, ({"files": {}}, {"files": {"large.bin": "0"}}), strict=True):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(json.dumps({**content, "of": "large" if "large" in file else "codetr"}))
     assert engine_names(tmp_path) == ["codetr", "large"]
     assert [read_manifest(tmp_path, name)["of"] for name in engine_names(tmp_path)] == ["codetr", "large"]
     check_files(tmp_path)
     with pytest.raises(CodetrError, match=r"incomplete: large.bin is missing"):
         check_files(tmp_path, "large")
-    with pytest.raises(CodetrError, match=r"incomplete: small.manifest.json is missing"):
+    with pytest.raises(CodetrError, match=r"incomplete: small_detector/manifest.json is missing"):
         read_manifest(tmp_path, "small")
 
 
 def test_a_detector_without_a_manifest_is_still_an_engine(tmp_path: Path) -> None:
     (tmp_path / "large_detector").mkdir()
     assert engine_names(tmp_path) == ["large"]
+
+
+def test_a_later_schema_is_refused_by_its_number(tmp_path: Path) -> None:
+    for schema in (3, "x", None):
+        (tmp_path / "manifest.json").write_text(json.dumps({"files": {}, "schema": schema}))
+        with pytest.raises(CodetrError, match=f"is of schema {schema}, this version reads up to 2; update"):
+            read_manifest(tmp_path)
 
 
 def write_manifest(folder: Path, name: str = "manifest.json", **changes: Any) -> None:
@@ -147,6 +172,81 @@ def test_what_is_not_judged(
     write_manifest(tmp_path, **changes)
     vars(machine).update(here)
     check_versions(tmp_path)
+
+
+OLD = "mmx sse sse2 avx avx2 fma"
+NEW = f"{OLD} avx512f avx512_vnni amx_tile"
+
+
+@pytest.fixture
+def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives this machine a made-up CPU: the flags of each core, and its architecture."""
+
+    def become(*cores: str, machine: str = "x86_64", key: str = "flags\t\t") -> None:
+        text = "".join(f"processor\t: {i}\n{key}: {flags}\nvmx flags\t: ept\n\n" for i, flags in enumerate(cores))
+        (tmp_path / "cpuinfo").write_text(text)
+        monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(module.platform, "machine", lambda: machine)
+
+    return become
+
+
+def test_a_cpu_that_lacks_instructions_is_refused_by_name(
+    tmp_path: Path, machine: SimpleNamespace, processor: Callable[..., None]
+) -> None:
+    processor(NEW)
+    write_manifest(tmp_path, engine="torch", cpu=cpu())
+    check_versions(tmp_path)
+    processor(OLD)
+    message = (
+        "the engine codetr in .* was built for a CPU with amx_tile, avx512_vnni, avx512f, which this machine's lacks; "
+        "build it again here"
+    )
+    with pytest.raises(CodetrError, match=message):
+        check_versions(tmp_path)
+
+
+def test_a_cpu_of_another_architecture_is_refused(
+    tmp_path: Path, machine: SimpleNamespace, processor: Callable[..., None]
+) -> None:
+    processor("asimd sve bf16", machine="aarch64", key="Features\t")
+    assert cpu() == {"machine": "aarch64", "features": ["asimd", "bf16", "sve"]}
+    write_manifest(tmp_path, engine="torch", cpu=cpu())
+    check_versions(tmp_path)
+    processor(NEW)
+    with pytest.raises(CodetrError, match="for processors of aarch64, this machine has x86_64; build it again here"):
+        check_versions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cores"),
+    [
+        pytest.param({"cpu": {"machine": "x86_64", "features": OLD.split()}}, [NEW], id="a CPU that can do more"),
+        pytest.param({}, [OLD], id="a manifest of an earlier build"),
+        pytest.param({"cpu": None}, [OLD], id="a package for a GPU"),
+        pytest.param({"cpu": {"machine": "x86_64", "features": []}}, [OLD], id="built where nothing was known"),
+        pytest.param({"cpu": {"machine": "x86_64", "features": NEW.split()}}, [], id="nothing known of this machine"),
+        pytest.param(
+            {"engine": "onnx", "cpu": {"machine": "x86_64", "features": NEW.split()}}, [OLD], id="ONNX chooses itself"
+        ),
+    ],
+)
+def test_cpus_that_are_not_judged(
+    tmp_path: Path, machine: SimpleNamespace, processor: Callable[..., None], changes: dict[str, Any], cores: list[str]
+) -> None:
+    processor(*cores)
+    write_manifest(tmp_path, **{"engine": "torch", **changes})
+    check_versions(tmp_path)
+
+
+def test_only_what_compilers_use_of_all_cores_is_recorded(processor: Callable[..., None]) -> None:
+    processor(f"{NEW} rtm msr hypervisor avx_vnni", f"{NEW} rtm")
+    assert cpu() == {"machine": "x86_64", "features": sorted(NEW.split())}
+
+
+def test_a_machine_without_cpuinfo_has_no_known_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CPUINFO", tmp_path / "absent")
+    assert cpu()["features"] == []
 
 
 @pytest.mark.parametrize(

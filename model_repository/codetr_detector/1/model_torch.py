@@ -13,18 +13,19 @@ class TritonPythonModel:
     """One instance of `codetr_detector`, a process of its own."""
 
     def initialize(self, args):
-        """Load `model.pt2`, which lies beside this file with the operator's library if it is for a GPU."""
+        """Load `model.pt2`, which lies beside this file with the operator's library if it calls that."""
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
         library = next(folder.glob("libcodetr_ms_deform_attn*.so"), None)
         height, width, _ = config["input"][0]["dims"]
         self.max_batch_size = int(config["max_batch_size"])
-        graphs = parse_settings(TorchSettings, config).cuda_graphs
+        settings = parse_settings(TorchSettings, config)
         self.run = TorchRunner(
             folder / "model.pt2",
             (int(height), int(width)),
+            settings.device,
             library,
-            range(1, self.max_batch_size + 1) if graphs else (),
+            range(1, self.max_batch_size + 1) if settings.cuda_graphs else (),
         )
 
     def execute(self, requests):

@@ -19,8 +19,9 @@ def detector(golden_config, golden_weights):
 
 @pytest.fixture(scope="module")
 def onnx_file(detector, tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / engine.FILE_NAME
-    engine.build(export_detector(detector, SPEC), path)
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    built = engine.build(export_detector(detector, SPEC), path)
+    assert (built.file, built.device, built.outputs) == (path, "cpu", ("boxes", "scores", "labels"))
     return path
 
 
@@ -33,7 +34,7 @@ def images():
 
 
 def compare(detector, path, images):
-    return verify(detector, engine.load(path, SPEC), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
+    return verify(detector, engine.load(path, SPEC, "cpu"), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
 
 
 def test_file_follows_the_contract(onnx_file):

@@ -29,9 +29,12 @@ def program_in(folder, name):
     return folder / name
 
 
-def program_on(device):
+def program_on(device, operators=(torch.ops.codetr.ms_deform_attn.default,)):
     """What `build` asks of an exported program."""
-    return SimpleNamespace(state_dict={"weight": SimpleNamespace(device=torch.device(device))})
+    return SimpleNamespace(
+        state_dict={"weight": SimpleNamespace(device=torch.device(device))},
+        graph=SimpleNamespace(nodes=[SimpleNamespace(target=operator) for operator in operators]),
+    )
 
 
 @pytest.fixture
@@ -48,23 +51,29 @@ def gpu(monkeypatch):
     return loaded
 
 
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """PyTorch finds a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
 def test_a_compiler_is_needed(path):
     with pytest.raises(EngineError, match="needs a C\\+\\+ compiler; install g\\+\\+, name another in CXX"):
-        engine.check()
+        engine.check(True)
     program_in(path, "g++")
-    engine.check()
+    engine.check(True)
 
 
 def test_another_compiler_is_named_in_cxx(path, monkeypatch):
     monkeypatch.setenv("CXX", str(program_in(path, "mygxx")))
-    engine.check()
+    engine.check(True)
 
 
 def test_a_wrong_cxx_is_named(path, monkeypatch):
     program_in(path, "g++")  # PyTorch calls what CXX says
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     with pytest.raises(EngineError, match=r"CXX=/nonexistent/g\+\+ is no program"):
-        engine.check()
+        engine.check(True)
     with pytest.raises(EngineError, match="CXX=/nonexistent"):
         engine.build(program_on("cpu"), path / "model.pt2")
 
@@ -73,7 +82,9 @@ def test_nvcc_is_looked_for_where_there_is_a_gpu(path, gpu, monkeypatch):
     program_in(path, "g++")
     asked = []
     monkeypatch.setattr(engine, "check_cuda_operator", lambda: asked.append(True))
-    engine.check()
+    engine.check(uses_operator=False)
+    assert asked == [], "a graph without the operator wants no compiler for it"
+    engine.check(uses_operator=True)
     assert asked == [True]
 
 
@@ -93,35 +104,35 @@ def runners(monkeypatch):
     """The arguments of every `TorchRunner`; none of them loads anything."""
     made = []
 
-    def runner(package, input_shape, library, batch_sizes):
-        made.append((package, input_shape, library, batch_sizes))
-        return SimpleNamespace(device=torch.device("cpu" if library is None else "cuda"))
+    def runner(package, input_shape, device, library, batch_sizes):
+        made.append((package, input_shape, device, library, batch_sizes))
+        return SimpleNamespace(place=device)
 
     monkeypatch.setattr(engine, "TorchRunner", runner)
     return made
 
 
-def test_a_package_runs_with_the_library_beside_it(tmp_path, gpu, runners):
+def test_a_package_runs_with_the_library_beside_it(tmp_path, a_gpu, gpu, runners):
     library = tmp_path / "libcodetr_ms_deform_attn_sm90_0123.so"
     library.touch()
-    loaded = engine.load(tmp_path / "model.pt2", SPEC)
+    loaded = engine.load(tmp_path / "model.pt2", SPEC, "cuda")
     assert gpu == [library], "not the one of the cache"
-    assert runners == [(tmp_path / "model.pt2", (64, 96), library, [1, 4])]
+    assert runners == [(tmp_path / "model.pt2", (64, 96), "cuda", library, [1, 4])]
     assert loaded.device == "cuda"
 
 
-def test_a_package_without_a_library_runs_on_the_cpu_even_beside_a_gpu(tmp_path, gpu, runners):
-    loaded = engine.load(tmp_path / "model.pt2", SPEC)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_package_without_a_library_runs_where_it_was_built_for(tmp_path, a_gpu, gpu, runners, device):
+    loaded = engine.load(tmp_path / "model.pt2", SPEC, device)
     assert gpu == []
-    assert runners[0][2] is None
-    assert loaded.device == "cpu"
+    assert runners[0][2:4] == (device, None)
+    assert loaded.device == device
 
 
 def test_a_package_for_a_gpu_is_named_where_there_is_none(tmp_path, monkeypatch, runners):
-    (tmp_path / "libcodetr_ms_deform_attn_sm90_0123.so").touch()
-    monkeypatch.setattr(engine, "device", lambda: "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(EngineError, match=re.escape(f"{tmp_path}/model.pt2 was compiled for an NVIDIA GPU")):
-        engine.load(tmp_path / "model.pt2", SPEC)
+        engine.load(tmp_path / "model.pt2", SPEC, "cuda")
     assert runners == []
 
 
@@ -133,30 +144,39 @@ def compiled(monkeypatch):
     def compile_and_package(program, package_path, inductor_configs):
         calls.append((program, package_path, inductor_configs))
 
-    monkeypatch.setattr(engine, "check", lambda: None)
+    monkeypatch.setattr(engine, "check", lambda uses_operator: None)
     monkeypatch.setattr(engine, "decompose_operator", lambda program: ("decomposed", program))
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_and_package)
     return calls
 
 
-def test_a_built_package_has_the_library_beside_it(tmp_path, monkeypatch, compiled):
+def test_a_built_package_has_the_library_beside_it(tmp_path, a_gpu, gpu, runners, monkeypatch, compiled):
     cached, package = tmp_path / "cache" / "libcodetr_ms_deform_attn_sm90_0123.so", tmp_path / "build" / "model.pt2"
     for file in (cached, package):
         file.parent.mkdir()
     cached.write_bytes(b"the operator")
-    monkeypatch.setattr(engine, "load_cuda_operator", lambda: cached)
+    monkeypatch.setattr(engine, "load_cuda_operator", lambda library=cached: library)
     program = program_on("cuda")
-    engine.build(program, package)
-    assert (package.parent / cached.name).read_bytes() == b"the operator"
+    built = engine.build(program, package)
+    assert (built.device, built.extra_files) == ("cuda", (engine.RUNNER_SOURCE, cached))
     assert compiled == [(program, str(package), {})], "the operator stays one node, which calls the library"
+    assert engine.load(package, SPEC, built.device).device == "cuda"
+    assert runners[0][3].read_bytes() == b"the operator"
 
 
 def test_a_package_for_the_cpu_is_decomposed_and_has_no_library(tmp_path, gpu, compiled):
     """Even beside a GPU: what counts is where the program was exported."""
     program = program_on("cpu")
-    engine.build(program, tmp_path / "model.pt2")
+    built = engine.build(program, tmp_path / "model.pt2")
+    assert (built.device, built.extra_files) == ("cpu", (engine.RUNNER_SOURCE,))
     assert gpu == []
     assert compiled == [(("decomposed", program), str(tmp_path / "model.pt2"), {"freezing": True})]
+
+
+def test_a_graph_without_the_operator_is_built_for_a_gpu_without_its_library(tmp_path, gpu, compiled):
+    built = engine.build(program_on("cuda", operators=()), tmp_path / "model.pt2")
+    assert (built.device, built.extra_files) == ("cuda", (engine.RUNNER_SOURCE,))
+    assert gpu == []
 
 
 def test_the_runner_uses_no_tf32(tmp_path, monkeypatch):
@@ -168,7 +188,7 @@ def test_the_runner_uses_no_tf32(tmp_path, monkeypatch):
         return [images]
 
     monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *args, **kwargs: model)
-    runner = TorchRunner(tmp_path / "model.pt2", (4, 6))
+    runner = TorchRunner(tmp_path / "model.pt2", (4, 6), "cpu")
     with float32_products(tf32=True):
         runner(np.zeros((1, 4, 6, 3), np.uint8), np.array([[4, 6]], np.int32))
         assert seen == [("highest", False)]

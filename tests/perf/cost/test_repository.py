@@ -29,7 +29,7 @@ def test_a_repository_is_complete_and_its_detector_is_the_fixed_cost(tmp_path: P
     assert [path.name for path in (repository / "codetr_detector/1").iterdir()] == ["model.py"]
     assert config(repository, "codetr_preprocess").instance_group[0].count == 3
     assert config(repository, "codetr_postprocess").instance_group[0].count == 1
-    assert json.loads((repository / "manifest.json").read_text())["cost_ms"] == 12.5
+    assert json.loads((repository / "codetr_detector" / "manifest.json").read_text())["cost_ms"] == 12.5
 
 
 @pytest.mark.parametrize(

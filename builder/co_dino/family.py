@@ -1,0 +1,80 @@
+"""Co-DINO as the builder uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
+from builder.co_dino.mmdet_config import from_mmdet_config
+from builder.co_dino.presets import PRESETS
+from builder.demo import DEMO_NETWORK, DEMO_VARIANT
+from builder.family import Family
+from serving.rules import Suppression
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from builder.co_dino.model import CoDINO
+
+
+def _network(variant: Variant) -> CoDINO:
+    from builder.co_dino.model import CoDINO
+
+    return CoDINO(variant)
+
+
+def _renamed(tensors: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor]:
+    from builder.co_dino.weights import renamed
+
+    return renamed(tensors, variant)
+
+
+def _class_count(state: Mapping[str, Tensor]) -> int | None:
+    from builder.co_dino.weights import class_count
+
+    return class_count(state)
+
+
+def _likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], variant: Variant) -> str | None:
+    from builder.co_dino.weights import likely_cause
+
+    return likely_cause(tensors, state, variant)
+
+
+def _check_size(variant: Variant, height: int, width: int, tensorrt: bool) -> None:
+    from builder.co_dino.levels import check_limits
+
+    check_limits(variant, height, width, tensorrt)
+
+
+def _recognises(config: Mapping[str, Any]) -> bool:
+    model = config.get("model", config)
+    return isinstance(model, Mapping) and str(model.get("type", "")).rpartition(".")[2] == "CoDETR"
+
+
+def _restore(network: Mapping[str, Any]) -> Variant:
+    settings = dict(network)
+    backbone = SwinConfig if "window_size" in settings["backbone"] else ResNetConfig
+    settings["backbone"] = backbone(**_tuples(settings["backbone"]))
+    settings["suppression"] = Suppression(**settings.get("suppression", {}))  # older manifests have none
+    return Variant(**_tuples(settings))
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON's lists as the tuples they were."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+CO_DINO = Family(
+    name=Variant.family,
+    presets={**PRESETS, DEMO_VARIANT: DEMO_NETWORK},
+    network=_network,
+    renamed=_renamed,
+    class_count=_class_count,
+    likely_cause=_likely_cause,
+    recognises=_recognises,
+    read_config=from_mmdet_config,
+    check_size=_check_size,
+    restore=_restore,
+)

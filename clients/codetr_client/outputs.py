@@ -1,0 +1,129 @@
+"""Where results may go: a source is never overwritten, nor is a file that no earlier run wrote."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from codetr_client.errors import CodetrError
+
+JPEG_QUALITY = 92  # of the annotated pictures: no visible loss
+# The JPEG comment by which a picture of an earlier run is known again, wherever it lies.
+MARK = b"annotated by codetr"
+
+_Identity = tuple[int, int]
+
+
+def is_own_picture(path: Path) -> bool:
+    """Return whether `path` is a picture that `save_picture` wrote."""
+    if path.suffix.lower() != ".jpg" or path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with Image.open(path) as opened:
+            return bool(opened.info.get("comment") == MARK)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def plan_pictures(output: Path, stems: Sequence[str], sources: Iterable[Path]) -> list[Path]:
+    """Return a path in `output` for each picture: `stem.jpg`, or `stem-2.jpg` and so on where that is not free.
+
+    Taken are the names of other pictures of this run (whatever their case), of `sources`, of links, and of every file
+    that no earlier run wrote. Pictures of earlier runs are overwritten.
+    """
+    kept, taken, planned = _identities(sources), set[str](), []
+    for stem in stems:
+        picture, count = output / f"{stem}.jpg", 1
+        while picture.name.casefold() in taken or not _is_free(picture, kept):
+            count += 1
+            picture = output / f"{stem}-{count}.jpg"
+        taken.add(picture.name.casefold())
+        planned.append(picture)
+    return planned
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as JPEG with the mark of this project, whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=MARK)
+    write_whole(path, buffer.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside `path` and rename it; what `path` was, a link too, is replaced and not written through.
+
+    Raises:
+        CodetrError: it cannot be written; `path` is as it was.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)  # of a run that was killed
+        with partial.open("xb") as file:
+            file.write(content)
+        partial.replace(path)
+    except OSError as error:
+        raise CodetrError(f"cannot write {path}: {error.strerror}; free its disk or name another folder") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def make_folder(output: Path) -> None:
+    """Make the folder that results go to.
+
+    Raises:
+        CodetrError: it is a file, or cannot be made or written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another") from error
+    except OSError as error:
+        raise CodetrError(f"output {output}: cannot be made ({error.strerror}); name another folder") from error
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise CodetrError(f"output {output}: nothing can be written there; name another folder")
+
+
+def refuse_overwriting(outputs: Iterable[Path], sources: Iterable[Path | None]) -> None:
+    """Check that none of the `outputs` is one of the `sources`, whatever they are called.
+
+    Raises:
+        CodetrError: one is; names it.
+    """
+    kept = _identities(source for source in sources if source is not None)
+    for output in outputs:
+        if _identity(output) in kept:
+            raise CodetrError(f"{output} would be overwritten, but it is read: expected another output; name another")
+
+
+def refuse_inside(folders: Iterable[Path], sources: Iterable[Path | None]) -> None:
+    """Check that none of the `sources` lies in, or is, one of the `folders`, which are about to be replaced.
+
+    Raises:
+        CodetrError: one does; names both.
+    """
+    replaced = [folder.resolve() for folder in folders]
+    for source in sources:
+        for folder in replaced:
+            if source is not None and source.exists() and source.resolve().is_relative_to(folder):
+                raise CodetrError(f"{source} lies in {folder}, which is replaced; move it away, or name another output")
+
+
+def _is_free(path: Path, kept: set[_Identity]) -> bool:
+    return not os.path.lexists(path) or (is_own_picture(path) and _identity(path) not in kept)
+
+
+def _identities(paths: Iterable[Path]) -> set[_Identity]:
+    return {identity for path in paths if (identity := _identity(path)) is not None}
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Return what is the same for every name of one file; None if there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

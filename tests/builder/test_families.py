@@ -1,0 +1,121 @@
+"""Another family, which nothing in the builder knows, goes the whole way: the toy of `tests/toy_family`."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from builder import CheckpointError, from_mmdet_config, get_variant, load_detector
+from builder.build import BuildOptions, build_repository
+from builder.engines.kinds import KINDS
+from builder.export import InputSpec
+from builder.families import FAMILIES, presets
+from builder.family import VariantError
+from builder.manifest import variant_of
+from builder.recheck import verify_repository
+from codetr import cli
+from perf.accuracy.detectors import built_variant, onnx_detect, pytorch_detect
+from perf.flops import TOTAL, count_flops
+from serving.manifest import read_manifest
+from serving.rules import Suppression
+from tests.toy_family import SMALL, TOY, ToyConfig, ToyDetector
+
+ROOT = Path(__file__).parents[2]
+SPEC = InputSpec(64, 96, 2)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """The toy among the families: one entry of a plain dict."""
+    monkeypatch.setitem(FAMILIES, "toy", TOY)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A checkpoint by its training program's names."""
+    torch.manual_seed(0)
+    state = ToyDetector(SMALL).state_dict()
+    state = {key.replace("classify.", "head."): 10 * value for key, value in state.items()}  # scores well apart
+    torch.save({"state_dict": state}, tmp_path / "toy.pth")
+    return tmp_path / "toy.pth"
+
+
+def test_its_presets_and_configs_are_found_by_name_and_type():
+    assert get_variant("toy_small") is SMALL
+    assert presets()["co_dino_demo"].family == "co_dino"
+    assert from_mmdet_config({"type": "Toy", "classes": 7}, "mine") == ToyConfig(
+        "mine", num_classes=7, max_detections=20
+    )
+
+
+def test_its_checkpoint_loads_by_its_own_names(weights):
+    detector = load_detector("toy_small", weights)
+    assert isinstance(detector, ToyDetector)
+    assert detector.variant == SMALL
+    with pytest.raises(CheckpointError, match=r"does not fit variant 'toy_small': 3 keys differ"):
+        load_detector("toy_small", {"other": torch.zeros(1)})
+
+
+def test_it_is_built_verified_and_evaluated(tmp_path, weights, capsys):
+    options = BuildOptions(SMALL, SPEC, weights)
+    assert build_repository(options, tmp_path / "repository").matched == 1
+    manifest = read_manifest(tmp_path / "repository")
+    assert manifest["network"]["family"] == "toy"
+    assert variant_of(json.loads(json.dumps(manifest))) == SMALL
+    assert verify_repository(tmp_path / "repository", "codetr", [weights]).matched == 1
+    detect, names = onnx_detect(tmp_path / "repository", "codetr")
+    variant, setup = built_variant(tmp_path / "repository", "codetr")
+    assert (names, variant, setup.suppression) == (SMALL.class_names, SMALL, Suppression("hard", 0.5))
+    image = (ROOT / "builder/demo/sample.jpg").read_bytes()
+    expected = pytorch_detect("toy_small", weights, "float32", "cpu", setup)[0](image)
+    torch.testing.assert_close(torch.from_numpy(detect(image).boxes), torch.from_numpy(expected.boxes))
+    assert len(expected) > 0
+    config = (tmp_path / "repository/codetr_postprocess/config.pbtxt").read_text()
+    assert 'string_value: "hard"' in config
+
+
+def test_its_operations_are_counted():
+    assert count_flops(SMALL, SPEC)[TOTAL] == 2 * 2 * 64 * 96 * 3 * 3  # batch, multiply and add, pixels, classes
+
+
+def test_it_is_among_the_variants(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["codetr", "variants"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    line = next(line for line in capsys.readouterr().out.splitlines() if "toy_small" in line)
+    assert "toy" in line.split()
+    assert "64 x 96" in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_without_the_operator_wants_no_compiler_for_it(kind, monkeypatch):
+    def wanted(*_):
+        pytest.fail("asked for the operator or the plugin")
+
+    monkeypatch.setattr("builder.engines.torch.check_cuda_operator", wanted)
+    monkeypatch.setattr("builder.engines.tensorrt.plugin_library", wanted)
+    monkeypatch.setattr("builder.engines.torch.device", lambda: "cuda")
+    monkeypatch.setenv("CXX", "true")
+    KINDS[kind].module.check(SMALL.uses_operator)
+
+
+@pytest.mark.parametrize("names", ["abc", ("a", 1, "b"), ("a", "b")])
+def test_class_names_are_checked_for_every_family(names):
+    with pytest.raises(VariantError, match="'x'"):
+        ToyConfig("x", num_classes=3, class_names=names)
+
+
+def test_only_one_module_of_the_builder_names_a_family():
+    """Of the others none imports one, but for the list of names that users import from."""
+    folders = {path.name for path in (ROOT / "builder").iterdir() if (path / "family.py").is_file()}
+    assert folders == {"co_dino"}
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "builder").rglob("*.py")
+        if path.relative_to(ROOT / "builder").parts[0] not in (*folders, "demo")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(tuple(f"builder.{f}" for f in folders))
+    }
+    assert found == {"builder/families.py", "builder/variants.py"}
