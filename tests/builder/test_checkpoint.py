@@ -321,3 +321,15 @@ def test_random_weights_are_seeded():
     first, again, other = (random_detector(variant, seed).class_head.weight for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_random_weights_keep_the_class_names():
+    detector = random_detector(get_variant("co_dino_r50_12e").derive("named", class_names=("cat", "dog")))
+    assert detector.variant.class_names == ("cat", "dog")
+
+
+def test_detectors_are_for_inference(golden_config, golden_weights):
+    loaded = load_detector(golden_config, golden_weights)
+    for detector in (loaded, random_detector(loaded.variant)):
+        assert not detector.training
+        assert not any(parameter.requires_grad for parameter in detector.parameters())

@@ -18,7 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from builder.checkpoint_file import CheckpointError, digest, read_file
+from builder.checkpoint_file import METADATA, CheckpointError, digest, read_file
 
 WEIGHTS = {"neck.weight": torch.arange(6.0).reshape(2, 3), "neck.bias": torch.ones(2).half()}
 
@@ -123,6 +123,14 @@ def test_sharded_by_its_index_or_folder(tmp_path):
     assert first == digest(tmp_path)
     safetensors.torch.save_file({"neck.bias": torch.zeros(2)}, tmp_path / "model-00002-of-00002.safetensors")
     assert digest(index) != first
+
+
+@pytest.mark.parametrize("key", WEIGHTS)
+def test_the_text_of_one_shard_is_that_of_all(tmp_path, key):
+    index = sharded(tmp_path)
+    shard = tmp_path / json.loads(index.read_text())["weight_map"][key]
+    safetensors.torch.save_file({key: WEIGHTS[key]}, shard, {"class_names": "cat,dog"})
+    assert read_file(index)[METADATA] == {"class_names": "cat,dog"}
 
 
 @pytest.mark.parametrize(

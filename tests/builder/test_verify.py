@@ -46,6 +46,23 @@ def test_compare(actual, matched, difference):
     assert found.max_score_difference == pytest.approx(difference, abs=1e-6)
 
 
+@pytest.mark.parametrize("axis", [0, 1], ids=["narrower", "lower"])
+@pytest.mark.parametrize(("share", "matched"), [(0.91, 1), (0.89, 0)])
+def test_a_candidate_is_found_again_from_an_overlap_of_nine_tenths(axis, share, matched):
+    box = np.array([0.1, 0.2, 0.9, 0.5])
+    smaller = box.copy()
+    smaller[2 + axis] = box[axis] + share * (box[2 + axis] - box[axis])
+    found = overall(output([box], [0.5], [1]), output([smaller], [0.5], [1]))
+    assert (found.matched, found.matched_back) == (matched, matched)
+    assert found.mean_box_iou == pytest.approx(share, abs=1e-6)
+
+
+def test_the_overlap_of_a_candidate_that_is_not_found_is_its_largest():
+    half, far = [0.1, 0.1, 0.3, 0.5], [0.6, 0.6, 0.9, 0.9]
+    found = overall(output([[0.1, 0.1, 0.5, 0.5]], [0.5], [1]), output([far, half], [0.9, 0.5], [1, 1]))
+    assert found.mean_box_iou == pytest.approx(0.25), "of the other direction: 0.5 and 0"
+
+
 def test_one_strange_score_is_not_usual():
     boxes = np.tile([0.1, 0.1, 0.5, 0.5], (40, 1))
     labels, scores = np.arange(40), np.full(40, 0.5)

@@ -144,8 +144,16 @@ def test_exif_orientation_is_applied_once(form: str, orientation: int) -> None:
     assert np.abs(decoded.astype(int) - upright).max() <= (8 if form == "JPEG" else 0)
 
 
-def test_unreadable_exif_is_ignored() -> None:
-    data = encode(RGB, "JPEG", exif=b"Exif\0\0not a TIFF header")
+@pytest.mark.parametrize(
+    "exif",
+    [
+        pytest.param(b"not a TIFF header", id="no TIFF"),
+        # One entry of the first directory: tag 0x0112 as a text (type 2) of two bytes, "x".
+        pytest.param(b"II*\0\x08\0\0\0" + struct.pack("<HHHI4sI", 1, 0x0112, 2, 2, b"x", 0), id="text"),
+    ],
+)
+def test_unreadable_orientation_is_ignored(exif: bytes) -> None:
+    data = encode(RGB, "JPEG", exif=b"Exif\0\0" + exif)
     np.testing.assert_array_equal(decode_image(data), opencv(data))
 
 

@@ -77,6 +77,13 @@ def test_lsj_sees_the_padded_image_as_whole(detector, lsj_detector):
     torch.testing.assert_close(ours, (logits, boxes), atol=1e-4, rtol=0)
 
 
+def test_lsj_boxes_come_from_the_shape_of_the_input(lsj_detector):
+    images, image_sizes = random_images(1, 64, 96), sizes((40, 70))
+    logits, boxes = lsj_detector.network(numpy_normalized(images, image_sizes, padding=114), image_sizes)
+    expected = lsj_detector._top_candidates(logits, boxes, (64, 96), image_sizes)
+    torch.testing.assert_close(lsj_detector(images, image_sizes), expected, atol=1e-4, rtol=0)
+
+
 def test_lsj_boxes_are_relative_to_the_valid_size(lsj_detector):
     logits = torch.full((1, 50, 8), -9.0)
     logits[0, 7, 3] = 9
