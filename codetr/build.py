@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from builder.precision import PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption
+
+if TYPE_CHECKING:
+    from builder.family import DetectorConfig
 
 
 def build(
@@ -91,15 +94,14 @@ def build(
     if classes is not None:
         class_names = tuple(read_class_names(classes, "--classes"))
         chosen = chosen.derive(f"{chosen.name}_{classes.stem}", class_names=class_names)
-    rule: dict[str, Any] = {
-        "kind": nms,
-        "iou_threshold": iou_threshold,
-        "min_score": min_score,
-        "score_threshold": score_threshold,
-        "class_agnostic": class_agnostic,
-    }
-    wanted = {key: value for key, value in rule.items() if value is not None}
-    chosen = replace(chosen, suppression=replace(chosen.suppression, **wanted))
+    chosen = _with_suppression(
+        chosen,
+        kind=nms,
+        iou_threshold=iou_threshold,
+        min_score=min_score,
+        score_threshold=score_threshold,
+        class_agnostic=class_agnostic,
+    )
     default_height, default_width = chosen.input_size
     spec = InputSpec(
         default_height if height is None else height,
@@ -144,6 +146,12 @@ def build(
     console.print(
         f"[bold]{repository}[/] is ready: codetr serve --repository {repository}", highlight=False, soft_wrap=True
     )
+
+
+def _with_suppression(variant: DetectorConfig, **given: Any) -> DetectorConfig:
+    """Return the variant with the rule's fields that options give; those that are None stay its own."""
+    wanted = {key: value for key, value in given.items() if value is not None}
+    return replace(variant, suppression=replace(variant.suppression, **wanted))
 
 
 @contextmanager
