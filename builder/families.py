@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from builder.co_dino.family import CO_DINO
-from builder.family import DetectorConfig, Family, VariantError
+from builder.family import DetectorConfig, Family
 
 FAMILIES: dict[str, Family] = {
     "co_dino": CO_DINO,
@@ -21,14 +21,6 @@ def family_of(variant: DetectorConfig) -> Family:
 def presets() -> dict[str, DetectorConfig]:
     """Return the networks known by name, of all families."""
     return {name: preset for family in FAMILIES.values() for name, preset in family.presets.items()}
-
-
-def get_variant(name: str) -> Any:
-    """Return the preset `name`; raises VariantError with the known names."""
-    known = presets()
-    if name not in known:
-        raise VariantError(f"unknown variant {name!r}; known: {', '.join(known)}")
-    return known[name]
 
 
 def read_variant(config: Mapping[str, Any], name: str = "custom") -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
-from builder.families import get_variant, presets, read_variant
+from builder.families import presets, read_variant
 from builder.family import DetectorConfig, VariantError
 
 __all__ = [
@@ -19,3 +21,11 @@ __all__ = [
 
 VARIANTS: dict[str, DetectorConfig] = presets()
 from_mmdet_config = read_variant
+
+
+def get_variant(name: str) -> Any:
+    """Return the preset `name`, also one that was added to `VARIANTS`; raises VariantError with the known names."""
+    known = {**presets(), **VARIANTS}
+    if name not in known:
+        raise VariantError(f"unknown variant {name!r}; known: {', '.join(known)}")
+    return known[name]
