@@ -32,6 +32,7 @@ class Dataset:
     images: tuple[CocoImage, ...]
     category_ids: tuple[int, ...]
     category_names: tuple[str, ...]
+    is_whole: bool = True  # else the first images of the file alone
 
 
 def read_dataset(annotations: Path, images: Path, limit: int | None = None) -> Dataset:
@@ -52,6 +53,7 @@ def read_dataset(annotations: Path, images: Path, limit: int | None = None) -> D
         raise CodetrError(f"--annotations {annotations}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CodetrError(f"{annotations} is no COCO annotation file: {type(error).__name__} {error}") from error
+    is_whole = limit is None or limit >= len(found)
     found = found[:limit]
     missing = [image.path.name for image in found if not image.path.is_file()]
     if missing or not found:
@@ -59,7 +61,9 @@ def read_dataset(annotations: Path, images: Path, limit: int | None = None) -> D
             f"{len(missing)} of {len(found)} images are not in {images}: {', '.join(missing[:3])} ...; give the folder "
             "that the file names are relative to"
         )
-    return Dataset(annotations, found, tuple(id_ for id_, _ in categories), tuple(name for _, name in categories))
+    return Dataset(
+        annotations, found, tuple(id_ for id_, _ in categories), tuple(name for _, name in categories), is_whole
+    )
 
 
 def category_of_label(dataset: Dataset, class_names: Sequence[str]) -> dict[int, int]:

@@ -43,6 +43,6 @@ def _missing(dataset: Dataset) -> str | None:
     """Return in words what makes a data set another one than val2017; None if it is that one by all that it tells."""
     if set(dataset.category_names) != set(coco_class_names()):
         return f"{dataset.annotations.name} has {len(dataset.category_names)} categories that are not COCO's 80"
-    if len(dataset.images) != VAL2017_IMAGES:
-        return f"{len(dataset.images)} of its {VAL2017_IMAGES} images were measured"
+    if len(dataset.images) != VAL2017_IMAGES or not dataset.is_whole:
+        return f"{len(dataset.images)} images were measured instead of its {VAL2017_IMAGES}, all of them"
     return None
