@@ -32,6 +32,7 @@ _WRAPPERS = ("module.", "model.", "detector.")
 _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 # Counters beside averaged weights, by their names in PyTorch and mmengine.
 _COUNTERS = ("n_averaged", "steps")
+_DEEPEST = 8  # nestings looked into: a mapping may hold itself
 _LISTED = 4  # keys of each kind of fault that a message shows
 
 _DERIVE = "name its classes with --classes FILE, one a line, or derive a variant with them"
@@ -109,11 +110,11 @@ def read_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
     return Checkpoint(_without_averages(_unwrapped(tensors)), _own_class_names(content, source), unread)
 
 
-def _weights(content: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+def _weights(content: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any] | None:
     """Return the mapping within nested ones that holds the weights, or None."""
-    for key in _NESTINGS:
+    for key in _NESTINGS if depth < _DEEPEST else ():
         if isinstance(content.get(key), Mapping):
-            found = _weights(content[key])
+            found = _weights(content[key], depth + 1)
             if found is not None:
                 return found
     return content if any(isinstance(value, Tensor) for value in content.values()) else None
@@ -157,15 +158,7 @@ def _own_class_names(content: Mapping[Any, Any], source: str) -> Any:
     Raises:
         CheckpointError: they are no list of names.
     """
-    text = content.get(METADATA, {}).get("class_names")
-    if text:
-        return tuple(json.loads(text) if text.startswith("[") else text.split(","))
-    meta = content.get("meta")
-    if not isinstance(meta, Mapping):
-        return None
-    dataset = meta.get("dataset_meta")
-    dataset = dataset if isinstance(dataset, Mapping) and dataset else meta
-    names = dataset.get("classes", dataset.get("CLASSES"))
+    names = _named_in_meta_data(content)
     if names is None:
         return None
     if isinstance(names, str) or not isinstance(names, (list, tuple)) or not all(isinstance(n, str) for n in names):
@@ -174,6 +167,23 @@ def _own_class_names(content: Mapping[Any, Any], source: str) -> Any:
             "('cat',), with a comma)"
         )
     return tuple(names)
+
+
+def _named_in_meta_data(content: Mapping[Any, Any]) -> Any:
+    """Return what a checkpoint's meta data has in the place of class names; None if it has nothing there."""
+    beside = content.get(METADATA)
+    text = beside.get("class_names") if isinstance(beside, Mapping) else None
+    if isinstance(text, str) and text:
+        try:
+            return json.loads(text) if text.startswith("[") else text.split(",")
+        except ValueError:
+            return text
+    meta = content.get("meta")
+    if not isinstance(meta, Mapping):
+        return None
+    dataset = meta.get("dataset_meta")
+    dataset = dataset if isinstance(dataset, Mapping) and dataset else meta
+    return dataset.get("classes", dataset.get("CLASSES"))
 
 
 def _with_classes(variant: DetectorConfig, checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> DetectorConfig:
@@ -208,10 +218,15 @@ def _check_keys(
             for key in expected
             if key in state and state[key].shape != expected[key].shape
         ],
+        [
+            f"wrong type: {key} is {state[key].dtype}, expected floating point"
+            for key in expected
+            if key in state and expected[key].is_floating_point() and not state[key].is_floating_point()
+        ],
         [f"no tensor: {printable(key)} is a {printable(origin)}" for key, origin in checkpoint.unread.items()],
     )
     faults = tuple(fault for kind in kinds for fault in kind)
-    if not any(kinds[:3]):
+    if not any(kinds[:4]):
         return
     cause = family_of(variant).likely_cause(checkpoint.tensors, state, variant)
     shown = [line for kind in kinds for line in (*kind[:_LISTED], *_rest(kind))]

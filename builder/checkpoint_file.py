@@ -135,7 +135,7 @@ def _what_zip_it_is(path: Path) -> str | None:
             return f"cut short (truncated): the end of its zip archive is missing; {_AGAIN}"
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # the last: a version of the format that is none
         return f"truncated or not a PyTorch checkpoint: its zip archive is damaged; {_AGAIN}"
     files = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in files:

@@ -71,6 +71,7 @@ def mmengine_runs(shallow_weights: dict[str, Any], tmp_path_factory: pytest.Temp
     """What mmengine's runner saved in each case of `tests/mmengine_runner`, in a folder that tests must not change."""
     if not (MMENGINE / "mmengine").is_dir():
         reason = f"no mmengine in {MMENGINE}; `make test` installs it"
+        # A pytest of its own may lack what `make test` installs; CI has it, and must not pass without.
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     folder = tmp_path_factory.mktemp("mmengine")
     np.savez(folder / "start.npz", **{key: value.numpy() for key, value in shallow_weights.items()})

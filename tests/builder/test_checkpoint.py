@@ -311,6 +311,38 @@ def test_class_names_that_are_no_list(golden_config, golden_weights, names):
         load_detector(golden_config, {"state_dict": golden_weights, "meta": {"CLASSES": names}})
 
 
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a,b,c,d,e,f,g,h", tuple("abcdefgh")),
+        (json.dumps(["a, b", *"bcdefgh"]), ("a, b", *"bcdefgh")),
+        ("[not JSON", None),
+        ("[1, 2]", None),
+    ],
+)
+def test_class_names_of_a_safetensors_file(golden_config, golden_weights, tmp_path, text, names):
+    safetensors.torch.save_file(golden_weights, tmp_path / "x.safetensors", metadata={"class_names": text})
+    if names is None:
+        with pytest.raises(CheckpointError, match=r"x\.safetensors: its meta data gives the classes"):
+            load_detector(golden_config, tmp_path / "x.safetensors")
+    else:
+        assert load_detector(golden_config, tmp_path / "x.safetensors").variant.class_names == names
+
+
+def test_a_mapping_that_holds_itself(golden_config):
+    content = {}
+    content["model"] = content
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        load_detector(golden_config, content)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers(golden_config, golden_weights, dtype):
+    key = "query_head.transformer.level_embeds"
+    with pytest.raises(CheckpointError, match=rf"wrong type: level_embeds is {dtype}, expected floating point"):
+        load_detector(golden_config, golden_weights | {key: golden_weights[key].to(dtype)})
+
+
 def test_meta_data_without_names(golden_config, golden_weights):
     for meta in ({"CLASSES": None}, {"dataset_meta": {}}, {"dataset_meta": None}, None, "epoch 3"):
         assert load_detector(golden_config, {"state_dict": golden_weights, "meta": meta}).variant.class_names
