@@ -23,7 +23,7 @@ _OF_CHECKPOINT = ("CheckpointError", "load_detector", "random_detector")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: `builder.ap` works where PyTorch is not installed."""
+    """Import a name when it is asked for: `builder.pipeline.ap` works where PyTorch is not installed."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = "checkpoint" if name in _OF_CHECKPOINT else "variants"

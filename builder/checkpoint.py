@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from builder.checkpoint_file import METADATA, CheckpointError, printable, read_file
 from builder.detector import Detector
 from builder.families import family_of, read_variant
 from builder.family import DetectorConfig
 from builder.precision import PRECISIONS, Precision
-from builder.unpickle import StandIn
+from builder.reading.checkpoint_file import METADATA, CheckpointError, printable, read_file
+from builder.reading.unpickle import StandIn
 from builder.variants import get_variant
 
 __all__ = ["DTYPES", "CheckpointError", "Precision", "load_detector", "random_detector", "read_checkpoint"]

@@ -12,7 +12,7 @@ from codetr.bench_preprocess import parse_counts, parse_size
 
 if TYPE_CHECKING:
     from perf.cost.cases import Case
-    from perf.server import Result
+    from perf.server.run import Result
 
 
 def bench_cost(
@@ -33,8 +33,8 @@ def bench_cost(
     from perf.cost.cases import CostPlan
     from perf.cost.report import write_cost_report
     from perf.cost.run import measure_case, run
-    from perf.perf_analyzer import find
     from perf.records import check_output, reporting
+    from perf.server.perf_analyzer import find
 
     plan = CostPlan(
         cost_ms=cost_ms,

@@ -15,8 +15,8 @@ from serving.errors import CodetrError
 
 if TYPE_CHECKING:
     from builder.family import DetectorConfig
-    from perf.engine import EngineCase
-    from perf.engine_targets import Target
+    from perf.engine.run import EngineCase
+    from perf.engine.targets import Target
 
 # Those of the published figures.
 SIZES = ("1920x1280", "1152x768", "608x608")
@@ -61,7 +61,7 @@ def bench_engine(
     if (weights is None) != random_weights:
         raise CodetrError("give either --weights FILE, or --random-weights to measure speed without a checkpoint")
     from codetr.stages import Stages
-    from perf.engine import Options, run
+    from perf.engine.run import Options, run
     from perf.records import check_output
 
     check_output(output, "engine.json", ["engine.md"], [weights])
@@ -87,15 +87,15 @@ def _new(
     batch: int,
     builds: Path,
 ) -> list[Target]:
-    from perf.engine_targets import new_targets
+    from perf.engine.targets import new_targets
 
     chosen = None if precision is None else PRECISIONS[precision]
     return new_targets(variant, sizes, engine, chosen, batch, builds)
 
 
 def _existing(variant: str | None, repository: Path, name: str | None, network: DetectorConfig | None) -> list[Target]:
-    from builder.recheck import check_network
-    from perf.engine_targets import existing_targets
+    from builder.pipeline.recheck import check_network
+    from perf.engine.targets import existing_targets
 
     targets = existing_targets(repository, name)
     others = {target.variant.name for target in targets} - {variant}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from perf.operator import OperatorCase
+    from perf.operator.run import OperatorCase
 
 
 def bench_op(
@@ -18,7 +18,7 @@ def bench_op(
     seed: Annotated[int | None, typer.Option(help="Of the random inputs; fresh ones without it.")] = None,
 ) -> None:
     """Measure speed and error of the deformable-attention operator beside a plain kernel and grid_sample."""
-    from perf.operator import run
+    from perf.operator.run import run
     from perf.records import check_output
 
     check_output(output, "operator.json", ["operator.md"])

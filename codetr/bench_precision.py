@@ -17,7 +17,7 @@ def precision(
     output: Annotated[Path, typer.Option(help="JSON report.")] = Path("perf/results/precision.json"),
 ) -> None:
     """Measure how far half precision is from float32, at the same chosen proposals."""
-    from perf.precision import write_precision_report
+    from perf.accuracy.precision import write_precision_report
     from perf.records import check_output
 
     check_output(output.parent, output.name, (), [golden], key="rows")

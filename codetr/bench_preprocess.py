@@ -10,7 +10,7 @@ import typer
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
-    from perf.preprocess import PostprocessCase, PreprocessCase
+    from perf.preprocess.run import PostprocessCase, PreprocessCase
 
 
 def bench_preprocess(
@@ -24,7 +24,7 @@ def bench_preprocess(
 ) -> None:
     """Measure decode + resize + pad beside bare OpenCV, and post-processing, on one core."""
     from perf.pictures import FORMATS, Format
-    from perf.preprocess import goal_verdict, run
+    from perf.preprocess.run import goal_verdict, run
     from perf.records import check_output
 
     wanted = tuple(formats.split(",")) if formats != "all" else FORMATS

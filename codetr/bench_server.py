@@ -12,12 +12,12 @@ from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
-    from perf.server import Result
+    from perf.server.run import Result
 
 
 def install_perf_analyzer() -> None:
     """Set up NVIDIA's perf_analyzer in .triton/ from wheels (x86-64 Linux)."""
-    from perf.perf_analyzer import install
+    from perf.server.perf_analyzer import install
 
     typer.echo(f"perf_analyzer is at {install().binary}")
 
@@ -51,11 +51,11 @@ def bench_server(
     baseline: Annotated[Path | None, typer.Option(help="results.json of an earlier run to compare with.")] = None,
 ) -> None:
     """Sweep a running server with perf_analyzer: the ensemble and each step, concurrency and Poisson arrivals."""
-    from perf import server
     from perf.connection import Connection
-    from perf.perf_analyzer import find
     from perf.records import RESULTS_NAME, check_output, reporting
     from perf.report import load_record, write_server_report
+    from perf.server import run as server
+    from perf.server.perf_analyzer import find
 
     plan = server.Plan(
         models=parse_models(models),
@@ -80,7 +80,7 @@ def bench_server(
 
 def parse_models(text: str) -> tuple[str, ...]:
     """Return the models named, in the contract's order."""
-    from perf.server import ALL_MODELS
+    from perf.server.run import ALL_MODELS
 
     wanted = set(ALL_MODELS if text == "all" else text.split(","))
     if unknown := wanted - set(ALL_MODELS):

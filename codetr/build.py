@@ -70,10 +70,10 @@ def build(
     fp32_accumulation: Annotated[bool, typer.Option(help="TensorRT: of half-precision products.")] = False,
 ) -> None:
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
-    from builder.build import BuildOptions, build_repository, write_plugin_onnx
-    from builder.engines.plugin_onnx import FILE_NAME, trtexec_line
     from builder.engines.tensorrt import TensorRTSettings
-    from builder.export import InputSpec
+    from builder.engines.tensorrt.plugin_onnx import FILE_NAME, trtexec_line
+    from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
+    from builder.pipeline.export import InputSpec
     from codetr.config import given_variant
     from codetr.labels import read_class_names
     from codetr.stages import Stages, own_console

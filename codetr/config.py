@@ -42,7 +42,7 @@ def read_variant(config: Path | None, execute: bool) -> DetectorConfig | None:
 
 
 def _read(config: Path, execute: bool) -> DetectorConfig:
-    from builder.config_file import NOTES, read_config
+    from builder.reading.config_file import NOTES, read_config
     from builder.variants import from_mmdet_config
 
     settings = read_config(config, execute)

@@ -24,12 +24,12 @@ def demo(
     image: Annotated[Path | None, typer.Option(help="Another image than the sample that comes along.")] = None,
 ) -> None:
     """Build the demo detector, serve it, detect on an image, write the annotated picture, stop the server."""
-    from builder.demo import SAMPLE_IMAGE
     from codetr.detect import raise_failures, results_table
     from codetr.stages import Stages, own_console
     from codetr_client.client import CoDetrClient
     from codetr_client.files import RESULTS_NAME, detect_files
     from codetr_client.outputs import make_folder, refuse_inside
+    from demo import SAMPLE_IMAGE
     from serving.launch import running_server
 
     console = own_console()
@@ -48,9 +48,10 @@ def demo(
 
 def prepare_repository(repository: Path, stages: Stages) -> None:
     """Build the demo repository, unless it is there already and made of the same weights."""
-    from builder.build import BuildOptions, build_repository
-    from builder.demo import DEMO_NETWORK, DEMO_WEIGHTS
-    from builder.export import InputSpec
+    from builder.co_dino.presets import DEMO_NETWORK
+    from builder.pipeline.build import BuildOptions, build_repository
+    from builder.pipeline.export import InputSpec
+    from demo import DEMO_WEIGHTS
     from serving.manifest import manifest_path, sha256
 
     built = manifest_path(repository)

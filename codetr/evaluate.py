@@ -136,7 +136,7 @@ class _PyTorch:
         precision: str,
         device: str,
     ) -> None:
-        from builder.demo import DEMO_VARIANT
+        from builder.co_dino.presets import DEMO_VARIANT
         from builder.variants import get_variant
 
         if precision not in PRECISIONS:
@@ -155,7 +155,8 @@ class _PyTorch:
         return lambda: detect, names
 
     def _weights(self) -> Path:
-        from builder.demo import DEMO_VARIANT, DEMO_WEIGHTS
+        from builder.co_dino.presets import DEMO_VARIANT
+        from demo import DEMO_WEIGHTS
 
         if self.weights is None and self.variant.name != DEMO_VARIANT:
             raise CodetrError(f"the variant {self.variant.name} needs --weights, its checkpoint")

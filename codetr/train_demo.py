@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from serving.errors import CodetrError
+
 
 def train_demo(
     output: Annotated[Path, typer.Option(help="Folder for checkpoints and weights; an interrupted run continues.")],
@@ -17,11 +19,11 @@ def train_demo(
     from rich.console import Console
     from rich.progress import track
 
-    from builder.demo import DEMO_VARIANT
-    from builder.demo.train import train_demo as train
+    from builder.co_dino.presets import DEMO_VARIANT
     from builder.variants import get_variant
     from codetr.evaluate import summary_line
-    from perf.held_out import record_accuracy
+    from demo.train.run import train_demo as train
+    from perf.accuracy.held_out import record_accuracy
 
     console = Console()
     weights = train(get_variant(DEMO_VARIANT), output, "codetr train-demo", device, workers, console)
@@ -40,7 +42,10 @@ def demo_data(
     """Draw a data set of shapes as JPEG files with COCO annotations."""
     from rich.progress import track
 
-    from builder.demo.dataset import write_dataset
+    from demo.shapes.dataset import write_dataset
 
-    path = write_dataset(output, images, seed, progress=lambda indices: track(indices, "drawing", total=images))
+    try:
+        path = write_dataset(output, images, seed, progress=lambda indices: track(indices, "drawing", total=images))
+    except FileExistsError as error:
+        raise CodetrError(str(error)) from error
     typer.echo(f"{images} images and {path}")

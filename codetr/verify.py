@@ -24,7 +24,7 @@ def verify(
     execute_config: ExecuteOption = False,
 ) -> None:
     """Check a repository's files and compare its engines with the float32 detectors again."""
-    from builder.recheck import check_network, chosen_names, verify_repository
+    from builder.pipeline.recheck import check_network, chosen_names, verify_repository
     from codetr_client.outputs import refuse_inside
 
     variant = read_variant(config, execute_config)

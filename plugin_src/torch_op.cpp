@@ -1,6 +1,6 @@
 // torch.ops.codetr.ms_deform_attn on CUDA, through PyTorch's stable ABI: one build serves every PyTorch from 2.11 on.
 //
-// Schema, shapes and types: builder/ms_deform_attn.py and README.md in this folder.
+// Schema, shapes and types: builder/operators/ms_deform_attn.py and README.md in this folder.
 
 #include "ms_deform_attn.h"
 
@@ -118,7 +118,7 @@ Tensor msDeformAttn(Tensor value, Tensor reference_points, Tensor sampling_offse
     return output;
 }
 
-// A program without builder.ms_deform_attn gets the schema from here; builder.cuda_operator, whose schema is Python's,
+// A program without builder.operators.ms_deform_attn gets the schema from here; builder.operators.cuda, whose schema is Python's,
 // says so in the environment, since PyTorch prints an error for every second definition.
 bool schemaIsDefined() { return std::getenv("CODETR_SCHEMA_DEFINED") != nullptr; }
 

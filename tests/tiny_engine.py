@@ -14,8 +14,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from builder.engines.kinds import KINDS, BuiltEngine
-from builder.export import InputSpec
-from builder.repository import CANDIDATES, write_repository
+from builder.pipeline.export import InputSpec
+from builder.pipeline.repository import CANDIDATES, write_repository
 from builder.variants import SwinConfig, Variant
 from serving.contract import ENSEMBLE
 

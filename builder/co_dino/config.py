@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from builder.family import USUAL_SIZE, DetectorConfig, VariantError
+from builder.parts.resnet_config import ResNetConfig
 
 __all__ = ["LSJ_PADDING_VALUE", "USUAL_SIZE", "ResNetConfig", "SwinConfig", "Variant", "VariantError"]
 
@@ -35,27 +36,6 @@ class SwinConfig:
     def out_channels(self) -> tuple[int, ...]:
         """Channels of each output map."""
         return tuple(self.embed_dim * 2**i for i in self.out_indices)
-
-
-@dataclass(frozen=True)
-class ResNetConfig:
-    """ResNet settings, by the names of mmdetection's `ResNet`."""
-
-    depth: int = 50
-    base_channels: int = 64
-    stem_channels: int = 64
-    style: Literal["pytorch", "caffe"] = "pytorch"
-    out_indices: tuple[int, ...] = (0, 1, 2, 3)
-
-    @property
-    def label(self) -> str:
-        """A short name for tables."""
-        return f"R{self.depth}"
-
-    @property
-    def out_channels(self) -> tuple[int, ...]:
-        """Channels of each output map."""
-        return tuple(4 * self.base_channels * 2**i for i in self.out_indices)
 
 
 @dataclass(frozen=True)

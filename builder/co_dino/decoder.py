@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from builder.co_dino.boxes import inverse_sigmoid
 from builder.co_dino.config import Variant
 from builder.co_dino.deformable import MultiScaleDeformableAttention
-from builder.co_dino.layers import MLP, BoxHead, LayerNorm, attention
 from builder.co_dino.position import Shapes, sine_embedding, valid_ratios
+from builder.parts.boxes import inverse_sigmoid
+from builder.parts.layers import MLP, BoxHead, LayerNorm, attention
 
 # Of the decoder's box embedding (DAB-DETR, arXiv 2201.12329); the encoder's is a setting of the variant.
 BOX_TEMPERATURE = 10000.0

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from builder.co_dino.config import Variant
 from builder.co_dino.position import Shapes
-from builder.ms_deform_attn import ms_deform_attn
+from builder.operators.ms_deform_attn import ms_deform_attn
 
 
 class MultiScaleDeformableAttention(nn.Module):

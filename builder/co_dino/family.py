@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.co_dino.mmdet_config import from_mmdet_config
-from builder.co_dino.presets import PRESETS
-from builder.demo import DEMO_NETWORK, DEMO_VARIANT
+from builder.co_dino.presets import DEMO_NETWORK, DEMO_VARIANT, PRESETS
 from builder.family import Family
 from serving.rules import Suppression
 

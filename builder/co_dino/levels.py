@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from builder.co_dino.config import SwinConfig, Variant, VariantError
 from builder.co_dino.position import Shapes
-from builder.ms_deform_attn import CHANNEL_MULTIPLE, MAX_LEVELS
+from builder.operators.ms_deform_attn import CHANNEL_MULTIPLE, MAX_LEVELS
 
 STEM_STRIDE = 4  # of ResNet's first map: a convolution and a pooling of stride 2
 # K of TensorRT's TopK layer, https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/TopK.html

@@ -11,17 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from builder.co_dino.boxes import cxcywh_to_xyxy, inverse_sigmoid
 from builder.co_dino.config import SwinConfig, Variant
 from builder.co_dino.decoder import Decoder
 from builder.co_dino.encoder import Encoder
-from builder.co_dino.layers import FLOAT32_LAYERS
 from builder.co_dino.neck import ChannelMapper
 from builder.co_dino.position import Shapes, level_valid_shapes, sine_position_embedding
 from builder.co_dino.proposals import ProposalHead
-from builder.co_dino.resnet import FrozenBatchNorm2d, ResNet
 from builder.co_dino.swin import SwinTransformer
 from builder.detector import Detector
+from builder.parts.boxes import cxcywh_to_xyxy, inverse_sigmoid
+from builder.parts.layers import FLOAT32_LAYERS
+from builder.parts.resnet import FrozenBatchNorm2d, ResNet
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from builder.co_dino.layers import GroupNorm
+from builder.parts.layers import GroupNorm
 
 
 class ChannelMapper(nn.Module):

@@ -1,10 +1,11 @@
-"""The published Co-DINO models."""
+"""The published Co-DINO models, and the demo's."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
+from demo.shapes import CLASS_NAMES
 
 SWIN_L = SwinConfig(192, (2, 2, 18, 2), (6, 12, 24, 48), window_size=12)
 R50 = ResNetConfig(50)
@@ -67,3 +68,20 @@ def _variant(row: _Row, max_detections: int) -> Variant:
 PRESETS: dict[str, Variant] = {row[0]: _variant(row, 300) for row in _MMDETECTION} | {
     row[0]: _variant(row, ORIGINAL_CANDIDATES) for row in _ORIGINAL
 }
+
+DEMO_VARIANT = "co_dino_demo"
+# Trained by `codetr train-demo` on generated shapes.
+DEMO_NETWORK = Variant(
+    DEMO_VARIANT,
+    SwinConfig(32, (2, 2, 6, 2), (1, 2, 4, 8), window_size=7),
+    num_classes=len(CLASS_NAMES),
+    num_queries=150,
+    embed_dim=128,
+    num_heads=4,
+    num_self_heads=4,
+    feedforward_dim=512,
+    encoder_layers=3,
+    decoder_layers=3,
+    input_size=(320, 480),
+    class_names=CLASS_NAMES,
+)

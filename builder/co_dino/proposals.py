@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from builder.co_dino.config import Variant
-from builder.co_dino.layers import BoxHead, LayerNorm
 from builder.co_dino.position import Shapes, token_centres, token_mask
+from builder.parts.layers import BoxHead, LayerNorm
 
 # Side of a proposal on level 0, as a share of the image; it doubles with every level.
 BASE_SIDE = 0.05

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builder.co_dino.config import SwinConfig
-from builder.co_dino.layers import LayerNorm, attention
+from builder.parts.layers import LayerNorm, attention
 
 # Added to the score of a pair that shares a shifted window but no neighbourhood (mmdetection `ShiftWindowMSA`).
 REGION_PENALTY = -100.0

@@ -13,7 +13,7 @@ from builder.precision import Precision, option_of
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-    from builder.export import InputSpec
+    from builder.pipeline.export import InputSpec
 
 
 class EngineModule(Protocol):

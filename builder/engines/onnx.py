@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
-from builder.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator
+from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator
 
 OPSET = 18
 # Where a protocol buffer ends; the largest published variant needs 0.9 GB.

@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from builder.cuda_operator import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
-from builder.engines.torch_runner import TorchRunner
-from builder.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, uses_operator
+from builder.operators.cuda import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
+from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, uses_operator
+from model_repository import TEMPLATES
+from model_repository.torch_runner import TorchRunner
 
 # The server runs the package with the same code as `load`: its source goes beside the package.
-RUNNER_SOURCE = Path(__file__).with_name("torch_runner.py")
+RUNNER_SOURCE = TEMPLATES / "torch_runner.py"
 
 
 def device() -> Device:

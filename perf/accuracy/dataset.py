@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.ap import match_categories
+from builder.pipeline.ap import match_categories
 from serving.errors import CodetrError
 
 # An image counts as portrait or landscape if its sides differ by more than this share.

@@ -82,7 +82,7 @@ def pytorch_detect(
     import torch
 
     from builder.checkpoint import load_detector
-    from builder.engines.torch_runner import float32_products
+    from model_repository.torch_runner import float32_products
 
     detector = load_detector(variant, weights, precision).to(device)
     names = detector.variant.class_names or ()
@@ -99,7 +99,7 @@ def pytorch_detect(
 
 def built_variant(repository: Path, name: str) -> tuple[DetectorConfig, Setup]:
     """Return the network of a repository's engine `name` and how it was built, from its manifest."""
-    from builder.manifest import variant_of
+    from builder.pipeline.manifest import variant_of
     from serving.manifest import read_manifest
 
     manifest = read_manifest(repository, name)
@@ -114,8 +114,8 @@ def onnx_detect(repository: Path, name: str) -> tuple[Detect, tuple[str, ...]]:
         CodetrError: there is no such engine, or it is of another kind.
     """
     from builder.engines.kinds import engine_kind
-    from builder.export import InputSpec
-    from builder.manifest import device_of
+    from builder.pipeline.export import InputSpec
+    from builder.pipeline.manifest import device_of
     from serving.manifest import read_manifest
 
     manifest = read_manifest(repository, name)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.ap import coco_rows, evaluate
+from builder.pipeline.ap import coco_rows, evaluate
 from codetr_client.detections import Detections
 from codetr_client.outputs import make_folder, refuse_overwriting, write_whole
 from perf import machine

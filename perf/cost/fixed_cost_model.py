@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from perf.preprocess import candidates
+from perf.preprocess.run import candidates
 from serving.triton import Array, output_dims, parse_settings, respond_together
 
 # Sleeping ends late by up to about this many seconds; the rest is spent looking at the clock.

@@ -9,7 +9,7 @@ from typing import Any
 
 from perf import plots
 from perf.report import Section, failure_section, write_report
-from perf.server_metrics import PHASES
+from perf.server.metrics import PHASES
 from perf.summaries import LevelSummary, summarise_levels
 from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS
 

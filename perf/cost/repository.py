@@ -11,8 +11,8 @@ from tritonclient.grpc import model_config_pb2
 
 from builder.co_dino.config import SwinConfig, Variant
 from builder.engines.kinds import BuiltEngine, EngineKind
-from builder.export import InputSpec
-from builder.repository import CANDIDATES, write_repository
+from builder.pipeline.export import InputSpec
+from builder.pipeline.repository import CANDIDATES, write_repository
 from perf.cost.cases import MAX_BATCH_SIZE, Case
 from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS
 

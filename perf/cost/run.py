@@ -13,9 +13,9 @@ from perf.connection import Connection
 from perf.cost.cases import MAX_BATCH_SIZE, Case, CostPlan, cases, groups
 from perf.cost.repository import write_cost_repository
 from perf.machine import header
-from perf.perf_analyzer import Installation, Level
 from perf.records import write_record
-from perf.server import Result, ServerBench
+from perf.server.perf_analyzer import Installation, Level
+from perf.server.run import Result, ServerBench
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.launch import running_server

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from builder import CheckpointError, from_mmdet_config, get_variant, load_detector
-from builder.build import BuildOptions, build_repository
 from builder.engines.kinds import KINDS
-from builder.export import InputSpec
 from builder.families import FAMILIES, presets
 from builder.family import VariantError
-from builder.manifest import variant_of
-from builder.recheck import verify_repository
+from builder.pipeline.build import BuildOptions, build_repository
+from builder.pipeline.export import InputSpec
+from builder.pipeline.manifest import variant_of
+from builder.pipeline.recheck import verify_repository
 from codetr import cli
 from perf.accuracy.detectors import built_variant, onnx_detect, pytorch_detect
-from perf.flops import TOTAL, count_flops
+from perf.engine.flops import TOTAL, count_flops
 from serving.manifest import read_manifest
 from serving.rules import Suppression
 from tests.toy_family import SMALL, TOY, ToyConfig, ToyDetector
@@ -68,7 +68,7 @@ def test_it_is_built_verified_and_evaluated(tmp_path, weights, capsys):
     detect, names = onnx_detect(tmp_path / "repository", "codetr")
     variant, setup = built_variant(tmp_path / "repository", "codetr")
     assert (names, variant, setup.suppression) == (SMALL.class_names, SMALL, Suppression("hard", 0.5))
-    image = (ROOT / "builder/demo/sample.jpg").read_bytes()
+    image = (ROOT / "demo/sample.jpg").read_bytes()
     expected = pytorch_detect("toy_small", weights, "float32", "cpu", setup)[0](image)
     torch.testing.assert_close(torch.from_numpy(detect(image).boxes), torch.from_numpy(expected.boxes))
     assert len(expected) > 0

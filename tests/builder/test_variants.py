@@ -1,8 +1,7 @@
 import pytest
 
 from builder import VARIANTS, VariantError, get_variant
-from builder.co_dino.presets import PRESETS
-from builder.demo import DEMO_VARIANT
+from builder.co_dino.presets import DEMO_VARIANT, PRESETS
 
 
 def test_variants_are_the_presets_and_the_demo():

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 import perf.cost.report
 import perf.cost.run
-import perf.perf_analyzer
+import perf.server.perf_analyzer
 from codetr import cli
 from perf.cost.cases import Case, CostPlan
-from perf.perf_analyzer import Installation
 from perf.records import write_record
-from perf.server import Result
+from perf.server.perf_analyzer import Installation
+from perf.server.run import Result
 from tests.perf.records import result
 
 OPTIONS = ["--cost-ms", "12", "--sizes", "64x32", "--batches", "2,1", "--instances", "3", "--concurrency", "4"]
@@ -24,7 +24,7 @@ OPTIONS = ["--cost-ms", "12", "--sizes", "64x32", "--batches", "2,1", "--instanc
 def reported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Replaces perf_analyzer and the report; what was reported, and where to."""
     seen: list[Any] = []
-    monkeypatch.setattr(perf.perf_analyzer, "find", lambda: Installation(Path("pa"), ""))
+    monkeypatch.setattr(perf.server.perf_analyzer, "find", lambda: Installation(Path("pa"), ""))
     monkeypatch.setattr(perf.cost.report, "write_cost_report", lambda *arguments: seen.append(arguments))
     return seen
 

@@ -8,14 +8,14 @@ from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 
-import perf.engine  # after the check for torch
-import perf.engine_targets
-from builder.export import InputSpec
+import perf.engine.run  # after the check for torch
+import perf.engine.targets
+from builder.pipeline.export import InputSpec
 from builder.variants import get_variant
 from codetr import cli
 from codetr.bench_engine import print_case
-from perf.engine import EngineCase, Options
-from perf.engine_targets import Target
+from perf.engine.run import EngineCase, Options
+from perf.engine.targets import Target
 from serving.errors import CodetrError
 
 CASE = EngineCase(
@@ -30,7 +30,7 @@ CASE = EngineCase(
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The arguments that the library is called with."""
     arguments: list[Any] = []
-    monkeypatch.setattr(perf.engine, "run", lambda *given: arguments.extend(given))
+    monkeypatch.setattr(perf.engine.run, "run", lambda *given: arguments.extend(given))
     return arguments
 
 
@@ -64,7 +64,7 @@ def test_a_repository_gives_size_and_precision(
     seen: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = Target(get_variant("co_dino_demo"), InputSpec(64, 96, 4), "torch", "float16", tmp_path, "cpu", exists=True)
-    monkeypatch.setattr(perf.engine_targets, "existing_targets", lambda repository, name: [found])
+    monkeypatch.setattr(perf.engine.targets, "existing_targets", lambda repository, name: [found])
     assert invoke("--random-weights", "--repository", str(tmp_path)).exit_code == 0
     assert seen[0] == [found]
     result = invoke("co_dino_r50_12e", "--random-weights", "--repository", str(tmp_path))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-import perf.preprocess
+import perf.preprocess.run
 from codetr import cli
 from codetr.bench_preprocess import parse_counts, parse_size
 from serving.errors import CodetrError
@@ -14,7 +14,7 @@ from serving.errors import CodetrError
 
 def test_options_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(perf.preprocess, "run", lambda *arguments: seen.extend(arguments) or {"preprocess": []})
+    monkeypatch.setattr(perf.preprocess.run, "run", lambda *arguments: seen.extend(arguments) or {"preprocess": []})
     options = ["--output", str(tmp_path), "--size", "608x512", "--formats", "png,jpeg", "--candidates", "300,100"]
     result = CliRunner().invoke(cli.app, ["bench", "preprocess", *options, "--seconds", "0.5"])
     assert result.exit_code == 0, result.output

@@ -8,14 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 import perf.connection
-import perf.perf_analyzer
-import perf.server
+import perf.server.perf_analyzer
+import perf.server.run
 from codetr import cli
 from codetr.bench_server import parse_models, parse_rates
 from codetr_client.errors import ServerUnreachableError
-from perf.perf_analyzer import Installation
 from perf.records import write_record
-from perf.server import Plan
+from perf.server.perf_analyzer import Installation
+from perf.server.run import Plan
 from serving.errors import CodetrError
 from tests.perf.records import record, result
 
@@ -44,9 +44,9 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
         write_record(record(result(), plan=plan), output)
 
     monkeypatch.setattr(perf.connection, "Connection", StubConnection)
-    monkeypatch.setattr(perf.perf_analyzer, "find", lambda: Installation(Path("pa"), ""))
-    monkeypatch.setattr(perf.server, "ServerBench", lambda *arguments: None)
-    monkeypatch.setattr(perf.server, "run", run)
+    monkeypatch.setattr(perf.server.perf_analyzer, "find", lambda: Installation(Path("pa"), ""))
+    monkeypatch.setattr(perf.server.run, "ServerBench", lambda *arguments: None)
+    monkeypatch.setattr(perf.server.run, "run", run)
     return seen
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from builder.demo import DEMO_WEIGHTS
 from builder.variants import get_variant
 from codetr import cli
+from demo import DEMO_WEIGHTS
 from serving.errors import CodetrError
 from serving.rules import Suppression
 from tests.smallest import SMALLEST
@@ -104,7 +104,7 @@ def test_the_suppression_can_be_set(fault, monkeypatch):
     def build(options, *arguments):
         raise CodetrError(f"{options.variant.suppression}")
 
-    monkeypatch.setattr("builder.build.build_repository", build)
+    monkeypatch.setattr("builder.pipeline.build.build_repository", build)
     line = fault(*DEMO, "--nms", "hard", "--iou-threshold", "0.6", "--score-threshold", "0.1", "--class-agnostic")
     assert line == f"error: {Suppression('hard', 0.6, score_threshold=0.1, class_agnostic=True)}"
     assert fault(*DEMO) == f"error: {Suppression()}"
@@ -116,7 +116,7 @@ def test_the_classes_of_a_fine_tuned_checkpoint(fault, monkeypatch, tmp_path):
         raise CodetrError(f"{options.variant}")
 
     (tmp_path / "cats.txt").write_text("cat\nlynx\n")
-    monkeypatch.setattr("builder.build.build_repository", build)
+    monkeypatch.setattr("builder.pipeline.build.build_repository", build)
     line = fault("co_dino_swin_l_o365", "--weights", "cats.pth", "--classes", str(tmp_path / "cats.txt"))
     variant = get_variant("co_dino_swin_l_o365").derive("co_dino_swin_l_o365_cats", class_names=("cat", "lynx"))
     assert line == f"error: {variant}"
@@ -154,7 +154,7 @@ def test_a_file_as_the_plugin_files_folder(monkeypatch, capsys, tmp_path):
     (tmp_path / "file").touch()
     arguments = ["codetr", "build", *DEMO, "--plugin-nodes", "--repository", str(tmp_path / "file")]
     monkeypatch.setattr(sys, "argv", arguments)
-    monkeypatch.setattr("builder.build.load", lambda options: pytest.fail("the weights were loaded"))
+    monkeypatch.setattr("builder.pipeline.build.load", lambda options: pytest.fail("the weights were loaded"))
     with pytest.raises(SystemExit):
         cli.main()
     assert f"error: {tmp_path / 'file'} cannot be written (Not a directory)" in capsys.readouterr().err
@@ -182,7 +182,9 @@ def test_a_gpu_without_room(fault, monkeypatch, batch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 2**30, 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setattr("builder.engines.torch.check", lambda uses_operator: None)
-    monkeypatch.setattr("builder.build.export_detector", lambda *arguments: pytest.fail("the export was started"))
+    monkeypatch.setattr(
+        "builder.pipeline.build.export_detector", lambda *arguments: pytest.fail("the export was started")
+    )
     line = fault(*DEMO, "--engine", "torch", "--batch", str(batch), "--height", "640", "--width", "960")
     needed = batch * 640 * 960 * 1900 / 2**30 + 1
     assert f"Some GPU has 2.0 GiB free, the build needs about {needed + 0.1:.1f} GiB" in line
@@ -196,8 +198,8 @@ def test_a_failed_compilation_names_its_log(fault, monkeypatch, tmp_path):
         print("a compiler's complaint")
         raise EngineError("no ONNX form of aten::x")
 
-    monkeypatch.setattr("builder.build.export_detector", lambda *arguments: None)
-    monkeypatch.setattr("builder.build.load", lambda options: __import__("builder").random_detector(SMALLEST))
+    monkeypatch.setattr("builder.pipeline.build.export_detector", lambda *arguments: None)
+    monkeypatch.setattr("builder.pipeline.build.load", lambda options: __import__("builder").random_detector(SMALLEST))
     monkeypatch.setattr(onnx, "build", build)
     log = tmp_path / "repository-codetr-build.log"
     assert fault(*DEMO).endswith(f"no ONNX form of aten::x; the compilers' log is {log}, --verbose shows it")

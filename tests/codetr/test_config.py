@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from builder.config_file import NOTES
+from builder.reading.config_file import NOTES
 from builder.variants import Variant, VariantError
 from codetr import cli
 from codetr.config import given_variant, read_variant, variant_name
@@ -101,7 +101,7 @@ def test_a_skipped_base_is_said(tmp_path, capsys, monkeypatch):
 
 def test_execution_is_asked_of_the_reader(monkeypatch, config):
     asked = []
-    monkeypatch.setattr("builder.config_file.read_config", lambda *arguments: asked.append(arguments) or {})
+    monkeypatch.setattr("builder.reading.config_file.read_config", lambda *arguments: asked.append(arguments) or {})
     given_variant(None, config, True)
     assert asked == [(config, True)]
 
@@ -113,7 +113,7 @@ class TestBuild:
         def build(options, *arguments):
             raise CodetrError(f"{options.variant} {options.weights} {options.spec.height}")
 
-        monkeypatch.setattr("builder.build.build_repository", build)
+        monkeypatch.setattr("builder.pipeline.build.build_repository", build)
         line = fault("build", "--config", config, "--weights", "w.pth", "--repository", tmp_path / "r")
         variant = SMALLEST.derive("mine", num_queries=30)
         assert line == f"error: {variant} w.pth {variant.input_size[0]}"
@@ -145,8 +145,8 @@ class TestExistingEngines:
     @pytest.fixture
     def repository(self, tmp_path):
         """A repository with a manifest alone, of SMALLEST with 30 queries."""
-        from builder.export import InputSpec
-        from builder.manifest import describe
+        from builder.pipeline.export import InputSpec
+        from builder.pipeline.manifest import describe
 
         variant = SMALLEST.derive("other_name", num_queries=30)
         manifest = describe(variant, None, 0, built(), "float32", InputSpec(64, 64, 1, True), None)
@@ -162,8 +162,8 @@ class TestExistingEngines:
         def reach(*arguments):
             raise CodetrError("reached")
 
-        monkeypatch.setattr("builder.recheck.chosen_names", lambda repository, name: ["codetr"])
-        monkeypatch.setattr("builder.recheck.verify_repository", reach)
+        monkeypatch.setattr("builder.pipeline.recheck.chosen_names", lambda repository, name: ["codetr"])
+        monkeypatch.setattr("builder.pipeline.recheck.verify_repository", reach)
 
     def test_verify_goes_on_with_its_own(self, fault, repository, config):
         assert fault("verify", repository, "--config", config) == "error: reached"
@@ -186,8 +186,8 @@ class TestExistingEngines:
 
         config.write_text(f"num_queries = {queries}")
         target = SimpleNamespace(name="codetr", variant=SMALLEST)
-        monkeypatch.setattr("perf.engine_targets.existing_targets", lambda *arguments: [target])
-        monkeypatch.setattr("perf.engine.run", run)
+        monkeypatch.setattr("perf.engine.targets.existing_targets", lambda *arguments: [target])
+        monkeypatch.setattr("perf.engine.run.run", run)
         line = fault("bench", "engine", "--repository", repository, "--config", config, "--random-weights")
         assert expected in line
 
@@ -196,7 +196,7 @@ def test_bench_engine_builds_the_configs_network(fault, monkeypatch, config, tmp
     def run(targets, *arguments):
         raise CodetrError(f"{targets[0].variant}")
 
-    monkeypatch.setattr("perf.engine.run", run)
+    monkeypatch.setattr("perf.engine.run.run", run)
     arguments = ["--random-weights", "--engine", "onnx", "--precision", "fp32", "--builds", tmp_path]
     line = fault("bench", "engine", "--config", config, *arguments)
     assert line == f"error: {SMALLEST.derive('mine', num_queries=30)}"

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from builder.export import InputSpec
-from builder.manifest import describe
+from builder.pipeline.export import InputSpec
+from builder.pipeline.manifest import describe
 from codetr import cli
 from tests.smallest import SMALLEST, built
 

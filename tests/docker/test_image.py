@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from builder.demo import DEMO_WEIGHTS
 from codetr.cli import app
+from demo import DEMO_WEIGHTS
 from serving.errors import CodetrError
 from serving.launch import ServerOptions
 
@@ -110,7 +110,7 @@ def matches(pattern, path):
         pytest.param(".env", id="secrets"),
         pytest.param("weights/X.pth", id="weights of docs/gpu.md"),
         pytest.param("X.safetensors", id="weights at the root"),
-        pytest.param("builder/demo/weights/mine.safetensors", id="own weights beside the demo's"),
+        pytest.param("demo/weights/mine.safetensors", id="own weights beside the demo's"),
         pytest.param("builder/weights/X.pth", id="weights within a package"),
         pytest.param("models/codetr_detector/1/model.plan", id="repository of docs/gpu.md"),
         pytest.param("repositories/swin_l/codetr_detector/1/model.onnx", id="repository of the README"),
@@ -151,7 +151,7 @@ def test_what_the_image_is_built_from_goes_in():
         ("*.pth", "a/b.pth", False),
         ("**/*.pth", "b.pth", True),
         ("**/*.pth", "a/c/b.pth", True),
-        ("**/build", "builder/build.py", False),
+        ("**/build", "builder/pipeline/build.py", False),
         ("a/?", "a/b/c", True),
         ("a", "ab", False),
     ],

@@ -29,8 +29,8 @@ def checkpoint(golden_weights: dict[str, Any], tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def repository(golden_config: dict[str, Any], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `codetr build` writes for the tiny detector with the ONNX engine; tests must not change it."""
-    from builder.build import BuildOptions, build_repository
-    from builder.export import InputSpec
+    from builder.pipeline.build import BuildOptions, build_repository
+    from builder.pipeline.export import InputSpec
     from builder.variants import from_mmdet_config
 
     path = tmp_path_factory.mktemp("repository") / "repository"

@@ -18,7 +18,7 @@ import pytest
 
 from perf.cost.cases import Case, CostPlan
 from perf.cost.run import measure_case
-from perf.perf_analyzer import find
+from perf.server.perf_analyzer import find
 from serving.launch import TritonServer
 from tests.markers import needs_perf_analyzer
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from builder.demo.dataset import encode_jpeg
-from builder.demo.shapes import generate
 from codetr_client.client import CoDetrClient
 from codetr_client.wire import Protocol
+from demo.shapes.dataset import encode_jpeg
+from demo.shapes.draw import generate
 from perf.accuracy.detectors import built_variant, server_setup
 from serving.launch import TritonServer
 

@@ -26,9 +26,9 @@ def test_a_file_of_the_runner_is_built_and_served(
 ) -> None:
     import torch
 
-    from builder.build import BuildOptions, build_repository
     from builder.checkpoint import load_detector
-    from builder.export import InputSpec
+    from builder.pipeline.build import BuildOptions, build_repository
+    from builder.pipeline.export import InputSpec
     from builder.variants import from_mmdet_config
 
     run = mmengine_runs / "ema_amp"

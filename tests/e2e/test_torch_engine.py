@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from builder import random_detector
-from builder.build import BuildOptions, build_repository
-from builder.export import InputSpec
+from builder.pipeline.build import BuildOptions, build_repository
+from builder.pipeline.export import InputSpec
 from codetr_client.client import CoDetrClient
 from serving.launch import running_server
 from serving.postprocess import PostprocessSettings, postprocess

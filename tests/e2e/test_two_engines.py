@@ -13,11 +13,11 @@ import pytest
 import tritonclient.grpc
 from typer.testing import CliRunner
 
-from builder.demo import CLASS_NAMES as SHAPES
-from builder.demo.dataset import write_dataset
 from codetr.cli import app
 from codetr_client.client import CoDetrClient
-from perf.server import ALL_MODELS
+from demo.shapes import CLASS_NAMES as SHAPES
+from demo.shapes.dataset import write_dataset
+from perf.server.run import ALL_MODELS
 from serving.launch import TritonServer, running_server
 from tests.markers import needs_perf_analyzer
 from tests.tiny_engine import CLASS_NAMES, tiny_candidates, write_tiny_repository

@@ -8,8 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from builder.recheck import chosen_names, verify_repository
-from builder.verify import VerificationError
+from builder.pipeline.recheck import chosen_names, verify_repository
+from builder.pipeline.verify import VerificationError
 from codetr.cli import app
 from serving.errors import CodetrError
 from serving.launch import ServerOptions, start_server

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from perf.perf_analyzer import Level, Reading
-from perf.server import Plan, Result, to_record
-from perf.server_metrics import StepTime
+from perf.server.metrics import StepTime
+from perf.server.perf_analyzer import Level, Reading
+from perf.server.run import Plan, Result, to_record
 
 READING = Reading(100.0, 10.0, 15.0, 18.0, 20.0, ((98.0, 19.0), (100.0, 20.0), (102.0, 21.0)), 0.0)
 STEP = StepTime(1.0, 0.5, 8.0, 0.5, 2.0, 600, 0)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from perf.perf_analyzer import Level
 from perf.report import load_record, server_sections, write_server_report
-from perf.server import Plan, Result
+from perf.server.perf_analyzer import Level
+from perf.server.run import Plan, Result
 from serving.errors import CodetrError
 from tests.perf.records import reading, record, result
 

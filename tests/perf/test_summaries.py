@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from perf.server_metrics import StepTime
+from perf.server.metrics import StepTime
 from perf.summaries import compare, summarise_levels, verdict
 from tests.perf.records import reading, record, result
 

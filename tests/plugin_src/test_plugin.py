@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builder.cuda_operator import find_nvcc
+from builder.operators.cuda import find_nvcc
 
 SOURCES = Path(__file__).parents[2] / "plugin_src"
 

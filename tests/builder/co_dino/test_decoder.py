@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from builder import random_detector
-from builder.co_dino.boxes import inverse_sigmoid
+from builder.parts.boxes import inverse_sigmoid
 from tests.smallest import SMALLEST
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from builder import load_detector, random_detector
-from perf.precision import relative_error
+from perf.accuracy.precision import relative_error
 
 LIMITS = {"float16": 8 * 2**-11, "bfloat16": 8 * 2**-8}
 

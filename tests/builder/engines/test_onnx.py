@@ -4,9 +4,9 @@ import pytest
 
 from builder import load_detector
 from builder.engines import onnx as engine
-from builder.export import InputSpec, export_detector
-from builder.samples import Samples
-from builder.verify import LIMITS, VerificationError, verify
+from builder.pipeline.export import InputSpec, export_detector
+from builder.pipeline.samples import Samples
+from builder.pipeline.verify import LIMITS, VerificationError, verify
 
 HEIGHT, WIDTH = 64, 96
 SPEC = InputSpec(HEIGHT, WIDTH, max_batch_size=2)

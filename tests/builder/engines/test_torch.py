@@ -9,8 +9,8 @@ import torch
 
 from builder.engines import EngineError
 from builder.engines import torch as engine
-from builder.engines.torch_runner import TorchRunner, float32_products
-from builder.export import InputSpec
+from builder.pipeline.export import InputSpec
+from model_repository.torch_runner import TorchRunner, float32_products
 
 SPEC = InputSpec(64, 96, 4)
 

@@ -11,8 +11,8 @@ import pytest
 from perf.cost.cases import Case, CostPlan, cases
 from perf.cost.report import cost_sections, write_cost_report
 from perf.cost.run import run
-from perf.perf_analyzer import Level
-from perf.server import Result
+from perf.server.perf_analyzer import Level
+from perf.server.run import Result
 from serving.errors import CodetrError
 from tests.perf.records import STEP, reading
 

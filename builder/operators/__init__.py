@@ -1,0 +1,1 @@
+"""Deformable attention as an operator: schema and reference, CUDA build, TensorRT names and converter."""

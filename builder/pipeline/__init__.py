@@ -1,0 +1,1 @@
+"""From a detector to a repository: export, verification, report, writing."""

@@ -1,0 +1,309 @@
+"""One call from checkpoint to a verified, deployable repository."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from builder.checkpoint import DTYPES, CheckpointError, Precision, load_detector, random_detector
+from builder.detector import Detector
+from builder.engines import EngineError, Runner, first_line
+from builder.engines.kinds import BuiltEngine, engine_kind
+from builder.engines.tensorrt import TensorRTSettings
+from builder.families import family_of
+from builder.family import DetectorConfig
+from builder.pipeline.export import InputSpec, export_detector
+from builder.pipeline.logs import compiler_logs, keep_text
+from builder.pipeline.manifest import describe
+from builder.pipeline.report import FIGURES, write_report
+from builder.pipeline.repository import check_destination, check_writable, write_repository
+from builder.pipeline.samples import Samples, sample_images
+from builder.pipeline.verify import LIMITS, Comparison, Verification, verify
+from serving.contract import ENSEMBLE
+from serving.errors import CodetrError
+
+# Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
+# detector that was exported, and the engine.
+WORKING_COPIES = 3
+# Of one image's pixel: Swin-L and R50 in PyTorch float32 take 1900 bytes above their weights on an H200 at any size
+# from 608x608 on, most of it in the encoder, and half as much in float16.
+ACTIVATION_BYTES = 1900
+GPU_WORKSPACE = 2**30  # for the compilers' trials of kernels
+
+# Shows one stage of a build while it runs, by its name.
+Stage = Callable[[str], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build; sizes in pixels."""
+
+    variant: DetectorConfig
+    spec: InputSpec
+    weights: Path | None = None  # None: random weights of `seed`
+    seed: int = 0
+    engine: str = "onnx"
+    precision: Precision = "float32"
+    verify_images: Path | None = None  # None: generated shapes
+    verify_annotations: Path | None = None  # COCO annotations of these images
+    skip_verification: bool = False
+    name: str = ENSEMBLE  # of the ensemble; a repository may hold several
+    overwrite: bool = False
+    verbose: bool = False  # show the compilers' own logs
+    report: Path | None = None  # folder for the verification's report and a failed build's log; None: the repository's
+    tensorrt: TensorRTSettings = field(default_factory=TensorRTSettings)
+
+    def __post_init__(self) -> None:
+        if not engine_kind(self.engine).has_settings and self.tensorrt != TensorRTSettings():
+            raise EngineError(f"TensorRT's settings are not for the {self.engine} engine; use --engine tensorrt")
+
+
+def build_repository(
+    options: BuildOptions, repository: Path, stage: Stage = lambda name: nullcontext()
+) -> Verification | None:
+    """Build the engine, compare it with the float32 detector, and only then write `repository`.
+
+    Returns:
+        The comparison's figures, which are also in the repository's manifest; None if it was skipped.
+
+    Raises:
+        CodetrError: something in `options` is not possible, memory or a disk is full, or the engine does not reproduce
+            the detector; nothing has been written.
+    """
+    check_destination(repository, options.name, options.overwrite)
+    kind = engine_kind(options.engine)
+    kind.check_precision(options.precision)
+    _check_size(options, tensorrt=options.engine == "tensorrt")
+    device = kind.module.device()  # says that there is no GPU before anything slow begins
+    kind.module.check(options.variant.uses_operator)  # or no compiler
+    _prepare_report(options.report, repository)
+    with _running(stage, "load weights"):
+        reference = _load_or_log(options, repository)
+    options = replace(options, variant=reference.variant)  # now with the checkpoint's class names
+    samples = sample_images(options.variant.class_names or (), options.verify_images, options.verify_annotations)
+    _check_disk(reference, repository)
+    if device != "cpu":
+        _check_gpu_memory(reference, options.spec)
+    logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
+    with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
+        with _running(stage, "export", logs):
+            detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(device)
+            program = export_detector(detector, options.spec)
+        with _running(stage, "build engine", logs):
+            engine = kind.module.build(program, Path(folder, kind.file_name), options.tensorrt)
+        comparison = report = None
+        if not options.skip_verification:
+            with _running(stage, "verify"):
+                run = kind.module.load(engine.file, options.spec, engine.device)
+                comparison = compare_engine(reference.to(device), run, samples, options.spec, options.precision)
+                report = write_report(
+                    Path(folder, "report"), comparison, samples, _describe(options, engine, comparison)
+                ).parent
+            _check(comparison, report, options, repository)
+        with _running(stage, "write repository"):
+            write_repository(
+                repository,
+                engine,
+                options.variant,
+                options.spec,
+                _describe(options, engine, comparison),
+                name=options.name,
+                report=report,
+                overwrite=options.overwrite,
+            )
+    return None if comparison is None else comparison.result
+
+
+def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda name: nullcontext()) -> Path:
+    """Write `folder`/model.onnx with the TensorRT plugin as nodes, for trtexec; nothing can verify it here.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        CodetrError: something in `options` is not possible, memory or a disk is full, or the file exists.
+    """
+    from builder.engines.tensorrt import plugin_onnx
+
+    path = folder / plugin_onnx.FILE_NAME
+    if options.engine != "onnx":
+        raise EngineError(f"plugin nodes are not for the {options.engine} engine; use --engine onnx")
+    _check_has_effect(options)
+    check_writable(folder)
+    if path.exists() and not options.overwrite:
+        raise EngineError(f"{path} exists; name another folder, or add --overwrite")
+    _check_size(options, tensorrt=True)
+    _prepare_report(options.report, folder)
+    with _running(stage, "load weights"):
+        detector = _load_or_log(options, folder)
+    _check_disk(detector, folder)
+    logs = partial(compiler_logs, options.verbose, _beside(options, folder, "build.log"))
+    with _running(stage, "export", logs):
+        program = export_detector(detector.set_precision(DTYPES[options.precision]), options.spec)
+    with _running(stage, "write ONNX", logs):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as aside:
+            plugin_onnx.build(program, Path(aside, path.name))
+            Path(aside, path.name).replace(path)
+    return path
+
+
+def _check_size(options: BuildOptions, tensorrt: bool) -> None:
+    variant = options.variant
+    family_of(variant).check_size(variant, options.spec.height, options.spec.width, tensorrt)
+
+
+def _check_has_effect(options: BuildOptions) -> None:
+    """Refuse what only a repository has, where none is written."""
+    given = {
+        "--name": options.name != ENSEMBLE,
+        "--verify-images": options.verify_images is not None,
+        "--verify-annotations": options.verify_annotations is not None,
+        "--skip-verification": options.skip_verification,
+    }
+    useless = [option for option, is_given in given.items() if is_given]
+    if useless:
+        raise EngineError(
+            f"{', '.join(useless)}: without effect, since --plugin-nodes writes model.onnx alone; leave it out"
+        )
+
+
+@contextmanager
+def _running(stage: Stage, name: str, logs: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[None]:
+    """Show a stage while the `with` block runs; full memory and what the system refuses become a CodetrError."""
+    with stage(name), logs():
+        try:
+            yield
+        except Exception as error:
+            remedy = _remedy(error)
+            if remedy is None:
+                raise
+            raise CodetrError(f"{name!r} failed: {first_line(error)}; {remedy}") from error
+
+
+def _remedy(error: Exception) -> str | None:
+    """Return what to do about an error of the machine; None for any other."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "end what else runs on the GPU (nvidia-smi lists it), or choose a smaller --batch or size"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # a RuntimeError of PyTorch
+        return "memory is full: end other programs, or choose a smaller --batch or size"
+    if isinstance(error, OSError):
+        return "look at that path's disk and permissions; TMPDIR and --repository choose other places"
+    return None
+
+
+def load(options: BuildOptions) -> Detector:
+    """Return the detector of `options` in float32, from its weights or with random ones."""
+    if options.weights is None:
+        return random_detector(options.variant, options.seed)
+    return load_detector(options.variant, options.weights)
+
+
+def _load_or_log(options: BuildOptions, repository: Path) -> Detector:
+    """Return the detector; where its checkpoint does not fit, every key is in a log that the error names."""
+    try:
+        return load(options)
+    except CheckpointError as error:
+        if not error.faults:
+            raise
+        log = keep_text("\n".join((str(options.weights), *error.faults, "")), _beside(options, repository, "build.log"))
+        raise CheckpointError(f"{error}\nall {len(error.faults)} keys are in {log}", error.faults) from error
+
+
+def compare_engine(detector: Detector, run: Runner, samples: Samples, spec: InputSpec, precision: str) -> Comparison:
+    """Compare an engine with its float32 detector by the limits of its precision; see `verify`."""
+    smallest = 1 if spec.is_dynamic else spec.max_batch_size
+    batches = (smallest, spec.max_batch_size)
+    suppression = detector.variant.suppression
+    return verify(detector, run, samples, spec.height, spec.width, batches, LIMITS[precision], suppression)
+
+
+def keep_report(report: Path, kept: Path) -> Path:
+    """Copy a verification's report to `kept`; return the copy.
+
+    Where nothing can be written there, it goes to a folder for temporary files.
+    """
+    try:
+        if (kept / FIGURES).is_file():
+            shutil.rmtree(kept)  # of an earlier attempt
+        return Path(shutil.copytree(report, kept))
+    except OSError:
+        return Path(shutil.copytree(report, Path(tempfile.mkdtemp(prefix="codetr-")) / kept.name))
+
+
+def _prepare_report(folder: Path | None, repository: Path) -> None:
+    """Make the folder of --report, before anything long."""
+    if folder is None:
+        return
+    if folder.resolve().is_relative_to(repository.resolve()):
+        raise CodetrError(
+            f"--report {folder} lies in --repository, where tritonserver takes folders for models; name another"
+        )
+    check_writable(folder, "--report")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _beside(options: BuildOptions, repository: Path, what: str) -> Path:
+    """Return the path for what a failed build leaves: in the folder of --report, or else beside the repository."""
+    folder = options.report or repository.absolute().parent
+    return folder / f"{repository.absolute().name}-{options.name}-{what}"
+
+
+def _check_gpu_memory(detector: Detector, spec: InputSpec) -> None:
+    """Refuse to start where the GPU has no room for detector, engine and the activations of the largest batch."""
+    activations = spec.max_batch_size * spec.height * spec.width * ACTIVATION_BYTES
+    needed = WORKING_COPIES * _size(detector) + activations + GPU_WORKSPACE
+    free, _ = torch.cuda.mem_get_info()
+    if free < needed:
+        raise CodetrError(
+            f"{torch.cuda.get_device_name()} has {free / 2**30:.1f} GiB free, the build needs about "
+            f"{needed / 2**30:.1f} GiB; end what else runs there (nvidia-smi lists it), or choose a smaller --batch or "
+            "size"
+        )
+
+
+def _size(detector: Detector) -> int:
+    """Return the bytes of a detector's weights."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
+
+
+def _check_disk(detector: Detector, repository: Path) -> None:
+    """Refuse to start where neither the engine made aside nor its copy would find room."""
+    existing = next(folder for folder in (repository, *repository.absolute().parents) if folder.is_dir())
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise CodetrError("there is no folder for temporary files; set TMPDIR to one that can be written") from error
+    for folder in (existing, temporary):
+        free, needed = shutil.disk_usage(folder).free, WORKING_COPIES * _size(detector)
+        if free < needed:
+            raise CodetrError(
+                f"{folder} has {free / 2**30:.1f} GiB free, the build needs {needed / 2**30:.1f} GiB; free some, or "
+                "set TMPDIR and --repository to another disk"
+            )
+
+
+def _check(comparison: Comparison, report: Path, options: BuildOptions, repository: Path) -> None:
+    """Refuse an engine that does not agree; its report is kept, with --report also that of one that agrees."""
+    disagrees = bool(comparison.result.faults(comparison.limits))
+    if disagrees or options.report is not None:
+        kept = keep_report(report, _beside(options, repository, "verification"))
+        comparison.check(hint=f"; the report with pictures is in {kept}")
+
+
+def _describe(options: BuildOptions, engine: BuiltEngine, comparison: Comparison | None) -> dict[str, Any]:
+    result = None if comparison is None else comparison.result
+    manifest = describe(options.variant, options.weights, options.seed, engine, options.precision, options.spec, result)
+    if engine.kind.has_settings:
+        manifest["version_compatible"] = options.tensorrt.version_compatible
+        manifest["hardware_compatible"] = options.tensorrt.hardware_compatible
+    return manifest

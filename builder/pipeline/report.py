@@ -1,0 +1,174 @@
+"""The report of a verification: figures beside their limits, and the images on which engine and detector differ most.
+
+A folder of `report.md` for people, `verification.json` for programs, and pictures with the detector's detections at the
+left and the engine's at the right.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from builder.pipeline.samples import Samples
+from builder.pipeline.verify import Agreement, Comparison, served
+from serving.postprocess import Postprocessed
+
+REPORT, FIGURES = "report.md", "verification.json"
+WORST = 4  # images that are drawn
+# Detections from this score are drawn; where the detector has none, as with random weights, its best ones.
+SHOWN_SCORE, SHOWN_AT_LEAST = 0.3, 10
+PICTURE_SIDE = 960  # pixels, the longer side of one half
+
+
+def write_report(folder: Path, comparison: Comparison, samples: Samples, about: Mapping[str, Any]) -> Path:
+    """Write the report of a comparison.
+
+    Args:
+        folder: where to; made if it is missing.
+        comparison: what was found.
+        samples: the images it was found on.
+        about: the engine's manifest.
+
+    Returns:
+        The path of `report.md`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    faults = comparison.result.faults(comparison.limits)
+    content = {
+        "agrees": not faults,
+        "faults": faults,
+        **comparison.result.to_dict(),
+        "ap_difference": comparison.result.ap_difference,
+        "limits": asdict(comparison.limits),
+        "per_image": [
+            {"image": name, **figures._asdict()}
+            for name, figures in zip(samples.names, comparison.per_image, strict=True)
+        ],
+    }
+    (folder / FIGURES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    pictures = draw_worst(folder, comparison, samples, about.get("network", {}).get("class_names") or ())
+    (folder / REPORT).write_text(_text(comparison, samples, about, faults, pictures), encoding="utf-8")
+    return folder / REPORT
+
+
+def draw_worst(folder: Path, comparison: Comparison, samples: Samples, class_names: Sequence[str]) -> list[Path]:
+    """Draw the images on which engine and detector differ most, worst first; return the pictures' paths."""
+    order = sorted(range(len(comparison.per_image)), key=lambda i: _agreement_order(comparison.per_image[i]))
+    rule = comparison.suppression
+    halves = [served(output, samples.images, rule) for output in (comparison.expected, comparison.actual)]
+    paths = []
+    for rank, index in enumerate(order[:WORST], 1):
+        path = folder / f"{rank}-{Path(samples.names[index]).stem}.jpg"
+        expected, actual = (half[index] for half in halves)
+        picture = _side_by_side(samples.images[index], expected, actual, class_names)
+        picture.save(path, quality=90)
+        paths.append(path)
+    return paths
+
+
+def _agreement_order(one: Agreement) -> tuple[float, float, float]:
+    return min(one.matched, one.matched_back), one.mean_box_iou, -one.max_score_difference
+
+
+def _side_by_side(
+    image: NDArray[np.uint8], expected: Postprocessed, actual: Postprocessed, class_names: Sequence[str]
+) -> Image.Image:
+    scores = np.sort(expected.scores)[::-1]
+    threshold = SHOWN_SCORE
+    if len(scores) and scores[0] < SHOWN_SCORE:
+        threshold = float(scores[:SHOWN_AT_LEAST][-1])
+    left, right = (_draw(image, found, threshold, class_names) for found in (expected, actual))
+    pair = Image.new("RGB", (left.width + right.width + 4, left.height), "white")
+    pair.paste(left, (0, 0))
+    pair.paste(right, (left.width + 4, 0))
+    return pair
+
+
+def _draw(image: NDArray[np.uint8], found: Postprocessed, threshold: float, class_names: Sequence[str]) -> Image.Image:
+    scale = PICTURE_SIDE / max(image.shape[:2])
+    picture = Image.fromarray(image).resize((round(image.shape[1] * scale), round(image.shape[0] * scale)))
+    canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(size=16)
+    for box, score, label in zip(found.boxes * scale, found.scores, found.labels.tolist(), strict=True):
+        if score < threshold:
+            continue
+        hue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.8, 0.95)  # steps of the golden ratio: neighbours differ
+        colour = "#" + "".join(f"{round(part * 255):02x}" for part in hue)
+        name = class_names[label] if label < len(class_names) else f"class {label}"
+        x1, y1, x2, y2 = box.tolist()
+        canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=2)
+        canvas.text(
+            (x1 + 3, y1 + 2), f"{name} {score:.2f}", fill=colour, font=font, stroke_width=2, stroke_fill="black"
+        )
+    return picture
+
+
+def _text(
+    comparison: Comparison, samples: Samples, about: Mapping[str, Any], faults: Sequence[str], pictures: Sequence[Path]
+) -> str:
+    verdict = "The engine does not reproduce the detector: " + "; ".join(faults) if faults else "The engine agrees."
+    lines = [f"# Verification of {_title(about)}", "", verdict, "", *_figures(comparison), ""]
+    lines += [
+        "| image | found again | of the engine's are the detector's | score difference of 95% | of all | mean IoU |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {one.matched:.1%} | {one.matched_back:.1%} | {one.usual_score_difference:.2e} | "
+        f"{one.max_score_difference:.2e} | {one.mean_box_iou:.5f} |"
+        for name, one in zip(samples.names, comparison.per_image, strict=True)
+    ]
+    lines += ["", "The images that differ most, PyTorch float32 at the left, the engine at the right:", ""]
+    lines += [f"![{path.stem}]({path.name})" for path in pictures]
+    lines += ["", "Built with: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _title(about: Mapping[str, Any]) -> str:
+    return (
+        f"{about['variant']}, {about['engine']} engine in {about['precision']}, {about['height']}x{about['width']} "
+        f"pixels (h x w), batch {'1 to ' if about['dynamic_batch'] else ''}{about['max_batch_size']}"
+    )
+
+
+def _figures(comparison: Comparison) -> list[str]:
+    """Return the table of figures and limits."""
+    result, limits = comparison.result, comparison.limits
+    rows = [
+        (
+            f"best {result.compared} candidates found again",
+            f"{result.matched:.2%}",
+            f"at least {limits.min_matched:.0%}",
+        ),
+        (
+            f"best {result.compared} of the engine that are the detector's",
+            f"{result.matched_back:.2%}",
+            f"at least {limits.min_matched:.0%}",
+        ),
+        ("of the engine NaN or infinite", f"{result.not_finite}", "none"),
+        (
+            "score difference of 95% of them",
+            f"{result.usual_score_difference:.2e}",
+            f"at most {limits.max_usual_score_difference:g}",
+        ),
+        ("largest score difference", f"{result.max_score_difference:.2e}", ""),
+        ("mean IoU", f"{result.mean_box_iou:.5f}", ""),
+    ]
+    if result.batch_matched is not None:
+        rows.append(
+            ("largest batch against batch 1", f"{result.batch_matched:.2%}", f"at least {limits.min_matched:.0%}")
+        )
+    if result.ap_difference is None:
+        rows.append(("AP", "no annotations", ""))
+    else:
+        rows.append(("AP 50:95 of PyTorch float32", f"{result.ap:.4f}", ""))
+        rows.append(("AP 50:95 of the engine", f"{result.ap_engine:.4f}", ""))
+        rows.append(("AP difference", f"{result.ap_difference:+.4f}", f"loss of at most {limits.max_ap_loss:g}"))
+    table = [f"| {name} | {value} | {limit} |" for name, value, limit in rows]
+    return [f"| over {result.images} images | | limit |", "|---|---|---|", *table]

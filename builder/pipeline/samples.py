@@ -1,0 +1,107 @@
+"""The images that an engine is verified on, and what is annotated on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from builder.pipeline.ap import match_categories
+from demo.shapes import CLASS_NAMES
+from demo.shapes.dataset import coco_annotations
+from demo.shapes.draw import generate
+from serving.errors import CodetrError
+
+# The data set and number of generated images that engines are verified on when no other images are given.
+SEED, IMAGES = 20, 8
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+ANNOTATIONS = "annotations.json"  # looked for in the folder of images and beside it
+
+
+@dataclass(frozen=True)
+class Truth:
+    """COCO annotations of sample images."""
+
+    content: dict[str, Any]
+    image_ids: Mapping[int, int]  # by the sample's index; images without an entry are not annotated
+    category_ids: Mapping[int, int]  # by the detector's label
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images to verify on."""
+
+    images: Sequence[NDArray[np.uint8]]  # each [h, w, 3] RGB
+    names: Sequence[str]
+    truth: Truth | None = None
+
+
+def sample_images(class_names: Sequence[str], folder: Path | None = None, annotations: Path | None = None) -> Samples:
+    """Return the images in `folder`, or generated shapes, with their annotations if there are any.
+
+    Args:
+        class_names: of the detector; generated shapes count as annotated if these are the shapes' names.
+        folder: of images; None for generated shapes.
+        annotations: COCO annotation file of the folder's images; else an `annotations.json` in the folder or beside it
+            is taken, if it lists any of them.
+
+    Raises:
+        CodetrError: the folder holds none or unreadable ones, or the annotations are not of them or of other classes.
+    """
+    if folder is None:
+        if annotations is not None:
+            raise CodetrError("--verify-annotations needs --verify-images, the folder of the annotated images")
+        return _generated(class_names)
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
+    if not paths:
+        raise CodetrError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}) to verify on")
+    names = [path.name for path in paths]
+    unreadable = [name for name, image in zip(names, images, strict=True) if image is None]
+    if unreadable:
+        raise CodetrError(
+            f"{len(unreadable)} of {len(names)} images in {folder} cannot be read: {', '.join(unreadable[:5])}"
+            f"{', ...' if len(unreadable) > 5 else ''}; take them out, or name another folder"
+        )
+    truth = _find_truth(folder, names, class_names, annotations)
+    return Samples([np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images], names, truth)
+
+
+def _generated(class_names: Sequence[str]) -> Samples:
+    samples = [generate(SEED, index) for index in range(IMAGES)]
+    content = coco_annotations(samples)
+    truth = None
+    if tuple(class_names) == CLASS_NAMES:
+        ids = [image["id"] for image in content["images"]]
+        truth = Truth(content, dict(enumerate(ids)), {label: label + 1 for label in range(len(CLASS_NAMES))})
+    return Samples([sample.image for sample in samples], [f"shapes-{index}" for index in range(IMAGES)], truth)
+
+
+def _find_truth(folder: Path, names: Sequence[str], class_names: Sequence[str], given: Path | None) -> Truth | None:
+    beside = (folder / ANNOTATIONS, folder.absolute().parent / ANNOTATIONS)
+    path = given or next((path for path in beside if path.is_file()), None)
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ids = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+        categories = {category["id"]: category["name"] for category in content["categories"]}
+        len(content["annotations"])
+    except OSError as error:
+        raise CodetrError(f"--verify-annotations {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CodetrError(f"{path} is no COCO annotation file: {type(error).__name__} {error}") from error
+    image_ids = {index: ids[name] for index, name in enumerate(names) if name in ids}
+    if image_ids:
+        remedy = "verify on other images, or move the file away"
+        return Truth(content, image_ids, match_categories(categories, class_names, path, remedy))
+    if given is not None:
+        raise CodetrError(f"--verify-annotations {given} lists none of the images in {folder}")
+    return None

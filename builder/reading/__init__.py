@@ -1,0 +1,1 @@
+"""Reads what users bring: checkpoints and configs, without running anything that lies in them."""

@@ -1,0 +1,1 @@
+"""Trains the demo detectors on drawn shapes."""

@@ -1,0 +1,139 @@
+"""Which engines to measure: new ones of several sizes, or those of a repository."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from builder.engines import Device
+from builder.engines.kinds import engine_kind
+from builder.families import family_of
+from builder.family import DetectorConfig
+from builder.pipeline.export import InputSpec
+from builder.pipeline.manifest import device_of, variant_of
+from builder.pipeline.recheck import chosen_names
+from builder.precision import Precision
+from builder.reading.checkpoint_file import digest
+from serving.contract import DETECTOR, ENSEMBLE, model_name
+from serving.errors import CodetrError
+from serving.manifest import check_files, check_versions, read_manifest
+
+
+@dataclass(frozen=True)
+class Target:
+    """One engine to measure beside the PyTorch detector it comes from."""
+
+    variant: DetectorConfig
+    spec: InputSpec  # its largest batch is measured
+    engine: str
+    precision: Precision
+    repository: Path
+    device: Device  # it is built for
+    name: str = ENSEMBLE  # of the engine in the repository
+    seed: int = 0  # of random weights
+    built_from: str | None = None  # SHA-256 of the weights of an engine that exists
+    exists: bool = False  # else it is built
+
+    @property
+    def file(self) -> Path:
+        """The engine's file."""
+        return self.repository / model_name(DETECTOR, self.name) / "1" / engine_kind(self.engine).file_name
+
+
+def new_targets(
+    variant: DetectorConfig,
+    sizes: Sequence[tuple[int, int]],
+    engine: str,
+    precision: Precision | None,
+    batch: int,
+    builds: Path,
+) -> list[Target]:
+    """Return the engines to build for each size (width, height), each into a folder of its own in `builds`.
+
+    Without `precision` an engine has float16 on a GPU and float32 on a CPU.
+
+    Raises:
+        CodetrError: the engine does not exist, or not in that precision or size.
+    """
+    kind = engine_kind(engine)
+    device = kind.module.device()
+    chosen: Precision = precision or ("float16" if device == "cuda" else "float32")
+    kind.check_precision(chosen)
+    specs = [InputSpec(height, width, batch, dynamic_batch=False) for width, height in sizes]
+    for spec in specs:
+        family_of(variant).check_size(variant, spec.height, spec.width, engine == "tensorrt")
+    return [
+        Target(
+            variant,
+            spec,
+            engine,
+            chosen,
+            builds / f"{variant.name}-{engine}-{chosen}-{spec.width}x{spec.height}-batch{batch}",
+            device,
+        )
+        for spec in specs
+    ]
+
+
+def existing_targets(repository: Path, name: str | None = None) -> list[Target]:
+    """Return the engines of a repository, or the one called `name`, each at its largest batch.
+
+    Raises:
+        CodetrError: there is none, its files are not those that were built, or it was built for another machine.
+    """
+    return [_existing(repository, each) for each in chosen_names(repository, name)]
+
+
+def _existing(repository: Path, name: str) -> Target:
+    check_files(repository, name)
+    check_versions(repository, name)
+    manifest = read_manifest(repository, name)
+    return Target(
+        variant=variant_of(manifest),
+        spec=InputSpec(
+            manifest["height"], manifest["width"], manifest["max_batch_size"], manifest.get("dynamic_batch", True)
+        ),
+        engine=manifest["engine"],
+        precision=manifest["precision"],
+        repository=repository,
+        device=device_of(manifest),
+        name=name,
+        seed=manifest["seed"] or 0,
+        built_from=(manifest["weights"] or {}).get("sha256"),
+        exists=True,
+    )
+
+
+def check(targets: Sequence[Target], weights: Path | None, device: str | None) -> Device:
+    """Return where the engines run, "cuda" or "cpu".
+
+    Raises:
+        CodetrError: not all of them on `device`, the checkpoint `weights` is not there, or an engine was built from
+            another.
+    """
+    found = {engine_kind(target.engine).name: target.device for target in targets}
+    for engine, actual in found.items():
+        if device is not None and actual != device:
+            raise CodetrError(
+                f"the {engine} engine runs on {actual} here, not on {device}; a GPU needs a CUDA build of PyTorch, and "
+                "CUDA_VISIBLE_DEVICES= hides it"
+            )
+    if len(set(found.values())) > 1:
+        raise CodetrError("the repository has engines for the CPU and for the GPU; choose one with --name")
+    if weights is not None:
+        _check_weights(targets, weights)
+    return next(iter(found.values()))
+
+
+def _check_weights(targets: Sequence[Target], weights: Path) -> None:
+    if not weights.exists():
+        raise CodetrError(f"no checkpoint at {weights}")
+    existing = [target for target in targets if target.exists]
+    found = digest(weights) if existing else None
+    for target in existing:
+        if target.built_from != found:
+            raise CodetrError(
+                f"the engine {target.name} of {target.repository} was not built from {weights}; give its own weights, "
+                "or --random-weights to measure speed alone"
+            )

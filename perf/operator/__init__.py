@@ -1,0 +1,1 @@
+"""Deformable attention's latency and error."""

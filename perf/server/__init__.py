@@ -1,0 +1,1 @@
+"""The server under sweeps of perf_analyzer."""

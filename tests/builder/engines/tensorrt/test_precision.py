@@ -1,0 +1,131 @@
+"""The check of a plan's precision, on what TensorRT's inspector says of plans."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from builder.engines import EngineError
+from builder.engines.tensorrt.precision import check_products, check_types, layer_types, product_layers, products_of
+
+
+def inspected(*types):
+    return {"Layers": [{"Outputs": [{"Name": "x", "Format/Datatype": name}]} for name in types]}
+
+
+def test_histogram_reads_both_spellings():
+    found = layer_types(inspected("Row major linear FP16 format", "Half", "FP32", "Int32", "BFloat16", "BF16"))
+    assert found == Counter({"float16": 2, "bfloat16": 2, "float32": 1})
+
+
+def test_names_alone_cannot_be_checked():
+    with pytest.raises(EngineError, match="does not tell"):
+        layer_types({"Layers": ["a layer's name"]})
+
+
+@pytest.mark.parametrize(
+    ("histogram", "precision"),
+    [({"float16": 3, "float32": 97}, "float16"), ({"float32": 5}, "float32"), ({"bfloat16": 9}, "bfloat16")],
+)
+def test_asked_types_pass(histogram, precision):
+    check_types(histogram, precision)
+
+
+@pytest.mark.parametrize(
+    ("histogram", "precision", "message"),
+    [
+        ({"float16": 1, "float32": 99}, "float32", "not built in float32: its layers put out float16 1, float32 99"),
+        ({"float16": 50, "bfloat16": 50}, "float16", "bfloat16 50"),
+        ({}, "float32", "none"),
+    ],
+)
+def test_types_nobody_asked_for_are_an_error_with_the_histogram(histogram, precision, message):
+    with pytest.raises(EngineError, match=message):
+        check_types(histogram, precision)
+
+
+def layer(name, kind, inputs, outputs, **more):
+    """One layer as TensorRT's inspector describes it at detailed verbosity."""
+
+    def tensors(types):
+        return [{"Name": f"{name}_{i}", "Dimensions": [1, 64], "Format/Datatype": text} for i, text in enumerate(types)]
+
+    return {"Name": name, "LayerType": kind, "Inputs": tensors(inputs), "Outputs": tensors(outputs), **more}
+
+
+HALF, FULL = "Row major linear FP16 format", "Float"
+PRODUCTS = {
+    "convolution": layer("[CONVOLUTION]-[patch_embed]", "CaskConvolution", [HALF], [HALF], ParameterType="Convolution"),
+    "fused matrix product": layer("__myl_FcAdd_myl0_7", "kgen", [HALF, FULL], [FULL]),
+    "tactic": layer("__myl_Mul_myl0_8", "kgen", [HALF], [HALF], TacticName="sm90_xmma_gemm_f16f16_f16f32_tn"),
+    "attention": layer("_gemm_mha_v2_myl0_5", "gemm", [HALF, HALF, HALF], [HALF]),
+    "plugin": layer("ms_deform_attn", "PluginV3", [HALF, FULL, HALF, HALF, "Int32"], [HALF]),
+}
+BOX_HEAD = layer("[MATRIX_MULTIPLY]-[box_head]", "MatrixMultiply", [FULL, FULL], [FULL])
+OTHERS = [
+    layer("__myl_MeaSubMulMea_myl0_1", "kgen", [FULL], [HALF]),  # layer norm
+    layer("softmax", "kgen", [FULL], [HALF]),
+    layer("top_k", "TopK", [FULL], [FULL, "Int32"]),
+    layer("Reformatting CopyNode", "Reformat", [FULL], [HALF], Origin="REFORMAT"),
+    layer("__myl_CastConvert", "kgen", [FULL], [HALF]),
+    layer("shape", "ShapeHostToDevice", ["Int32"], ["Int32"]),
+]
+
+
+def checked(*layers, box_heads=1, precision="float16"):
+    information = {"Layers": [*layers, *OTHERS]}
+    check_products(product_layers(information), {"float16": 9, "float32": box_heads}, precision)
+
+
+def test_products_are_told_from_other_layers():
+    found = product_layers({"Layers": [*PRODUCTS.values(), BOX_HEAD, *OTHERS]})
+    names = [each["Name"] for each in PRODUCTS.values()]
+    assert found == [*((name, "float16") for name in names), (BOX_HEAD["Name"], "float32")]
+
+
+def test_half_products_with_float32_box_heads_pass():
+    checked(*PRODUCTS.values(), BOX_HEAD)
+
+
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_one_product_in_float32_is_an_error_that_names_it(kind):
+    wrong = {**PRODUCTS[kind], "Inputs": [{"Format/Datatype": FULL}]}
+    name = wrong["Name"].replace("[", r"\[").replace("]", r"\]")
+    with pytest.raises(EngineError, match=rf"not built in float16: 2 of its 2 .* 1 may; among them .*{name}"):
+        checked(BOX_HEAD, wrong)
+
+
+def test_an_engine_of_the_wrong_half_type_is_an_error():
+    with pytest.raises(EngineError, match="5 of its 5 convolutions and matrix products work in another type, 0 may"):
+        checked(*PRODUCTS.values(), box_heads=0, precision="bfloat16")
+
+
+def test_a_float32_engine_has_no_half_product():
+    checked(BOX_HEAD, precision="float32")
+    with pytest.raises(EngineError, match="not built in float32: 1 of its 2"):
+        checked(BOX_HEAD, PRODUCTS["convolution"], precision="float32")
+
+
+def test_an_engine_that_tells_of_no_product_cannot_be_checked():
+    with pytest.raises(EngineError, match="tells of no convolution or matrix product"):
+        checked()
+
+
+class Head(nn.Module):
+    """Half-precision arithmetic with a float32 box head, as a detector has."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 1).half(), nn.Linear(4, 4).half()
+        self.box_head = nn.Linear(4, 4)
+
+    def forward(self, images):
+        features = self.conv(images).flatten(2).transpose(1, 2)
+        attention = (features @ features.transpose(1, 2)).float().softmax(-1)
+        return self.box_head((attention.half() @ self.linear(features)).float())
+
+
+def test_the_programs_products_are_counted_by_type():
+    program = torch.export.export(Head(), (torch.zeros(1, 3, 2, 2, dtype=torch.float16),))
+    assert products_of(program) == {"float16": 4, "float32": 1}

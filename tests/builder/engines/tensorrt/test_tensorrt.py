@@ -1,0 +1,125 @@
+"""What the TensorRT engine checks around the compiler, with stand-ins for it."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from builder.engines import EngineError
+from builder.engines import tensorrt as engine
+from builder.pipeline.build import BuildOptions
+from builder.pipeline.export import InputSpec
+from builder.variants import get_variant
+
+
+def convert_of_2_13(
+    program, *, arg_inputs=None, attn_bias_is_causal=True, require_full_compilation=False, min_block_size=5,
+    assume_dynamic_shape_support=False, immutable_weights=True, version_compatible=False, hardware_compatible=False,
+    use_fp32_acc=False, disable_tf32=False, num_avg_timing_iters=1, optimization_level=None, timing_cache_path="",
+    workspace_size=0, **kwargs,
+):  # fmt: skip  # a signature
+    return b""
+
+
+def convert_of_2_14(program, *, output_binding_names=None, **kwargs):
+    return b""
+
+
+class Network(nn.Module):
+    def forward(self, images, image_sizes):
+        return images.float().mean((1, 2, 3)) + image_sizes.sum(1)
+
+
+def export(batch, dynamic):
+    dims = ({0: Dim("batch", min=1, max=batch)},) * 2 if dynamic else None
+    inputs = torch.zeros(batch, 8, 6, 3, dtype=torch.uint8), torch.ones(batch, 2, dtype=torch.int32)
+    return torch.export.export(Network(), inputs, dynamic_shapes=dims)
+
+
+def test_every_keyword_is_one_of_the_functions():
+    settings = engine.TensorRTSettings(optimization_level=4, workspace_gib=2.0, fp32_accumulation=True)
+    keywords = engine.checked_keywords(convert_of_2_13, settings)
+    assert keywords["attn_bias_is_causal"] is False
+    assert keywords["require_full_compilation"] is True
+    assert keywords["optimization_level"] == 4
+    assert keywords["workspace_size"] == 2 * 2**30
+    assert keywords["use_fp32_acc"] is True
+    assert "use_explicit_typing" not in keywords  # gone, since there is no other typing
+
+
+def test_keyword_that_would_be_swallowed_is_named():
+    with pytest.raises(EngineError, match=r"does not know .*require_full_compilation"):
+        engine.checked_keywords(convert_of_2_14, engine.TensorRTSettings())
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [(convert_of_2_13, ("output0", "output1", "output2")), (convert_of_2_14, ("boxes", "scores", "labels"))],
+)
+def test_output_names_follow_the_installed_version(monkeypatch, function, names):
+    module = ModuleType("torch_tensorrt")
+    module.dynamo = SimpleNamespace(convert_exported_program_to_serialized_trt_engine=function)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", module)
+    assert engine.output_names() == names
+
+
+def test_static_program_has_one_shape():
+    images, sizes = engine.profiles(export(2, dynamic=False))
+    assert images == {"shape": (2, 8, 6, 3), "dtype": torch.uint8, "name": "images"}
+    assert sizes == {"shape": (2, 2), "dtype": torch.int32, "name": "image_sizes"}
+
+
+def test_dynamic_program_has_a_profile():
+    images, sizes = engine.profiles(export(4, dynamic=True))
+    assert (images["min_shape"], images["opt_shape"], images["max_shape"]) == ((1, 8, 6, 3), (4, 8, 6, 3), (4, 8, 6, 3))
+    assert (sizes["min_shape"], sizes["max_shape"]) == ((1, 2), (4, 2))
+
+
+def test_unconverted_operators_are_listed():
+    inner = RuntimeError("Conversion of function torch._ops.aten.aten::all.dim not currently supported!")
+    outer = RuntimeError("Conversion of module ...")
+    outer.__cause__ = inner
+    assert engine.explain(outer) == "no converter for torch._ops.aten.aten::all.dim"
+    assert engine.explain(ValueError("first line\nsecond")) == "first line"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "torch_tensorrt"])
+def test_missing_library_is_one_line(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for each in ("tensorrt", "torch_tensorrt"):
+        monkeypatch.setitem(sys.modules, each, None if each == name else ModuleType(each))
+    with pytest.raises(EngineError, match=rf"needs {name}, which cannot be imported") as caught:
+        engine.device()
+    assert "\n" not in str(caught.value)
+
+
+def test_no_gpu_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
+        engine.device()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("absent.so", "no TensorRT plugin at"), ("other.so", "called libcodetr")]
+)
+def test_plugin_library_is_looked_for(monkeypatch, tmp_path, name, message):
+    (tmp_path / "other.so").touch()
+    monkeypatch.setenv(engine.PLUGIN_VARIABLE, str(tmp_path / name))
+    with pytest.raises(EngineError, match=message):
+        engine.plugin_library()
+
+
+@pytest.mark.parametrize("kwargs", [{"optimization_level": 6}, {"workspace_gib": 0.0}, {"average_timings": 0}])
+def test_impossible_settings_are_refused(kwargs):
+    with pytest.raises(EngineError, match="expected"):
+        engine.TensorRTSettings(**kwargs)
+
+
+def test_settings_are_not_dropped_by_other_engines():
+    with pytest.raises(EngineError, match="--engine tensorrt"):
+        BuildOptions(
+            get_variant("co_dino_r50_12e"), InputSpec(64, 64), tensorrt=engine.TensorRTSettings(optimization_level=5)
+        )

@@ -1,0 +1,62 @@
+"""ResNet against a second statement of it, made of `torch.nn.functional` calls on the same state dict."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from builder.co_dino.config import ResNetConfig
+from builder.parts.resnet import FrozenBatchNorm2d, ResNet
+
+
+def functional_resnet(state, x, blocks, style):
+    def conv_bn(x, conv, bn, stride=1, padding=0):
+        x = F.conv2d(x, state[f"{conv}.weight"], stride=stride, padding=padding)
+        keys = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(state[f"{bn}.{key}"] for key in keys), training=False, eps=1e-5)
+
+    x = F.max_pool2d(F.relu(conv_bn(x, "conv1", "bn1", 2, 3)), 3, 2, 1)
+    outputs = []
+    for stage, depth in enumerate(blocks, start=1):
+        for i in range(depth):
+            name, stride = f"layer.{stage}.{i}", 2 if stage > 1 and i == 0 else 1
+            first, second = (stride, 1) if style == "caffe" else (1, stride)
+            out = F.relu(conv_bn(x, f"{name}.conv1", f"{name}.bn1", first))
+            out = F.relu(conv_bn(out, f"{name}.conv2", f"{name}.bn2", second, 1))
+            out = conv_bn(out, f"{name}.conv3", f"{name}.bn3")
+            x = conv_bn(x, f"{name}.downsample.0", f"{name}.downsample.1", stride) if i == 0 else x
+            x = F.relu(out + x)
+        outputs.append(x)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks", "style"),
+    [
+        (50, (3, 4, 6, 3), "pytorch"),
+        (50, (3, 4, 6, 3), "caffe"),
+        (101, (3, 4, 23, 3), "pytorch"),
+        (152, (3, 8, 36, 3), "pytorch"),
+    ],
+)
+def test_equals_its_functional_form(depth, blocks, style):
+    torch.manual_seed(0)
+    backbone = ResNet(ResNetConfig(depth, base_channels=4, stem_channels=6, style=style))
+    for module in backbone.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.1)
+    pixels = torch.randn(2, 3, 65, 98)
+    expected = functional_resnet(backbone.state_dict(), pixels, blocks, style)
+    for actual, reference in zip(backbone(pixels), expected, strict=True):
+        torch.testing.assert_close(actual, reference, atol=1e-4, rtol=1e-4)
+
+
+def test_dead_channels_are_normalised_with_the_same_epsilon():
+    """Trained networks have channels whose variance is far below it."""
+    norm = FrozenBatchNorm2d(3)
+    norm.running_var.copy_(torch.tensor([0.0, 1e-6, 1e-4]))
+    x = torch.randn(1, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5)
+    torch.testing.assert_close(norm(x), expected)

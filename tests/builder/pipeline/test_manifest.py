@@ -1,0 +1,98 @@
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from builder.engines.tensorrt import TensorRTSettings
+from builder.operators import plugin
+from builder.pipeline.build import BuildOptions, build_repository
+from builder.pipeline.export import InputSpec
+from builder.pipeline.manifest import describe, device_of, variant_of
+from builder.variants import get_variant
+from serving.manifest import cpu, read_manifest
+from serving.rules import Suppression
+from tests.smallest import SMALLEST, built
+
+SPEC = InputSpec(64, 96)
+OTHER_RULES = replace(SMALLEST, suppression=Suppression("hard", 0.5, class_agnostic=True), lsj_padding=None)
+
+
+def described(engine):
+    return describe(SMALLEST, None, 0, built(engine), "float32", SPEC, None)
+
+
+def test_a_gpu_is_named_with_its_compute_capability(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert {described("torch")[key] for key in ("gpu", "compute_capability")} == {None}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    manifest = described("torch")
+    assert (manifest["gpu"], manifest["compute_capability"]) == ("NVIDIA H200", "9.0")
+
+
+@pytest.mark.parametrize("variant", [SMALLEST, OTHER_RULES, get_variant("co_dino_r50_lsj_12e")])
+def test_a_variant_comes_back_from_its_manifest(variant):
+    manifest = describe(variant, None, 0, built(), "float32", SPEC, None)
+    assert variant_of(json.loads(json.dumps(manifest))) == variant
+
+
+def test_manifests_of_before_have_no_suppression():
+    manifest = json.loads(json.dumps(described("onnx")))
+    for key in ("suppression", "lsj_padding"):
+        del manifest["network"][key]
+    assert variant_of(manifest) == SMALLEST
+
+
+def test_a_package_for_a_cpu_tells_what_the_cpu_can_do():
+    assert described("torch")["cpu"] == {**cpu(), "capability": torch.backends.cpu.get_cpu_capability()}
+    assert "cpu" not in described("onnx")
+    for_a_gpu = describe(SMALLEST, None, 0, built("torch", "cuda"), "float32", SPEC, None)
+    assert "cpu" not in for_a_gpu
+
+
+def test_the_plugins_version_is_that_of_plans():
+    assert described("tensorrt")["versions"]["plugin"] == plugin.VERSION
+    assert "plugin" not in described("onnx")["versions"]
+    assert {"python", "torch"} < described("onnx")["versions"].keys()
+
+
+def test_weights_are_named_by_their_hash_and_random_ones_by_their_seed(tmp_path):
+    (tmp_path / "my.pth").write_bytes(b"weights")
+    trained = describe(SMALLEST, tmp_path / "my.pth", 7, built(), "float32", SPEC, None)
+    assert trained["weights"] == {"file": "my.pth", "sha256": hashlib.sha256(b"weights").hexdigest()}
+    assert trained["seed"] is None
+    random = describe(SMALLEST, None, 7, built(), "float32", SPEC, None)
+    assert (random["weights"], random["seed"]) == (None, 7)
+
+
+def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):
+    def build(program, path, settings):
+        path.write_bytes(b"a plan")
+        return built("tensorrt", "cuda", path, ("output0", "output1", "output2"))
+
+    for name, stand_in in (("device", lambda: "cpu"), ("check", lambda uses_operator: None), ("build", build)):
+        monkeypatch.setattr(f"builder.engines.tensorrt.{name}", stand_in)
+    monkeypatch.setattr("builder.pipeline.build.export_detector", lambda detector, spec: None)
+    settings = TensorRTSettings(hardware_compatible=True)
+    options = BuildOptions(SMALLEST, SPEC, engine="tensorrt", skip_verification=True, tensorrt=settings)
+    build_repository(options, tmp_path / "repository")
+    manifest = read_manifest(tmp_path / "repository")
+    assert (manifest["hardware_compatible"], manifest["version_compatible"]) == (True, False)
+    assert manifest["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("manifest", "device"),
+    [
+        ({"device": "cuda", "files": {}}, "cuda"),
+        ({"device": "cpu", "files": {"codetr_detector/1/some.so": ""}}, "cpu"),
+        ({"files": {"codetr_detector/1/model.pt2": "", "codetr_detector/1/libcodetr_ms_deform_attn_x.so": ""}}, "cuda"),
+        ({"files": {"codetr_detector/1/model.pt2": "", "codetr_detector/1/torch_runner.py": ""}}, "cpu"),
+    ],
+    ids=["declared cuda", "declared cpu", "an older one of a GPU", "an older one of a CPU"],
+)
+def test_where_an_engine_runs_is_what_its_manifest_declares(manifest, device):
+    assert device_of(manifest) == device

@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from builder.pipeline.samples import IMAGES, sample_images
+from demo.shapes import CLASS_NAMES
+from demo.shapes.dataset import write_dataset
+from serving.errors import CodetrError
+
+
+def save(path, value=0):
+    Image.fromarray(np.full((4, 6, 3), value, np.uint8)).save(path)
+
+
+def annotations(path, names, categories=CLASS_NAMES):
+    content = {
+        "images": [
+            {"id": 7 + i, "file_name": f"images/{name}", "height": 4, "width": 6} for i, name in enumerate(names)
+        ],
+        "categories": [{"id": 10 * i, "name": name} for i, name in enumerate(categories)],
+        "annotations": [],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_images_come_from_a_folder_in_rgb(tmp_path):
+    red = np.zeros((4, 6, 3), np.uint8)
+    red[..., 0] = 255
+    Image.fromarray(red).save(tmp_path / "b.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    samples = sample_images((), tmp_path)
+    (image,) = samples.images
+    assert (image == red).all()
+    assert (samples.names, samples.truth) == (["b.png"], None)
+
+
+def test_a_folder_without_images_is_named(tmp_path):
+    with pytest.raises(CodetrError, match=r"holds no images \(\.jpg,"):
+        sample_images((), tmp_path)
+
+
+def test_an_unreadable_image_is_named_among_good_ones(tmp_path):
+    save(tmp_path / "good.png")
+    (tmp_path / "broken.jpg").write_bytes(b"not an image")
+    with pytest.raises(CodetrError, match=r"1 of 2 images in .* cannot be read: broken\.jpg; take them out"):
+        sample_images((), tmp_path)
+
+
+def test_generated_shapes_are_annotated_for_a_detector_of_shapes_alone(tmp_path):
+    samples = sample_images(CLASS_NAMES)
+    assert len(samples.images) == len(samples.names) == len(samples.truth.image_ids) == IMAGES
+    assert samples.truth.category_ids == {label: label + 1 for label in range(8)}
+    assert sample_images(("cat", "dog")).truth is None
+
+
+def test_generated_annotations_are_those_of_the_data_set(tmp_path):
+    written = json.loads(write_dataset(tmp_path, IMAGES, seed=20).read_text())
+    assert {key: written[key] for key in ("images", "annotations", "categories")} == sample_images(
+        CLASS_NAMES
+    ).truth.content
+
+
+@pytest.mark.parametrize("place", ["images", "."], ids=["in the folder", "beside it"])
+def test_annotations_are_found_and_matched_by_name(tmp_path, place):
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "images" / name)
+    annotations(tmp_path / place / "annotations.json", ["b.png", "elsewhere.png"], ("heart", "circle"))
+    truth = sample_images(CLASS_NAMES, tmp_path / "images").truth
+    assert truth.image_ids == {1: 7}
+    assert truth.category_ids == {7: 0, 0: 10}
+
+
+def test_an_unrelated_file_beside_the_folder_is_no_annotation(tmp_path):
+    (tmp_path / "images").mkdir()
+    save(tmp_path / "images" / "a.png")
+    path = annotations(tmp_path / "annotations.json", ["other.png"], ("unicorn",))
+    assert sample_images(CLASS_NAMES, tmp_path / "images").truth is None
+    with pytest.raises(CodetrError, match=r"--verify-annotations .* lists none of the images in"):
+        sample_images(CLASS_NAMES, tmp_path / "images", path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(None, "No such file", id="missing"),
+        pytest.param("{", "is no COCO annotation file", id="not JSON"),
+        pytest.param('{"images": []}', "is no COCO annotation file: KeyError 'categories'", id="incomplete"),
+    ],
+)
+def test_bad_annotations_are_named(tmp_path, content, message):
+    save(tmp_path / "a.png")
+    path = tmp_path / "some.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CodetrError, match=message):
+        sample_images(CLASS_NAMES, tmp_path, path)
+
+
+def test_classes_the_detector_does_not_know_are_named(tmp_path):
+    save(tmp_path / "a.png")
+    path = annotations(tmp_path / "some.json", ["a.png"], ("circle", "unicorn"))
+    with pytest.raises(CodetrError, match=r"does not know 1 of the 2 categories of .*some\.json, among them 'unicorn'"):
+        sample_images(CLASS_NAMES, tmp_path, path)
+
+
+def test_annotations_need_their_images(tmp_path):
+    with pytest.raises(CodetrError, match="--verify-annotations needs --verify-images"):
+        sample_images(CLASS_NAMES, None, tmp_path / "some.json")

@@ -1,0 +1,59 @@
+"""The shipped weights still detect as they did when they were trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors
+
+from builder.co_dino.presets import DEMO_VARIANT
+from demo import DEMO_WEIGHTS, SAMPLE_IMAGE
+from demo.shapes import CLASS_NAMES
+from demo.shapes.dataset import encode_jpeg, write_dataset
+from demo.shapes.draw import generate
+from perf.accuracy.collect import collect
+from perf.accuracy.dataset import category_of_label, read_dataset
+from perf.accuracy.detectors import Detect, pytorch_detect
+from perf.accuracy.scores import coco_results, score
+
+HELD_OUT_SEED = 2  # training drew data sets 1 and 3
+IMAGES = 64
+AP, AP_TOLERANCE = 0.947, 0.01  # JPEG and drawing differ a little between versions of OpenCV
+
+
+@pytest.fixture(scope="module")
+def detect() -> Detect:
+    return pytorch_detect(DEMO_VARIANT, DEMO_WEIGHTS, "float32", "cpu")[0]
+
+
+def test_the_weights_are_small_and_say_what_they_are() -> None:
+    assert DEMO_WEIGHTS.stat().st_size <= 12e6
+    with safetensors.safe_open(DEMO_WEIGHTS, framework="np") as file:
+        metadata = file.metadata()
+    assert metadata["class_names"] == ",".join(CLASS_NAMES)
+    assert metadata["variant"] == DEMO_VARIANT
+    assert {"training_command", "data_seed", "ap"} <= metadata.keys()
+
+
+def test_accuracy_on_held_out_images_is_what_it_was(detect: Detect, tmp_path: Path) -> None:
+    annotations = write_dataset(tmp_path, IMAGES, HELD_OUT_SEED)
+    dataset = read_dataset(annotations, tmp_path / "images")
+    found = collect(dataset, tmp_path / "results.jsonl", "pytorch", lambda: detect, CLASS_NAMES)
+    accuracy = score(dataset, coco_results(found, category_of_label(dataset, CLASS_NAMES)))
+    assert accuracy.ap == pytest.approx(AP, abs=AP_TOLERANCE)
+
+
+def test_nothing_is_found_where_nothing_is(detect: Detect) -> None:
+    empty = (sample for sample in (generate(HELD_OUT_SEED, index) for index in range(200)) if not len(sample.labels))
+    images = [next(empty).image for _ in range(3)]
+    images += [np.zeros((300, 200, 3), np.uint8), np.full((200, 500, 3), 255, np.uint8)]
+    for image in images:
+        assert detect(encode_jpeg(image)).scores.max(initial=0) < 0.3
+
+
+def test_the_sample_image_shows_every_class(detect: Detect) -> None:
+    found = detect(SAMPLE_IMAGE.read_bytes()).above(0.5)
+    assert set(found.names) == set(CLASS_NAMES)
+    assert len(found) == len(generate(4, 3864, (480, 720)).labels)
