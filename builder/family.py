@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from serving.contract import MAX_DETECTIONS, coco_class_names
 from serving.errors import CodetrError
-from serving.rules import DEFAULT_SUPPRESSION, Suppression
+from serving.rules import DEFAULT_RULES, Rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ class DetectorConfig:
     class_names: tuple[str, ...] | None = field(default=None, kw_only=True)  # None: the checkpoint's, else COCO's of 80
     checkpoint: str | None = field(default=None, kw_only=True)
     box_ap: float | None = field(default=None, kw_only=True)  # published, in percent; COCO val2017 with 80 classes
-    suppression: Suppression = field(default=DEFAULT_SUPPRESSION, kw_only=True)
+    rules: Rules = field(default=DEFAULT_RULES, kw_only=True)
 
     def __post_init__(self) -> None:
         names = self.class_names

@@ -151,7 +151,8 @@ def build(
 def _with_suppression(variant: DetectorConfig, **given: Any) -> DetectorConfig:
     """Return the variant with the rule's fields that options give; those that are None stay its own."""
     wanted = {key: value for key, value in given.items() if value is not None}
-    return replace(variant, suppression=replace(variant.suppression, **wanted))
+    rules = replace(variant.rules, suppression=replace(variant.rules.suppression, **wanted))
+    return replace(variant, rules=rules)
 
 
 @contextmanager

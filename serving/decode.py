@@ -19,7 +19,7 @@ from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugi
 
 from serving.errors import CodetrError, InvalidImageError
 
-Pixels = npt.NDArray[np.uint8]
+Image8 = npt.NDArray[np.uint8]
 
 # The format's plugin by its first bytes. The plugins are called directly: `Image.open` would warn about every image
 # above a limit of its own, and answer for a JPEG with two pictures in it (MPO) with another format.
@@ -78,7 +78,7 @@ class ImageLimits:
             raise CodetrError(f"formats: expected some of {', '.join(_PLUGINS)}, got {','.join(self.formats)!r}")
 
 
-def decode_image(data: bytes, limits: ImageLimits | None = None) -> Pixels:
+def decode_image(data: bytes, limits: ImageLimits | None = None) -> Image8:
     """Decode one image to uint8 `[h, w, 3]` RGB, upright.
 
     Grayscale is repeated, palettes are looked up, 16 bits are cut to their upper 8, alpha is dropped (the colours
@@ -126,7 +126,7 @@ def _sniff(data: bytes, limits: ImageLimits) -> tuple[ImageFile.ImageFile, str]:
     return image, name
 
 
-def _decode(image: ImageFile.ImageFile, name: str, data: bytes) -> Pixels:
+def _decode(image: ImageFile.ImageFile, name: str, data: bytes) -> Image8:
     if name == "JPEG" and image.mode in ("RGB", "L"):
         # Whether OpenCV refuses a truncated file or fills it with gray is up to its release. The entropy-coded data
         # cannot hold the end marker, so its absence behind the start of scan (where Pillow stopped reading) tells.
@@ -145,12 +145,12 @@ def _position(image: ImageFile.ImageFile) -> int:
     return image.fp.tell() if image.fp is not None else 0
 
 
-def _decode_with_opencv(data: bytes) -> Pixels:
+def _decode_with_opencv(data: bytes) -> Image8:
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
         raise InvalidImageError("damaged JPEG image: it cannot be decoded")
-    decoded: Pixels = pixels
+    decoded: Image8 = pixels
     return decoded
 
 
@@ -161,10 +161,10 @@ def _orientation(image: ImageFile.ImageFile) -> int:
         return 1  # broken metadata do not make the pixels unusable
 
 
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
+def _upright(pixels: Image8, orientation: int) -> Image8:
     transpose, flip = _UPRIGHT.get(orientation, (False, None))
     upright: Any = cv2.transpose(pixels) if transpose else pixels
     if flip is not None:
         upright = cv2.flip(upright, flip)
-    result: Pixels = upright
+    result: Image8 = upright
     return result

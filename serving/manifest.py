@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"  # in the detector's folder
 # In the manifest: SHA-256 as hex digits by path within the repository.
 FILES = "files"
 # Of the manifest's keys; those of before had no `schema`, and lay in the repository itself.
-SCHEMA = 2
+SCHEMA = 3
 
 CPUINFO = Path("/proc/cpuinfo")
 # Of an x86-64 CPU's flags, the instruction sets that compiled code can hold unasked. The rest concerns the system, or

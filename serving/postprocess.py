@@ -38,19 +38,28 @@ class PostprocessSettings:
     iou_threshold: float = NMS_IOU_THRESHOLD
     min_score: float = SOFT_NMS_MIN_SCORE  # soft NMS drops what it has brought below this
     class_agnostic: bool = False  # let boxes of different classes suppress each other
+    clip: bool = True  # cut boxes at the image's border
     max_detections: int = MAX_DETECTIONS  # rows returned
 
     @classmethod
     def of(cls, rule: Suppression, max_detections: int) -> PostprocessSettings:
         """Return the settings that follow a variant's rule."""
         return cls(
-            rule.score_threshold, rule.kind, rule.iou_threshold, rule.min_score, rule.class_agnostic, max_detections
+            rule.score_threshold,
+            rule.kind,
+            rule.iou_threshold,
+            rule.min_score,
+            rule.class_agnostic,
+            rule.clip,
+            max_detections,
         )
 
     @property
     def suppression(self) -> Suppression:
         """The rule that these settings follow."""
-        return Suppression(self.nms, self.iou_threshold, self.min_score, self.score_threshold, self.class_agnostic)
+        return Suppression(
+            self.nms, self.iou_threshold, self.min_score, self.score_threshold, self.class_agnostic, self.clip
+        )
 
     def __post_init__(self) -> None:
         _ = self.suppression  # checks it
@@ -85,7 +94,7 @@ def postprocess(
     """
     finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
     keep = finite & (scores > settings.score_threshold) if settings.score_threshold > 0 else finite
-    boxes, scores, labels = to_pixels(boxes[keep], original_size), scores[keep], labels[keep]
+    boxes, scores, labels = to_pixels(boxes[keep], original_size, settings.clip), scores[keep], labels[keep]
     picks, scores = pick(boxes, scores, labels, settings)
     picks, scores = picks[: settings.max_detections], scores[: settings.max_detections]
     return Postprocessed(
@@ -97,11 +106,12 @@ def postprocess(
     )
 
 
-def to_pixels(boxes: Floats, original_size: tuple[int, int]) -> Floats:
-    """Scale boxes `[K, 4]` of 0..1 to pixels of the (height, width) original and clip them to it."""
+def to_pixels(boxes: Floats, original_size: tuple[int, int], clip: bool = True) -> Floats:
+    """Scale boxes `[K, 4]` of 0..1 to pixels of the (height, width) original, and clip them to it or not."""
     height, width = original_size
     limits = np.array([width, height, width, height], np.float32)
-    return np.clip(boxes * limits, 0, limits).astype(np.float32, copy=False)
+    scaled = boxes * limits
+    return (np.clip(scaled, 0, limits) if clip else scaled).astype(np.float32, copy=False)
 
 
 def pick(boxes: Floats, scores: Floats, labels: Ints, settings: PostprocessSettings) -> tuple[Indices, Floats]:

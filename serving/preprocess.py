@@ -1,53 +1,120 @@
-"""Pixels to the engine's input: keep-ratio resize into the top-left corner of a fixed canvas."""
+"""Pixels to the engine's input: resized by the engine's rule into the top left corner of a fixed canvas."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
-from serving.decode import ImageLimits, Pixels, decode_image
+from serving.decode import Image8, ImageLimits, decode_image
+from serving.rules import Pixels, Resize
+
+DEFAULT_PIXELS = Pixels()
 
 
 class Preprocessed(NamedTuple):
     """One image as the engine takes it, and what is needed to find the way back."""
 
-    images: Pixels  # uint8 [H, W, 3] RGB
+    images: Image8  # uint8 [H, W, 3] RGB
     image_size: tuple[int, int]  # valid (height, width) in pixels of `images`
     original_size: tuple[int, int]  # (height, width) of the upright original in pixels
 
 
-def preprocess(data: bytes, height: int, width: int, limits: ImageLimits | None = None) -> Preprocessed:
-    """Decode one encoded image and fit it into an engine's `height` x `width`.
+@dataclass(frozen=True)
+class PreprocessSettings(ImageLimits):
+    """What is refused, and how the rest becomes the engine's input; the fields of both are parameters of one model."""
+
+    resize: Resize = DEFAULT_PIXELS.resize
+    antialias: bool = DEFAULT_PIXELS.antialias
+    shortest_edge: int = DEFAULT_PIXELS.shortest_edge
+    longest_edge: int = DEFAULT_PIXELS.longest_edge
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.pixels  # checks it
+
+    @property
+    def pixels(self) -> Pixels:
+        """The rule that these settings follow."""
+        return Pixels(self.resize, self.antialias, self.shortest_edge, self.longest_edge)
+
+
+def pixel_parameters(rule: Pixels) -> dict[str, str]:
+    """Return the parameters of `config.pbtxt` that stand for a rule."""
+    return {key: str(value).lower() for key, value in asdict(rule).items()}
+
+
+def preprocess(
+    data: bytes, height: int, width: int, limits: ImageLimits | None = None, rule: Pixels = DEFAULT_PIXELS
+) -> Preprocessed:
+    """Decode one encoded image and fit it into an engine's `height` x `width` by its rule.
 
     Raises:
         InvalidImageError: as `decode_image`.
     """
     image = decode_image(data, limits)
-    images, image_size = resize_and_pad(image, height, width)
+    images, image_size = resize_and_pad(image, height, width, rule)
     return Preprocessed(images, image_size, (image.shape[0], image.shape[1]))
 
 
-def resize_and_pad(image: Pixels, height: int, width: int) -> tuple[Pixels, tuple[int, int]]:
-    """Resize an image to the largest size of its own ratio within `height` x `width`, and pad it.
+def resize_and_pad(
+    image: Image8, height: int, width: int, rule: Pixels = DEFAULT_PIXELS
+) -> tuple[Image8, tuple[int, int]]:
+    """Resize an image by a rule, at most to `height` x `width`, and pad it with zeros below and at the right.
 
-    The rule is mmcv's `imrescale` (side = int(side * scale + 0.5), bilinear on uint8, no antialiasing) with the
-    scale chosen for the engine's orientation. The padding is 0 here and is zeroed again by the engine after
-    normalisation, as mmdetection has it.
+    The engine zeroes the padding again after normalisation, as mmdetection has it.
 
     Args:
         image: uint8 `[h, w, 3]`.
         height: the engine's height in pixels.
         width: the engine's width in pixels.
+        rule: of the engine.
 
     Returns:
         uint8 `[height, width, 3]` with the image at the top left, and the (height, width) it fills, each at least 1.
     """
-    h, w = image.shape[:2]
-    scale = min(width / w, height / h)
-    valid_h = min(max(int(h * scale + 0.5), 1), height)
-    valid_w = min(max(int(w * scale + 0.5), 1), width)
+    valid_h, valid_w = valid_size(image.shape[0], image.shape[1], height, width, rule)
+    resized = _resize(image, valid_h, valid_w, rule.antialias)
+    if (valid_h, valid_w) == (height, width):
+        return resized, (valid_h, valid_w)
     canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[:valid_h, :valid_w] = cv2.resize(image, (valid_w, valid_h), interpolation=cv2.INTER_LINEAR)
+    canvas[:valid_h, :valid_w] = resized
     return canvas, (valid_h, valid_w)
+
+
+def valid_size(h: int, w: int, height: int, width: int, rule: Pixels = DEFAULT_PIXELS) -> tuple[int, int]:
+    """Return the (height, width) that an image of `h` x `w` pixels fills of an engine's `height` x `width`."""
+    if rule.resize == "stretch":
+        return height, width
+    if rule.shortest_edge:
+        return _edges(h, w, height, width, rule)
+    # mmcv's `imrescale`, with the scale chosen for the engine's orientation.
+    scale = min(width / w, height / h)
+    return min(max(int(h * scale + 0.5), 1), height), min(max(int(w * scale + 0.5), 1), width)
+
+
+def _edges(h: int, w: int, height: int, width: int, rule: Pixels) -> tuple[int, int]:
+    """Return the size by the lengths of the edges, or the largest one of the same rule that the engine holds.
+
+    Source: `datasets/transforms.py` of facebookresearch/detr: the longer side follows from the rounded shorter one and
+    is cut, so it can be beyond `longest_edge` by a few pixels.
+    """
+    short, long = sorted((h, w))
+    size = rule.shortest_edge
+    if long * size > rule.longest_edge * short:
+        size = round(rule.longest_edge * short / long)  # half to even, as the source
+    room_short, room_long = (height, width) if h <= w else (width, height)
+    # The largest `size` whose longer side, floor(size * long / short), has room.
+    size = max(min(size, room_short, -(-(room_long + 1) * short // long) - 1), 1)
+    sides = (size, min(max(size * long // short, 1), room_long))
+    return sides if h <= w else (sides[1], sides[0])
+
+
+def _resize(image: Image8, height: int, width: int, antialias: bool) -> Image8:
+    if antialias:
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    resized: Image8 = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+    return resized

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.contract import DETECTOR, contract
-from serving.decode import ImageLimits
 from serving.errors import CodetrError, InvalidImageError
 from serving.postprocess import PostprocessSettings, postprocess
-from serving.preprocess import preprocess
+from serving.preprocess import PreprocessSettings, preprocess
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -109,7 +108,7 @@ class Preprocess:
 
     def __init__(self, model_config: Mapping[str, Any]) -> None:
         self.height, self.width, _ = output_dims(model_config, "images")
-        self.limits = parse_settings(ImageLimits, model_config)
+        self.settings = parse_settings(PreprocessSettings, model_config)
 
     def __call__(self, inputs: Arrays, parameters: Mapping[str, Any]) -> Arrays:
         """Answer one request: `image` bytes `[B, 1]` to `images`, `image_sizes` and `original_sizes`, `[B, ...]`.
@@ -129,7 +128,7 @@ class Preprocess:
 
     def _one(self, index: int, data: bytes, count: int) -> Any:
         try:
-            return preprocess(data, self.height, self.width, self.limits)
+            return preprocess(data, self.height, self.width, self.settings, self.settings.pixels)
         except InvalidImageError as error:
             if count == 1:
                 raise

@@ -9,7 +9,7 @@ from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.co_dino.mmdet_config import from_mmdet_config
 from builder.co_dino.presets import DEMO_NETWORK, DEMO_VARIANT, PRESETS
 from builder.family import Family
-from serving.rules import Suppression
+from serving.rules import Rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,8 @@ def _restore(network: Mapping[str, Any]) -> Variant:
     settings = dict(network)
     backbone = SwinConfig if "window_size" in settings["backbone"] else ResNetConfig
     settings["backbone"] = backbone(**_tuples(settings["backbone"]))
-    settings["suppression"] = Suppression(**settings.get("suppression", {}))  # older manifests have none
+    settings["rules"] = Rules.restore(settings)
+    settings.pop("suppression", None)  # where older manifests have it
     return Variant(**_tuples(settings))
 
 

@@ -30,7 +30,7 @@ from builder.co_dino.config_rules import (
     single,
 )
 from serving.errors import CodetrError
-from serving.rules import Suppression
+from serving.rules import Rules, Suppression
 
 # Losses whose scores are sigmoids unless told otherwise.
 _SIGMOID_LOSSES = ("QualityFocalLoss", "FocalLoss", "VarifocalLoss")
@@ -73,7 +73,7 @@ def from_mmdet_config(config: Config, name: str = "custom") -> Variant:
         max_detections=max_detections,
         input_size=pixels.input_size,
         class_names=class_names(config),
-        suppression=suppression,
+        rules=Rules(suppression=suppression),
         lsj_padding=pixels.padding,
         **_transformer(model, head, num_queries),
     )

@@ -223,8 +223,8 @@ def compare_engine(detector: Detector, run: Runner, samples: Samples, spec: Inpu
     """Compare an engine with its float32 detector by the limits of its precision; see `verify`."""
     smallest = 1 if spec.is_dynamic else spec.max_batch_size
     batches = (smallest, spec.max_batch_size)
-    suppression = detector.variant.suppression
-    return verify(detector, run, samples, spec.height, spec.width, batches, LIMITS[precision], suppression)
+    rules = detector.variant.rules
+    return verify(detector, run, samples, spec.height, spec.width, batches, LIMITS[precision], rules)
 
 
 def keep_report(report: Path, kept: Path) -> Path:

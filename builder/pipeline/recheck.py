@@ -37,7 +37,7 @@ def chosen_names(repository: Path, name: str | None = None) -> list[str]:
 
 
 # What a variant says beside its network.
-_BESIDE = ("name", "input_size", "checkpoint", "box_ap", "epochs", "suppression")
+_BESIDE = ("name", "input_size", "checkpoint", "box_ap", "epochs", "rules")
 
 
 def check_network(repository: Path, name: str, variant: DetectorConfig) -> None:

@@ -62,7 +62,7 @@ def write_report(folder: Path, comparison: Comparison, samples: Samples, about: 
 def draw_worst(folder: Path, comparison: Comparison, samples: Samples, class_names: Sequence[str]) -> list[Path]:
     """Draw the images on which engine and detector differ most, worst first; return the pictures' paths."""
     order = sorted(range(len(comparison.per_image)), key=lambda i: _agreement_order(comparison.per_image[i]))
-    rule = comparison.suppression
+    rule = comparison.rules.suppression
     halves = [served(output, samples.images, rule) for output in (comparison.expected, comparison.actual)]
     paths = []
     for rank, index in enumerate(order[:WORST], 1):

@@ -27,6 +27,7 @@ from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, ModelC
 from serving.errors import CodetrError
 from serving.manifest import FILES, MANIFEST, engine_names, foreign_folders, older_manifest, sha256
 from serving.postprocess import PostprocessSettings
+from serving.preprocess import pixel_parameters
 
 # Within the detector's folder, because Triton takes every folder of a repository for a model.
 REPORT_FOLDER = "verification"
@@ -60,7 +61,7 @@ def write_repository(
         engine: its file is copied under the name that its kind has for it. Where it has own names for its outputs
             (torch_tensorrt calls a plan's output0, output1, output2), the ensemble maps them, so clients see no
             difference.
-        variant: its rows of outputs, its suppression, and its class names in label order; clients read these as the
+        variant: its rows of outputs, its rules, and its class names in label order; clients read these as the
             parameter `class_names` (JSON) of the ensemble's config.
         spec: the engine's input size and the most images in one inference; of all four models alike.
         manifest: what is known about the engine; `files`, the SHA-256 of each engine file by its path in the
@@ -269,8 +270,11 @@ def _customise(config: Any, variant: DetectorConfig, engine: BuiltEngine) -> Non
             output.name = name
         if "device" in config.parameters:
             config.parameters["device"].string_value = engine.device
+    if config.name == PREPROCESS:
+        for key, text in pixel_parameters(variant.rules.pixels).items():
+            config.parameters[key].string_value = text
     if config.name == POSTPROCESS:
-        for key, value in asdict(PostprocessSettings.of(variant.suppression, variant.max_detections)).items():
+        for key, value in asdict(PostprocessSettings.of(variant.rules.suppression, variant.max_detections)).items():
             config.parameters[key].string_value = str(value).lower()
 
 

@@ -18,7 +18,7 @@ from model_repository.torch_runner import float32_products
 from serving.errors import CodetrError
 from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
 from serving.preprocess import resize_and_pad
-from serving.rules import DEFAULT_SUPPRESSION, Suppression
+from serving.rules import DEFAULT_RULES, Pixels, Rules, Suppression
 
 # Candidates the comparison looks at, best first: those below are noise that any rounding reorders.
 COMPARED = 100
@@ -133,7 +133,7 @@ class Comparison:
     per_image: Sequence[Agreement]
     expected: EngineOutput  # the detector's candidates
     actual: EngineOutput  # the engine's
-    suppression: Suppression = DEFAULT_SUPPRESSION  # by which both become detections
+    rules: Rules = DEFAULT_RULES  # by which images are fitted and both become detections
 
     def check(self, hint: str = "") -> Verification:
         """Return the figures.
@@ -155,7 +155,7 @@ def verify(
     width: int,
     batch_sizes: tuple[int, int],
     limits: Limits,
-    suppression: Suppression = DEFAULT_SUPPRESSION,
+    rules: Rules = DEFAULT_RULES,
 ) -> Comparison:
     """Run engine and detector over the same images and compare their best candidates, and their AP where annotated.
 
@@ -167,12 +167,12 @@ def verify(
         width: of the engine's input, in pixels.
         batch_sizes: smallest and largest batch of the engine; both are run and compared with each other.
         limits: of the engine's precision; `Comparison.check` applies them.
-        suppression: the variant's, for the AP and the pictures.
+        rules: the variant's, for the images, the AP and the pictures.
 
     Raises:
         VerificationError: the detector itself gives candidates that are NaN or infinite.
     """
-    pixels, sizes = fit(samples.images, height, width)
+    pixels, sizes = fit(samples.images, height, width, rules.pixels)
     expected = run_batched(_pytorch(detector), pixels, sizes, batch_sizes[0])
     if count := _count_not_finite(expected):
         raise VerificationError(
@@ -187,17 +187,19 @@ def verify(
         of_batches = overall(actual, largest)
         batch_matched = min(of_batches.matched, of_batches.matched_back)
         not_finite += _count_not_finite(largest)
-    ap, ap_engine = (average_precision(output, samples, suppression) for output in (expected, actual))
+    ap, ap_engine = (average_precision(output, samples, rules.suppression) for output in (expected, actual))
     compared = min(COMPARED, expected.scores.shape[1]) * len(per_image)
     result = Verification(
         len(per_image), compared, *overall(expected, actual), batch_matched, ap, ap_engine, not_finite
     )
-    return Comparison(result, limits, per_image, expected, actual, suppression)
+    return Comparison(result, limits, per_image, expected, actual, rules)
 
 
-def fit(images: Sequence[NDArray[np.uint8]], height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+def fit(
+    images: Sequence[NDArray[np.uint8]], height: int, width: int, rule: Pixels = DEFAULT_RULES.pixels
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
     """Return images uint8 [N, height, width, 3] and their valid sizes int32 [N, 2], by the server's pixel rules."""
-    fitted = [resize_and_pad(image, height, width) for image in images]
+    fitted = [resize_and_pad(image, height, width, rule) for image in images]
     return np.stack([pixels for pixels, _ in fitted]), np.array([size for _, size in fitted], np.int32)
 
 
@@ -212,7 +214,7 @@ def run_batched(run: Runner, pixels: NDArray[np.uint8], sizes: NDArray[np.int32]
 
 
 def served(
-    output: EngineOutput, images: Sequence[NDArray[np.uint8]], suppression: Suppression = DEFAULT_SUPPRESSION
+    output: EngineOutput, images: Sequence[NDArray[np.uint8]], suppression: Suppression = DEFAULT_RULES.suppression
 ) -> list[Postprocessed]:
     """Return each image's detections as the server answers them by `suppression`, without rows of padding."""
     settings = PostprocessSettings.of(suppression, output.scores.shape[1])
@@ -225,7 +227,7 @@ def served(
 
 
 def average_precision(
-    output: EngineOutput, samples: Samples, suppression: Suppression = DEFAULT_SUPPRESSION
+    output: EngineOutput, samples: Samples, suppression: Suppression = DEFAULT_RULES.suppression
 ) -> float | None:
     """Return COCO's AP 50:95 of what the server would answer on the annotated images; None if none are."""
     truth = samples.truth

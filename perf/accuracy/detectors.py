@@ -16,8 +16,8 @@ from codetr_client.wire import ClassNames, Protocol
 from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
 from serving.postprocess import PostprocessSettings, postprocess
-from serving.preprocess import preprocess
-from serving.rules import Suppression
+from serving.preprocess import PreprocessSettings, preprocess
+from serving.rules import Rules
 from serving.triton import output_dims, parse_settings
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ Detect = Callable[[bytes], Detections]
 
 
 class Setup(NamedTuple):
-    """What an engine was built for beside its network: its input size in pixels, and how candidates are suppressed."""
+    """What an engine was built for beside its network: its input size in pixels, and its rules."""
 
     height: int
     width: int
-    suppression: Suppression
+    rules: Rules
 
 
 def server_detect(client: CoDetrClient) -> Detect:
@@ -63,8 +63,9 @@ def server_setup(url: str | None, protocol: Protocol, timeout: float, model: str
         configs = connection.model_configs([PREPROCESS, POSTPROCESS])
     height, width, _ = output_dims(configs[PREPROCESS], "images")
     settings = parse_settings(PostprocessSettings, configs[POSTPROCESS])
+    pixels = parse_settings(PreprocessSettings, configs[PREPROCESS]).pixels
     # A request's threshold takes the setting's place, and `server_detect` asks for everything.
-    return Setup(height, width, replace(settings.suppression, score_threshold=0.0))
+    return Setup(height, width, Rules(pixels, replace(settings.suppression, score_threshold=0.0)))
 
 
 def pytorch_detect(
@@ -77,7 +78,7 @@ def pytorch_detect(
         weights: its checkpoint.
         precision: of weights and products; what is float32 is computed without TF32.
         device: "cuda" or "cpu".
-        setup: of the engine it is compared with; the variant's usual input size and its own suppression else.
+        setup: of the engine it is compared with; the variant's usual input size and its own rules else.
     """
     import torch
 
@@ -86,7 +87,7 @@ def pytorch_detect(
 
     detector = load_detector(variant, weights, precision).to(device)
     names = detector.variant.class_names or ()
-    setup = setup or Setup(*detector.variant.input_size, detector.variant.suppression)
+    setup = setup or Setup(*detector.variant.input_size, detector.variant.rules)
 
     @torch.inference_mode()
     def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> tuple[Any, ...]:
@@ -104,7 +105,7 @@ def built_variant(repository: Path, name: str) -> tuple[DetectorConfig, Setup]:
 
     manifest = read_manifest(repository, name)
     variant = variant_of(manifest)
-    return variant, Setup(manifest["height"], manifest["width"], variant.suppression)
+    return variant, Setup(manifest["height"], manifest["width"], variant.rules)
 
 
 def onnx_detect(repository: Path, name: str) -> tuple[Detect, tuple[str, ...]]:
@@ -136,10 +137,10 @@ def onnx_detect(repository: Path, name: str) -> tuple[Detect, tuple[str, ...]]:
 
 def _in_process(run: Callable[..., tuple[Any, ...]], setup: Setup, names: tuple[str, ...]) -> Detect:
     def detect(data: bytes) -> Detections:
-        prepared = preprocess(data, setup.height, setup.width)
+        prepared = preprocess(data, setup.height, setup.width, rule=setup.rules.pixels)
         outputs = run(prepared.images[None], np.array([prepared.image_size], np.int32))
         boxes, scores, all_labels = (output[0] for output in outputs)
-        settings = PostprocessSettings.of(setup.suppression, len(scores))
+        settings = PostprocessSettings.of(setup.rules.suppression, len(scores))
         result = postprocess(boxes, scores, all_labels, prepared.original_size, settings)
         n = result.num_detections
         labels = result.labels[:n]

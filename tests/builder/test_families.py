@@ -19,7 +19,6 @@ from codetr import cli
 from perf.accuracy.detectors import built_variant, onnx_detect, pytorch_detect
 from perf.engine.flops import TOTAL, count_flops
 from serving.manifest import read_manifest
-from serving.rules import Suppression
 from tests.toy_family import SMALL, TOY, ToyConfig, ToyDetector
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +66,7 @@ def test_it_is_built_verified_and_evaluated(tmp_path, weights, capsys):
     assert verify_repository(tmp_path / "repository", "codetr", [weights]).matched == 1
     detect, names = onnx_detect(tmp_path / "repository", "codetr")
     variant, setup = built_variant(tmp_path / "repository", "codetr")
-    assert (names, variant, setup.suppression) == (SMALL.class_names, SMALL, Suppression("hard", 0.5))
+    assert (names, variant, setup.rules) == (SMALL.class_names, SMALL, SMALL.rules)
     image = (ROOT / "demo/sample.jpg").read_bytes()
     expected = pytorch_detect("toy_small", weights, "float32", "cpu", setup)[0](image)
     torch.testing.assert_close(torch.from_numpy(detect(image).boxes), torch.from_numpy(expected.boxes))

@@ -102,7 +102,7 @@ def test_another_class_count_is_named(fault, tmp_path):
 
 def test_the_suppression_can_be_set(fault, monkeypatch):
     def build(options, *arguments):
-        raise CodetrError(f"{options.variant.suppression}")
+        raise CodetrError(f"{options.variant.rules.suppression}")
 
     monkeypatch.setattr("builder.pipeline.build.build_repository", build)
     line = fault(*DEMO, "--nms", "hard", "--iou-threshold", "0.6", "--score-threshold", "0.1", "--class-agnostic")

@@ -95,7 +95,7 @@ def detect_here(golden_config: dict[str, Any], checkpoint: Path) -> Callable[[by
             scores,
             labels.astype(np.int32),
             prepared.original_size,
-            PostprocessSettings.of(detector.variant.suppression, len(boxes)),
+            PostprocessSettings.of(detector.variant.rules.suppression, len(boxes)),
         )
         count = found.num_detections
         return found.boxes[:count], found.scores[:count], found.labels[:count]

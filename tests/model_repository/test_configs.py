@@ -11,8 +11,8 @@ from tritonclient.grpc import model_config_pb2
 
 from builder.pipeline.repository import TEMPLATES
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract
-from serving.decode import ImageLimits
 from serving.postprocess import PostprocessSettings
+from serving.preprocess import PreprocessSettings
 from serving.triton import OnnxSettings, parse_settings
 
 CONFIGS = sorted(TEMPLATES.rglob("*.pbtxt"))
@@ -102,7 +102,7 @@ def test_the_plan_runs_with_cuda_graphs() -> None:
 @pytest.mark.parametrize(
     ("path", "settings"),
     [
-        pytest.param(f"{PREPROCESS}/config.pbtxt", ImageLimits(), id="preprocess"),
+        pytest.param(f"{PREPROCESS}/config.pbtxt", PreprocessSettings(), id="preprocess"),
         pytest.param(f"{POSTPROCESS}/config.pbtxt", PostprocessSettings(), id="postprocess"),
         pytest.param(f"{DETECTOR}/configs/onnx.pbtxt", OnnxSettings(), id="onnx"),
     ],

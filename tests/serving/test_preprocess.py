@@ -2,16 +2,23 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from serving.contract import PIXEL_MEAN, PIXEL_STD
-from serving.preprocess import preprocess, resize_and_pad
+from serving.preprocess import preprocess, resize_and_pad, valid_size
+from serving.rules import Pixels
 
 # Arrays of the original mmdetection pipeline, see `tests/data/README.md`.
-GOLDEN = np.load(Path(__file__).parents[1] / "data" / "preprocess.npz")
+DATA = Path(__file__).parents[1] / "data"
+GOLDEN = np.load(DATA / "preprocess.npz")
+RTDETRV2 = np.load(DATA / "preprocess_rtdetrv2.npz")
+DETR = np.load(DATA / "preprocess_detr.npz")
+PILLOW = int(PIL.__version__.split(".")[0])
 MEAN, STD = np.float32(PIXEL_MEAN), np.float32(PIXEL_STD)
 
 
@@ -97,3 +104,55 @@ def test_preprocess_reports_the_upright_size() -> None:
     assert result.original_size == (97, 61)
     assert result.image_size == image_size
     np.testing.assert_array_equal(result.images, expected)
+
+
+def cases(golden: Any, array: str) -> list[str]:
+    return sorted(key.removesuffix(f"/{array}") for key in golden.files if key.endswith(f"/{array}"))
+
+
+@pytest.mark.parametrize("case", cases(RTDETRV2, "image_rgb_u8"))
+def test_stretching_equals_rt_detr(case: str) -> None:
+    """Pillow changed the order of its two passes in release 13; the original runs on either."""
+    image, (height, width) = RTDETRV2[f"{case}/image_rgb_u8"], RTDETRV2[f"{case}/target_hw"].tolist()
+    images, valid = resize_and_pad(image, height, width, Pixels("stretch", antialias=True))
+    assert valid == (height, width)
+    accepted = [RTDETRV2[f"{case}/resized_u8"]]
+    if f"{case}/resized_u8_hfirst" in RTDETRV2:
+        accepted.append(RTDETRV2[f"{case}/resized_u8_hfirst"])
+    assert any(np.array_equal(images, expected) for expected in accepted)
+
+
+@pytest.mark.parametrize("case", cases(DETR, "image_rgb_u8"))
+def test_edges_equal_detr(case: str) -> None:
+    short, long = DETR["settings_size_max"].tolist()
+    image, expected = DETR[f"{case}/image_rgb_u8"], DETR[f"{case}/resized_rgb_u8"]
+    images, valid = resize_and_pad(image, 160, 160, Pixels(antialias=True, shortest_edge=short, longest_edge=long))
+    assert valid == expected.shape[:2]
+    # Pillow 13 sometimes makes the vertical pass first, which rounds differently; DETR's data are of Pillow 12.
+    assert np.abs(images[: valid[0], : valid[1]].astype(int) - expected).max() <= (1 if PILLOW >= 13 else 0)
+    assert not images[valid[0] :].any()
+    assert not images[:, valid[1] :].any()
+
+
+@pytest.mark.parametrize("edges", [(800, 1333), (80, 133)], ids=str)
+def test_sizes_equal_detr_where_the_engine_has_room(edges: tuple[int, int]) -> None:
+    for w, h, resized_w, resized_h in DETR["sizes_{}_{}".format(*edges)].tolist():
+        assert valid_size(h, w, 9999, 9999, Pixels("fit", True, *edges)) == (resized_h, resized_w), (w, h)
+
+
+def test_detr_sizes_shrink_by_the_same_rule_where_the_engine_has_no_room() -> None:
+    """The longer side still follows from the rounded shorter one, and nothing larger would fit."""
+    rule = Pixels("fit", True, 800, 1333)
+    for w, h, resized_w, resized_h in DETR["sizes_800_1333"].tolist():
+        for height, width in ((800, 1344), (640, 640), (1344, 800), (97, 1001)):
+            valid_h, valid_w = valid_size(h, w, height, width, rule)
+            assert 1 <= valid_h <= min(height, max(resized_h, 1))
+            assert 1 <= valid_w <= min(width, max(resized_w, 1))
+            if resized_h <= height and resized_w <= width:
+                assert (valid_h, valid_w) == (resized_h, resized_w)
+                continue
+            short, long = min(h, w), max(h, w)
+            size = min(valid_h, valid_w)
+            larger = (size + 1, (size + 1) * long // short)
+            room = (height, width) if h <= w else (width, height)
+            assert larger[0] > room[0] or larger[1] > room[1], (w, h, height, width)

@@ -1,8 +1,13 @@
+from dataclasses import asdict
+from typing import Any
+
 import pytest
 
 from serving.errors import CodetrError
 from serving.postprocess import PostprocessSettings
-from serving.rules import Suppression
+from serving.preprocess import PreprocessSettings, pixel_parameters
+from serving.rules import Pixels, Rules, Suppression
+from serving.triton import parse_settings
 
 
 def test_defaults_are_those_of_the_server() -> None:
@@ -10,10 +15,45 @@ def test_defaults_are_those_of_the_server() -> None:
 
 
 def test_settings_follow_the_rule() -> None:
-    rule = Suppression("hard", 0.5, 0.01, 0.25, True)
-    assert PostprocessSettings.of(rule, 7) == PostprocessSettings(
-        score_threshold=0.25, nms="hard", iou_threshold=0.5, min_score=0.01, class_agnostic=True, max_detections=7
+    rule = Suppression("hard", 0.5, 0.01, 0.25, True, False)
+    settings = PostprocessSettings.of(rule, 7)
+    assert settings == PostprocessSettings(
+        score_threshold=0.25,
+        nms="hard",
+        iou_threshold=0.5,
+        min_score=0.01,
+        class_agnostic=True,
+        clip=False,
+        max_detections=7,
     )
+    assert settings.suppression == rule
+
+
+def test_pixel_parameters_follow_the_rule() -> None:
+    rule = Pixels("fit", True, 800, 1333)
+    config = {"parameters": {key: {"string_value": text} for key, text in pixel_parameters(rule).items()}}
+    assert parse_settings(PreprocessSettings, config).pixels == rule
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"resize": "crop"}, "resize: expected one of fit, stretch, got 'crop'"),
+        ({"shortest_edge": 800}, r"shortest_edge, longest_edge: expected both above 0 or both 0, got \(800, 0\)"),
+        ({"shortest_edge": -1, "longest_edge": 5}, "expected both above 0 or both 0"),
+        ({"resize": "stretch", "shortest_edge": 8, "longest_edge": 9}, "expected 0 where resize is stretch"),
+    ],
+)
+def test_impossible_pixel_rules_are_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(CodetrError, match=message):
+        Pixels(**values)
+
+
+def test_rules_come_back_from_a_manifest() -> None:
+    rules = Rules(Pixels("stretch", True), Suppression("none", clip=False))
+    assert Rules.restore({"rules": asdict(rules)}) == rules
+    assert Rules.restore({"suppression": {"kind": "hard"}}) == Rules(suppression=Suppression("hard"))
+    assert Rules.restore({}) == Rules()
 
 
 @pytest.mark.parametrize("key", ["iou_threshold", "min_score", "score_threshold"])

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from serving.contract import PREPROCESS
-from serving.decode import ImageLimits
 from serving.errors import CodetrError, InvalidImageError
 from serving.postprocess import PostprocessSettings
-from serving.preprocess import preprocess
+from serving.preprocess import PreprocessSettings, pixel_parameters, preprocess, resize_and_pad
+from serving.rules import Pixels
 from serving.triton import (
     OnnxSettings,
     Postprocess,
@@ -149,7 +149,7 @@ def test_the_unexpected_is_internal_and_logged() -> None:
 
 def test_limits_come_from_the_config() -> None:
     step = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}, max_pixels="80", formats="PNG, BMP"))
-    assert step.limits == ImageLimits(max_pixels=80, formats=("PNG", "BMP"))
+    assert step.settings == PreprocessSettings(max_pixels=80, formats=("PNG", "BMP"))
     with pytest.raises(InvalidImageError, match="9x9 pixels"):
         step({"image": np.array([[png(9, 9)]], np.object_)}, {})
 
@@ -283,11 +283,12 @@ def test_settings_are_read_by_their_types() -> None:
         "iou_threshold": "0.5",
         "min_score": "1e-2",
         "class_agnostic": "true",
+        "clip": "false",
         "max_detections": "7",
         "EXECUTION_ENV_PATH": "for the Python backend, not for us",
     }
     settings = parse_settings(PostprocessSettings, config("codetr_postprocess", {}, **parameters))
-    assert settings == PostprocessSettings(0.25, "hard", 0.5, 0.01, True, 7)
+    assert settings == PostprocessSettings(0.25, "hard", 0.5, 0.01, True, False, 7)
     assert parse_settings(OnnxSettings, {"name": "codetr_detector"}) == OnnxSettings()
 
 
@@ -309,8 +310,10 @@ def test_settings_are_read_by_their_types() -> None:
         pytest.param(
             PostprocessSettings, "nms", "fast", "nms: expected one of soft, hard, none, got 'fast'", id="word"
         ),
-        pytest.param(ImageLimits, "max_pixels", "1e6", "max_pixels: expected a whole number, got '1e6'", id="integer"),
-        pytest.param(ImageLimits, "formats", "JPEG,GIF", "formats: expected some of JPEG", id="list"),
+        pytest.param(
+            PreprocessSettings, "max_pixels", "1e6", "max_pixels: expected a whole number, got '1e6'", id="integer"
+        ),
+        pytest.param(PreprocessSettings, "formats", "JPEG,GIF", "formats: expected some of JPEG", id="list"),
         pytest.param(OnnxSettings, "threads", "-1", r"threads: expected 0 \(all cores\) or more, got -1", id="threads"),
     ],
 )
@@ -326,3 +329,28 @@ def test_output_dims_names_a_missing_output() -> None:
     assert output_dims(model_config, "boxes") == (7, 4)
     with pytest.raises(CodetrError, match=r"a_model: expected an output 'images' in config.pbtxt"):
         output_dims(model_config, "images")
+
+
+def test_images_are_resized_by_the_rule_of_the_config() -> None:
+    rule = Pixels("stretch", antialias=True)
+    step = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}, **pixel_parameters(rule)))
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    encoded = BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    outputs = step({"image": np.array([[encoded.getvalue()]], object)}, {})
+    np.testing.assert_array_equal(outputs["images"][0], resize_and_pad(pixels, 32, 48, rule)[0])
+    assert outputs["image_sizes"].tolist() == [[32, 48]]
+    assert outputs["original_sizes"].tolist() == [[90, 70]]
+
+
+def test_boxes_are_clipped_or_not_by_the_config() -> None:
+    inputs = {
+        "boxes": np.array([[[-0.5, 0.25, 0.5, 1.5]]], np.float32),
+        "scores": np.array([[0.5]], np.float32),
+        "labels": np.array([[0]], np.int32),
+        "original_sizes": np.array([[10, 20]], np.int32),
+    }
+    for clip, expected in (("true", [0, 2.5, 10, 10]), ("false", [-10, 2.5, 10, 15])):
+        name = "codetr_postprocess"
+        step = Postprocess(config(name, {"boxes": [1, 4]}, max_detections="1", clip=clip), lambda line: None)
+        assert step(inputs, {})["boxes"][0, 0].tolist() == expected

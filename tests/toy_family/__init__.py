@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from builder.detector import Detector
 from builder.family import DetectorConfig, Family
-from serving.rules import Suppression
+from serving.rules import Pixels, Rules, Suppression
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _renamed(tensors: Mapping[str, Tensor], variant: ToyConfig) -> dict[str, Ten
 
 
 def _restore(network: Mapping[str, Any]) -> ToyConfig:
-    settings = {**network, "suppression": Suppression(**network["suppression"])}
+    settings = {**network, "rules": Rules.restore(network)}
     return ToyConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
@@ -68,7 +68,7 @@ SMALL = ToyConfig(
     max_detections=20,
     input_size=(64, 96),
     class_names=("red", "green", "blue"),
-    suppression=Suppression("hard", 0.5),
+    rules=Rules(Pixels("stretch", antialias=True), Suppression("hard", 0.5, clip=False)),
 )
 TOY = Family(
     name="toy",

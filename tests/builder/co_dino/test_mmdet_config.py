@@ -70,7 +70,7 @@ def test_reads_the_golden_config(golden_config):
     assert (variant.num_queries, variant.num_classes, variant.max_detections) == (50, 8, 300)
     assert (variant.embed_dim, variant.num_heads, variant.encoder_layers, variant.decoder_layers) == (64, 8, 2, 2)
     assert (variant.feedforward_dim, variant.position_temperature, variant.augmentation) == (128, 20, "DETR")
-    assert variant.suppression == Suppression("none")
+    assert variant.rules.suppression == Suppression("none")
 
 
 def test_scopes_of_types_are_no_matter():
@@ -204,7 +204,7 @@ def test_reads_the_suppression_of_the_test(settings, expected, rows):
     config = load(R50)
     config["model"]["test_cfg"][0].update(settings)
     variant = from_mmdet_config(config)
-    assert (variant.suppression, variant.max_detections) == (expected, rows)
+    assert (variant.rules.suppression, variant.max_detections) == (expected, rows)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from demo import DEMO_WEIGHTS
 from demo.shapes.dataset import write_dataset
 from serving.errors import CodetrError
 from serving.manifest import engine_names, read_manifest
-from serving.rules import Suppression
+from serving.rules import Rules, Suppression
 from tests.smallest import SMALLEST, built
 
 SPEC = InputSpec(64, 96)
@@ -96,9 +96,9 @@ def test_verification_and_server_suppress_as_the_variant(tmp_path, stand_in, pho
     used = []
     monkeypatch.setattr("builder.pipeline.report.served", lambda *args: used.append(args[-1]) or served(*args))
     monkeypatch.setattr("builder.pipeline.verify.average_precision", lambda *args: used.append(args[-1]))
-    variant = dataclasses.replace(SMALLEST, suppression=Suppression("hard", 0.5, score_threshold=0.125))
+    variant = dataclasses.replace(SMALLEST, rules=Rules(suppression=Suppression("hard", 0.5, score_threshold=0.125)))
     build_repository(BuildOptions(variant, SPEC, verify_images=photos), tmp_path / "repository")
-    assert used == [variant.suppression] * 4
+    assert used == [variant.rules.suppression] * 4
     config = (tmp_path / "repository" / "codetr_postprocess" / "config.pbtxt").read_text()
     assert all(f'string_value: "{value}"' in config for value in ("hard", "0.5", "0.125"))
 

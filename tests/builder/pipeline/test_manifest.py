@@ -12,11 +12,14 @@ from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe, device_of, variant_of
 from builder.variants import get_variant
 from serving.manifest import cpu, read_manifest
-from serving.rules import Suppression
+from serving.rules import Pixels, Rules, Suppression
 from tests.smallest import SMALLEST, built
 
 SPEC = InputSpec(64, 96)
-OTHER_RULES = replace(SMALLEST, suppression=Suppression("hard", 0.5, class_agnostic=True), lsj_padding=None)
+OTHER_RULES = replace(
+    SMALLEST, rules=Rules(suppression=Suppression("hard", 0.5, class_agnostic=True)), lsj_padding=None
+)
+DETR_RULES = replace(SMALLEST, rules=Rules(Pixels("fit", True, 800, 1333), Suppression("none", clip=False)))
 
 
 def described(engine):
@@ -33,17 +36,19 @@ def test_a_gpu_is_named_with_its_compute_capability(monkeypatch):
     assert (manifest["gpu"], manifest["compute_capability"]) == ("NVIDIA H200", "9.0")
 
 
-@pytest.mark.parametrize("variant", [SMALLEST, OTHER_RULES, get_variant("co_dino_r50_lsj_12e")])
+@pytest.mark.parametrize("variant", [SMALLEST, OTHER_RULES, DETR_RULES, get_variant("co_dino_r50_lsj_12e")])
 def test_a_variant_comes_back_from_its_manifest(variant):
     manifest = describe(variant, None, 0, built(), "float32", SPEC, None)
     assert variant_of(json.loads(json.dumps(manifest))) == variant
 
 
-def test_manifests_of_before_have_no_suppression():
+def test_manifests_of_before_have_no_rules():
     manifest = json.loads(json.dumps(described("onnx")))
-    for key in ("suppression", "lsj_padding"):
+    for key in ("rules", "lsj_padding"):
         del manifest["network"][key]
     assert variant_of(manifest) == SMALLEST
+    manifest["network"]["suppression"] = {"kind": "hard", "iou_threshold": 0.5, "class_agnostic": True}
+    assert variant_of(manifest).rules == OTHER_RULES.rules
 
 
 def test_a_package_for_a_cpu_tells_what_the_cpu_can_do():

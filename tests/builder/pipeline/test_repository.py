@@ -24,7 +24,7 @@ from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contra
 from serving.errors import CodetrError
 from serving.manifest import check_files, engine_names, manifest_path, older_manifest, read_manifest, sha256
 from serving.postprocess import PostprocessSettings
-from serving.rules import Suppression
+from serving.rules import Rules, Suppression
 from serving.triton import parse_settings
 
 TINY = Variant("tiny", SwinConfig(), num_classes=2, num_queries=6, max_detections=12, class_names=("cat", "Bär"))
@@ -128,7 +128,7 @@ def test_class_names_and_rows_are_parameters(tmp_path: Path, engine_file: Path) 
 
 @pytest.mark.parametrize("rule", [Suppression(), Suppression("hard", 0.5, 0.01, 0.25, True), Suppression("none")])
 def test_the_server_suppresses_as_the_variant(tmp_path: Path, engine_file: Path, rule: Suppression) -> None:
-    repository = write(tmp_path / "repository", engine_file, variant=replace(TINY, suppression=rule))
+    repository = write(tmp_path / "repository", engine_file, variant=replace(TINY, rules=Rules(suppression=rule)))
     config = json.loads(
         json_format.MessageToJson(read_config(repository, POSTPROCESS), preserving_proto_field_name=True)
     )

@@ -15,7 +15,7 @@ from builder.pipeline.manifest import describe
 from perf.accuracy.detectors import Setup, built_variant, onnx_detect, pytorch_detect
 from serving.errors import CodetrError
 from serving.manifest import FILES, manifest_path
-from serving.rules import Suppression
+from serving.rules import Rules, Suppression
 from tests.smallest import SMALLEST, built
 
 
@@ -32,7 +32,7 @@ def image() -> bytes:
 def test_the_variants_suppression_decides(
     monkeypatch: pytest.MonkeyPatch, image: bytes, rule: Suppression, count: int
 ) -> None:
-    variant = replace(SMALLEST, input_size=(64, 96), suppression=rule)
+    variant = replace(SMALLEST, input_size=(64, 96), rules=Rules(suppression=rule))
     monkeypatch.setattr("builder.checkpoint.load_detector", lambda *args: random_detector(variant, 0))
     detect, _ = pytorch_detect("any", Path("any"), "float32", "cpu")
     assert len(detect(image)) == count
@@ -45,7 +45,9 @@ def test_the_engines_setup_decides_over_the_variants(monkeypatch: pytest.MonkeyP
     seen = []
     detector.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
     monkeypatch.setattr("builder.checkpoint.load_detector", lambda *args: detector)
-    detect, _ = pytorch_detect("any", Path("any"), "float32", "cpu", Setup(32, 64, Suppression(score_threshold=1)))
+    detect, _ = pytorch_detect(
+        "any", Path("any"), "float32", "cpu", Setup(32, 64, Rules(suppression=Suppression(score_threshold=1)))
+    )
     assert len(detect(image)) == 0
     pytorch_detect("any", Path("any"), "float32", "cpu")[0](image)
     assert seen == [(1, 32, 64, 3), (1, 64, 96, 3)]
@@ -67,7 +69,7 @@ def test_float32_is_computed_without_tf32(monkeypatch: pytest.MonkeyPatch, image
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """A repository with a manifest and an engine file alone."""
-    variant = replace(SMALLEST, class_names=("a", "b", "c", "d"), suppression=Suppression("hard", 0.5))
+    variant = replace(SMALLEST, class_names=("a", "b", "c", "d"), rules=Rules(suppression=Suppression("hard", 0.5)))
     manifest = describe(variant, None, 0, built(), "float32", InputSpec(48, 80), None)
     (tmp_path / "codetr_detector" / "1").mkdir(parents=True)
     manifest_path(tmp_path).write_text(json.dumps({**manifest, FILES: {}}), encoding="utf-8")
@@ -87,7 +89,7 @@ def test_an_onnx_engine_has_its_manifests_names_size_and_rules(
     detect, names = onnx_detect(repository, "codetr")
     assert names == ("a", "b", "c", "d")
     assert detect(image).names == ("c",)
-    assert built_variant(repository, "codetr")[1] == Setup(48, 80, Suppression("hard", 0.5))
+    assert built_variant(repository, "codetr")[1] == Setup(48, 80, Rules(suppression=Suppression("hard", 0.5)))
 
 
 def test_an_engine_that_is_not_there_or_of_another_kind_is_named(repository: Path) -> None:
