@@ -18,24 +18,27 @@ if TYPE_CHECKING:
     from perf.engine.run import EngineCase
     from perf.engine.targets import Target
 
-# Those of the published figures.
-SIZES = ("1920x1280", "1152x768", "608x608")
-
 
 def bench_engine(
     variant: Annotated[
         str | None, typer.Argument(help="A variant's name; a repository knows its own.", show_default=False)
     ] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Several variants, separated by commas, side by side with --random-weights.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint, .pth or .safetensors.")] = None,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Measure speed alone.")] = False,
     size: Annotated[
-        list[str] | None, typer.Option(help=f"Input WIDTHxHEIGHT, repeatable; {', '.join(SIZES)} without it.")
+        list[str] | None,
+        typer.Option(help="Input WIDTHxHEIGHT, repeatable; without it the sizes of published figures, else the usual."),
     ] = None,
     engine: Annotated[Literal["torch", "onnx", "tensorrt"], typer.Option(help="Engine to build.")] = "torch",
     precision: Annotated[
         Literal["fp32", "fp16", "bf16"] | None, typer.Option(help="Of the engine; fp16 on a GPU, fp32 on a CPU.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images in one inference.")] = 1,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Images in one inference, repeatable; 1 without it.")
+    ] = None,
     repository: Annotated[
         Path | None, typer.Option(help="Measure the engines of this repository instead of building any.")
     ] = None,
@@ -66,31 +69,47 @@ def bench_engine(
 
     check_output(output, "engine.json", ["engine.md"], [weights])
     if repository is None:
-        if variant is None and config is None:
-            raise CodetrError(
-                "give a VARIANT to build engines of (`codetr variants` lists them), --config, or --repository"
-            )
-        chosen = given_variant(variant, config, execute_config)
-        targets = _new(chosen, [parse_size(each) for each in size or SIZES], engine, precision, batch, builds)
+        chosen = _chosen(variant, variants, weights, config, execute_config)
+        targets = _new(chosen, [parse_size(each) for each in size or ()], engine, precision, batch or [1], builds)
     else:
+        if variants is not None:
+            raise CodetrError("--variants builds engines; with --repository leave it out")
         targets = _existing(variant, repository, name, read_variant(config, execute_config))
     options = Options(weights, seconds, tf32, profile, compare_images)
     run(targets, options, output, print_case, Stages(Console(stderr=True)), device, resume)
     typer.echo(f"wrote {output / 'engine.json'} and {output / 'engine.md'}")
 
 
+def _chosen(
+    variant: str | None, variants: str | None, weights: Path | None, config: Path | None, execute_config: bool
+) -> list[DetectorConfig]:
+    """Return the networks to build engines of."""
+    if variants is None:
+        if variant is None and config is None:
+            raise CodetrError(
+                "give a VARIANT to build engines of (`codetr variants` lists them), --variants, --config, or "
+                "--repository"
+            )
+        return [given_variant(variant, config, execute_config)]
+    if variant is not None or config is not None:
+        raise CodetrError("--variants names all variants: leave out VARIANT and --config")
+    if weights is not None:
+        raise CodetrError("one checkpoint is of one variant: give --variants with --random-weights")
+    return [given_variant(name.strip(), None, execute_config) for name in variants.split(",") if name.strip()]
+
+
 def _new(
-    variant: DetectorConfig,
+    variants: list[DetectorConfig],
     sizes: list[tuple[int, int]],
     engine: str,
     precision: str | None,
-    batch: int,
+    batches: list[int],
     builds: Path,
 ) -> list[Target]:
     from perf.engine.targets import new_targets
 
     chosen = None if precision is None else PRECISIONS[precision]
-    return new_targets(variant, sizes, engine, chosen, batch, builds)
+    return new_targets(variants, sizes, engine, chosen, batches, builds)
 
 
 def _existing(variant: str | None, repository: Path, name: str | None, network: DetectorConfig | None) -> list[Target]:
@@ -112,6 +131,7 @@ def print_case(case: EngineCase) -> None:
     found = case.agreement
     values = {
         "variant": case.variant,
+        "box_ap": "-" if case.box_ap is None else f"{case.box_ap:.1f}",
         "size": f"{case.width}x{case.height}",
         "batch": case.batch,
         "implementation": case.implementation,

@@ -98,6 +98,16 @@ def lines(
     return figure
 
 
+def latency_accuracy(points: Sequence[tuple[str, float, float]], title: str) -> Figure:
+    """Return the picture that people choose a model by; `points` are name, milliseconds an image and AP in percent."""
+    figure, axes = _axes(title, "latency (ms, logarithmic)", "box AP (published)")
+    for name, milliseconds, ap in points:
+        axes.plot([milliseconds], [ap], marker="o", color=PERCENTILE_STYLES["p50"][0])
+        axes.annotate(name, (milliseconds, ap), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    axes.set_xscale("log")
+    return figure
+
+
 def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builder.family import DetectorConfig
-from builder.pipeline.export import InputSpec
 from perf.engine.flops import TOTAL
+from perf.engine.published import PUBLISHED
 from perf.latency import GEMM_SIDE
 from perf.machine import summary
 from perf.tables import markdown_table
@@ -17,32 +16,13 @@ from perf.tables import markdown_table
 KIND = "engine"  # of the result file
 RESULTS = "engine.json"
 PYTORCH = "PyTorch"
+PICTURE = "latency-accuracy.svg"
 
-# Milliseconds by (width, height) of Co-DINO Swin-L, batch 1, on an RTX 4090. Source: README of
-# anenbergb/Co-DETR-TensorRT; the engine is TensorRT 10.7, trtexec's mean GPU compute time with CUDA graphs.
-PUBLISHED_NETWORK = ("co_dino", "Swin-L")  # family, and the beginning of the summary
-PUBLISHED: dict[tuple[int, int], dict[str, float]] = {
-    (608, 608): {"PyTorch float32": 59.0, "PyTorch float16": 24.8, "engine float16": 13.4},
-    (1152, 768): {"PyTorch float32": 123.0, "PyTorch float16": 50.8, "engine float16": 30.2},
-    (1920, 1280): {"PyTorch float32": 346.0, "PyTorch float16": 147.1, "engine float16": 79.5},
-}
-PUBLISHED_NOTE = (
-    "RTX 4090: **published reference on other hardware**, not measured here: README of anenbergb/Co-DETR-TensorRT. Its "
-    "engine is TensorRT 10.7 in float16, mean GPU compute time of `trtexec` with CUDA graphs; PyTorch is eager."
-)
 COLUMNS = (
     "image", "", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed-up", "over half", "GPU GiB", "GFLOP", "of GEMM rate",
-    "agrees", "RTX 4090 ms",
+    "agrees", "published ms",
 )  # fmt: skip
 NAME_LENGTH = 90  # of a kernel in the table
-
-
-def published_ms(variant: DetectorConfig, spec: InputSpec, implementation: str, precision: str) -> float | None:
-    """Return the published latency of this case on an RTX 4090; None if there is none."""
-    if (variant.family, variant.summary.split(",")[0]) != PUBLISHED_NETWORK or spec.max_batch_size != 1:
-        return None
-    kind = PYTORCH if implementation == PYTORCH else "engine"
-    return PUBLISHED.get((spec.width, spec.height), {}).get(f"{kind} {precision}")
 
 
 def write(record: Mapping[str, Any], output: Path) -> None:
@@ -51,6 +31,12 @@ def write(record: Mapping[str, Any], output: Path) -> None:
     partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     partial.replace(output / RESULTS)
     (output / "engine.md").write_text(to_markdown(record), encoding="utf-8")
+    choices = _choices(record["cases"])
+    if len(choices) > 1:
+        from perf import plots  # brings plotting along
+
+        figure = plots.latency_accuracy(choices, "latency and published accuracy")
+        (output / PICTURE).write_text(plots.svg(figure), encoding="utf-8")
 
 
 def to_markdown(record: Mapping[str, Any]) -> str:
@@ -62,21 +48,50 @@ def to_markdown(record: Mapping[str, Any]) -> str:
         + (f", CUDA {record['cuda']}" if record["cuda"] else ""),
         *(["Continued; before: " + ", ".join(f"`{command}`" for command in earlier) + "."] if earlier else []),
         *([] if record["complete"] else ["The run was cut short: cases are missing."]),
-        *(f"## {_title(variant)}\n\n{_table(cases, variant)}" for variant in _variants(cases)),
+        *(f"## {_title(variant, cases)}\n\n{_table(cases, variant)}" for variant in _variants(cases)),
         _method(record),
-        *([PUBLISHED_NOTE] if any(case["published_ms"] for case in cases) else []),
+        *_published_notes(cases),
+        *([f"![latency and accuracy]({PICTURE})"] if len(_choices(cases)) > 1 else []),
         *(_trtexec(case) for case in cases if case["trtexec"]),
         *(_profile(each) for each in record["profiles"]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _choices(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, float]]:
+    """Return variant, milliseconds an image and published AP of the fastest way to run each variant whose AP is known.
+
+    The smallest batch that was measured counts, because that is what one request waits for.
+    """
+    found: dict[str, tuple[str, float, float]] = {}
+    known = [case for case in cases if case.get("box_ap") is not None]
+    for case in known:
+        smallest = min(other["batch"] for other in known if other["variant"] == case["variant"])
+        milliseconds = case["p50_ms"] / case["batch"]
+        best = found.get(case["variant"])
+        if case["batch"] == smallest and (best is None or milliseconds < best[1]):
+            found[case["variant"]] = (case["variant"], milliseconds, case["box_ap"])
+    return list(found.values())
+
+
+def _published_notes(cases: Sequence[Mapping[str, Any]]) -> list[str]:
+    hardware = {_hardware(case) for case in cases if case["published_ms"]}
+    families = {case.get("family") or PUBLISHED[0].family for case in cases if case["published_ms"]}
+    return [each.note for each in PUBLISHED if each.hardware in hardware and each.family in families]
+
+
+def _hardware(case: Mapping[str, Any]) -> str:
+    """Return what a published figure was measured on; older files have those of one card alone."""
+    return str(case.get("published_on") or PUBLISHED[0].hardware)
+
+
 def _variants(cases: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
     return list(dict.fromkeys((case["variant"], case["batch"]) for case in cases))
 
 
-def _title(variant: tuple[str, int]) -> str:
-    return f"{variant[0]}, batch {variant[1]}"
+def _title(variant: tuple[str, int], cases: Sequence[Mapping[str, Any]]) -> str:
+    ap = next((case.get("box_ap") for case in cases if case["variant"] == variant[0]), None)
+    return f"{variant[0]}, batch {variant[1]}" + ("" if ap is None else f", published AP {ap:.1f}")
 
 
 def _table(cases: Sequence[Mapping[str, Any]], variant: tuple[str, int]) -> str:
@@ -96,7 +111,7 @@ def _row(case: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[st
         "" if case["memory_gib"] is None else f"{case['memory_gib']:.2f}",
         f"{case['gflop']:.1f}", f"{case['gemm_share']:.0%}",
         f"{found['matched']:.1%}, scores ± {found['max_score_difference']:.1e}" if found else "",
-        f"{case['published_ms']:.1f}" if case["published_ms"] else "",
+        f"{case['published_ms']:.1f}, {_hardware(case)}" if case["published_ms"] else "",
     ]  # fmt: skip
 
 

@@ -31,7 +31,8 @@ from model_repository.torch_runner import float32_products
 from perf.engine import trtexec
 from perf.engine.flops import TOTAL, count_flops
 from perf.engine.profile import profile
-from perf.engine.report import KIND, PYTORCH, RESULTS, published_ms, write
+from perf.engine.published import published, published_ms
+from perf.engine.report import KIND, PYTORCH, RESULTS, write
 from perf.engine.targets import Target, check
 from perf.latency import gemm_rate, measure_latency, sm_clock_mhz, used_memory
 from perf.machine import header
@@ -77,7 +78,10 @@ class EngineCase:
     # How the best candidates compare with the first case's: the fields of `builder.pipeline.verify.Agreement`. None for
     # that case, and with random weights.
     agreement: dict[str, float] | None
-    published_ms: float | None  # on an RTX 4090, for reference
+    published_ms: float | None  # on other hardware, for reference
+    published_on: str | None = None  # that hardware
+    family: str | None = None  # of the variant
+    box_ap: float | None = None  # published, in percent
     build_seconds: float | None = None
     trtexec: str | None = None  # the line that measures the same plan
     trtexec_ms: float | None = None  # its median
@@ -177,7 +181,7 @@ class Bench:
 
     def measure(self, target: Target) -> Iterator[EngineCase]:
         """Yield PyTorch in float32, PyTorch in the engine's half precision, and the engine, which is built last."""
-        if self.device == "cuda":
+        if self.device == "cuda" and target.variant.uses_operator:
             load_cuda_operator()
         with self.stage("load weights"):
             detector = self._load_detector(target)
@@ -238,6 +242,7 @@ class Bench:
             if self.options.profile and precision == target.precision:
                 self._profile(subject, implementation, engine, call)
         flops = subject.flops[TOTAL]
+        source, figure = published(target.variant), published_ms(target.variant, spec, implementation, precision)
         return EngineCase(
             variant=target.variant.name,
             implementation=implementation,
@@ -259,7 +264,10 @@ class Bench:
             gemm_tflops=rate / 1e12,
             gemm_share=flops / (latency.p50_ms * 1e-3) / rate,
             agreement=agreement,
-            published_ms=published_ms(target.variant, spec, implementation, precision),
+            published_ms=figure,
+            published_on=None if figure is None or source is None else source.hardware,
+            family=target.variant.family,
+            box_ap=target.variant.box_ap,
         )
 
     def _gemm_rate(self, precision: Precision) -> float:
@@ -281,7 +289,10 @@ class Bench:
 
     def _profile(self, subject: Subject, implementation: str, engine: Engine, call: Callable[[], object]) -> None:
         target, spec = subject.target, subject.target.spec
-        trace = f"trace-{implementation}-{target.precision}-{spec.width}x{spec.height}.json.gz"
+        trace = (
+            f"trace-{target.variant.name}-{implementation}-{target.precision}-"
+            f"{spec.width}x{spec.height}-batch{spec.max_batch_size}.json.gz"
+        )
         module = engine.detector if isinstance(engine, EagerDetector) else None
         found = profile(call, self.device, self.output / trace, module)
         self.profiles.append({
@@ -294,7 +305,8 @@ class Bench:
         """Return the line that measures the same plan, and its median where trtexec is there to run it."""
         if target.engine != "tensorrt":
             return {}
-        stem = f"trtexec-{target.spec.width}x{target.spec.height}"
+        spec = target.spec
+        stem = f"trtexec-{target.variant.name}-{spec.width}x{spec.height}-batch{spec.max_batch_size}"
         line = trtexec.command(target.file, target.spec, trtexec.write_sizes(target.spec, self.output / f"{stem}.bin"))
         try:
             return {"trtexec": line, "trtexec_ms": trtexec.run(line, self.output / f"{stem}.txt")}

@@ -15,6 +15,7 @@ from builder.pipeline.manifest import device_of, variant_of
 from builder.pipeline.recheck import chosen_names
 from builder.precision import Precision
 from builder.reading.checkpoint_file import digest
+from perf.engine.published import sizes_to_measure
 from serving.contract import DETECTOR, ENSEMBLE, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, check_versions, read_manifest
@@ -42,16 +43,22 @@ class Target:
 
 
 def new_targets(
-    variant: DetectorConfig,
+    variants: Sequence[DetectorConfig],
     sizes: Sequence[tuple[int, int]],
     engine: str,
     precision: Precision | None,
-    batch: int,
+    batches: Sequence[int],
     builds: Path,
 ) -> list[Target]:
-    """Return the engines to build for each size (width, height), each into a folder of its own in `builds`.
+    """Return the engines to build of each variant, size and batch, each into a folder of its own in `builds`.
 
-    Without `precision` an engine has float16 on a GPU and float32 on a CPU.
+    Args:
+        variants: the networks.
+        sizes: (width, height) in pixels of all of them; if empty, each network's published or usual ones.
+        engine: kind of engine.
+        precision: of the engines; None for float16 on a GPU and float32 on a CPU.
+        batches: numbers of images in one inference.
+        builds: folder of the engines' repositories.
 
     Raises:
         CodetrError: the engine does not exist, or not in that precision or size.
@@ -60,8 +67,13 @@ def new_targets(
     device = kind.module.device()
     chosen: Precision = precision or ("float16" if device == "cuda" else "float32")
     kind.check_precision(chosen)
-    specs = [InputSpec(height, width, batch, dynamic_batch=False) for width, height in sizes]
-    for spec in specs:
+    cases = [
+        (variant, InputSpec(height, width, batch, dynamic_batch=False))
+        for variant in variants
+        for width, height in sizes or sizes_to_measure(variant)
+        for batch in batches
+    ]
+    for variant, spec in cases:
         family_of(variant).check_size(variant, spec.height, spec.width, engine == "tensorrt")
     return [
         Target(
@@ -69,10 +81,10 @@ def new_targets(
             spec,
             engine,
             chosen,
-            builds / f"{variant.name}-{engine}-{chosen}-{spec.width}x{spec.height}-batch{batch}",
+            builds / f"{variant.name}-{engine}-{chosen}-{spec.width}x{spec.height}-batch{spec.max_batch_size}",
             device,
         )
-        for spec in specs
+        for variant, spec in cases
     ]
 
 

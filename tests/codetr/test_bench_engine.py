@@ -60,6 +60,18 @@ def test_without_sizes_they_are_the_published_ones(seen: list[Any]) -> None:
     assert [(target.spec.width, target.spec.height) for target in seen[0]] == [(1920, 1280), (1152, 768), (608, 608)]
 
 
+def test_several_variants_and_batches_stand_side_by_side(seen: list[Any]) -> None:
+    names = "co_dino_swin_l_o365, co_dino_demo"
+    options = ["--variants", names, "--random-weights", "--engine", "onnx", "--batch", "1", "--batch", "4"]
+    assert invoke(*options).exit_code == 0
+    assert [(target.variant.name, target.spec.width, target.spec.max_batch_size) for target in seen[0]] == [
+        *(("co_dino_swin_l_o365", width, batch) for width in (1920, 1152, 608) for batch in (1, 4)),
+        ("co_dino_demo", 480, 1),
+        ("co_dino_demo", 480, 4),
+    ]
+    assert len({target.repository for target in seen[0]}) == 8
+
+
 def test_a_repository_gives_size_and_precision(
     seen: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -78,6 +90,10 @@ def test_a_repository_gives_size_and_precision(
         (["co_dino_demo"], "give either --weights FILE, or --random-weights"),
         (["--random-weights"], "give a VARIANT to build engines of"),
         (["no_such", "--random-weights"], "unknown variant 'no_such'"),
+        (["--variants", "co_dino_demo,no_such", "--random-weights"], "unknown variant 'no_such'"),
+        (["co_dino_demo", "--variants", "co_dino_demo", "--random-weights"], "leave out VARIANT and --config"),
+        (["--variants", "co_dino_demo", "--weights", "x.pth"], "one checkpoint is of one variant"),
+        (["--variants", "co_dino_demo", "--random-weights", "--repository", "x"], "with --repository leave it out"),
         (["co_dino_demo", "--random-weights", "--size", "1152"], "expected WIDTHxHEIGHT"),
         (["co_dino_demo", "--random-weights", "--size", "16x16"], "height=16 is too small"),
         (

@@ -46,7 +46,7 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_pytorch_and_a_new_engine_are_measured_at_the_same_size(untimed: list[Any], tmp_path: Path) -> None:
-    targets = new_targets(SMALL, [(96, 64)], "onnx", None, 1, tmp_path / "builds")
+    targets = new_targets([SMALL], [(96, 64)], "onnx", None, [1], tmp_path / "builds")
     heard: list[EngineCase] = []
     output = tmp_path / "out"
     record = engine.run(targets, Options(profile=True), output, heard.append, stage, device="cpu")
@@ -61,7 +61,7 @@ def test_pytorch_and_a_new_engine_are_measured_at_the_same_size(untimed: list[An
     markdown = (output / "engine.md").read_text()
     assert "| 96x64 | onnx float32 | 2.00 ± 1.0% | 3.00 | 4.00 | 400.0 | 1.00x |" in markdown
     assert "Random weights" in markdown
-    assert "RTX 4090 ms" in markdown
+    assert "published ms" in markdown
     assert "published reference" not in markdown  # there is none of this network
     parts = [part["name"] for part in record["profiles"][0]["parts"]]
     assert parts == ["backbone", "neck", "encoder", "proposals", "decoder", "class_head", OTHER]

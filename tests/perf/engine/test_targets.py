@@ -35,9 +35,9 @@ def test_impossible_measurements_are_named_at_once(
 
 def test_an_engine_has_only_its_own_precisions(tmp_path: Path) -> None:
     with pytest.raises(CodetrError, match="the onnx engine has no precision fp16; give fp32"):
-        new_targets(SMALL, [(96, 64)], "onnx", "float16", 1, tmp_path)
+        new_targets([SMALL], [(96, 64)], "onnx", "float16", [1], tmp_path)
 
 
 def test_a_size_with_fewer_tokens_than_queries_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     with pytest.raises(CodetrError, match=r"height=64 and width=64 give .* 341 encoder tokens.*num_queries=900"):
-        new_targets(get_variant("co_dino_r50_12e"), [(608, 608), (64, 64)], "onnx", None, 1, tmp_path)
+        new_targets([get_variant("co_dino_r50_12e")], [(608, 608), (64, 64)], "onnx", None, [1], tmp_path)
