@@ -65,7 +65,7 @@ def test_pytorch_and_a_new_engine_are_measured_at_the_same_size(untimed: list[An
     assert "published reference" not in markdown  # there is none of this network
     parts = [part["name"] for part in record["profiles"][0]["parts"]]
     assert parts == ["backbone", "neck", "encoder", "proposals", "decoder", "class_head", OTHER]
-    assert (output / "trace-PyTorch-float32-96x64.json.gz").is_file()
+    assert (output / "trace-small-PyTorch-float32-96x64-batch1.json.gz").is_file()
     assert targets[0].file.is_file()
 
     again = existing_targets(targets[0].repository)
