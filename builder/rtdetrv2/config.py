@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from builder.family import DetectorConfig, VariantError
-from serving.rules import Suppression
+from serving.rules import Pixels, Rules, Suppression
 
 Activation = Literal["relu", "silu", "gelu", "leaky_relu"]
 Selection = Literal["default", "one2many", "agnostic"]
@@ -14,6 +14,10 @@ Sampling = Literal["default", "discrete"]
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_EXPANSION = 4  # output channels of a bottleneck over its width
+
+# Pictures are stretched as Pillow does it; every candidate is a detection, also beyond the picture (upstream's
+# evaluation transforms, and `RTDETRPostProcessor`).
+RULES = Rules(Pixels(resize="stretch", antialias=True), Suppression("none", score_threshold=0.0, clip=False))
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class RTDETRv2Config(DetectorConfig):
     selection: Selection = "default"  # by the best class; of (token, class) pairs; by one score for all classes
     learned_queries: bool = False  # content of the queries: learned, else of the chosen tokens
     input_size: tuple[int, int] = field(default=(640, 640), kw_only=True)
-    suppression: Suppression = field(default=Suppression("none", score_threshold=0.0), kw_only=True)
+    rules: Rules = field(default=RULES, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from builder.family import Family
 from builder.rtdetrv2.config import HybridEncoderConfig, PResNetConfig, RTDETRv2Config
 from builder.rtdetrv2.config_reader import read_config, recognises
 from builder.rtdetrv2.presets import PRESETS
-from serving.rules import Suppression
+from serving.rules import Rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ def _restore(network: Mapping[str, Any]) -> RTDETRv2Config:
         **network,
         "backbone": PResNetConfig(**_tuples(network["backbone"])),
         "encoder": HybridEncoderConfig(**_tuples(network["encoder"])),
-        "suppression": Suppression(**network["suppression"]),
+        "rules": Rules.restore(network),
     }
     return RTDETRv2Config(**_tuples(settings))
 
