@@ -54,7 +54,7 @@ def load_detector(
     """Return a detector in evaluation mode on the CPU, with every one of its weights taken from `weights`.
 
     Args:
-        variant: a `DetectorConfig`, the name of a preset, or an mmdetection config dict.
+        variant: a `DetectorConfig`, the name of a preset, or a training program's config dict.
         weights: path of a file of `torch.save`, a safetensors file or the index of several; or a state dict (also
             nested or prefixed, as training programs save it), by mmdetection's names, the original release's, or this
             network's own. Its own class names are taken where `variant` has none.
@@ -88,7 +88,7 @@ def random_detector(variant: DetectorConfig | str, seed: int = 0, precision: Pre
 
 
 def resolve_variant(variant: DetectorConfig | str | Mapping[str, Any]) -> DetectorConfig:
-    """Return the configuration that a preset's name or an mmdetection config dict stands for."""
+    """Return the configuration that a preset's name or a training program's config dict stands for."""
     if isinstance(variant, DetectorConfig):
         return variant
     return get_variant(variant) if isinstance(variant, str) else read_variant(variant)

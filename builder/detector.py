@@ -24,6 +24,10 @@ class Detector(nn.Module):
         """Where the weights lie."""
         return next(self.parameters()).device
 
+    def deploy(self) -> Self:
+        """Turn weights of training into those of an engine, in place, such as batch norms into convolutions."""
+        return self
+
     @abstractmethod
     def set_precision(self, dtype: torch.dtype) -> Self:
         """Convert weights and matrix products to `dtype`; what must stay float32 does."""

@@ -7,9 +7,11 @@ from typing import Any
 
 from builder.co_dino.family import CO_DINO
 from builder.family import DetectorConfig, Family
+from builder.rtdetrv2.family import RTDETRV2
 
 FAMILIES: dict[str, Family] = {
     "co_dino": CO_DINO,
+    "rtdetrv2": RTDETRV2,
 }
 
 

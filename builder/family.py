@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,7 +34,6 @@ class DetectorConfig:
     """
 
     family: ClassVar[str]  # its name in `builder.families`
-    uses_operator: ClassVar[bool]  # whether its graph has deformable attention as our operator
 
     name: str
     num_classes: int = field(default=80, kw_only=True)
@@ -53,6 +53,11 @@ class DetectorConfig:
             )
         if names is not None and len(names) != self.num_classes:
             raise VariantError(f"variant {self.name!r} has num_classes={self.num_classes} but {len(names)} class names")
+
+    @property
+    @abstractmethod
+    def uses_operator(self) -> bool:
+        """Whether its graph has deformable attention as our operator."""
 
     @property
     def summary(self) -> str:

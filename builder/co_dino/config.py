@@ -43,7 +43,6 @@ class Variant(DetectorConfig):
     """Everything that decides a Co-DINO network's shape and arithmetic, and where its weights come from."""
 
     family: ClassVar[str] = "co_dino"
-    uses_operator: ClassVar[bool] = True
 
     backbone: SwinConfig | ResNetConfig
     augmentation: Literal["DETR", "LSJ"] = "DETR"
@@ -80,6 +79,11 @@ class Variant(DetectorConfig):
                 f"variant {self.name!r}: num_levels={self.num_levels} is fewer than the backbone's "
                 f"{len(self.backbone.out_channels)} maps"
             )
+
+    @property
+    def uses_operator(self) -> bool:
+        """Its graph has deformable attention as our operator."""
+        return True
 
     @property
     def summary(self) -> str:

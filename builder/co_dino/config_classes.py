@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from builder.co_dino.config import VariantError
-from builder.co_dino.config_rules import Config, short
+from builder.reading.settings import Config, short
 
 
 def class_names(config: Config) -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from builder.co_dino.config import LSJ_PADDING_VALUE, USUAL_SIZE, VariantError
 from builder.co_dino.config_release import Release
-from builder.co_dino.config_rules import FREE, REQUIRED, WHOLE, Config, Rules, check, free, only, short, single
+from builder.reading.settings import FREE, REQUIRED, WHOLE, Config, Rules, check, free, only, short, single
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 _WHERE = "test pipeline: "

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from builder.co_dino.config import VariantError
-from builder.co_dino.config_rules import Config
+from builder.reading.settings import Config
 
 Release = Literal["original", "mmdetection"]
 

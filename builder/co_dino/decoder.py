@@ -15,32 +15,10 @@ from builder.co_dino.config import Variant
 from builder.co_dino.deformable import MultiScaleDeformableAttention
 from builder.co_dino.position import Shapes, sine_embedding, valid_ratios
 from builder.parts.boxes import inverse_sigmoid
-from builder.parts.layers import MLP, BoxHead, LayerNorm, attention
+from builder.parts.layers import MLP, BoxHead, LayerNorm, SelfAttention
 
 # Of the decoder's box embedding (DAB-DETR, arXiv 2201.12329); the encoder's is a setting of the variant.
 BOX_TEMPERATURE = 10000.0
-
-
-class SelfAttention(nn.Module):
-    """Multi-head self-attention among the queries; the value carries no position."""
-
-    def __init__(self, embed_dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
-        nn.init.xavier_uniform_(self.in_proj_weight)
-
-    def forward(self, hidden: Tensor, position: Tensor) -> Tensor:
-        """Return [B, Q, C] for `hidden` and `position` [B, Q, C]."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        inputs = (hidden + position, hidden + position, hidden)
-        query, key, value = (
-            nn.functional.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip(inputs, weights, biases, strict=True)
-        )  # [B, heads, Q, dim]
-        return self.out_proj(attention(query, key, value).transpose(1, 2).flatten(2))
 
 
 class DecoderLayer(nn.Module):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from builder.co_dino.config import SwinConfig, Variant, VariantError
 from builder.co_dino.position import Shapes
-from builder.operators.ms_deform_attn import CHANNEL_MULTIPLE, MAX_LEVELS
+from builder.parts.limits import check_transformer
 
 STEM_STRIDE = 4  # of ResNet's first map: a convolution and a pooling of stride 2
-# K of TensorRT's TopK layer, https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/TopK.html
-TENSORRT_MAX_TOPK = 3840
 
 
 def level_shapes(variant: Variant, height: int, width: int) -> Shapes:
@@ -36,31 +34,9 @@ def check_limits(variant: Variant, height: int, width: int, tensorrt: bool = Fal
     Raises:
         VariantError: it cannot; names the setting, its value, what is possible and what to do.
     """
-    tokens = token_count(variant, height, width)
-    if tokens < variant.num_queries:
-        raise VariantError(
-            f"height={height} and width={width} give variant {variant.name!r} {tokens} encoder tokens, of which it "
-            f"takes num_queries={variant.num_queries}; give a larger --height or --width, or derive a variant of at "
-            f"most {tokens} queries"
-        )
-    if variant.num_levels > MAX_LEVELS:
-        raise VariantError(
-            f"variant {variant.name!r}: num_levels={variant.num_levels} is more than the {MAX_LEVELS} that deformable "
-            "attention can have; use fewer levels"
-        )
-    if (channels := variant.embed_dim // variant.num_heads) % CHANNEL_MULTIPLE:
-        raise VariantError(
-            f"variant {variant.name!r}: embed_dim={variant.embed_dim} of num_heads={variant.num_heads} gives "
-            f"{channels} channels a head, no multiple of {CHANNEL_MULTIPLE} as deformable attention needs; change one"
-        )
+    check_transformer(variant, token_count(variant, height, width), height, width, tensorrt)
     if level_shapes(variant, height, width)[-1] == (1, 1) and variant.embed_dim == variant.num_groups:
         raise VariantError(  # a norm of one value; PyTorch refuses it at batch 1
             f"height={height} and width={width} give variant {variant.name!r} a last level of one token, and its group "
             f"norm one value of num_groups={variant.num_groups}; give a larger --height or --width"
         )
-    for name in ("num_queries", "max_detections"):
-        if tensorrt and getattr(variant, name) > TENSORRT_MAX_TOPK:
-            raise VariantError(
-                f"variant {variant.name!r}: {name}={getattr(variant, name)} is more than the {TENSORRT_MAX_TOPK} that "
-                "TensorRT's TopK can have; derive a variant with fewer, or use --engine onnx or torch"
-            )

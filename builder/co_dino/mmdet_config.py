@@ -17,18 +17,8 @@ from builder.co_dino.config import ResNetConfig, SwinConfig, Variant, VariantErr
 from builder.co_dino.config_classes import class_names
 from builder.co_dino.config_pixels import read_pixels, test_pipeline
 from builder.co_dino.config_release import Release, masks_padding, plain, release_of
-from builder.co_dino.config_rules import (
-    BACKBONES,
-    MODEL,
-    NMS,
-    SAMPLING,
-    SELF_ATTENTION,
-    TEST,
-    Config,
-    check,
-    short,
-    single,
-)
+from builder.co_dino.config_rules import BACKBONES, MODEL, NMS, SAMPLING, SELF_ATTENTION, TEST
+from builder.reading.settings import Config, check, short, single
 from serving.errors import CodetrError
 from serving.rules import Rules, Suppression
 

@@ -19,7 +19,7 @@ from builder.co_dino.position import Shapes, level_valid_shapes, sine_position_e
 from builder.co_dino.proposals import ProposalHead
 from builder.co_dino.swin import SwinTransformer
 from builder.detector import Detector
-from builder.parts.boxes import cxcywh_to_xyxy, inverse_sigmoid
+from builder.parts.boxes import inverse_sigmoid, top_candidates
 from builder.parts.layers import FLOAT32_LAYERS
 from builder.parts.resnet import FrozenBatchNorm2d, ResNet
 from serving.contract import PIXEL_MEAN, PIXEL_STD
@@ -141,11 +141,7 @@ class CoDINO(Detector):
     def _top_candidates(
         self, logits: Tensor, boxes: Tensor, input_shape: tuple[int, int], image_sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keep the best (query, class) pairs; one query may appear with several classes."""
-        scores, indices = logits.float().sigmoid().flatten(1).topk(self.variant.max_detections, dim=1)
-        labels = (indices % self.variant.num_classes).int()
-        queries = (indices // self.variant.num_classes).unsqueeze(-1).expand(-1, -1, 4)
-        corners = cxcywh_to_xyxy(boxes.gather(1, queries))
+        corners, scores, labels = top_candidates(logits, boxes, self.variant.max_detections)
         if not self.variant.masks_padding:  # boxes of the padded image, in units of its valid part
             height, width = input_shape
             sizes = image_sizes.flip(-1).repeat(1, 2).unsqueeze(1)  # [B, 1, 4], w h w h

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from builder.co_dino.config import Variant
 from builder.co_dino.position import Shapes, token_centres, token_mask
-from builder.parts.layers import BoxHead, LayerNorm
+from builder.parts.layers import BoxHead, LayerNorm, gather_tokens
 
 # Side of a proposal on level 0, as a share of the image; it doubles with every level.
 BASE_SIDE = 0.05
@@ -45,9 +45,9 @@ class ProposalHead(nn.Module):
         tokens = self.norm(self.proj(memory.masked_fill(~valid.unsqueeze(-1), 0)))  # [B, S, C]
         logits = self.class_head(tokens)  # [B, S, num_classes]
         indices = logits.float().amax(-1).topk(self.num_queries, dim=1).indices
-        deltas = self.box_head(_gather(tokens, indices))  # only the chosen tokens need a box
-        boxes = torch.sigmoid(deltas + _gather(anchors, indices))
-        return Proposals(boxes, _gather(logits, indices), indices)
+        deltas = self.box_head(gather_tokens(tokens, indices))  # only the chosen tokens need a box
+        boxes = torch.sigmoid(deltas + gather_tokens(anchors, indices))
+        return Proposals(boxes, gather_tokens(logits, indices), indices)
 
 
 def anchor_logits(shapes: Shapes, valid_shapes: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +65,3 @@ def anchor_logits(shapes: Shapes, valid_shapes: Tensor) -> tuple[Tensor, Tensor]
     # Beyond the image the logarithm has no value: take it only of boxes where it has one.
     boxes = torch.where(valid.unsqueeze(-1), boxes, 0.5)
     return torch.log(boxes / (1 - boxes)).masked_fill(~valid.unsqueeze(-1), torch.inf), valid
-
-
-def _gather(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Return [B, Q, C], the tokens [B, S, C] at `indices` [B, Q]."""
-    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

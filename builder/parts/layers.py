@@ -63,5 +63,32 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *biases: Tensor) -> Ten
     return F.softmax(scores, dim=-1).to(value.dtype) @ value
 
 
+class SelfAttention(nn.Module):
+    """Multi-head self-attention among tokens or queries; the value carries no position."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, hidden: Tensor, position: Tensor) -> Tensor:
+        """Return [B, N, C] for `hidden` [B, N, C] and `position`, which broadcasts to it."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        inputs = (hidden + position, hidden + position, hidden)
+        query, key, value = (
+            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip(inputs, weights, biases, strict=True)
+        )  # [B, heads, N, dim]
+        return self.out_proj(attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Return [B, Q, C], the tokens [B, S, C] at `indices` [B, Q]."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
 # What keeps float32 parameters in a half-precision detector.
 FLOAT32_LAYERS = (LayerNorm, GroupNorm, BoxHead)

@@ -96,7 +96,7 @@ def build_repository(
     logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
         with _running(stage, "export", logs):
-            detector = copy.deepcopy(reference).set_precision(DTYPES[options.precision]).to(device)
+            detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[options.precision]).to(device)
             program = export_detector(detector, options.spec)
         with _running(stage, "build engine", logs):
             engine = kind.module.build(program, Path(folder, kind.file_name), options.tensorrt)
@@ -148,7 +148,7 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
     _check_disk(detector, folder)
     logs = partial(compiler_logs, options.verbose, _beside(options, folder, "build.log"))
     with _running(stage, "export", logs):
-        program = export_detector(detector.set_precision(DTYPES[options.precision]), options.spec)
+        program = export_detector(detector.deploy().set_precision(DTYPES[options.precision]), options.spec)
     with _running(stage, "write ONNX", logs):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as aside:

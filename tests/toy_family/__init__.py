@@ -19,9 +19,11 @@ class ToyConfig(DetectorConfig):
     """A grid of cells, each with one box and its classes."""
 
     family: ClassVar[str] = "toy"
-    uses_operator: ClassVar[bool] = False
-
     stride: int = 16  # pixels of a cell
+
+    @property
+    def uses_operator(self) -> bool:
+        return False
 
 
 class ToyDetector(Detector):

@@ -3,6 +3,7 @@ import pytest
 from builder import VariantError, from_mmdet_config
 from builder.co_dino import config_pixels
 from builder.co_dino import config_rules as rules
+from builder.reading.settings import Free
 from tests.public_configs import ABSENT, ORIGINAL_SWIN, R50, SWIN_LSJ, changed, load
 
 # Settings that may have any value, as they decide nothing at inference, and those that are checked where they are read.
@@ -25,7 +26,7 @@ size_divisor test_cfg transforms type use_sigmoid
 def free_settings(section):
     """The settings of a dict of rules, and of the dicts within it, that may have any value."""
     for key, rule in section.items():
-        if isinstance(rule, rules.Free):
+        if isinstance(rule, Free):
             yield key
         elif isinstance(rule, dict):
             yield from (f"{key}.{inner}" for inner in free_settings(rule))

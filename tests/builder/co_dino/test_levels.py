@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from builder.co_dino.config import ResNetConfig, Variant, VariantError
-from builder.co_dino.levels import TENSORRT_MAX_TOPK, check_limits, level_shapes, token_count
+from builder.co_dino.levels import check_limits, level_shapes, token_count
 from builder.co_dino.model import CoDINO
+from builder.parts.limits import TENSORRT_MAX_TOPK
 from builder.variants import VARIANTS
 from tests.smallest import SMALLEST
 

@@ -1,0 +1,77 @@
+"""Query selection: every memory token scores and proposes a box, the best become the decoder's queries.
+
+Source: RT-DETR (arXiv 2304.08069), section 4.3; upstream `RTDETRTransformerv2._get_decoder_input`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from builder.parts.layers import BoxHead, LayerNorm, gather_tokens
+from builder.rtdetrv2.config import RTDETRv2Config
+from builder.rtdetrv2.levels import Shapes
+
+# Side of an anchor on level 0, as a share of the image; it doubles with every level.
+BASE_SIDE = 0.05
+# An anchor is valid if its centre and size lie strictly inside this range of the image.
+BORDER = 0.01
+# Logit of invalid anchors: far above any head's deltas, its sigmoid is exactly 1 as that of upstream's infinity, and it
+# is a number in half precision too.
+INVALID_LOGIT = 1e4
+
+
+class Proposals(NamedTuple):
+    """The chosen tokens, best first."""
+
+    tokens: Tensor  # [B, Q, C], what the queries contain unless they are learned
+    boxes: Tensor  # float32 [B, Q, 4], cx cy w h in 0..1 of the image; 1 where the anchor is invalid
+    logits: Tensor  # [B, Q, num_classes], or [B, Q, 1] of a class-agnostic selection
+    indices: Tensor  # int64 [B, Q], the memory tokens they come from
+
+
+class ProposalHead(nn.Module):
+    """Scores every token of the memory and gives boxes to the `num_queries` best."""
+
+    def __init__(self, variant: RTDETRv2Config) -> None:
+        super().__init__()
+        self.num_queries, self.selection, embed_dim = variant.num_queries, variant.selection, variant.embed_dim
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.norm = LayerNorm(embed_dim)
+        self.class_head = nn.Linear(embed_dim, 1 if variant.selection == "agnostic" else variant.num_classes)
+        self.box_head = BoxHead(embed_dim)
+
+    def forward(self, memory: Tensor, shapes: Shapes) -> Proposals:
+        """Choose from `memory` [B, S, C]; a token without a valid anchor scores as an empty token does."""
+        dtype = torch.promote_types(memory.dtype, torch.float32)
+        anchors, valid = anchor_logits(shapes, memory.device, dtype)
+        tokens = self.norm(self.proj(memory.masked_fill(~valid[None, :, None], 0)))  # [B, S, C]
+        logits = self.class_head(tokens)
+        indices = self._best(logits.to(dtype))
+        chosen = gather_tokens(tokens, indices)  # only the chosen tokens need a box
+        anchors = gather_tokens(anchors.expand(len(memory), -1, -1), indices)
+        boxes = torch.sigmoid(self.box_head(chosen) + anchors)
+        return Proposals(chosen, boxes, gather_tokens(logits, indices), indices)
+
+    def _best(self, logits: Tensor) -> Tensor:
+        if self.selection == "one2many":  # a token once for each of its classes that is among the best
+            pairs = logits.flatten(1).topk(self.num_queries, dim=1).indices
+            return torch.div(pairs, logits.shape[-1], rounding_mode="floor")
+        return logits.amax(-1).topk(self.num_queries, dim=1).indices
+
+
+def anchor_logits(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return every token's anchor cx cy w h as logits of `dtype` [1, S, 4], and whether it is valid, bool [S]."""
+    anchors = []
+    for level, (h, w) in enumerate(shapes):
+        y = ((torch.arange(h, device=device, dtype=dtype) + 0.5) / h)[:, None].expand(h, w)
+        x = ((torch.arange(w, device=device, dtype=dtype) + 0.5) / w)[None].expand(h, w)
+        side = torch.full_like(x, BASE_SIDE * 2**level)
+        anchors.append(torch.stack([x, y, side, side], dim=-1).flatten(0, 1))
+    boxes = torch.cat(anchors)  # [S, 4]
+    valid = (boxes.amin(-1) > BORDER) & (boxes.amax(-1) < 1 - BORDER)  # `all` has no TensorRT converter
+    boxes = torch.where(valid[:, None], boxes, 0.5)
+    logits = torch.log(boxes / (1 - boxes)).masked_fill(~valid[:, None], INVALID_LOGIT)
+    return logits.unsqueeze(0), valid
