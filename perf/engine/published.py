@@ -14,7 +14,7 @@ class Published:
     """What one project measured of one network."""
 
     family: str
-    network: str  # the first word of a variant's summary
+    networks: tuple[str, ...]  # summaries of its variants
     hardware: str
     source: str
     how: str
@@ -32,7 +32,7 @@ class Published:
 PUBLISHED = (
     Published(
         "co_dino",
-        "Swin-L",
+        ("Swin-L", "Swin-L, LSJ"),
         "RTX 4090",
         "README of anenbergb/Co-DETR-TensorRT",
         "Its engine is TensorRT 10.7 in float16, mean GPU time of `trtexec` with CUDA graphs; PyTorch is eager.",
@@ -44,7 +44,7 @@ PUBLISHED = (
     ),
     Published(
         "rtdetrv2",
-        "R18vd",
+        ("R18vd",),
         "RTX 4090",
         "README of jacksonsc007/RTDETR_TensorRT_Deployment",
         "It states 204 images/s for PyTorch, 424 and 762 for its TensorRT 10.7 engines in float32 and float16.",
@@ -52,7 +52,7 @@ PUBLISHED = (
     ),
     Published(
         "detr",
-        "R50",
+        ("R50",),
         "Titan RTX",
         "the published table of a conversion of DETR R50 from ONNX to TensorRT 7",
         "It gives milliseconds of batches of 1 and 4 and not the size of the images; they stand beside 1066x800 here.",
@@ -70,8 +70,8 @@ PUBLISHED = (
 
 def published(variant: DetectorConfig) -> Published | None:
     """Return what has been published of this network; None if nothing has."""
-    network = variant.summary.split(",")[0]
-    return next((each for each in PUBLISHED if (each.family, each.network) == (variant.family, network)), None)
+    known = (each for each in PUBLISHED if each.family == variant.family)
+    return next((each for each in known if variant.summary in each.networks), None)
 
 
 def published_ms(variant: DetectorConfig, spec: InputSpec, implementation: str, precision: str) -> float | None:
