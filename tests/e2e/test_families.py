@@ -1,0 +1,109 @@
+"""Three families side by side in one repository: each ensemble answers by its own network, pixels and rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch  # after the check for it
+
+from builder.pipeline.build import BuildOptions, build_repository
+from builder.pipeline.export import InputSpec
+from builder.variants import from_mmdet_config
+from codetr_client.client import CoDetrClient
+from demo.shapes.dataset import encode_jpeg
+from demo.shapes.draw import generate
+from perf.accuracy.detectors import built_variant, pytorch_detect, server_detect, server_setup
+from serving.launch import TritonServer, running_server
+from tests.conftest import DATA
+
+pytestmark = pytest.mark.server
+
+# Ensemble: its reference data, and a size (height, width) that its images do not have.
+FAMILIES = {
+    "co_dino": ("golden_swin_tiny.npz", (96, 136)),
+    "rtdetrv2": ("golden_rtdetrv2_tiny.npz", (96, 160)),
+    "detr": ("golden_detr_tiny.npz", (128, 160)),
+}
+
+
+def variant_and_weights(file: str) -> tuple[Any, dict[str, Any]]:
+    """The detector of reference data."""
+    with np.load(DATA / file) as golden:
+        variant = from_mmdet_config(json.loads(bytes(golden["config_json"]).decode()))
+        weights = {key[3:]: torch.from_numpy(golden[key]) for key in golden if key.startswith("sd/")}
+    return variant, weights
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, (file, _) in FAMILIES.items():
+        # nested as each family's training program saves it
+        weights = variant_and_weights(file)[1]
+        nested = {"rtdetrv2": {"ema": {"module": weights}}, "detr": {"model": weights}}
+        torch.save(nested.get(name, {"state_dict": weights}), folder / f"{name}.pth")
+    return {name: folder / f"{name}.pth" for name in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def together(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    repository = tmp_path_factory.mktemp("together") / "repository"
+    for name, (file, (height, width)) in FAMILIES.items():
+        variant, _ = variant_and_weights(file)
+        # no edge of DETR's usual rule fits so small an input
+        pixels = replace(variant.rules.pixels, shortest_edge=80, longest_edge=133) if name == "detr" else None
+        if pixels is not None:
+            variant = replace(variant, rules=replace(variant.rules, pixels=pixels))
+        options = BuildOptions(variant, InputSpec(height, width, 2), checkpoints[name], name=name)
+        build_repository(options, repository)
+    with running_server(repository) as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_answers_as_its_detector_in_pytorch(
+    together: TritonServer, checkpoints: dict[str, Path], name: str
+) -> None:
+    image = encode_jpeg(generate(2, 5).image)
+    variant, built = built_variant(together.repository, name)
+    setup = server_setup(together.grpc_url, "grpc", 30.0, name)
+    assert (setup.height, setup.width, setup.rules.pixels) == (built.height, built.width, variant.rules.pixels)
+    detect, names = pytorch_detect(variant, checkpoints[name], "float32", "cpu", setup)
+    expected = detect(image)
+    with CoDetrClient(together.grpc_url, model=name) as client:
+        found = server_detect(client)(image)
+        assert client.class_names() == names
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    # by score, which no two candidates share that matter
+    same = np.abs(np.diff(expected.scores, append=-1)) > 1e-3
+    np.testing.assert_array_equal(found.labels[same], expected.labels[same])
+    np.testing.assert_allclose(found.boxes[same], expected.boxes[same], atol=0.05)
+
+
+def test_rules_of_each_family_reach_the_server(together: TritonServer) -> None:
+    setups = {name: server_setup(together.grpc_url, "grpc", 30.0, name) for name in FAMILIES}
+    assert {name: setup.rules.pixels.resize for name, setup in setups.items()} == {
+        "co_dino": "fit",
+        "rtdetrv2": "stretch",
+        "detr": "fit",
+    }
+    assert {name: setup.rules.pixels.antialias for name, setup in setups.items()} == {
+        "co_dino": False,
+        "rtdetrv2": True,
+        "detr": True,
+    }
+    assert {name: (setup.rules.suppression.kind, setup.rules.suppression.clip) for name, setup in setups.items()} == {
+        "co_dino": ("soft", True),
+        "rtdetrv2": ("none", False),
+        "detr": ("none", False),
+    }
