@@ -74,7 +74,7 @@ class ConvNorm(nn.Module):
         norm, kernel = self.norm, self.conv.weight.detach().double()
         scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
         bias = norm.bias.detach().double() - norm.running_mean.double() * scale
-        self.conv = _with_weights(self.conv, kernel * scale[:, None, None, None], bias)
+        _replace(self.conv, kernel * scale[:, None, None, None], bias)
         self.norm = nn.Identity()
 
 
@@ -103,8 +103,8 @@ class RepVGGBlock(nn.Module):
         large, small = self.conv1.conv, self.conv2.conv
         assert large.bias is not None  # folding gave them
         assert small.bias is not None
-        kernel = large.weight.double() + F.pad(small.weight.double(), [1, 1, 1, 1])
-        self.conv1.conv = _with_weights(large, kernel, large.bias.double() + small.bias.double())
+        kernel = large.weight.detach().double() + F.pad(small.weight.detach().double(), [1, 1, 1, 1])
+        _replace(large, kernel, (large.bias + small.bias).detach())
         self.conv2 = None
 
 
@@ -129,11 +129,7 @@ def fold(network: nn.Module) -> None:
             module.fold()
 
 
-def _with_weights(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """Return a convolution like `conv` with other weights and a bias, of the type and on the device of its own."""
-    out_channels, channels = weight.shape[:2]
-    like = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-    folded = nn.Conv2d(channels, out_channels, conv.kernel_size, conv.stride, conv.padding, bias=True, **like)  # type: ignore[arg-type]
-    state = {"weight": weight.to(conv.weight.dtype), "bias": bias.to(conv.weight.dtype)}
-    folded.load_state_dict(state)
-    return folded
+def _replace(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+    """Give a convolution another weight and a bias, of the type of its own."""
+    dtype, trains = conv.weight.dtype, conv.weight.requires_grad
+    conv.weight, conv.bias = nn.Parameter(weight.to(dtype), trains), nn.Parameter(bias.to(dtype), trains)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.parts.layers import BoxHead, LayerNorm, gather_tokens
-from builder.rtdetrv2.config import RTDETRv2Config
+from builder.rtdetrv2.config import RTDETRv2Config, Selection
 from builder.rtdetrv2.levels import Shapes
 
 # Side of an anchor on level 0, as a share of the image; it doubles with every level.
@@ -49,17 +49,19 @@ class ProposalHead(nn.Module):
         anchors, valid = anchor_logits(shapes, memory.device, dtype)
         tokens = self.norm(self.proj(memory.masked_fill(~valid[None, :, None], 0)))  # [B, S, C]
         logits = self.class_head(tokens)
-        indices = self._best(logits.to(dtype))
+        indices = best_tokens(logits.to(dtype), self.num_queries, self.selection)
         chosen = gather_tokens(tokens, indices)  # only the chosen tokens need a box
         anchors = gather_tokens(anchors.expand(len(memory), -1, -1), indices)
         boxes = torch.sigmoid(self.box_head(chosen) + anchors)
         return Proposals(chosen, boxes, gather_tokens(logits, indices), indices)
 
-    def _best(self, logits: Tensor) -> Tensor:
-        if self.selection == "one2many":  # a token once for each of its classes that is among the best
-            pairs = logits.flatten(1).topk(self.num_queries, dim=1).indices
-            return torch.div(pairs, logits.shape[-1], rounding_mode="floor")
-        return logits.amax(-1).topk(self.num_queries, dim=1).indices
+
+def best_tokens(logits: Tensor, count: int, selection: Selection) -> Tensor:
+    """Return int64 [B, count], the tokens of `logits` [B, S, classes] that are best by a selection's rule."""
+    if selection == "one2many":  # a token once for each of its classes that is among the best
+        pairs = logits.flatten(1).topk(count, dim=1).indices
+        return torch.div(pairs, logits.shape[-1], rounding_mode="floor")
+    return logits.amax(-1).topk(count, dim=1).indices
 
 
 def anchor_logits(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

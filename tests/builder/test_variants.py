@@ -2,10 +2,11 @@ import pytest
 
 from builder import VARIANTS, VariantError, get_variant
 from builder.co_dino.presets import DEMO_VARIANT, PRESETS
+from builder.rtdetrv2.presets import PRESETS as RTDETRV2
 
 
 def test_variants_are_the_presets_and_the_demo():
-    assert set(VARIANTS) == {*PRESETS, DEMO_VARIANT}
+    assert set(VARIANTS) == {*PRESETS, DEMO_VARIANT, *RTDETRV2}
     assert all(get_variant(name).name == name for name in VARIANTS)
 
 

@@ -1,0 +1,67 @@
+"""Export with any batch, and ONNX Runtime's answers."""
+
+import copy
+
+import onnx
+import pytest
+import torch
+
+from builder import load_detector
+from builder.engines import onnx as engine
+from builder.pipeline.export import InputSpec, export_detector, uses_operator
+
+SPEC = InputSpec(90, 122, 3)  # odd sides within the backbone
+
+
+@pytest.fixture(scope="module", params=["default", "discrete"])
+def sampling(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def deployed(sampling, golden_config, golden_weights):
+    config = copy.deepcopy(golden_config)
+    config["RTDETRTransformerv2"].update(cross_attn_method=sampling, num_layers=1)
+    return load_detector(config, one_layer(golden_weights)).deploy()
+
+
+def one_layer(weights):
+    kept = {key: value for key, value in weights.items() if not any(f".{i}." in key for i in "12") or "dec" not in key}
+    kept |= {key: value for key, value in weights.items() if key.startswith("decoder.input_proj")}
+    kept |= {key: value for key, value in weights.items() if key.startswith("decoder.enc_bbox_head")}
+    kept |= {key: value for key, value in weights.items() if key.startswith("decoder.query_pos_head")}
+    return kept | {key: value for key, value in weights.items() if key.startswith("decoder.dec_bbox_head.0.")}
+
+
+@pytest.fixture(scope="module")
+def program(deployed):
+    return export_detector(deployed, SPEC)
+
+
+def images(batch):
+    generator = torch.manual_seed(batch)
+    sizes = torch.tensor([[SPEC.height, SPEC.width]] * batch, dtype=torch.int32)
+    return torch.randint(0, 256, (batch, SPEC.height, SPEC.width, 3), dtype=torch.uint8, generator=generator), sizes
+
+
+def test_only_bilinear_sampling_uses_the_operator(program, deployed, sampling):
+    assert uses_operator(program) == deployed.variant.uses_operator == (sampling == "default")
+
+
+def test_onnx_gives_the_same_at_any_batch(program, deployed, tmp_path):
+    engine.build(program, tmp_path / "model.onnx")
+    run = engine.load(tmp_path / "model.onnx", SPEC, "cpu")
+    for batch in (1, 2, 3):
+        inputs = images(batch)
+        boxes, scores, labels = deployed(*inputs)
+        out = run(*(tensor.numpy() for tensor in inputs))
+        torch.testing.assert_close(torch.from_numpy(out.boxes), boxes, atol=5e-5, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(out.scores), scores, atol=5e-5, rtol=0)
+        assert (out.labels == labels.numpy()).all()
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    kinds = {node.op_type for node in graph.node}
+    assert "BatchNormalization" not in kinds
+    assert [value.name for value in graph.input] == ["images", "image_sizes"]  # the second is not read
+    assert ("GridSample" in kinds) == deployed.variant.uses_operator
+    convolutions = sum(node.op_type == "Conv" for node in graph.node)
+    assert convolutions == sum(isinstance(module, torch.nn.Conv2d) for module in deployed.modules())
