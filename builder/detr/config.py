@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from builder.family import NO_CLASS, DetectorConfig, VariantError
 from builder.parts.resnet_config import ResNetConfig
 from serving.contract import coco_class_names
-from serving.rules import Suppression
+from serving.rules import Pixels, Rules, Suppression
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,6 +23,12 @@ def _names_by_category_id() -> tuple[str, ...]:
 
 
 COCO_NAMES = _names_by_category_id()  # of labels 0 to 90
+# Source: facebookresearch/detr `datasets/coco.py`, the transform of evaluation, and `models/detr.py`, which answers
+# every query.
+RULES = Rules(
+    Pixels("fit", antialias=True, shortest_edge=800, longest_edge=1333),
+    Suppression("none", score_threshold=0.0, clip=False),
+)
 # (height, width) in pixels that hold every image whose shorter side is brought to 800 and whose longer to 1333 or a
 # little more, landscape or portrait. A landscape image uses 1050 of its 1764 tokens: (800, 1344) is the cheaper choice
 # where there are no portraits.
@@ -50,8 +56,7 @@ class DetrConfig(DetectorConfig):
     num_classes: int = field(default=len(COCO_NAMES), kw_only=True)
     max_detections: int = field(default=100, kw_only=True)
     input_size: tuple[int, int] = field(default=EVERY_IMAGE, kw_only=True)
-    # The original answers every query: it suppresses and clips nothing.
-    suppression: Suppression = field(default=Suppression("none", score_threshold=0.0), kw_only=True)
+    rules: Rules = field(default=RULES, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from builder.detr.config import PRESETS, DetrConfig
 from builder.detr.reader import read_config, recognises
 from builder.family import Family
 from builder.parts.resnet_config import ResNetConfig
-from serving.rules import Suppression
+from serving.rules import Rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def _warnings(variant: DetrConfig, height: int, width: int) -> list[str]:
 def _restore(network: Mapping[str, Any]) -> DetrConfig:
     settings = dict(network)
     settings["backbone"] = ResNetConfig(**_tuples(settings["backbone"]))
-    settings["suppression"] = Suppression(**settings["suppression"])
+    settings["rules"] = Rules.restore(settings)
     return DetrConfig(**_tuples(settings))
 
 
