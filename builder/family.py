@@ -118,5 +118,8 @@ class Family:
     # A configuration, height and width in pixels, whether TensorRT builds it: raises VariantError for what cannot be.
     check_size: Callable[[Any, int, int, bool], None]
     restore: Callable[[Mapping[str, Any]], DetectorConfig]  # what `dataclasses.asdict` and JSON made of one
+    # A checkpoint's file name, its training arguments ("" and {} where it has none) and a configuration to why it is
+    # of other settings, if they are some that no tensor shows; or None.
+    contradiction: Callable[[str, Mapping[str, Any], Any], str | None] = lambda file_name, arguments, variant: None
     # A configuration, height and width in pixels: what to know before an engine is built so, a sentence each.
     warnings: Callable[[Any, int, int], list[str]] = lambda variant, height, width: []

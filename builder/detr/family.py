@@ -41,6 +41,12 @@ def _likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], va
     return likely_cause(tensors, state, variant)
 
 
+def _contradiction(file_name: str, arguments: Mapping[str, Any], variant: DetrConfig) -> str | None:
+    from builder.detr.weights import contradiction
+
+    return contradiction(file_name, arguments, variant)
+
+
 def _check_size(variant: DetrConfig, height: int, width: int, tensorrt: bool) -> None:
     """Any size is possible."""
 
@@ -78,5 +84,6 @@ DETR = Family(
     read_config=read_config,
     check_size=_check_size,
     restore=_restore,
+    contradiction=_contradiction,
     warnings=_warnings,
 )

@@ -119,7 +119,7 @@ class Detr(Detector):
 
     def set_precision(self, dtype: torch.dtype) -> Detr:
         """Convert weights and matrix products to `dtype`; norms, box head and pixel constants stay float32 or wider."""
-        mean, std = self.pixel_mean, self.pixel_std
+        mean, std = self.pixel_mean.clone(), self.pixel_std.clone()
         convert(self, dtype, (*FLOAT32_LAYERS, FrozenBatchNorm2d))
         self.pixel_mean, self.pixel_std = mean, std
         return self

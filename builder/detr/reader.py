@@ -120,11 +120,9 @@ def _backbone(backbone: Settings) -> ResNetConfig:
         ("bn_eps", (1e-5,)),
     ):
         _only(backbone, key, *values, prefix="backbone.")
-    planes, blocks = (tuple(_get(backbone, key, "backbone.")) for key in ("planes", "blocks"))
+    planes, blocks = (_four(backbone, key) for key in ("planes", "blocks"))
     if planes != tuple(planes[0] * 2**i for i in range(4)):
-        raise VariantError(f"backbone.planes={planes} is not supported; expected four, each twice the one before")
-    if len(blocks) != 4 or not all(isinstance(count, int) and count > 0 for count in blocks):
-        raise VariantError(f"backbone.blocks={blocks} is not supported; expected four numbers of at least 1")
+        raise VariantError(f"backbone.planes={planes} is not supported; expected each twice the one before")
     depth = 3 * sum(blocks) + 2  # as ResNets are named: three convolutions a block, the first, and a classifier
     return ResNetConfig(
         depth,
@@ -155,6 +153,14 @@ def _count(settings: Settings, key: str, prefix: str = "") -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise VariantError(f"{prefix}{key}={value!r}; expected a whole number of at least 1")
     return value
+
+
+def _four(backbone: Settings, key: str) -> tuple[int, ...]:
+    """Return a setting of the four stages."""
+    values = _get(backbone, key, "backbone.")
+    if not isinstance(values, (list, tuple)) or len(values) != 4 or not all(type(v) is int and v > 0 for v in values):
+        raise VariantError(f"backbone.{key}={values!r}; expected four whole numbers of at least 1")
+    return tuple(values)
 
 
 def _flag(settings: Settings, key: str, prefix: str = "") -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from builder.detr.config import DetrConfig
+from builder.detr.config import PRESETS, DetrConfig
 from builder.parts.resnet_config import DEPTHS
 
 # The original's names as ours.
@@ -49,6 +51,27 @@ def likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], var
     """
     other = next((words for words, pattern in _OTHERS if any(re.match(pattern, key) for key in tensors)), None)
     return other or _other_settings(state or renamed(tensors, variant), variant)
+
+
+def contradiction(file_name: str, arguments: Mapping[str, Any], variant: DetrConfig) -> str | None:
+    """Return in one sentence why a checkpoint is of another number of heads or dilation than a variant, or None.
+
+    Its tensors fit either way, and the boxes would be wrong.
+
+    Args:
+        file_name: of the checkpoint; the published ones say whether they are DC5.
+        arguments: of the training program.
+        variant: what it is to fit.
+    """
+    published = {Path(str(preset.checkpoint)).stem: preset for preset in PRESETS.values()}
+    known = published.get(Path(file_name).stem)
+    if known is not None and known.backbone.dilated != variant.backbone.dilated:
+        verb = "is" if variant.backbone.dilated else "is not"
+        return f"{file_name} is the published file of {known.name}, variant {variant.name!r} {verb} one of DC5"
+    for key, ours in (("dilation", variant.backbone.dilated), ("nheads", variant.num_heads)):
+        if arguments.get(key, ours) != ours:
+            return f"this checkpoint was trained with {key}={arguments[key]}, variant {variant.name!r} has {ours}"
+    return None
 
 
 def _rename(key: str) -> str:
