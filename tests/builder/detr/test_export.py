@@ -22,7 +22,7 @@ CASES = [
 @pytest.mark.parametrize(("height", "width", "dilated", "sizes"), CASES)
 def test_export_and_onnx_equal_the_detector_at_every_batch(detr, tmp_path, height, width, dilated, sizes):
     detector, spec = detr.detector(dilated), InputSpec(height, width, max_batch_size=3)
-    program = export_detector(detr.detector(dilated).deployed(), spec)
+    program = export_detector(detr.detector(dilated).deploy(), spec)
     assert not uses_operator(program)
     engine.build(program, tmp_path / "model.onnx")
     run = engine.load(tmp_path / "model.onnx", spec, "cpu")

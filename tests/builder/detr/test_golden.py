@@ -80,7 +80,7 @@ def test_float64_agrees_with_the_original_in_float64(detector, case):
 
 
 def test_folded_norms_compute_the_same(detector, case):
-    folded = copy.deepcopy(detector).deployed()
+    folded = copy.deepcopy(detector).deploy()
     assert not any("bn" in name or "running" in name for name in folded.state_dict())
     logits, boxes = folded.network(case.pixels, case.image_sizes)
     assert_close(logits, case["head/cls_logits"], STAGE)

@@ -9,18 +9,21 @@ from serving.contract import PIXEL_MEAN
 from tests.builder.detr.golden import Case
 
 
-@pytest.mark.parametrize(("precision", "score"), [("float16", 0.005), ("bfloat16", 0.05)])
-@pytest.mark.parametrize("deployed", [False, True])
-def test_scores_and_boxes_stay_close_to_float32(detr, precision, score, deployed):
-    case = Case(detr, "batch2")
-    detector = detr.detector()
-    if deployed:
-        detector = detector.deployed()
-    detector = detector.set_precision(getattr(torch, precision))
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["batch2", "dc5_batch2"])
+def test_half_precision_loses_little_more_than_rounding_its_weights(detr, name, precision, folded):
+    """Products of rounded activations make it up to 3 times the loss of rounded weights; 5 is the limit."""
+    case, dtype = Case(detr, name), getattr(torch, precision)
+    detector = detr.detector(case.dilated)
+    detector = (detector.deploy() if folded else detector).set_precision(dtype)
+    rounded = detr.detector(case.dilated, precision).set_precision(torch.float32)
     logits, boxes = detector.network(case.pixels, case.image_sizes)
-    assert (logits.dtype, boxes.dtype) == (getattr(torch, precision), torch.float32)
-    assert (logits.float().softmax(-1) - case["head/cls_logits"].softmax(-1)).abs().max() < score
-    assert (boxes - case["head/boxes_cxcywh"]).abs().max() < score
+    assert (logits.dtype, boxes.dtype) == (dtype, torch.float32)
+    least = rounded.network(case.pixels, case.image_sizes)
+    for ours, other, key in ((logits.float(), least[0], "cls_logits"), (boxes, least[1], "boxes_cxcywh")):
+        expected = case[f"head/{key}"]
+        assert (ours - expected).abs().mean() < 5 * (other - expected).abs().mean()
     outputs = detector(case.images(), case.image_sizes)
     assert [output.dtype for output in outputs] == [torch.float32, torch.float32, torch.int32]
 

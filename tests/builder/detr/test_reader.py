@@ -65,6 +65,12 @@ def test_the_networks_settings(detr):
     assert from_mmdet_config(detr.settings(dilated=True)).backbone.dilated
 
 
+@pytest.mark.parametrize("key", ["num_queries", "hidden_dim", "num_classes", "backbone"])
+def test_a_missing_setting_is_named(detr, key):
+    with pytest.raises(VariantError, match=f"the config has no '{key}'"):
+        from_mmdet_config(without(detr.config, key))
+
+
 def test_blocks_of_a_known_depth_are_that_depth(detr):
     config = detr.settings()
     config["backbone"] |= {"blocks": [3, 4, 23, 3], "stem_width": 16}
@@ -115,12 +121,14 @@ def test_recognised_by_type_or_keys(detr, change, recognised):
         pytest.param({"position_embedding": "learned"}, "position_embedding='learned' is not", id="learned encoding"),
         pytest.param({"activation": "gelu"}, "activation='gelu' is not supported", id="activation"),
         pytest.param({"layer_norm_eps": 1e-6}, "layer_norm_eps=1e-06 is not supported", id="norm"),
-        pytest.param({"pixel_mean": [0.5, 0.5, 0.5]}, "pixel_mean=[0.5, 0.5, 0.5] is not supported", id="mean"),
+        pytest.param({"pixel_mean": [0.5, 0.5, 0.5]}, "pixel_mean=(0.5, 0.5, 0.5) is not supported", id="mean"),
         pytest.param({"num_logits": 9}, "num_logits=9 with num_classes=9; expected 10", id="logits"),
-        pytest.param({"num_queries": 0}, "num_queries=0; expected a whole number", id="queries"),
-        pytest.param({"nheads": None}, "nheads is missing", id="missing"),
+        pytest.param({"num_queries": 0}, "num_queries=0 is not possible", id="queries"),
+        pytest.param({"nheads": None}, "nheads=None is not possible", id="missing"),
         pytest.param({"nheads": 5}, "embed_dim=32 is no multiple of 4 and of num_heads=5", id="heads"),
-        pytest.param({"two_stage": True}, "two_stage: unknown to DETR", id="another network's setting"),
+        pytest.param(
+            {"two_stage": True}, "two_stage=True is a setting this reader", id="another network's setting"
+        ),
         pytest.param({"bbox_head": {}}, "mmdetection's config of DETR", id="mmdetection"),
         pytest.param({"backbone": 5}, "backbone=5 is not supported", id="no backbone"),
     ],
@@ -138,10 +146,10 @@ def test_what_is_not_implemented_is_refused_by_name(detr, changes, message):
         pytest.param({"stride_in": "1x1"}, "backbone.stride_in='1x1'", id="stride"),
         pytest.param({"bn_eps": 1e-3}, "backbone.bn_eps=0.001", id="norm"),
         pytest.param({"planes": [8, 16, 32, 60]}, "backbone.planes=(8, 16, 32, 60)", id="planes"),
-        pytest.param({"planes": []}, "backbone.planes=[]; expected four", id="no planes"),
-        pytest.param({"blocks": [1, 2, 1]}, "backbone.blocks=[1, 2, 1]; expected four", id="blocks"),
-        pytest.param({"dilation_c5": "no"}, "backbone.dilation_c5='no'; expected true or false", id="dilation"),
-        pytest.param({"groups": 32}, "backbone.groups: unknown to DETR", id="ResNeXt"),
+        pytest.param({"planes": []}, "backbone.planes=() is not supported", id="no planes"),
+        pytest.param({"blocks": [1, 2, 1]}, "backbone.blocks=(1, 2, 1) is not supported", id="blocks"),
+        pytest.param({"dilation_c5": "no"}, "backbone.dilation_c5='no' is not supported", id="dilation"),
+        pytest.param({"groups": 32}, "backbone.groups=32 is a setting this reader does not know", id="ResNeXt"),
     ],
 )
 def test_another_backbone_is_refused_by_name(detr, changes, message):
@@ -156,9 +164,13 @@ def test_another_backbone_is_refused_by_name(detr, changes, message):
     ("changes", "message"),
     [
         pytest.param({"masks": True}, "masks=True is not supported; expected False", id="masks"),
-        pytest.param({"backbone": "resnet18"}, "backbone='resnet18' is not supported; expected resnet50", id="R18"),
+        pytest.param({"backbone": "resnet18"}, "backbone='resnet18' is not supported; expected 'resnet50'", id="R18"),
         pytest.param({"pre_norm": True}, "pre_norm=True", id="pre-norm"),
-        pytest.param({"with_box_refine": True}, "with_box_refine: unknown to DETR", id="Deformable DETR"),
+        pytest.param(
+            {"with_box_refine": True},
+            "with_box_refine=True is a setting this",
+            id="Deformable DETR",
+        ),
     ],
 )
 def test_arguments_of_other_networks_are_refused_by_name(changes, message):

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from builder.parts.attention import MultiHeadAttention
+from builder.parts.layers import MultiHeadAttention
 
 
 def test_equals_pytorchs_with_masked_keys():
