@@ -126,9 +126,7 @@ def test_recognised_by_type_or_keys(detr, change, recognised):
         pytest.param({"num_queries": 0}, "num_queries=0 is not possible", id="queries"),
         pytest.param({"nheads": None}, "nheads=None is not possible", id="missing"),
         pytest.param({"nheads": 5}, "embed_dim=32 is no multiple of 4 and of num_heads=5", id="heads"),
-        pytest.param(
-            {"two_stage": True}, "two_stage=True is a setting this reader", id="another network's setting"
-        ),
+        pytest.param({"two_stage": True}, "two_stage=True is a setting this reader", id="another network's setting"),
         pytest.param({"bbox_head": {}}, "mmdetection's config of DETR", id="mmdetection"),
         pytest.param({"backbone": 5}, "backbone=5 is not supported", id="no backbone"),
     ],

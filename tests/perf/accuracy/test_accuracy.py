@@ -161,7 +161,7 @@ def test_labels_without_a_class_match_no_category(tmp_path: Path, dataset: Datas
     rows = coco_results({1: detections([[0, 0, 9, 9], [1, 1, 5, 5], [1, 1, 6, 6]], [0, 3, 4])}, categories)
     assert [row["category_id"] for row in rows] == [13]
     odd = Dataset(dataset.annotations, dataset.images, (1, 2), ("person", "N/A"))
-    with pytest.raises(CodetrError, match=r"does not know 1 of the 2 .* 'N/A'; its classes are person, stop sign, \.\.\."):
+    with pytest.raises(CodetrError, match=r"does not know 1 of the 2 .* 'N/A'; its classes are person, stop sign,"):
         category_of_label(odd, names)
 
 
