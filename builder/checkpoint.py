@@ -44,6 +44,7 @@ class Checkpoint(NamedTuple):
     tensors: Mapping[str, Tensor]
     class_names: tuple[str, ...] | None = None  # from its meta data
     unread: Mapping[str, str] = {}  # classes, by key, of what lies among the weights and is no tensor
+    arguments: Mapping[str, Any] = {}  # of the training program, where it saved them
 
 
 def load_detector(
@@ -62,12 +63,17 @@ def load_detector(
 
     Raises:
         CheckpointError: the file is missing, truncated or foreign; a key is missing or unexpected, a shape is wrong,
-            or the number of class names contradicts the class count. `faults` lists all keys.
+            the number of class names contradicts the class count, or the file's name or training arguments are those
+            of other settings. `faults` lists all keys.
         VariantError: the variant is unknown or not supported.
     """
     asked = resolve_variant(variant)
     checkpoint = read_checkpoint(weights)
     family = family_of(asked)
+    file_name = "" if isinstance(weights, Mapping) else Path(weights).name
+    contradiction = family.contradiction(file_name, checkpoint.arguments, asked)
+    if contradiction is not None:
+        raise CheckpointError(contradiction)
     state = family.renamed(checkpoint.tensors, asked)
     variant = _with_classes(asked, checkpoint, state)
     with torch.device("meta"):
@@ -107,7 +113,8 @@ def read_checkpoint(weights: str | Path | Mapping[str, Any]) -> Checkpoint:
         raise CheckpointError(_no_weights(content, source))
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     unread = {str(key): value.origin for key, value in found.items() if isinstance(value, StandIn)}
-    return Checkpoint(_without_averages(_unwrapped(tensors)), _own_class_names(content, source), unread)
+    names, arguments = _own_class_names(content, source), _arguments(content)
+    return Checkpoint(_without_averages(_unwrapped(tensors)), names, unread, arguments)
 
 
 def _weights(content: Mapping[Any, Any], depth: int = 0) -> Mapping[Any, Any] | None:
@@ -184,6 +191,13 @@ def _named_in_meta_data(content: Mapping[Any, Any]) -> Any:
     dataset = meta.get("dataset_meta")
     dataset = dataset if isinstance(dataset, Mapping) and dataset else meta
     return dataset.get("classes", dataset.get("CLASSES"))
+
+
+def _arguments(content: Mapping[Any, Any]) -> Mapping[str, Any]:
+    """Return the arguments that a training program saved beside the weights as `args`: a dict or argparse's object."""
+    held = content.get("args")
+    held = held.state if isinstance(held, StandIn) else getattr(held, "__dict__", held)
+    return held if isinstance(held, Mapping) else {}
 
 
 def _with_classes(variant: DetectorConfig, checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> DetectorConfig:

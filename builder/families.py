@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from builder.co_dino.family import CO_DINO
+from builder.detr.family import DETR
 from builder.family import DetectorConfig, Family
 from builder.rtdetrv2.family import RTDETRV2
 
 FAMILIES: dict[str, Family] = {
     "co_dino": CO_DINO,
+    "detr": DETR,
     "rtdetrv2": RTDETRV2,
 }
 

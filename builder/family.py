@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # (height, width) into which mmdetection's configs usually fit images.
 USUAL_SIZE = (800, 1333)
+# The name of a label that no class has, as an unused category id: it matches no category.
+NO_CLASS = "N/A"
 
 
 class VariantError(CodetrError):
@@ -63,6 +65,11 @@ class DetectorConfig:
     def summary(self) -> str:
         """The network in a word or two, for tables."""
         return self.family
+
+    @property
+    def real_classes(self) -> int:
+        """The number of classes without labels that none has."""
+        return self.num_classes - (self.class_names or ()).count(NO_CLASS)
 
     def derive(
         self,
@@ -111,3 +118,8 @@ class Family:
     # A configuration, height and width in pixels, whether TensorRT builds it: raises VariantError for what cannot be.
     check_size: Callable[[Any, int, int, bool], None]
     restore: Callable[[Mapping[str, Any]], DetectorConfig]  # what `dataclasses.asdict` and JSON made of one
+    # A checkpoint's file name, its training arguments ("" and {} where it has none) and a configuration to why it is
+    # of other settings, if they are some that no tensor shows; or None.
+    contradiction: Callable[[str, Mapping[str, Any], Any], str | None] = lambda file_name, arguments, variant: None
+    # A configuration, height and width in pixels: what to know before an engine is built so, a sentence each.
+    warnings: Callable[[Any, int, int], list[str]] = lambda variant, height, width: []

@@ -72,6 +72,7 @@ def build(
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
     from builder.engines.tensorrt import TensorRTSettings
     from builder.engines.tensorrt.plugin_onnx import FILE_NAME, trtexec_line
+    from builder.families import family_of
     from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
     from builder.pipeline.export import InputSpec
     from codetr.config import given_variant
@@ -109,6 +110,8 @@ def build(
         batch,
         not static_batch,
     )
+    for warning in family_of(chosen).warnings(chosen, spec.height, spec.width):
+        typer.echo(f"note: {warning}", err=True)
     options = BuildOptions(
         variant=chosen,
         spec=spec,

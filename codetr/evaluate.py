@@ -121,7 +121,7 @@ def _compare_published(ap: float, dataset: Dataset, pytorch: _PyTorch, console: 
     variant = pytorch.variant
     if variant.box_ap is not None:
         size = pytorch.setup[:2] if pytorch.setup else variant.input_size
-        line = verdict(ap, variant.box_ap, variant.num_classes, dataset, size, variant.input_size)
+        line = verdict(ap, variant.box_ap, variant.real_classes, dataset, size, variant.input_size)
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from builder.co_dino.config import Variant
 from builder.co_dino.deformable import MultiScaleDeformableAttention
-from builder.co_dino.position import Shapes, sine_embedding, valid_ratios
 from builder.parts.boxes import inverse_sigmoid
-from builder.parts.layers import MLP, BoxHead, LayerNorm, SelfAttention
+from builder.parts.layers import MLP, BoxHead, LayerNorm, MultiHeadAttention
+from builder.parts.position import Shapes, sine_embedding, valid_ratios
 
 # Of the decoder's box embedding (DAB-DETR, arXiv 2201.12329); the encoder's is a setting of the variant.
 BOX_TEMPERATURE = 10000.0
@@ -27,7 +27,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, variant: Variant) -> None:
         super().__init__()
         embed_dim = variant.embed_dim
-        self.self_attn = SelfAttention(embed_dim, variant.num_self_heads)
+        self.self_attn = MultiHeadAttention(embed_dim, variant.num_self_heads)
         self.norm1 = LayerNorm(embed_dim)
         self.cross_attn = MultiScaleDeformableAttention(variant)
         self.norm2 = LayerNorm(embed_dim)
@@ -44,7 +44,8 @@ class DecoderLayer(nn.Module):
         valid_shapes: Tensor,
     ) -> Tensor:
         """Return [B, Q, C] for `hidden` and `position` [B, Q, C]; `reference_boxes` is float32 [B, Q, L, 4]."""
-        hidden = self.norm1(hidden + self.self_attn(hidden, position))
+        placed = hidden + position  # the value carries no position
+        hidden = self.norm1(hidden + self.self_attn(placed, placed, hidden))
         attended = self.cross_attn(hidden + position, memory, reference_boxes, shapes, valid_shapes)
         hidden = self.norm2(hidden + attended)
         return self.norm3(hidden + self.ffn(hidden))

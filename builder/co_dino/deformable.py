@@ -7,8 +7,8 @@ import math
 from torch import Tensor, nn
 
 from builder.co_dino.config import Variant
-from builder.co_dino.position import Shapes
 from builder.operators.ms_deform_attn import ms_deform_attn
+from builder.parts.position import Shapes
 
 
 class MultiScaleDeformableAttention(nn.Module):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from builder.co_dino.config import Variant
 from builder.co_dino.deformable import MultiScaleDeformableAttention
-from builder.co_dino.position import Shapes, token_centres, valid_ratios
 from builder.parts.layers import MLP, LayerNorm
+from builder.parts.position import Shapes, token_centres, valid_ratios
 
 
 class EncoderLayer(nn.Module):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from builder.co_dino.config import SwinConfig, Variant, VariantError
-from builder.co_dino.position import Shapes
 from builder.parts.limits import check_transformer
+from builder.parts.position import Shapes
 
 STEM_STRIDE = 4  # of ResNet's first map: a convolution and a pooling of stride 2
 

@@ -15,12 +15,12 @@ from builder.co_dino.config import SwinConfig, Variant
 from builder.co_dino.decoder import Decoder
 from builder.co_dino.encoder import Encoder
 from builder.co_dino.neck import ChannelMapper
-from builder.co_dino.position import Shapes, level_valid_shapes, sine_position_embedding
 from builder.co_dino.proposals import ProposalHead
 from builder.co_dino.swin import SwinTransformer
 from builder.detector import Detector
 from builder.parts.boxes import inverse_sigmoid, top_candidates
 from builder.parts.layers import FLOAT32_LAYERS
+from builder.parts.position import Shapes, level_valid_shapes, sine_position_embedding
 from builder.parts.resnet import FrozenBatchNorm2d, ResNet
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 

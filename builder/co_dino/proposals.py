@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from builder.co_dino.config import Variant
-from builder.co_dino.position import Shapes, token_centres, token_mask
 from builder.parts.layers import BoxHead, LayerNorm, gather_tokens
+from builder.parts.position import Shapes, token_centres, token_mask
 
 # Side of a proposal on level 0, as a share of the image; it doubles with every level.
 BASE_SIDE = 0.05

@@ -63,26 +63,28 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *biases: Tensor) -> Ten
     return F.softmax(scores, dim=-1).to(value.dtype) @ value
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention among tokens or queries; the value carries no position."""
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention with separate query, key and value; its weights have the names of PyTorch's own."""
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim))  # rows of query, key and value
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * embed_dim))
         self.out_proj = nn.Linear(embed_dim, embed_dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, hidden: Tensor, position: Tensor) -> Tensor:
-        """Return [B, N, C] for `hidden` [B, N, C] and `position`, which broadcasts to it."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        inputs = (hidden + position, hidden + position, hidden)
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *biases: Tensor) -> Tensor:
+        """Return [B, Q, C] for `query` [B, Q, C] and `key`, `value` [B, S, C].
+
+        `biases`, float32, are added to the scores and must broadcast to [B, heads, Q, S].
+        """
+        weights, projection_biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         query, key, value = (
             F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip(inputs, weights, biases, strict=True)
-        )  # [B, heads, N, dim]
-        return self.out_proj(attention(query, key, value).transpose(1, 2).flatten(2))
+            for x, weight, bias in zip((query, key, value), weights, projection_biases, strict=True)
+        )  # [B, heads, Q or S, dim]
+        return self.out_proj(attention(query, key, value, *biases).transpose(1, 2).flatten(2))
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
+from builder.family import NO_CLASS
 from serving.errors import CodetrError
 
 
@@ -26,7 +27,7 @@ def match_categories(
     """Return the category id for each of a detector's labels; labels that the annotations lack have no entry.
 
     Classes are matched by name, which turns COCO's 80 labels into its ids of up to 90; a detector without names is
-    taken to number the categories in ascending order of their ids.
+    taken to number the categories in ascending order of their ids. A label named `NO_CLASS` has no category.
 
     Args:
         categories: names by id.
@@ -40,12 +41,12 @@ def match_categories(
     ids = sorted(categories)
     if not class_names:
         return dict(enumerate(ids))
-    labels = {name: label for label, name in enumerate(class_names)}
+    labels = {name: label for label, name in enumerate(class_names) if name != NO_CLASS}
     unknown = [categories[id_] for id_ in ids if categories[id_] not in labels]
     if unknown:
         raise CodetrError(
             f"the detector does not know {len(unknown)} of the {len(ids)} categories of {annotations}, among them "
-            f"{unknown[0]!r}; its classes are {', '.join(class_names[:5])}, ... ({remedy})"
+            f"{unknown[0]!r}; its classes are {', '.join(list(labels)[:5])}, ... ({remedy})"
         )
     return {labels[categories[id_]]: id_ for id_ in ids}
 

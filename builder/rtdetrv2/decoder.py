@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.parts.boxes import inverse_sigmoid
-from builder.parts.layers import MLP, BoxHead, LayerNorm, SelfAttention
+from builder.parts.layers import MLP, BoxHead, LayerNorm, MultiHeadAttention
 from builder.rtdetrv2.config import RTDETRv2Config
 from builder.rtdetrv2.deformable import DeformableAttention
 from builder.rtdetrv2.layers import FeedForward
@@ -34,7 +34,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, variant: RTDETRv2Config) -> None:
         super().__init__()
         embed_dim = variant.embed_dim
-        self.self_attn = SelfAttention(embed_dim, variant.num_heads)
+        self.self_attn = MultiHeadAttention(embed_dim, variant.num_heads)
         self.norm1 = LayerNorm(embed_dim)
         self.cross_attn = DeformableAttention(variant)
         self.norm2 = LayerNorm(embed_dim)
@@ -43,7 +43,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self, hidden: Tensor, position: Tensor, memory: Tensor, boxes: Tensor, shapes: Shapes) -> Tensor:
         """Return [B, Q, C] for `hidden` and `position` [B, Q, C]; `boxes` is float32 [B, Q, 4]."""
-        hidden = self.norm1(hidden + self.self_attn(hidden, position))
+        placed = hidden + position  # the value carries no position
+        hidden = self.norm1(hidden + self.self_attn(placed, placed, hidden))
         hidden = self.norm2(hidden + self.cross_attn(hidden + position, memory, boxes, shapes))
         return self.norm3(hidden + self.ffn(hidden))
 

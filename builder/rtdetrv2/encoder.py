@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from builder.parts.layers import LayerNorm, SelfAttention
+from builder.parts.layers import LayerNorm, MultiHeadAttention
 from builder.rtdetrv2.config import HybridEncoderConfig
 from builder.rtdetrv2.layers import ConvNorm, FeedForward, RepVGGBlock
 
@@ -20,14 +20,15 @@ class AttentionLayer(nn.Module):
     def __init__(self, config: HybridEncoderConfig) -> None:
         super().__init__()
         embed_dim = config.embed_dim
-        self.self_attn = SelfAttention(embed_dim, config.num_heads)
+        self.self_attn = MultiHeadAttention(embed_dim, config.num_heads)
         self.norm1 = LayerNorm(embed_dim)
         self.ffn = FeedForward(embed_dim, config.feedforward_dim, config.attention_activation)
         self.norm2 = LayerNorm(embed_dim)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
         """Return [B, N, C] for `tokens` [B, N, C] and `position` [1, N, C]."""
-        tokens = self.norm1(tokens + self.self_attn(tokens, position))
+        placed = tokens + position  # the value carries no position
+        tokens = self.norm1(tokens + self.self_attn(placed, placed, tokens))
         return self.norm2(tokens + self.ffn(tokens))
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from builder.co_dino.decoder import DecoderLayer, box_embedding
 from builder.co_dino.model import CoDINO, Memory
-from builder.co_dino.position import valid_ratios
 from builder.co_dino.proposals import anchor_logits
 from builder.parts.boxes import cxcywh_to_xyxy, inverse_sigmoid
+from builder.parts.position import valid_ratios
 from demo.train.matching import Targets, hungarian, iou_and_giou, task_aligned
 
 # Weights of the losses (RT-DETR, arXiv 2304.08069, appendix A).

@@ -2,11 +2,12 @@ import pytest
 
 from builder import VARIANTS, VariantError, get_variant
 from builder.co_dino.presets import DEMO_VARIANT, PRESETS
+from builder.detr.config import PRESETS as DETR
 from builder.rtdetrv2.presets import PRESETS as RTDETRV2
 
 
 def test_variants_are_the_presets_and_the_demo():
-    assert set(VARIANTS) == {*PRESETS, DEMO_VARIANT, *RTDETRV2}
+    assert set(VARIANTS) == {*PRESETS, DEMO_VARIANT, *RTDETRV2, *DETR}
     assert all(get_variant(name).name == name for name in VARIANTS)
 
 

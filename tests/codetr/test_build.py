@@ -80,6 +80,17 @@ def test_an_impossible_wish_is_one_line(fault, arguments, expected):
     assert expected in fault(*arguments)
 
 
+def test_what_a_family_says_of_a_build_is_noted_before_it(tmp_path, monkeypatch, capsys):
+    arguments = ["build", "detr_r50_dc5", "--weights", "absent.pth", "--repository", str(tmp_path / "repository")]
+    monkeypatch.setattr(sys, "argv", ["codetr", *arguments, "--height", "800", "--width", "1344"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    note, fault = capsys.readouterr().err.splitlines()
+    assert note.startswith("note: detr_r50_dc5 is a DC5 model")
+    assert "do not fill 800x1344 (height x width)" in note
+    assert "no checkpoint at absent.pth" in fault
+
+
 def test_a_wrong_checkpoint_is_named_and_all_its_keys_are_in_a_log(tmp_path, monkeypatch, capsys):
     arguments = ["build", "co_dino_r50_12e", *DEMO[1:], "--repository", str(tmp_path / "repository")]
     monkeypatch.setattr(sys, "argv", ["codetr", *arguments])

@@ -5,9 +5,9 @@ import torch
 
 from builder import load_detector
 from builder.co_dino.encoder import encoder_reference_points
-from builder.co_dino.position import sine_position_embedding, token_mask, valid_ratios
 from builder.co_dino.proposals import anchor_logits
 from builder.parts.boxes import inverse_sigmoid
+from builder.parts.position import sine_position_embedding, token_mask, valid_ratios
 
 CASES = ("full", "padded", "batch2", "wide", "few_valid")
 # In `few_valid` most chosen proposals are invalid and tie, so their order is not defined.

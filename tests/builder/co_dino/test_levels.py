@@ -8,8 +8,8 @@ import torch
 from builder.co_dino.config import ResNetConfig, Variant, VariantError
 from builder.co_dino.levels import check_limits, level_shapes, token_count
 from builder.co_dino.model import CoDINO
+from builder.co_dino.presets import PRESETS
 from builder.parts.limits import TENSORRT_MAX_TOPK
-from builder.variants import VARIANTS
 from tests.smallest import SMALLEST
 
 BACKBONES = {
@@ -35,7 +35,7 @@ def test_the_levels_are_those_of_the_network(variant: Variant, size: tuple[int, 
 
 
 def test_the_published_variants_have_no_fault_at_their_size() -> None:
-    for variant in VARIANTS.values():
+    for variant in PRESETS.values():
         check_limits(variant, *variant.input_size, tensorrt=True)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import pytest
 
 from builder import VARIANTS, VariantError, from_mmdet_config, get_variant
+from builder.co_dino.presets import PRESETS
 from builder.variants import ResNetConfig, SwinConfig
 from serving.rules import Suppression
 from tests.public_configs import ORIGINAL_R50, ORIGINAL_SWIN, R50, R50_LSJ, SWIN_LSJ, changed, load, names, walk
@@ -61,7 +62,7 @@ def test_other_public_configs_are_refused_in_one_line(name):
 
 def test_every_preset_has_a_public_config():
     assert set(READ) < set(names())
-    assert {preset for preset, _ in READ.values()} == set(VARIANTS) - {"co_dino_demo"}
+    assert {preset for preset, _ in READ.values()} == set(PRESETS)
 
 
 def test_reads_the_golden_config(golden_config):

@@ -152,6 +152,19 @@ def test_cocos_80_labels_become_its_ids_of_up_to_90(tmp_path: Path, dataset: Dat
     assert unnamed == {0: 1, 1: 13, 2: 90}
 
 
+def test_labels_without_a_class_match_no_category(tmp_path: Path, dataset: Dataset) -> None:
+    """Where labels are category ids, those of no category are called N/A, any number of them."""
+    names = ("N/A", "person", "N/A", "stop sign", "N/A")
+    some = Dataset(dataset.annotations, dataset.images, (1, 13), ("person", "stop sign"))
+    categories = category_of_label(some, names)
+    assert categories == {1: 1, 3: 13}
+    rows = coco_results({1: detections([[0, 0, 9, 9], [1, 1, 5, 5], [1, 1, 6, 6]], [0, 3, 4])}, categories)
+    assert [row["category_id"] for row in rows] == [13]
+    odd = Dataset(dataset.annotations, dataset.images, (1, 2), ("person", "N/A"))
+    with pytest.raises(CodetrError, match=r"does not know 1 of the 2 .* 'N/A'; its classes are person, stop sign,"):
+        category_of_label(odd, names)
+
+
 def test_labels_without_a_category_are_left_out(dataset: Dataset) -> None:
     rows = coco_results({1: detections([[0, 0, 9, 9], [1, 1, 5, 5]], [0, 3])}, {3: 44})
     assert [row["category_id"] for row in rows] == [44]

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from builder.co_dino.position import level_valid_shapes, sine_position_embedding, token_mask
+from builder.parts.position import level_valid_shapes, sine_position_embedding, token_mask
 
 INPUTS = [((96, 128), 4), ((108, 90), 8), ((608, 608), 16), ((100, 333), 32), ((98, 61), 7)]
 

@@ -1,0 +1,1 @@
+"""The DETR network, as facebookresearch/detr defines it."""

@@ -1,0 +1,89 @@
+"""DETR as the builder uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from builder.detr.config import PRESETS, DetrConfig
+from builder.detr.reader import read_config, recognises
+from builder.family import Family
+from builder.parts.resnet_config import ResNetConfig
+from serving.rules import Rules
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from builder.detr.model import Detr
+
+
+def _network(variant: DetrConfig) -> Detr:
+    from builder.detr.model import Detr
+
+    return Detr(variant)
+
+
+def _renamed(tensors: Mapping[str, Tensor], variant: DetrConfig) -> dict[str, Tensor]:
+    from builder.detr.weights import renamed
+
+    return renamed(tensors, variant)
+
+
+def _class_count(state: Mapping[str, Tensor]) -> int | None:
+    from builder.detr.weights import class_count
+
+    return class_count(state)
+
+
+def _likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], variant: DetrConfig) -> str | None:
+    from builder.detr.weights import likely_cause
+
+    return likely_cause(tensors, state, variant)
+
+
+def _contradiction(file_name: str, arguments: Mapping[str, Any], variant: DetrConfig) -> str | None:
+    from builder.detr.weights import contradiction
+
+    return contradiction(file_name, arguments, variant)
+
+
+def _check_size(variant: DetrConfig, height: int, width: int, tensorrt: bool) -> None:
+    """Any size is possible."""
+
+
+def _warnings(variant: DetrConfig, height: int, width: int) -> list[str]:
+    if not variant.backbone.dilated:
+        return []
+    # Source: issues 217 and 239 of facebookresearch/detr.
+    return [
+        f"{variant.name} is a DC5 model, trained without padding: images that do not fill {height}x{width} (height x "
+        "width) lose about 10 AP by its authors' account; choose the size of your images, or a model without DC5"
+    ]
+
+
+def _restore(network: Mapping[str, Any]) -> DetrConfig:
+    settings = dict(network)
+    settings["backbone"] = ResNetConfig(**_tuples(settings["backbone"]))
+    settings["rules"] = Rules.restore(settings)
+    return DetrConfig(**_tuples(settings))
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON's lists as the tuples they were."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+DETR = Family(
+    name=DetrConfig.family,
+    presets=PRESETS,
+    network=_network,
+    renamed=_renamed,
+    class_count=_class_count,
+    likely_cause=_likely_cause,
+    recognises=recognises,
+    read_config=read_config,
+    check_size=_check_size,
+    restore=_restore,
+    contradiction=_contradiction,
+    warnings=_warnings,
+)
