@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from codetr_client.outputs import refuse_overwriting
+from codetr_client.outputs import refuse_overwriting, write_whole
 from serving.errors import CodetrError
 
 RESULTS_NAME = "results.json"
@@ -49,11 +49,9 @@ def _is_own(record: Path, key: str) -> bool:
     return isinstance(content, dict) and key in content
 
 
-def write_record(record: Mapping[str, Any], output: Path) -> None:
-    """Write a record as `output`/results.json; it is written beside and renamed."""
-    partial = output / f"{RESULTS_NAME}.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(output / RESULTS_NAME)
+def write_record(record: Mapping[str, Any], output: Path, name: str = RESULTS_NAME) -> None:
+    """Write a record as the JSON file `name` in the folder `output`, whole or not at all."""
+    write_whole(output / name, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def remove_earlier(output: Path) -> None:

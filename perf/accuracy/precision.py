@@ -14,6 +14,7 @@ from torch import Tensor
 
 from builder import load_detector
 from builder.checkpoint import DTYPES
+from perf.records import write_record
 
 
 @dataclass(frozen=True)
@@ -86,5 +87,5 @@ def write_precision_report(golden: Path, output: Path) -> list[PrecisionError]:
         "rows": [asdict(row) for row in rows],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_record(report, output.parent, output.name)
     return rows

@@ -17,6 +17,7 @@ from codetr_client.detections import Detections
 from codetr_client.outputs import make_folder, refuse_overwriting, write_whole
 from perf import machine
 from perf.accuracy.dataset import CocoImage, Dataset, by_orientation
+from perf.records import write_record
 from serving.errors import CodetrError
 
 # What an evaluation writes to its folder; RESULTS is what an interrupted one continues from.
@@ -103,5 +104,5 @@ def report(
         "empty_images": len(empty),
         "highest_score_on_empty": max((float(scores.max(initial=0)) for scores in empty), default=0.0),
     }
-    write_whole(output / ACCURACY, (json.dumps(content, indent=1) + "\n").encode())
+    write_record(content, output, ACCURACY)
     return content
