@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from builder.detector import Detector
-from builder.engines import EngineOutput, Runner, output_of
+from builder.engines import EngineOutput, Runner
+from builder.engines.eager import EagerDetector
 from builder.pipeline.ap import coco_rows, evaluate
 from builder.pipeline.samples import Samples
-from model_repository.torch_runner import float32_products
 from serving.errors import CodetrError
 from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
 from serving.preprocess import resize_and_pad
@@ -173,7 +172,7 @@ def verify(
         VerificationError: the detector itself gives candidates that are NaN or infinite.
     """
     pixels, sizes = fit(samples.images, height, width, rules.pixels)
-    expected = run_batched(_pytorch(detector), pixels, sizes, batch_sizes[0])
+    expected = run_batched(EagerDetector(detector), pixels, sizes, batch_sizes[0])
     if count := _count_not_finite(expected):
         raise VerificationError(
             f"{count} candidates of the PyTorch detector itself are NaN or infinite, so nothing can be compared with "
@@ -315,13 +314,3 @@ def _iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.flo
     union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(-1) - intersection
     same = np.abs(boxes - box).max(-1) < 1e-6
     return np.where(same, 1.0, intersection / np.maximum(union, np.finfo(np.float32).tiny))
-
-
-def _pytorch(detector: Detector) -> Runner:
-    def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
-        device = next(detector.parameters()).device
-        with torch.inference_mode(), float32_products(tf32=False):
-            outputs = detector(torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
-        return output_of(tensor.cpu() for tensor in outputs)
-
-    return run

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
@@ -80,22 +79,14 @@ def pytorch_detect(
         device: "cuda" or "cpu".
         setup: of the engine it is compared with; the variant's usual input size and its own rules else.
     """
-    import torch
-
     from builder.checkpoint import load_detector
-    from model_repository.torch_runner import float32_products
+    from builder.engines.eager import EagerDetector
 
     detector = load_detector(variant, weights, precision).to(device)
     names = detector.variant.class_names or ()
     setup = setup or Setup(*detector.variant.input_size, detector.variant.rules)
 
-    @torch.inference_mode()
-    def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> tuple[Any, ...]:
-        with float32_products(tf32=False):
-            outputs = detector(torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
-        return tuple(output.cpu().numpy() for output in outputs)
-
-    return _in_process(run, setup, names), names
+    return _in_process(EagerDetector(detector), setup, names), names
 
 
 def built_variant(repository: Path, name: str) -> tuple[DetectorConfig, Setup]:
