@@ -13,6 +13,7 @@ from builder.detector import Detector
 from builder.engines import EngineOutput, Runner
 from builder.engines.eager import EagerDetector
 from builder.pipeline.ap import coco_rows, evaluate
+from builder.pipeline.overlap import iou
 from builder.pipeline.samples import Samples
 from serving.errors import CodetrError
 from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
@@ -300,17 +301,14 @@ def _best_match(
     """Return IoU and score difference of the candidate of `label` that is nearest in score among those on the box."""
     if not len(boxes) or not _finite(box, np.asarray(score)):
         return 0.0, np.inf
-    overlap = _iou(box, boxes) * (labels == label)
+    overlap = _same_or_iou(box, boxes) * (labels == label)
     on_box = overlap >= min(MATCH_IOU, float(overlap.max()))
     differences = np.where(on_box, np.abs(scores - score), np.inf)
     best = int(differences.argmin())
     return float(overlap[best]), float(differences[best])
 
 
-def _iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the intersection over union of one box [4] and `boxes` [K, 4]; equal boxes have 1, also empty ones."""
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    intersection = sides.clip(min=0).prod(-1)
-    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(-1) - intersection
+def _same_or_iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the IoU [K] of one box [4] and `boxes` [K, 4] in 0..1; equal boxes have 1, also empty ones."""
     same = np.abs(boxes - box).max(-1) < 1e-6
-    return np.where(same, 1.0, intersection / np.maximum(union, np.finfo(np.float32).tiny))
+    return np.where(same, 1.0, iou(box[None], boxes)[0])
