@@ -21,8 +21,11 @@ ALLOWED: dict[str, set[str]] = {
     "serving": {"serving", "codetr_client.contract", "codetr_client.errors"},
     # serving.manifest: what the builder writes and the launcher checks
     # serving.postprocess: the AP of an engine is that of what the server answers
+    # codetr_client: what a server answers, and how boxes are drawn, are the client's; verification shows the same
     "builder": {
         "builder",
+        "codetr_client.detections",
+        "codetr_client.drawing",
         "serving.contract",
         "serving.preprocess",
         "serving.postprocess",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,29 +16,6 @@ class Figures(NamedTuple):
 
     stats: NDArray[np.float64]  # [12] AP, AP50, AP75, AP of three sizes, AR of 1, 10 and 100, AR of three sizes
     precision: NDArray[np.float64]  # [10 IoUs, 101 recalls, classes], of 100 detections an image and every size
-
-
-def coco_rows(
-    image_id: int,
-    boxes: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    category_ids: Mapping[int, int],
-) -> list[dict[str, Any]]:
-    """Return COCO result records of one image's detections whose label has a category.
-
-    Args:
-        image_id: of the annotations.
-        boxes: [N, 4] x1 y1 x2 y2 in the image's pixels.
-        scores: [N] in 0..1.
-        labels: [N].
-        category_ids: by label.
-    """
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
-        for (x1, y1, x2, y2), score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
-        if label in category_ids
-    ]
 
 
 def evaluate(

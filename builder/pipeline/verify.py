@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from builder.detector import Detector
 from builder.engines import EngineOutput, Runner
 from builder.engines.eager import EagerDetector
-from builder.pipeline.ap import coco_rows, evaluate
+from builder.pipeline.ap import evaluate
 from builder.pipeline.overlap import iou
 from builder.pipeline.samples import Samples
+from builder.pipeline.served import served
+from codetr_client.detections import Detections
 from serving.errors import CodetrError
-from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
 from serving.preprocess import resize_and_pad
 from serving.rules import DEFAULT_RULES, Pixels, Rules, Suppression
 
@@ -213,17 +214,14 @@ def run_batched(run: Runner, pixels: NDArray[np.uint8], sizes: NDArray[np.int32]
     return EngineOutput(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
 
 
-def served(
-    output: EngineOutput, images: Sequence[NDArray[np.uint8]], suppression: Suppression = DEFAULT_RULES.suppression
-) -> list[Postprocessed]:
-    """Return each image's detections as the server answers them by `suppression`, without rows of padding."""
-    settings = PostprocessSettings.of(suppression, output.scores.shape[1])
-    found = []
-    for boxes, scores, labels, image in zip(*output, images, strict=True):
-        rows = postprocess(boxes, scores, labels, (image.shape[0], image.shape[1]), settings)
-        n = rows.num_detections
-        found.append(rows._replace(boxes=rows.boxes[:n], scores=rows.scores[:n], labels=rows.labels[:n]))
-    return found
+def detections(
+    output: EngineOutput, samples: Samples, suppression: Suppression, class_names: Sequence[str] = ()
+) -> list[Detections]:
+    """Return each image's detections as the server answers them by `suppression`."""
+    return [
+        served(boxes, scores, labels, (image.shape[0], image.shape[1]), suppression, class_names)
+        for boxes, scores, labels, image in zip(*output, samples.images, strict=True)
+    ]
 
 
 def average_precision(
@@ -233,11 +231,11 @@ def average_precision(
     truth = samples.truth
     if truth is None:
         return None
-    detections = served(output, samples.images, suppression)
+    found = detections(output, samples, suppression)
     rows = [
         row
         for index, image_id in truth.image_ids.items()
-        for row in coco_rows(image_id, *detections[index][:3], truth.category_ids)
+        for row in found[index].of_labels(truth.category_ids).to_coco(image_id, truth.category_ids)
     ]
     return float(evaluate(truth.content, rows, truth.image_ids.values(), truth.category_ids.values()).stats[0])
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from builder.pipeline.overlap import iou
 from codetr_client.detections import Detections
-from codetr_client.drawing import draw
+from codetr_client.drawing import draw, side_by_side
 from codetr_client.outputs import make_folder, plan_pictures, save_picture
 from perf.accuracy.dataset import Dataset
 
@@ -47,8 +46,5 @@ def draw_worst(
     paths = plan_pictures(output, stems, [image.path for image in dataset.images])
     for path, (_, _, image) in zip(paths, ranked, strict=True):
         left, right = (draw(image.path, found[image.id].above(SHOWN_SCORE)) for found in (a, b))
-        pair = Image.new("RGB", (left.width + right.width, left.height))
-        pair.paste(left, (0, 0))
-        pair.paste(right, (left.width, 0))
-        save_picture(pair, path)
+        save_picture(side_by_side(left, right), path)
     return [(path, value) for path, (value, _, _) in zip(paths, ranked, strict=True)]

@@ -94,9 +94,8 @@ def _to_line(image_id: int, detections: Detections) -> str:
 
 def _from_line(line: Mapping[str, Any], class_names: Sequence[str]) -> Detections:
     labels = np.array(line["labels"], np.int32)
-    names = tuple(class_names[label] if label < len(class_names) else f"class {label}" for label in labels)
     boxes = np.array(line["boxes"], np.float32).reshape(-1, 4)
-    return Detections(boxes, np.array(line["scores"], np.float32), labels, names)
+    return Detections.named(boxes, np.array(line["scores"], np.float32), labels, class_names)
 
 
 def _read_results(results: Path, header: dict[str, str], class_names: Sequence[str]) -> dict[int, Detections]:

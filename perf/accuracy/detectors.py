@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from builder.pipeline.served import served
 from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
 from codetr_client.wire import ClassNames, Protocol
 from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
-from serving.postprocess import PostprocessSettings, postprocess
+from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings, preprocess
 from serving.rules import Rules
 from serving.triton import output_dims, parse_settings
@@ -130,11 +131,7 @@ def _in_process(run: Callable[..., tuple[Any, ...]], setup: Setup, names: tuple[
     def detect(data: bytes) -> Detections:
         prepared = preprocess(data, setup.height, setup.width, rule=setup.rules.pixels)
         outputs = run(prepared.images[None], np.array([prepared.image_size], np.int32))
-        boxes, scores, all_labels = (output[0] for output in outputs)
-        settings = PostprocessSettings.of(setup.rules.suppression, len(scores))
-        result = postprocess(boxes, scores, all_labels, prepared.original_size, settings)
-        n = result.num_detections
-        labels = result.labels[:n]
-        return Detections(result.boxes[:n], result.scores[:n], labels, tuple(names[label] for label in labels))
+        boxes, scores, labels = (output[0] for output in outputs)
+        return served(boxes, scores, labels, prepared.original_size, setup.rules.suppression, names)
 
     return detect

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.pipeline.ap import coco_rows, evaluate
+from builder.pipeline.ap import evaluate
 from codetr_client.detections import Detections
 from codetr_client.outputs import make_folder, refuse_overwriting, write_whole
 from perf import machine
@@ -46,7 +46,7 @@ def coco_results(found: Mapping[int, Detections], category_ids: Mapping[int, int
     return [
         row
         for image_id, each in sorted(found.items())
-        for row in coco_rows(image_id, each.boxes, each.scores, each.labels, category_ids)
+        for row in each.of_labels(category_ids).to_coco(image_id, category_ids)
     ]
 
 

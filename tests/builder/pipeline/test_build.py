@@ -13,7 +13,7 @@ from builder.engines.tensorrt import plugin_onnx
 from builder.pipeline.build import BuildOptions, build_repository, keep_report, write_plugin_onnx
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe, variant_of
-from builder.pipeline.verify import VerificationError, served
+from builder.pipeline.verify import VerificationError, detections
 from demo import DEMO_WEIGHTS
 from demo.shapes.dataset import write_dataset
 from serving.errors import CodetrError
@@ -94,7 +94,7 @@ def test_a_second_name_is_added_and_the_same_is_refused_at_once(tmp_path, stand_
 
 def test_verification_and_server_suppress_as_the_variant(tmp_path, stand_in, photos, monkeypatch):
     used = []
-    monkeypatch.setattr("builder.pipeline.report.served", lambda *args: used.append(args[-1]) or served(*args))
+    monkeypatch.setattr("builder.pipeline.report.detections", lambda *args: used.append(args[2]) or detections(*args))
     monkeypatch.setattr("builder.pipeline.verify.average_precision", lambda *args: used.append(args[-1]))
     variant = dataclasses.replace(SMALLEST, rules=Rules(suppression=Suppression("hard", 0.5, score_threshold=0.125)))
     build_repository(BuildOptions(variant, SPEC, verify_images=photos), tmp_path / "repository")
