@@ -31,13 +31,13 @@ def check_output(
         CodetrError: `output` is a file, or a source or a file of somebody else would be replaced.
     """
     if any(path.is_file() for path in (output, *output.parents)):
-        raise CodetrError(f"--output {output}: it is a file or lies in one; expected a folder, name another")
+        raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another")
     refuse_overwriting((output / name for name in (record, *reports)), sources)
     foreign = [name for name in (record, *reports) if os.path.lexists(output / name)]
     if foreign and not _is_own(output / record, key):
         raise CodetrError(
             f"{output} has {', '.join(foreign)}, but not from an earlier run of this kind; move them away, or name "
-            "another --output"
+            "another output"
         )
 
 

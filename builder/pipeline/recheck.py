@@ -30,7 +30,7 @@ def chosen_names(repository: Path, name: str | None = None) -> list[str]:
     """
     names = engine_names(repository)
     if not names:
-        raise CodetrError(f"no repository at {repository}; write one with `codetr build ... --repository {repository}`")
+        raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
     if name is not None and name not in names:
         raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(names)}")
     return names if name is None else [name]
@@ -113,7 +113,7 @@ def verify_repository(
     run = kind.module.load(file, spec, device_of(manifest))
     comparison = compare_engine(detector.to(run.device), run, samples, spec, manifest["precision"])
     if report is None:
-        return comparison.check("; --report FOLDER shows where")
+        return comparison.check("; a report shows where")
     return comparison.check(f"; see {write_report(report, comparison, samples, manifest)}")
 
 
@@ -122,7 +122,7 @@ def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequ
     if built_from is None:
         return None
     if not weights:
-        raise CodetrError(f"give --weights: the engine {name} was built from {built_from['file']}")
+        raise CodetrError(f"give its weights: the engine {name} was built from {built_from['file']}")
     missing = [path for path in weights if not path.exists()]
     if missing:
         raise CodetrError(f"no checkpoint at {missing[0]}; the engine {name} was built from {built_from['file']}")
@@ -132,6 +132,6 @@ def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequ
         given = ", ".join(f"{path} (SHA-256 {digest})" for path, digest in hashes.items())
         raise CodetrError(
             f"the engine {name} was not built from {given} but from {built_from['file']} (SHA-256 "
-            f"{built_from['sha256']}); give that one with --weights"
+            f"{built_from['sha256']}); give that one"
         )
     return found

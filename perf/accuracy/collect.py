@@ -80,7 +80,7 @@ def _sole_writer(results: Path) -> Iterator[None]:
     try:
         lock = FileLock(f"{results}.lock").acquire(blocking=False)
     except Timeout as error:
-        raise CodetrError(f"another process is writing {results}; wait for it or choose another --output") from error
+        raise CodetrError(f"another process is writing {results}; wait for it or choose another output") from error
     with lock:
         yield
 
@@ -110,7 +110,7 @@ def _read_results(results: Path, header: dict[str, str], class_names: Sequence[s
         if not lines or json.loads(lines[0]) != header:
             raise CodetrError(
                 f"{results} holds results of something else ({lines[0] if lines else 'nothing'}); delete it or choose "
-                "another --output"
+                "another output"
             )
         found = [json.loads(line) for line in lines[1:]]
     except ValueError as error:

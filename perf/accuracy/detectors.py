@@ -114,8 +114,8 @@ def onnx_detect(repository: Path, name: str) -> tuple[Detect, tuple[str, ...]]:
     manifest = read_manifest(repository, name)
     if manifest.get("engine") != "onnx":
         raise CodetrError(
-            f"the engine {name} in {repository} is a {manifest.get('engine')} engine; --source onnx runs ONNX engines, "
-            "--source server any that is served"
+            f"the engine {name} in {repository} is a {manifest.get('engine')} engine, expected onnx; a server runs any "
+            "that it serves"
         )
     variant, setup = built_variant(repository, name)
     kind = engine_kind(manifest["engine"])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from builder import load_detector
 from builder.checkpoint import DTYPES
+from perf.machine import command_line
 from perf.records import write_record
 
 
@@ -81,7 +82,7 @@ def write_precision_report(golden: Path, output: Path) -> list[PrecisionError]:
     """Measure, and write the rows with versions and hardware as JSON to `output`."""
     rows = measure_precision(golden)
     report = {
-        "command": f"codetr bench precision --golden {golden} --output {output}",
+        "command": command_line(),
         "torch": torch.__version__,
         "cpu": platform.processor() or platform.machine(),
         "rows": [asdict(row) for row in rows],

@@ -80,7 +80,7 @@ def check_output(output: Path, sources: Iterable[Path | None]) -> None:
     if not written[0].exists() and (foreign := [path.name for path in written[1:] if os.path.lexists(path)]):
         raise CodetrError(
             f"{output} has {', '.join(foreign)} but no {RESULTS} of an earlier evaluation, so it wrote none of them; "
-            "name another --output"
+            "name another output"
         )
 
 

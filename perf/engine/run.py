@@ -152,7 +152,7 @@ def _continue(record: dict[str, Any], targets: Sequence[Target], output: Path) -
     for key in ("machine", "device", "weights", "seconds", "tf32"):
         if earlier.get(key) != record[key]:
             raise CodetrError(
-                f"{output / RESULTS} has another {key} than this run, so it cannot be resumed: name another --output"
+                f"{output / RESULTS} has another {key} than this run, so it cannot be resumed: name another output"
             )
     record["earlier_commands"] = [*earlier.get("earlier_commands", []), earlier["command"]]
     finished = {_key(case) for case in earlier["cases"] if case["implementation"] != PYTORCH}
@@ -361,5 +361,5 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise CodetrError(
-            f"the GPU's memory is too small for {what}; measure a smaller --size or --batch, or free the GPU"
+            f"the GPU's memory is too small for {what}; measure a smaller size or batch, or free the GPU"
         ) from error

@@ -132,7 +132,7 @@ def check(targets: Sequence[Target], weights: Path | None, device: str | None) -
                 "CUDA_VISIBLE_DEVICES= hides it"
             )
     if len(set(found.values())) > 1:
-        raise CodetrError("the repository has engines for the CPU and for the GPU; choose one with --name")
+        raise CodetrError("the repository has engines for the CPU and for the GPU; choose one by its name")
     if weights is not None:
         _check_weights(targets, weights)
     return next(iter(found.values()))
@@ -147,5 +147,5 @@ def _check_weights(targets: Sequence[Target], weights: Path) -> None:
         if target.built_from != found:
             raise CodetrError(
                 f"the engine {target.name} of {target.repository} was not built from {weights}; give its own weights, "
-                "or --random-weights to measure speed alone"
+                "or random ones to measure speed alone"
             )

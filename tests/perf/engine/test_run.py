@@ -157,7 +157,7 @@ def test_a_full_gpu_is_named(tmp_path: Path, untimed: list[Any]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
 
     bench = Bench(Options(), "cpu", tmp_path, stage, [])
-    with pytest.raises(CodetrError, match="too small for torch float16 at 96x64, batch 1; measure a smaller --size"):
+    with pytest.raises(CodetrError, match="too small for torch float16 at 96x64, batch 1; measure a smaller size"):
         bench._measure(engine.Subject.of(target()), "torch", "float16", load)
 
 
