@@ -11,13 +11,11 @@ from builder.checkpoint import load_detector, random_detector
 from builder.engines.kinds import engine_kind
 from builder.family import DetectorConfig
 from builder.pipeline.build import compare_engine
-from builder.pipeline.export import InputSpec
-from builder.pipeline.manifest import check_described, device_of, variant_of
+from builder.pipeline.manifest import check_described, device_of, engine_file, spec_of, variant_of
 from builder.pipeline.report import write_report
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import Verification
 from builder.reading.checkpoint_file import digest
-from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, check_machine, engine_names, read_manifest
 
@@ -107,10 +105,9 @@ def verify_repository(
     variant = variant_of(manifest)
     samples = sample_images(variant.class_names or (), verify_images, verify_annotations)
     detector = random_detector(variant, manifest["seed"]) if checkpoint is None else load_detector(variant, checkpoint)
-    spec = InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], manifest["dynamic_batch"])
+    spec = spec_of(manifest)
     kind = engine_kind(manifest["engine"])
-    file = repository / model_name(DETECTOR, name) / "1" / kind.file_name
-    run = kind.module.load(file, spec, device_of(manifest))
+    run = kind.module.load(engine_file(repository, name, kind), spec, device_of(manifest))
     comparison = compare_engine(detector.to(run.device), run, samples, spec, manifest["precision"])
     if report is None:
         return comparison.check("; a report shows where")

@@ -13,7 +13,7 @@ from builder.pipeline.served import served
 from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
 from codetr_client.wire import ClassNames, Protocol
-from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS, model_name
+from serving.contract import POSTPROCESS, PREPROCESS
 from serving.errors import CodetrError
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings, preprocess
@@ -107,8 +107,7 @@ def onnx_detect(repository: Path, name: str) -> tuple[Detect, tuple[str, ...]]:
         CodetrError: there is no such engine, or it is of another kind.
     """
     from builder.engines.kinds import engine_kind
-    from builder.pipeline.export import InputSpec
-    from builder.pipeline.manifest import device_of
+    from builder.pipeline.manifest import device_of, engine_file, spec_of
     from serving.manifest import read_manifest
 
     manifest = read_manifest(repository, name)
@@ -119,10 +118,10 @@ def onnx_detect(repository: Path, name: str) -> tuple[Detect, tuple[str, ...]]:
         )
     variant, setup = built_variant(repository, name)
     kind = engine_kind(manifest["engine"])
-    file = repository / model_name(DETECTOR, name) / "1" / kind.file_name
+    file = engine_file(repository, name, kind)
     if not file.is_file():
         raise CodetrError(f"no ONNX engine at {file}; build the repository again")
-    engine = kind.module.load(file, InputSpec(setup.height, setup.width), device_of(manifest))
+    engine = kind.module.load(file, spec_of(manifest), device_of(manifest))
     names = variant.class_names or ()
     return _in_process(engine, setup, names), names
 

@@ -11,12 +11,12 @@ from builder.engines.kinds import engine_kind
 from builder.families import family_of
 from builder.family import DetectorConfig
 from builder.pipeline.export import InputSpec
-from builder.pipeline.manifest import device_of, variant_of
+from builder.pipeline.manifest import device_of, engine_file, spec_of, variant_of
 from builder.pipeline.recheck import chosen_names
 from builder.precision import Precision
 from builder.reading.checkpoint_file import digest
 from perf.engine.published import sizes_to_measure
-from serving.contract import DETECTOR, ENSEMBLE, model_name
+from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.manifest import check_files, check_versions, read_manifest
 
@@ -39,7 +39,7 @@ class Target:
     @property
     def file(self) -> Path:
         """The engine's file."""
-        return self.repository / model_name(DETECTOR, self.name) / "1" / engine_kind(self.engine).file_name
+        return engine_file(self.repository, self.name, engine_kind(self.engine))
 
 
 def new_targets(
@@ -103,9 +103,7 @@ def _existing(repository: Path, name: str) -> Target:
     manifest = read_manifest(repository, name)
     return Target(
         variant=variant_of(manifest),
-        spec=InputSpec(
-            manifest["height"], manifest["width"], manifest["max_batch_size"], manifest.get("dynamic_batch", True)
-        ),
+        spec=spec_of(manifest),
         engine=manifest["engine"],
         precision=manifest["precision"],
         repository=repository,
