@@ -31,7 +31,7 @@ $(CLIENT_VENV)/.installed: clients/pyproject.toml
 
 $(TRITON)/.installed: | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --upgrade --target $(TRITON) nvidia-pytriton==0.7.0
-	$(BIN)/codetr bench install-perf-analyzer
+	$(BIN)/codetr bench install-perf-analyzer --folder .triton/perf_analyzer
 	@touch $@
 
 # mmengine's packages for tests that read what it writes, apart because it asks for another OpenCV.

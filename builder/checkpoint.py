@@ -35,7 +35,7 @@ _COUNTERS = ("n_averaged", "steps")
 _DEEPEST = 8  # nestings looked into: a mapping may hold itself
 _LISTED = 4  # keys of each kind of fault that a message shows
 
-_DERIVE = "name its classes with --classes FILE, one a line, or derive a variant with them"
+_DERIVE = "give the names of its classes, or derive a variant with them"
 
 
 class Checkpoint(NamedTuple):

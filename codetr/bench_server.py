@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from perf.server.run import Result
 
 
-def install_perf_analyzer() -> None:
-    """Set up NVIDIA's perf_analyzer in .triton/ from wheels (x86-64 Linux)."""
+def install_perf_analyzer(
+    folder: Annotated[Path | None, typer.Option(help="Where to; the user's folder for caches if not given.")] = None,
+) -> None:
+    """Set up NVIDIA's perf_analyzer from wheels (x86-64 Linux)."""
     from perf.server.perf_analyzer import install
 
-    typer.echo(f"perf_analyzer is at {install().binary}")
+    typer.echo(f"perf_analyzer is at {install(folder).binary}")
 
 
 def bench_server(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from codetr_client.outputs import refuse_overwriting
+from codetr_client.outputs import refuse_overwriting, write_whole
 from serving.errors import CodetrError
 
 RESULTS_NAME = "results.json"
@@ -31,13 +31,13 @@ def check_output(
         CodetrError: `output` is a file, or a source or a file of somebody else would be replaced.
     """
     if any(path.is_file() for path in (output, *output.parents)):
-        raise CodetrError(f"--output {output}: it is a file or lies in one; expected a folder, name another")
+        raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another")
     refuse_overwriting((output / name for name in (record, *reports)), sources)
     foreign = [name for name in (record, *reports) if os.path.lexists(output / name)]
     if foreign and not _is_own(output / record, key):
         raise CodetrError(
             f"{output} has {', '.join(foreign)}, but not from an earlier run of this kind; move them away, or name "
-            "another --output"
+            "another output"
         )
 
 
@@ -49,11 +49,9 @@ def _is_own(record: Path, key: str) -> bool:
     return isinstance(content, dict) and key in content
 
 
-def write_record(record: Mapping[str, Any], output: Path) -> None:
-    """Write a record as `output`/results.json; it is written beside and renamed."""
-    partial = output / f"{RESULTS_NAME}.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(output / RESULTS_NAME)
+def write_record(record: Mapping[str, Any], output: Path, name: str = RESULTS_NAME) -> None:
+    """Write a record as the JSON file `name` in the folder `output`, whole or not at all."""
+    write_whole(output / name, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def remove_earlier(output: Path) -> None:

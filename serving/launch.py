@@ -259,7 +259,7 @@ def check_repository(repository: Path) -> None:
         CodetrError: names what is missing or differs.
     """
     if not repository.is_dir():
-        raise CodetrError(f"no repository at {repository}; write one with `codetr build ... --repository {repository}`")
+        raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
     for name in engine_names(repository) or [ENSEMBLE]:
         for role in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
             for part in ("config.pbtxt", "1"):

@@ -125,7 +125,7 @@ def check_machine(manifest: Mapping[str, Any], engine: str) -> None:
     """Do as `check_versions` does for a manifest that is read already; `engine` is what its engine is called."""
     built = manifest.get("versions", {})
     if manifest.get("engine") == "tensorrt":
-        # Also with --version-compatible: such a plan of torch_tensorrt lacks the runtime that another TensorRT needs.
+        # Also with version compatibility: such a plan of torch_tensorrt lacks the runtime that another TensorRT needs.
         _compare(engine, "with TensorRT", built.get("tensorrt"), _installed("tensorrt"))
     elif manifest.get("engine") == "torch":
         # The package is compiled against PyTorch's headers and calls its libraries.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,11 @@ ALLOWED: dict[str, set[str]] = {
     "serving": {"serving", "codetr_client.contract", "codetr_client.errors"},
     # serving.manifest: what the builder writes and the launcher checks
     # serving.postprocess: the AP of an engine is that of what the server answers
+    # codetr_client: what a server answers, and how boxes are drawn, are the client's; verification shows the same
     "builder": {
         "builder",
+        "codetr_client.detections",
+        "codetr_client.drawing",
         "serving.contract",
         "serving.preprocess",
         "serving.postprocess",
@@ -88,6 +92,25 @@ def test_imports_follow_the_design(folder: str) -> None:
 )
 def test_a_wrong_direction_is_found(folder: str, source: str) -> None:
     assert violations(folder, source)
+
+
+def options_in_errors(source: str) -> list[str]:
+    """Texts of errors that name an option of the command line, which only `codetr` knows."""
+    texts = [
+        node.value
+        for error in ast.walk(ast.parse(source))
+        if isinstance(error, ast.Raise)
+        for node in ast.walk(error)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    return [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text)]
+
+
+@pytest.mark.parametrize("folder", ["builder", "clients", "perf", "serving"])
+def test_errors_of_libraries_name_arguments(folder: str) -> None:
+    found = [text for path in (ROOT / folder).rglob("*.py") for text in options_in_errors(path.read_text("utf-8"))]
+    assert not found
+    assert options_in_errors('raise E(f"{x} is there; name another --output") from error')
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "model_repository").glob("*/1/*.py")), ids=lambda path: path.parts[-3])

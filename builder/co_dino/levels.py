@@ -38,5 +38,5 @@ def check_limits(variant: Variant, height: int, width: int, tensorrt: bool = Fal
     if level_shapes(variant, height, width)[-1] == (1, 1) and variant.embed_dim == variant.num_groups:
         raise VariantError(  # a norm of one value; PyTorch refuses it at batch 1
             f"height={height} and width={width} give variant {variant.name!r} a last level of one token, and its group "
-            f"norm one value of num_groups={variant.num_groups}; give a larger --height or --width"
+            f"norm one value of num_groups={variant.num_groups}; give a larger height or width"
         )

@@ -58,7 +58,7 @@ class EngineKind:
         if precision not in self.precisions:
             raise EngineError(
                 f"the {self.name} engine has no precision {option_of(precision)}; give "
-                f"{', '.join(map(option_of, self.precisions))}, or use --engine torch for half precision"
+                f"{', '.join(map(option_of, self.precisions))}, or use the torch engine for half precision"
             )
 
 

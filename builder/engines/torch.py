@@ -43,7 +43,7 @@ def check(uses_operator: bool) -> None:
     compiler = os.environ.get("CXX")
     if compiler is None and shutil.which("g++") is None:
         raise EngineError(
-            "the torch engine needs a C++ compiler; install g++, name another in CXX, or use --engine onnx"
+            "the torch engine needs a C++ compiler; install g++, name another in CXX, or use the onnx engine"
         )
     if compiler is not None and shutil.which(compiler) is None:
         raise EngineError(f"CXX={compiler} is no program; name a C++ compiler in it, or unset it to use g++")

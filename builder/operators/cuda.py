@@ -25,6 +25,7 @@ import torch
 
 import builder.operators.ms_deform_attn  # noqa: F401  # defines the schema, before the library would
 import plugin_src
+from builder.cache import cache_folder
 from serving.errors import CodetrError
 from serving.manifest import sha256
 
@@ -32,7 +33,6 @@ SOURCES = ("ms_deform_attn.cu", "torch_op.cpp")
 HEADERS = ("ms_deform_attn.h", "query_tiles.h")
 LIBRARY_PATTERN = "libcodetr_ms_deform_attn*.so"  # beside a package; model_repository/codetr_detector looks for it too
 LIBRARY_VARIABLE = "CODETR_CUDA_OPERATOR"  # environment: the path of a library built before
-CACHE_VARIABLE = "CODETR_CACHE"  # environment: the folder for built libraries
 SCHEMA_VARIABLE = "CODETR_SCHEMA_DEFINED"  # environment, while the library is loaded: torch_op.cpp reads it
 ABI_TARGET = "0x020b000000000000ULL"  # PyTorch 2.11, the oldest supported
 
@@ -48,8 +48,8 @@ _loaded: dict[str, Path] = {}
 def load_cuda_operator(library: Path | None = None) -> Path:
     """Make `torch.ops.codetr.ms_deform_attn` run the CUDA kernel on CUDA tensors.
 
-    The first call builds the library with nvcc, about half a minute, and keeps it in `$CODETR_CACHE` (default
-    `~/.cache/codetr`); `$CODETR_CUDA_OPERATOR` names a library built elsewhere instead. Later calls do nothing.
+    The first call builds the library with nvcc, about half a minute, and keeps it in `builder.cache.cache_folder()`;
+    `$CODETR_CUDA_OPERATOR` names a library built elsewhere instead. Later calls do nothing.
 
     Args:
         library: the one to load instead, such as that of a repository.
@@ -126,8 +126,7 @@ def _cached_library() -> Path:
 
 
 def _cache_path() -> Path:
-    folder = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/codetr")).expanduser()
-    return folder / f"libcodetr_ms_deform_attn_sm{_architecture()}_{_fingerprint()}.so"
+    return cache_folder() / f"libcodetr_ms_deform_attn_sm{_architecture()}_{_fingerprint()}.so"
 
 
 def _architecture() -> str:

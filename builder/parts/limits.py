@@ -52,7 +52,7 @@ def check_transformer(variant: Transformer, tokens: int, height: int, width: int
     if tokens < variant.num_queries:
         raise VariantError(
             f"height={height} and width={width} give variant {variant.name!r} {tokens} encoder tokens, of which it "
-            f"takes num_queries={variant.num_queries}; give a larger --height or --width, or derive a variant of at "
+            f"takes num_queries={variant.num_queries}; give a larger height or width, or derive a variant of at "
             f"most {tokens} queries"
         )
     if variant.uses_operator:
@@ -61,7 +61,7 @@ def check_transformer(variant: Transformer, tokens: int, height: int, width: int
         if tensorrt and getattr(variant, name) > TENSORRT_MAX_TOPK:
             raise VariantError(
                 f"variant {variant.name!r}: {name}={getattr(variant, name)} is more than the {TENSORRT_MAX_TOPK} that "
-                "TensorRT's TopK can have; derive a variant with fewer, or use --engine onnx or torch"
+                "TensorRT's TopK can have; derive a variant with fewer, or use the onnx or torch engine"
             )
 
 

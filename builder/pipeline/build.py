@@ -64,7 +64,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if not engine_kind(self.engine).has_settings and self.tensorrt != TensorRTSettings():
-            raise EngineError(f"TensorRT's settings are not for the {self.engine} engine; use --engine tensorrt")
+            raise EngineError(f"TensorRT's settings are not for the {self.engine} engine; use the tensorrt engine")
 
 
 def build_repository(
@@ -136,11 +136,11 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
 
     path = folder / plugin_onnx.FILE_NAME
     if options.engine != "onnx":
-        raise EngineError(f"plugin nodes are not for the {options.engine} engine; use --engine onnx")
+        raise EngineError(f"plugin nodes are not for the {options.engine} engine; use the onnx engine")
     _check_has_effect(options)
     check_writable(folder)
     if path.exists() and not options.overwrite:
-        raise EngineError(f"{path} exists; name another folder, or add --overwrite")
+        raise EngineError(f"{path} exists; name another folder, or overwrite it")
     _check_size(options, tensorrt=True)
     _prepare_report(options.report, folder)
     with _running(stage, "load weights"):
@@ -165,15 +165,15 @@ def _check_size(options: BuildOptions, tensorrt: bool) -> None:
 def _check_has_effect(options: BuildOptions) -> None:
     """Refuse what only a repository has, where none is written."""
     given = {
-        "--name": options.name != ENSEMBLE,
-        "--verify-images": options.verify_images is not None,
-        "--verify-annotations": options.verify_annotations is not None,
-        "--skip-verification": options.skip_verification,
+        "name": options.name != ENSEMBLE,
+        "verify_images": options.verify_images is not None,
+        "verify_annotations": options.verify_annotations is not None,
+        "skip_verification": options.skip_verification,
     }
     useless = [option for option, is_given in given.items() if is_given]
     if useless:
         raise EngineError(
-            f"{', '.join(useless)}: without effect, since --plugin-nodes writes model.onnx alone; leave it out"
+            f"{', '.join(useless)}: without effect, since plugin nodes go into a model.onnx alone; leave it out"
         )
 
 
@@ -193,11 +193,11 @@ def _running(stage: Stage, name: str, logs: Callable[[], AbstractContextManager[
 def _remedy(error: Exception) -> str | None:
     """Return what to do about an error of the machine; None for any other."""
     if isinstance(error, torch.OutOfMemoryError):
-        return "end what else runs on the GPU (nvidia-smi lists it), or choose a smaller --batch or size"
+        return "end what else runs on the GPU (nvidia-smi lists it), or choose a smaller batch or size"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # a RuntimeError of PyTorch
-        return "memory is full: end other programs, or choose a smaller --batch or size"
+        return "memory is full: end other programs, or choose a smaller batch or size"
     if isinstance(error, OSError):
-        return "look at that path's disk and permissions; TMPDIR and --repository choose other places"
+        return "look at that path's disk and permissions; TMPDIR and the folder of the repository choose other places"
     return None
 
 
@@ -241,19 +241,19 @@ def keep_report(report: Path, kept: Path) -> Path:
 
 
 def _prepare_report(folder: Path | None, repository: Path) -> None:
-    """Make the folder of --report, before anything long."""
+    """Make the folder of the report, before anything long."""
     if folder is None:
         return
     if folder.resolve().is_relative_to(repository.resolve()):
         raise CodetrError(
-            f"--report {folder} lies in --repository, where tritonserver takes folders for models; name another"
+            f"report {folder} lies in the repository, where tritonserver takes folders for models; name another"
         )
-    check_writable(folder, "--report")
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _beside(options: BuildOptions, repository: Path, what: str) -> Path:
-    """Return the path for what a failed build leaves: in the folder of --report, or else beside the repository."""
+    """Return the path for what a failed build leaves: in the folder of the report, or else beside the repository."""
     folder = options.report or repository.absolute().parent
     return folder / f"{repository.absolute().name}-{options.name}-{what}"
 
@@ -266,7 +266,7 @@ def _check_gpu_memory(detector: Detector, spec: InputSpec) -> None:
     if free < needed:
         raise CodetrError(
             f"{torch.cuda.get_device_name()} has {free / 2**30:.1f} GiB free, the build needs about "
-            f"{needed / 2**30:.1f} GiB; end what else runs there (nvidia-smi lists it), or choose a smaller --batch or "
+            f"{needed / 2**30:.1f} GiB; end what else runs there (nvidia-smi lists it), or choose a smaller batch or "
             "size"
         )
 
@@ -288,12 +288,12 @@ def _check_disk(detector: Detector, repository: Path) -> None:
         if free < needed:
             raise CodetrError(
                 f"{folder} has {free / 2**30:.1f} GiB free, the build needs {needed / 2**30:.1f} GiB; free some, or "
-                "set TMPDIR and --repository to another disk"
+                "choose another disk for TMPDIR and the repository"
             )
 
 
 def _check(comparison: Comparison, report: Path, options: BuildOptions, repository: Path) -> None:
-    """Refuse an engine that does not agree; its report is kept, with --report also that of one that agrees."""
+    """Refuse an engine that does not agree; its report is kept; where a folder is given for it, always."""
     disagrees = bool(comparison.result.faults(comparison.limits))
     if disagrees or options.report is not None:
         kept = keep_report(report, _beside(options, repository, "verification"))

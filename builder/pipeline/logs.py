@@ -49,7 +49,7 @@ def compiler_logs(verbose: bool, kept: Path) -> Iterator[None]:
         except Exception as error:
             if verbose:
                 raise
-            log = f"the compilers' log is {_keep(path, kept)}, --verbose shows it"
+            log = f"the compilers' log is {_keep(path, kept)}, and `verbose` shows it"
             if isinstance(error, CodetrError):
                 raise type(error)(f"{error}; {log}") from error
             raise CodetrError(f"{type(error).__name__}: {first_line(error)}; {log}") from error

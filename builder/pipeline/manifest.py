@@ -13,13 +13,14 @@ from typing import Any, cast
 import torch
 
 from builder.engines import Device
-from builder.engines.kinds import BuiltEngine
+from builder.engines.kinds import BuiltEngine, EngineKind
 from builder.families import restore_variant
 from builder.family import DetectorConfig
 from builder.operators import plugin
 from builder.pipeline.export import InputSpec
 from builder.pipeline.verify import Verification
 from builder.reading.checkpoint_file import digest
+from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
 from serving.manifest import FILES, SCHEMA, cpu, manifest_path, read_manifest
 
@@ -82,6 +83,17 @@ def device_of(manifest: Mapping[str, Any]) -> Device:
     if "device" in manifest:
         return cast(Device, manifest["device"])
     return "cuda" if any(file.endswith(".so") for file in manifest[FILES]) else "cpu"
+
+
+def spec_of(manifest: Mapping[str, Any]) -> InputSpec:
+    """Return the input that a manifest's engine has; before it was declared, every batch was dynamic."""
+    dynamic = manifest.get("dynamic_batch", True)
+    return InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], dynamic)
+
+
+def engine_file(repository: Path, name: str, kind: EngineKind) -> Path:
+    """Return where a repository has the file of its engine `name`."""
+    return repository / model_name(DETECTOR, name) / "1" / kind.file_name
 
 
 def variant_of(manifest: Mapping[str, Any]) -> DetectorConfig:

@@ -11,13 +11,11 @@ from builder.checkpoint import load_detector, random_detector
 from builder.engines.kinds import engine_kind
 from builder.family import DetectorConfig
 from builder.pipeline.build import compare_engine
-from builder.pipeline.export import InputSpec
-from builder.pipeline.manifest import check_described, device_of, variant_of
+from builder.pipeline.manifest import check_described, device_of, engine_file, spec_of, variant_of
 from builder.pipeline.report import write_report
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import Verification
 from builder.reading.checkpoint_file import digest
-from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, check_machine, engine_names, read_manifest
 
@@ -30,7 +28,7 @@ def chosen_names(repository: Path, name: str | None = None) -> list[str]:
     """
     names = engine_names(repository)
     if not names:
-        raise CodetrError(f"no repository at {repository}; write one with `codetr build ... --repository {repository}`")
+        raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
     if name is not None and name not in names:
         raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(names)}")
     return names if name is None else [name]
@@ -107,13 +105,12 @@ def verify_repository(
     variant = variant_of(manifest)
     samples = sample_images(variant.class_names or (), verify_images, verify_annotations)
     detector = random_detector(variant, manifest["seed"]) if checkpoint is None else load_detector(variant, checkpoint)
-    spec = InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], manifest["dynamic_batch"])
+    spec = spec_of(manifest)
     kind = engine_kind(manifest["engine"])
-    file = repository / model_name(DETECTOR, name) / "1" / kind.file_name
-    run = kind.module.load(file, spec, device_of(manifest))
+    run = kind.module.load(engine_file(repository, name, kind), spec, device_of(manifest))
     comparison = compare_engine(detector.to(run.device), run, samples, spec, manifest["precision"])
     if report is None:
-        return comparison.check("; --report FOLDER shows where")
+        return comparison.check("; a report shows where")
     return comparison.check(f"; see {write_report(report, comparison, samples, manifest)}")
 
 
@@ -122,7 +119,7 @@ def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequ
     if built_from is None:
         return None
     if not weights:
-        raise CodetrError(f"give --weights: the engine {name} was built from {built_from['file']}")
+        raise CodetrError(f"give its weights: the engine {name} was built from {built_from['file']}")
     missing = [path for path in weights if not path.exists()]
     if missing:
         raise CodetrError(f"no checkpoint at {missing[0]}; the engine {name} was built from {built_from['file']}")
@@ -132,6 +129,6 @@ def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequ
         given = ", ".join(f"{path} (SHA-256 {digest})" for path, digest in hashes.items())
         raise CodetrError(
             f"the engine {name} was not built from {given} but from {built_from['file']} (SHA-256 "
-            f"{built_from['sha256']}); give that one with --weights"
+            f"{built_from['sha256']}); give that one"
         )
     return found

@@ -6,20 +6,20 @@ left and the engine's at the right.
 
 from __future__ import annotations
 
-import colorsys
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from builder.pipeline.samples import Samples
-from builder.pipeline.verify import Agreement, Comparison, served
-from serving.postprocess import Postprocessed
+from builder.pipeline.verify import Agreement, Comparison, detections
+from codetr_client.detections import Detections
+from codetr_client.drawing import draw, side_by_side
 
 REPORT, FIGURES = "report.md", "verification.json"
 WORST = 4  # images that are drawn
@@ -63,13 +63,12 @@ def draw_worst(folder: Path, comparison: Comparison, samples: Samples, class_nam
     """Draw the images on which engine and detector differ most, worst first; return the pictures' paths."""
     order = sorted(range(len(comparison.per_image)), key=lambda i: _agreement_order(comparison.per_image[i]))
     rule = comparison.rules.suppression
-    halves = [served(output, samples.images, rule) for output in (comparison.expected, comparison.actual)]
+    halves = [detections(output, samples, rule, class_names) for output in (comparison.expected, comparison.actual)]
     paths = []
     for rank, index in enumerate(order[:WORST], 1):
         path = folder / f"{rank}-{Path(samples.names[index]).stem}.jpg"
         expected, actual = (half[index] for half in halves)
-        picture = _side_by_side(samples.images[index], expected, actual, class_names)
-        picture.save(path, quality=90)
+        _beside(samples.images[index], expected, actual).save(path, quality=90)
         paths.append(path)
     return paths
 
@@ -78,36 +77,16 @@ def _agreement_order(one: Agreement) -> tuple[float, float, float]:
     return min(one.matched, one.matched_back), one.mean_box_iou, -one.max_score_difference
 
 
-def _side_by_side(
-    image: NDArray[np.uint8], expected: Postprocessed, actual: Postprocessed, class_names: Sequence[str]
-) -> Image.Image:
+def _beside(image: NDArray[np.uint8], expected: Detections, actual: Detections) -> Image.Image:
+    """Draw what the detector found at the left and what the engine found at the right."""
     scores = np.sort(expected.scores)[::-1]
     threshold = SHOWN_SCORE
     if len(scores) and scores[0] < SHOWN_SCORE:
         threshold = float(scores[:SHOWN_AT_LEAST][-1])
-    left, right = (_draw(image, found, threshold, class_names) for found in (expected, actual))
-    pair = Image.new("RGB", (left.width + right.width + 4, left.height), "white")
-    pair.paste(left, (0, 0))
-    pair.paste(right, (left.width + 4, 0))
-    return pair
-
-
-def _draw(image: NDArray[np.uint8], found: Postprocessed, threshold: float, class_names: Sequence[str]) -> Image.Image:
     scale = PICTURE_SIDE / max(image.shape[:2])
-    picture = Image.fromarray(image).resize((round(image.shape[1] * scale), round(image.shape[0] * scale)))
-    canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(size=16)
-    for box, score, label in zip(found.boxes * scale, found.scores, found.labels.tolist(), strict=True):
-        if score < threshold:
-            continue
-        hue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.8, 0.95)  # steps of the golden ratio: neighbours differ
-        colour = "#" + "".join(f"{round(part * 255):02x}" for part in hue)
-        name = class_names[label] if label < len(class_names) else f"class {label}"
-        x1, y1, x2, y2 = box.tolist()
-        canvas.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=2)
-        canvas.text(
-            (x1 + 3, y1 + 2), f"{name} {score:.2f}", fill=colour, font=font, stroke_width=2, stroke_fill="black"
-        )
-    return picture
+    resized = Image.fromarray(image).resize((round(image.shape[1] * scale), round(image.shape[0] * scale)))
+    shown = (found.above(threshold) for found in (expected, actual))
+    return side_by_side(*(draw(resized, replace(found, boxes=found.boxes * scale)) for found in shown))
 
 
 def _text(

@@ -105,7 +105,7 @@ def check_destination(destination: Path, name: str, overwrite: bool) -> None:
     """
     if not _NAME.fullmatch(name) or name.endswith(tuple(model_name(model, "") for model in _MODELS[1:])):
         raise CodetrError(
-            f"--name {name!r} is not possible; expected letters, digits, '-' and '_' that do not end like a step of an "
+            f"name {name!r} is not possible; expected letters, digits, '-' and '_' that do not end like a step of an "
             "ensemble (_preprocess, _detector, _postprocess)"
         )
     if os.path.isfile(destination):
@@ -121,18 +121,16 @@ def check_destination(destination: Path, name: str, overwrite: bool) -> None:
     if overwrite:
         return
     if name in names:
-        raise CodetrError(
-            f"{destination} has an engine {name}; give the new one another --name, or replace it with --overwrite"
-        )
+        raise CodetrError(f"{destination} has an engine {name}; give the new one another name, or overwrite it")
     if not names and any(destination.iterdir()):
         raise CodetrError(
-            f"{destination} is not empty and no repository of this project; name another, or add --overwrite to write "
-            "beside what is there"
+            f"{destination} is not empty and no repository of this project; name another, or overwrite, which "
+            "leaves what else is there"
         )
 
 
-def check_writable(folder: Path, option: str = "--repository") -> None:
-    """Check that something can be written to the `folder` that `option` names, which need not be there yet.
+def check_writable(folder: Path) -> None:
+    """Check that something can be written to `folder`, which need not be there yet.
 
     Raises:
         CodetrError: it cannot; says why and what to do.
@@ -144,7 +142,7 @@ def check_writable(folder: Path, option: str = "--repository") -> None:
         tempfile.TemporaryDirectory(prefix=".codetr-", dir=existing).cleanup()
     except OSError as error:
         raise CodetrError(
-            f"{existing} cannot be written ({error.strerror}); name another {option}, or let user {os.getuid()} write "
+            f"{existing} cannot be written ({error.strerror}); name another folder, or let user {os.getuid()} write "
             "there"
         ) from error
 
@@ -154,7 +152,7 @@ def _refuse_foreign_folders(destination: Path) -> None:
     if foreign:
         raise CodetrError(
             f"{destination} has folders that are no models: {', '.join(foreign)}; no tritonserver loads such a "
-            "repository, so move them away, or name another --repository"
+            "repository, so move them away, or name another folder"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.pipeline.ap import match_categories
+from builder.pipeline.coco import match_categories, read_coco
 from demo.shapes import CLASS_NAMES
 from demo.shapes.dataset import coco_annotations
 from demo.shapes.draw import generate
@@ -56,7 +55,7 @@ def sample_images(class_names: Sequence[str], folder: Path | None = None, annota
     """
     if folder is None:
         if annotations is not None:
-            raise CodetrError("--verify-annotations needs --verify-images, the folder of the annotated images")
+            raise CodetrError("annotations are given without the folder of their images; name that too")
         return _generated(class_names)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -89,19 +88,12 @@ def _find_truth(folder: Path, names: Sequence[str], class_names: Sequence[str], 
     path = given or next((path for path in beside if path.is_file()), None)
     if path is None:
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        ids = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
-        categories = {category["id"]: category["name"] for category in content["categories"]}
-        len(content["annotations"])
-    except OSError as error:
-        raise CodetrError(f"--verify-annotations {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CodetrError(f"{path} is no COCO annotation file: {type(error).__name__} {error}") from error
+    content, images, categories = read_coco(path)
+    ids = {image["file_name"].name: image["id"] for image in images}
     image_ids = {index: ids[name] for index, name in enumerate(names) if name in ids}
     if image_ids:
         remedy = "verify on other images, or move the file away"
         return Truth(content, image_ids, match_categories(categories, class_names, path, remedy))
     if given is not None:
-        raise CodetrError(f"--verify-annotations {given} lists none of the images in {folder}")
+        raise CodetrError(f"annotations {given}: the file lists none of the images in {folder}")
     return None

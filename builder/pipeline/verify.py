@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from builder.detector import Detector
-from builder.engines import EngineOutput, Runner, output_of
-from builder.pipeline.ap import coco_rows, evaluate
+from builder.engines import EngineOutput, Runner
+from builder.engines.eager import EagerDetector
+from builder.pipeline.ap import evaluate
+from builder.pipeline.overlap import iou
 from builder.pipeline.samples import Samples
-from model_repository.torch_runner import float32_products
+from builder.pipeline.served import served
+from codetr_client.detections import Detections
 from serving.errors import CodetrError
-from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
 from serving.preprocess import resize_and_pad
 from serving.rules import DEFAULT_RULES, Pixels, Rules, Suppression
 
@@ -173,7 +174,7 @@ def verify(
         VerificationError: the detector itself gives candidates that are NaN or infinite.
     """
     pixels, sizes = fit(samples.images, height, width, rules.pixels)
-    expected = run_batched(_pytorch(detector), pixels, sizes, batch_sizes[0])
+    expected = run_batched(EagerDetector(detector), pixels, sizes, batch_sizes[0])
     if count := _count_not_finite(expected):
         raise VerificationError(
             f"{count} candidates of the PyTorch detector itself are NaN or infinite, so nothing can be compared with "
@@ -213,17 +214,14 @@ def run_batched(run: Runner, pixels: NDArray[np.uint8], sizes: NDArray[np.int32]
     return EngineOutput(*(np.concatenate(parts) for parts in zip(*outputs, strict=True)))
 
 
-def served(
-    output: EngineOutput, images: Sequence[NDArray[np.uint8]], suppression: Suppression = DEFAULT_RULES.suppression
-) -> list[Postprocessed]:
-    """Return each image's detections as the server answers them by `suppression`, without rows of padding."""
-    settings = PostprocessSettings.of(suppression, output.scores.shape[1])
-    found = []
-    for boxes, scores, labels, image in zip(*output, images, strict=True):
-        rows = postprocess(boxes, scores, labels, (image.shape[0], image.shape[1]), settings)
-        n = rows.num_detections
-        found.append(rows._replace(boxes=rows.boxes[:n], scores=rows.scores[:n], labels=rows.labels[:n]))
-    return found
+def detections(
+    output: EngineOutput, samples: Samples, suppression: Suppression, class_names: Sequence[str] = ()
+) -> list[Detections]:
+    """Return each image's detections as the server answers them by `suppression`."""
+    return [
+        served(boxes, scores, labels, (image.shape[0], image.shape[1]), suppression, class_names)
+        for boxes, scores, labels, image in zip(*output, samples.images, strict=True)
+    ]
 
 
 def average_precision(
@@ -233,11 +231,11 @@ def average_precision(
     truth = samples.truth
     if truth is None:
         return None
-    detections = served(output, samples.images, suppression)
+    found = detections(output, samples, suppression)
     rows = [
         row
         for index, image_id in truth.image_ids.items()
-        for row in coco_rows(image_id, *detections[index][:3], truth.category_ids)
+        for row in found[index].of_labels(truth.category_ids).to_coco(image_id, truth.category_ids)
     ]
     return float(evaluate(truth.content, rows, truth.image_ids.values(), truth.category_ids.values()).stats[0])
 
@@ -301,27 +299,14 @@ def _best_match(
     """Return IoU and score difference of the candidate of `label` that is nearest in score among those on the box."""
     if not len(boxes) or not _finite(box, np.asarray(score)):
         return 0.0, np.inf
-    overlap = _iou(box, boxes) * (labels == label)
+    overlap = _same_or_iou(box, boxes) * (labels == label)
     on_box = overlap >= min(MATCH_IOU, float(overlap.max()))
     differences = np.where(on_box, np.abs(scores - score), np.inf)
     best = int(differences.argmin())
     return float(overlap[best]), float(differences[best])
 
 
-def _iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the intersection over union of one box [4] and `boxes` [K, 4]; equal boxes have 1, also empty ones."""
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])
-    intersection = sides.clip(min=0).prod(-1)
-    union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(-1) - intersection
+def _same_or_iou(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the IoU [K] of one box [4] and `boxes` [K, 4] in 0..1; equal boxes have 1, also empty ones."""
     same = np.abs(boxes - box).max(-1) < 1e-6
-    return np.where(same, 1.0, intersection / np.maximum(union, np.finfo(np.float32).tiny))
-
-
-def _pytorch(detector: Detector) -> Runner:
-    def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
-        device = next(detector.parameters()).device
-        with torch.inference_mode(), float32_products(tf32=False):
-            outputs = detector(torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
-        return output_of(tensor.cpu() for tensor in outputs)
-
-    return run
+    return np.where(same, 1.0, iou(box[None], boxes)[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,15 +33,33 @@ class Detections:
             shapes = f"boxes {self.boxes.shape}, labels {self.labels.shape}, {len(self.names)} names"
             raise ValueError(f"{N} scores do not fit {shapes}")
 
+    @classmethod
+    def named(
+        cls,
+        boxes: npt.NDArray[np.float32],
+        scores: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int32],
+        class_names: Sequence[str],
+    ) -> Detections:
+        """Return detections with the names of their labels; `class N` where `class_names` lacks one."""
+        known = len(class_names)
+        names = (class_names[label] if 0 <= label < known else f"class {label}" for label in labels.tolist())
+        return cls(boxes, scores, labels, tuple(names))
+
     def __len__(self) -> int:
         return len(self.scores)
 
     def above(self, score_threshold: float) -> Detections:
         """Return the detections whose score is at least `score_threshold`, in the same order."""
-        kept = np.flatnonzero(self.scores >= score_threshold)
-        return Detections(
-            self.boxes[kept], self.scores[kept], self.labels[kept], tuple(self.names[index] for index in kept)
-        )
+        return self._rows(self.scores >= score_threshold)
+
+    def of_labels(self, labels: Container[int]) -> Detections:
+        """Return the detections whose label is one of `labels`, in the same order."""
+        return self._rows(np.array([label in labels for label in self.labels.tolist()], bool))
+
+    def _rows(self, kept: npt.NDArray[np.bool_]) -> Detections:
+        names = tuple(name for name, is_kept in zip(self.names, kept.tolist(), strict=True) if is_kept)
+        return Detections(self.boxes[kept], self.scores[kept], self.labels[kept], names)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return one JSON-ready dictionary a detection: `box` (x1 y1 x2 y2, pixels), `score`, `label`, `name`."""
@@ -52,14 +70,16 @@ class Detections:
             )
         ]
 
-    def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int, category_ids: Sequence[int] | Mapping[int, int]) -> list[dict[str, Any]]:
         """Return COCO results: `bbox` is x, y, width, height in pixels; `category_ids[label]` is COCO's number.
 
         Raises CodetrError for a label that `category_ids` does not hold.
         """
-        if len(self) and int(self.labels.max()) >= len(category_ids):
+        known = category_ids if isinstance(category_ids, Mapping) else range(len(category_ids))
+        unknown = set(self.labels.tolist()).difference(known)
+        if unknown:
             raise CodetrError(
-                f"label {int(self.labels.max())} has no COCO category: category_ids holds {len(category_ids)}; "
+                f"label {max(unknown)} has no COCO category: category_ids holds {len(category_ids)}; "
                 "give one number for every class of the detector"
             )
         corners = self.boxes.astype(np.float64)

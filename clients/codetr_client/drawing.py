@@ -17,6 +17,7 @@ Colour: TypeAlias = tuple[int, int, int]
 HUE_STEP = 0.618034
 # Pictures smaller than this (pixels) have no room for text.
 MIN_SIDE_FOR_TEXT = 64
+GAP = 4  # pixels between two pictures
 
 
 def colour(label: int) -> Colour:
@@ -43,6 +44,14 @@ def draw(image: ImageInput, detections: Detections) -> Image.Image:
         for index in by_score:
             _draw_label(canvas, picture.size, detections, int(index), font)
     return picture
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Return two pictures as one, `GAP` white pixels between them."""
+    pair = Image.new("RGB", (left.width + GAP + right.width, max(left.height, right.height)), "white")
+    pair.paste(left, (0, 0))
+    pair.paste(right, (left.width + GAP, 0))
+    return pair
 
 
 def _box(detections: Detections, index: int) -> tuple[float, float, float, float]:

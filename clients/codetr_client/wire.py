@@ -169,15 +169,6 @@ def read_detections(result: Any, names: Sequence[str]) -> list[Detections]:
     """Return the detections of every image of an answer, without the padding rows."""
     boxes, scores, labels, counts = (result.as_numpy(tensor.name) for tensor in contract.ensemble().outputs)
     return [
-        Detections(
-            boxes[image, :count].copy(),
-            scores[image, :count].copy(),
-            labels[image, :count].copy(),
-            tuple(_name(label, names) for label in labels[image, :count].tolist()),
-        )
+        Detections.named(boxes[image, :count].copy(), scores[image, :count].copy(), labels[image, :count].copy(), names)
         for image, count in enumerate(counts[:, 0].tolist())
     ]
-
-
-def _name(label: int, names: Sequence[str]) -> str:
-    return names[label] if 0 <= label < len(names) else f"class {label}"

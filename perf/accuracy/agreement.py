@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
+from builder.pipeline.overlap import iou
 from codetr_client.detections import Detections
-from codetr_client.drawing import draw
+from codetr_client.drawing import draw, side_by_side
 from codetr_client.outputs import make_folder, plan_pictures, save_picture
 from perf.accuracy.dataset import Dataset
 
@@ -27,7 +26,7 @@ def agreement(a: Detections, b: Detections) -> float:
     a, b = a.above(SHOWN_SCORE), b.above(SHOWN_SCORE)
     if not len(a) and not len(b):
         return 1.0
-    overlaps = _iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels[None])
+    overlaps = iou(a.boxes, b.boxes) * (a.labels[:, None] == b.labels[None])
     overlaps[overlaps < MATCH_IOU] = 0
     total = 0.0
     while overlaps.size and (best := float(overlaps.max())) > 0:
@@ -35,14 +34,6 @@ def agreement(a: Detections, b: Detections) -> float:
         total += best
         overlaps[row] = overlaps[:, column] = 0
     return total / max(len(a), len(b))
-
-
-def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    overlap = np.clip(high - low, 0, None).prod(-1)
-    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(-1) for boxes in (a, b)]
-    iou: NDArray[np.float32] = overlap / np.maximum(areas[0][:, None] + areas[1][None] - overlap, 1e-9)
-    return iou
 
 
 def draw_worst(
@@ -55,8 +46,5 @@ def draw_worst(
     paths = plan_pictures(output, stems, [image.path for image in dataset.images])
     for path, (_, _, image) in zip(paths, ranked, strict=True):
         left, right = (draw(image.path, found[image.id].above(SHOWN_SCORE)) for found in (a, b))
-        pair = Image.new("RGB", (left.width + right.width, left.height))
-        pair.paste(left, (0, 0))
-        pair.paste(right, (left.width, 0))
-        save_picture(pair, path)
+        save_picture(side_by_side(left, right), path)
     return [(path, value) for path, (value, _, _) in zip(paths, ranked, strict=True)]

@@ -80,7 +80,7 @@ def _sole_writer(results: Path) -> Iterator[None]:
     try:
         lock = FileLock(f"{results}.lock").acquire(blocking=False)
     except Timeout as error:
-        raise CodetrError(f"another process is writing {results}; wait for it or choose another --output") from error
+        raise CodetrError(f"another process is writing {results}; wait for it or choose another output") from error
     with lock:
         yield
 
@@ -94,9 +94,8 @@ def _to_line(image_id: int, detections: Detections) -> str:
 
 def _from_line(line: Mapping[str, Any], class_names: Sequence[str]) -> Detections:
     labels = np.array(line["labels"], np.int32)
-    names = tuple(class_names[label] if label < len(class_names) else f"class {label}" for label in labels)
     boxes = np.array(line["boxes"], np.float32).reshape(-1, 4)
-    return Detections(boxes, np.array(line["scores"], np.float32), labels, names)
+    return Detections.named(boxes, np.array(line["scores"], np.float32), labels, class_names)
 
 
 def _read_results(results: Path, header: dict[str, str], class_names: Sequence[str]) -> dict[int, Detections]:
@@ -111,7 +110,7 @@ def _read_results(results: Path, header: dict[str, str], class_names: Sequence[s
         if not lines or json.loads(lines[0]) != header:
             raise CodetrError(
                 f"{results} holds results of something else ({lines[0] if lines else 'nothing'}); delete it or choose "
-                "another --output"
+                "another output"
             )
         found = [json.loads(line) for line in lines[1:]]
     except ValueError as error:

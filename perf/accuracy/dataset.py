@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from builder.pipeline.ap import match_categories
+from builder.pipeline.coco import IMAGE_KEYS, match_categories, read_coco
 from serving.errors import CodetrError
 
 # An image counts as portrait or landscape if its sides differ by more than this share.
@@ -41,18 +40,10 @@ def read_dataset(annotations: Path, images: Path, limit: int | None = None) -> D
     Raises:
         CodetrError: the file is missing or no COCO annotation file, or images are missing.
     """
-    try:
-        content = json.loads(annotations.read_text(encoding="utf-8"))
-        found = tuple(
-            CocoImage(image["id"], images / image["file_name"], image["width"], image["height"])
-            for image in content["images"]
-        )
-        categories = sorted((category["id"], category["name"]) for category in content["categories"])
-        len(content["annotations"])
-    except OSError as error:
-        raise CodetrError(f"--annotations {annotations}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CodetrError(f"{annotations} is no COCO annotation file: {type(error).__name__} {error}") from error
+    _, listed, categories = read_coco(annotations, (*IMAGE_KEYS, "width", "height"))
+    found = tuple(
+        CocoImage(image["id"], images / image["file_name"], image["width"], image["height"]) for image in listed
+    )
     is_whole = limit is None or limit >= len(found)
     found = found[:limit]
     missing = [image.path.name for image in found if not image.path.is_file()]
@@ -61,9 +52,7 @@ def read_dataset(annotations: Path, images: Path, limit: int | None = None) -> D
             f"{len(missing)} of {len(found)} images are not in {images}: {', '.join(missing[:3])} ...; give the folder "
             "that the file names are relative to"
         )
-    return Dataset(
-        annotations, found, tuple(id_ for id_, _ in categories), tuple(name for _, name in categories), is_whole
-    )
+    return Dataset(annotations, found, tuple(categories), tuple(categories.values()), is_whole)
 
 
 def category_of_label(dataset: Dataset, class_names: Sequence[str]) -> dict[int, int]:
@@ -76,7 +65,7 @@ def category_of_label(dataset: Dataset, class_names: Sequence[str]) -> dict[int,
         CodetrError: the data set has a category that the detector does not know.
     """
     categories = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
-    return match_categories(categories, class_names, dataset.annotations, "--labels replaces their names")
+    return match_categories(categories, class_names, dataset.annotations, "give the names it was trained with")
 
 
 def by_orientation(dataset: Dataset) -> dict[str, list[CocoImage]]:

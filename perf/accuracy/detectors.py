@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from builder.pipeline.served import served
 from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
 from codetr_client.wire import ClassNames, Protocol
-from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS, model_name
+from serving.contract import POSTPROCESS, PREPROCESS
 from serving.errors import CodetrError
-from serving.postprocess import PostprocessSettings, postprocess
+from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings, preprocess
 from serving.rules import Rules
 from serving.triton import output_dims, parse_settings
@@ -80,22 +80,14 @@ def pytorch_detect(
         device: "cuda" or "cpu".
         setup: of the engine it is compared with; the variant's usual input size and its own rules else.
     """
-    import torch
-
     from builder.checkpoint import load_detector
-    from model_repository.torch_runner import float32_products
+    from builder.engines.eager import EagerDetector
 
     detector = load_detector(variant, weights, precision).to(device)
     names = detector.variant.class_names or ()
     setup = setup or Setup(*detector.variant.input_size, detector.variant.rules)
 
-    @torch.inference_mode()
-    def run(images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> tuple[Any, ...]:
-        with float32_products(tf32=False):
-            outputs = detector(torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
-        return tuple(output.cpu().numpy() for output in outputs)
-
-    return _in_process(run, setup, names), names
+    return _in_process(EagerDetector(detector), setup, names), names
 
 
 def built_variant(repository: Path, name: str) -> tuple[DetectorConfig, Setup]:
@@ -115,22 +107,21 @@ def onnx_detect(repository: Path, name: str) -> tuple[Detect, tuple[str, ...]]:
         CodetrError: there is no such engine, or it is of another kind.
     """
     from builder.engines.kinds import engine_kind
-    from builder.pipeline.export import InputSpec
-    from builder.pipeline.manifest import device_of
+    from builder.pipeline.manifest import device_of, engine_file, spec_of
     from serving.manifest import read_manifest
 
     manifest = read_manifest(repository, name)
     if manifest.get("engine") != "onnx":
         raise CodetrError(
-            f"the engine {name} in {repository} is a {manifest.get('engine')} engine; --source onnx runs ONNX engines, "
-            "--source server any that is served"
+            f"the engine {name} in {repository} is a {manifest.get('engine')} engine, expected onnx; a server runs any "
+            "that it serves"
         )
     variant, setup = built_variant(repository, name)
     kind = engine_kind(manifest["engine"])
-    file = repository / model_name(DETECTOR, name) / "1" / kind.file_name
+    file = engine_file(repository, name, kind)
     if not file.is_file():
         raise CodetrError(f"no ONNX engine at {file}; build the repository again")
-    engine = kind.module.load(file, InputSpec(setup.height, setup.width), device_of(manifest))
+    engine = kind.module.load(file, spec_of(manifest), device_of(manifest))
     names = variant.class_names or ()
     return _in_process(engine, setup, names), names
 
@@ -139,11 +130,7 @@ def _in_process(run: Callable[..., tuple[Any, ...]], setup: Setup, names: tuple[
     def detect(data: bytes) -> Detections:
         prepared = preprocess(data, setup.height, setup.width, rule=setup.rules.pixels)
         outputs = run(prepared.images[None], np.array([prepared.image_size], np.int32))
-        boxes, scores, all_labels = (output[0] for output in outputs)
-        settings = PostprocessSettings.of(setup.rules.suppression, len(scores))
-        result = postprocess(boxes, scores, all_labels, prepared.original_size, settings)
-        n = result.num_detections
-        labels = result.labels[:n]
-        return Detections(result.boxes[:n], result.scores[:n], labels, tuple(names[label] for label in labels))
+        boxes, scores, labels = (output[0] for output in outputs)
+        return served(boxes, scores, labels, prepared.original_size, setup.rules.suppression, names)
 
     return detect

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from builder import load_detector
 from builder.checkpoint import DTYPES
+from perf.machine import command_line
+from perf.records import write_record
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ def write_precision_report(golden: Path, output: Path) -> list[PrecisionError]:
     """Measure, and write the rows with versions and hardware as JSON to `output`."""
     rows = measure_precision(golden)
     report = {
-        "command": f"codetr bench precision --golden {golden} --output {output}",
+        "command": command_line(),
         "torch": torch.__version__,
         "cpu": platform.processor() or platform.machine(),
         "rows": [asdict(row) for row in rows],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_record(report, output.parent, output.name)
     return rows

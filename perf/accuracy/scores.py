@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.pipeline.ap import coco_rows, evaluate
+from builder.pipeline.ap import evaluate
 from codetr_client.detections import Detections
 from codetr_client.outputs import make_folder, refuse_overwriting, write_whole
 from perf import machine
 from perf.accuracy.dataset import CocoImage, Dataset, by_orientation
+from perf.records import write_record
 from serving.errors import CodetrError
 
 # What an evaluation writes to its folder; RESULTS is what an interrupted one continues from.
@@ -45,7 +46,7 @@ def coco_results(found: Mapping[int, Detections], category_ids: Mapping[int, int
     return [
         row
         for image_id, each in sorted(found.items())
-        for row in coco_rows(image_id, each.boxes, each.scores, each.labels, category_ids)
+        for row in each.of_labels(category_ids).to_coco(image_id, category_ids)
     ]
 
 
@@ -79,7 +80,7 @@ def check_output(output: Path, sources: Iterable[Path | None]) -> None:
     if not written[0].exists() and (foreign := [path.name for path in written[1:] if os.path.lexists(path)]):
         raise CodetrError(
             f"{output} has {', '.join(foreign)} but no {RESULTS} of an earlier evaluation, so it wrote none of them; "
-            "name another --output"
+            "name another output"
         )
 
 
@@ -103,5 +104,5 @@ def report(
         "empty_images": len(empty),
         "highest_score_on_empty": max((float(scores.max(initial=0)) for scores in empty), default=0.0),
     }
-    write_whole(output / ACCURACY, (json.dumps(content, indent=1) + "\n").encode())
+    write_record(content, output, ACCURACY)
     return content

@@ -1,37 +1,31 @@
 """A detector that takes `cost_ms` for every batch, whatever is in it, and leaves the CPU free meanwhile, as a GPU does.
 
-Written into a repository as `codetr_detector/1/model.py` by `perf.cost.repository`.
+`perf.cost.repository` writes it into a repository as `codetr_detector/1/model.py`, beside its engine: `cost.json`.
 """
 
 import json
 import time
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from perf.preprocess.run import candidates
-from serving.triton import Array, output_dims, parse_settings, respond_together
+from serving.triton import Array, output_dims, respond_together
 
 # Sleeping ends late by up to about this many seconds; the rest is spent looking at the clock.
 SPIN = 0.0005
-
-
-@dataclass(frozen=True)
-class FixedCost:
-    """The settings: milliseconds a batch."""
-
-    cost_ms: float
 
 
 class TritonPythonModel:
     """One instance of `codetr_detector`, a process of its own."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the settings and make the candidates that every image gets."""
+        """Read the cost and make the candidates that every image gets."""
         config = json.loads(args["model_config"])
-        self.seconds = parse_settings(FixedCost, config).cost_ms / 1e3
+        engine = Path(args["model_repository"], args["model_version"], "cost.json")
+        self.seconds = json.loads(engine.read_text(encoding="utf-8"))["cost_ms"] / 1e3
         self.max_batch_size = config["max_batch_size"]
         self.candidates = candidates(output_dims(config, "boxes")[0])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from perf.engine.flops import TOTAL
 from perf.engine.published import PUBLISHED
 from perf.latency import GEMM_SIDE
 from perf.machine import summary
+from perf.records import write_record
 from perf.tables import markdown_table
 
 KIND = "engine"  # of the result file
@@ -27,9 +27,7 @@ NAME_LENGTH = 90  # of a kernel in the table
 
 def write(record: Mapping[str, Any], output: Path) -> None:
     """Write `engine.json` and `engine.md` to the folder `output`; a cut leaves the last whole `engine.json`."""
-    partial = output / f"{RESULTS}.partial"
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    partial.replace(output / RESULTS)
+    write_record(record, output, RESULTS)
     (output / "engine.md").write_text(to_markdown(record), encoding="utf-8")
     choices = _choices(record["cases"])
     if len(choices) > 1:

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from builder.checkpoint import DTYPES, load_detector, random_detector
 from builder.detector import Detector
-from builder.engines import Device, Engine, EngineOutput, output_of
+from builder.engines import Engine, EngineOutput
+from builder.engines.eager import EagerDetector
 from builder.engines.kinds import engine_kind
 from builder.operators.cuda import load_cuda_operator
 from builder.pipeline.build import BuildOptions, Stage, build_repository
@@ -152,7 +152,7 @@ def _continue(record: dict[str, Any], targets: Sequence[Target], output: Path) -
     for key in ("machine", "device", "weights", "seconds", "tf32"):
         if earlier.get(key) != record[key]:
             raise CodetrError(
-                f"{output / RESULTS} has another {key} than this run, so it cannot be resumed: name another --output"
+                f"{output / RESULTS} has another {key} than this run, so it cannot be resumed: name another output"
             )
     record["earlier_commands"] = [*earlier.get("earlier_commands", []), earlier["command"]]
     finished = {_key(case) for case in earlier["cases"] if case["implementation"] != PYTORCH}
@@ -204,7 +204,7 @@ class Bench:
     def _eager(self, detector: Detector, precision: Precision) -> EagerDetector:
         if precision != "float32":
             detector = copy.deepcopy(detector).set_precision(DTYPES[precision])
-        return EagerDetector(detector.to(self.device))
+        return EagerDetector(detector.to(self.device), self.options.tf32)
 
     def _build(self, target: Target) -> float | None:
         """Build the engine if there is none, and return the seconds it took."""
@@ -330,28 +330,6 @@ class Subject:
         return cls(target, count_flops(target.variant, target.spec), noise(target.spec))
 
 
-class EagerDetector:
-    """The PyTorch detector as an `Engine`, on the device of its weights."""
-
-    def __init__(self, detector: Detector) -> None:
-        self.detector = detector
-
-    @property
-    def device(self) -> Device:
-        """Where it runs, as `builder.engines.Engine` says."""
-        return "cuda" if self.detector.device.type == "cuda" else "cpu"
-
-    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
-        """Run the detector, as `builder.engines.Engine` says."""
-        return output_of(tensor.cpu() for tensor in self.prepare(images, image_sizes)())
-
-    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], Sequence[Tensor]]:
-        """Return a call that repeats one inference, as `builder.engines.Engine` says."""
-        device = self.detector.device
-        tensors = (torch.from_numpy(images).to(device), torch.from_numpy(image_sizes).to(device))
-        return torch.inference_mode()(partial(self.detector, *tensors))
-
-
 def eager_precisions(precision: Precision, device: str) -> tuple[Precision, ...]:
     """Return the precisions to measure PyTorch in: float32, and the engine's or, for a float32 one on a GPU, float16.
 
@@ -383,5 +361,5 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise CodetrError(
-            f"the GPU's memory is too small for {what}; measure a smaller --size or --batch, or free the GPU"
+            f"the GPU's memory is too small for {what}; measure a smaller size or batch, or free the GPU"
         ) from error

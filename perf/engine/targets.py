@@ -11,12 +11,12 @@ from builder.engines.kinds import engine_kind
 from builder.families import family_of
 from builder.family import DetectorConfig
 from builder.pipeline.export import InputSpec
-from builder.pipeline.manifest import device_of, variant_of
+from builder.pipeline.manifest import device_of, engine_file, spec_of, variant_of
 from builder.pipeline.recheck import chosen_names
 from builder.precision import Precision
 from builder.reading.checkpoint_file import digest
 from perf.engine.published import sizes_to_measure
-from serving.contract import DETECTOR, ENSEMBLE, model_name
+from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.manifest import check_files, check_versions, read_manifest
 
@@ -39,7 +39,7 @@ class Target:
     @property
     def file(self) -> Path:
         """The engine's file."""
-        return self.repository / model_name(DETECTOR, self.name) / "1" / engine_kind(self.engine).file_name
+        return engine_file(self.repository, self.name, engine_kind(self.engine))
 
 
 def new_targets(
@@ -103,9 +103,7 @@ def _existing(repository: Path, name: str) -> Target:
     manifest = read_manifest(repository, name)
     return Target(
         variant=variant_of(manifest),
-        spec=InputSpec(
-            manifest["height"], manifest["width"], manifest["max_batch_size"], manifest.get("dynamic_batch", True)
-        ),
+        spec=spec_of(manifest),
         engine=manifest["engine"],
         precision=manifest["precision"],
         repository=repository,
@@ -132,7 +130,7 @@ def check(targets: Sequence[Target], weights: Path | None, device: str | None) -
                 "CUDA_VISIBLE_DEVICES= hides it"
             )
     if len(set(found.values())) > 1:
-        raise CodetrError("the repository has engines for the CPU and for the GPU; choose one with --name")
+        raise CodetrError("the repository has engines for the CPU and for the GPU; choose one by its name")
     if weights is not None:
         _check_weights(targets, weights)
     return next(iter(found.values()))
@@ -147,5 +145,5 @@ def _check_weights(targets: Sequence[Target], weights: Path) -> None:
         if target.built_from != found:
             raise CodetrError(
                 f"the engine {target.name} of {target.repository} was not built from {weights}; give its own weights, "
-                "or --random-weights to measure speed alone"
+                "or random ones to measure speed alone"
             )

@@ -49,9 +49,9 @@ class Outcome:
         """Return a sentence for every limit that the run did not keep."""
         broken = []
         if config.max_p99_ms is not None and not self.p99 <= config.max_p99_ms:
-            broken.append(f"p99 of {self.p99:.1f} ms is above --max-p99-ms {config.max_p99_ms:g}")
+            broken.append(f"p99 of {self.p99:.1f} ms is above max_p99_ms {config.max_p99_ms:g}")
         if config.max_failures is not None and self.failures > config.max_failures:
-            broken.append(f"{self.failures} failures are more than --max-failures {config.max_failures}")
+            broken.append(f"{self.failures} failures are more than max_failures {config.max_failures}")
         if not self.requests:
             broken.append("no request was answered")
         return broken
@@ -68,11 +68,11 @@ def broken_memory_limit(memory: Mapping[str, Any] | None, config: LoadConfig) ->
         return []
     if memory is None:
         return [
-            f"--max-memory-growth-mb {limit:g} cannot be judged: no server of this machine and this user was found at "
-            f"{config.url}; name it with --server-pid, or leave the limit out with -1"
+            f"max_memory_growth_mb {limit:g} cannot be judged: no server of this machine and this user was found at "
+            f"{config.url}; name its server_pid, or leave the limit out with -1"
         ]
     if memory["growth_mb"] > limit:
-        broken.append(f"memory grew by {memory['growth_mb']:.0f} MB, more than --max-memory-growth-mb {limit:g}")
+        broken.append(f"memory grew by {memory['growth_mb']:.0f} MB, more than max_memory_growth_mb {limit:g}")
     if memory["shared_growth_mb"] > FLAT_SHARED_MB:
         broken.append(
             f"/dev/shm grew by {memory['shared_growth_mb']:.1f} MB after the warm-up, more than {FLAT_SHARED_MB:g}"

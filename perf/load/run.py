@@ -50,11 +50,11 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
 
 def _check(config: LoadConfig, results: Path) -> None:
     if config.server_pid is not None and not psutil.pid_exists(config.server_pid):
-        raise CodetrError(f"--server-pid {config.server_pid}: there is no such process")
+        raise CodetrError(f"server_pid {config.server_pid}: there is no such process")
     if config.baseline:
         load_record(Path(config.baseline), "load")
         if results.exists() and results.samefile(config.baseline):
-            raise CodetrError(f"--baseline {config.baseline} is what this run writes: name another --output")
+            raise CodetrError(f"baseline {config.baseline} is what this run writes: name another output")
     with connect(config) as client:
         client.check()
 

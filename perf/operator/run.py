@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from builder.operators.cuda import load_cuda_operator, load_plain_kernel
 from builder.operators.ms_deform_attn import ms_deform_attn, reference_ms_deform_attn
 from perf.machine import header, summary
+from perf.records import write_record
 from perf.statistics import Summary, summarise
 from perf.tables import markdown_table
 from serving.errors import CodetrError
@@ -88,7 +88,7 @@ def run(output: Path, on_case: Callable[[OperatorCase], None], seed: int | None 
         "cases": [asdict(case) for case in cases],
     }
     output.mkdir(parents=True, exist_ok=True)
-    (output / "operator.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(record, output, "operator.json")
     (output / "operator.md").write_text(to_markdown(record), encoding="utf-8")
     return record
 

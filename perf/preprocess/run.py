@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from perf.machine import header, summary
 from perf.pictures import Format, encoded_picture
+from perf.records import write_record
 from perf.statistics import Summary, summarise
 from perf.tables import markdown_table
 from serving.postprocess import PostprocessSettings, postprocess
@@ -239,5 +239,5 @@ def goal_verdict(record: dict[str, Any]) -> str:
 def write(record: dict[str, Any], output: Path) -> None:
     """Write `preprocess.json` and `preprocess.md` to `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "preprocess.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(record, output, "preprocess.json")
     (output / "preprocess.md").write_text(to_markdown(record), encoding="utf-8")

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from builder.cache import cache_folder
 from serving.child import bound_to_us
 from serving.errors import CodetrError
 from serving.launch import TRITON_FOLDER
 
 # The last wheel that carries perf_analyzer for glibc before 2.38.
 WHEEL = "tritonclient==2.51.0"
-INSTALL_FOLDER = TRITON_FOLDER / "perf_analyzer"
-PYTRITON_FOLDER = TRITON_FOLDER / "pytriton"
+FOLDER_NAME = "perf_analyzer"
 # What the binary needs and the wheel lacks; the nvidia-pytriton wheel has both under hashed names.
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12.*"}
 # perf_analyzer needs three windows to call a level stable; a tolerance this high (per cent) always lets it, even where
@@ -83,26 +83,33 @@ class Reading:
     delayed: float  # share of the requests that left later than their schedule; 0 for concurrency
 
 
-def find(folder: Path = INSTALL_FOLDER) -> Installation:
-    """Return the perf_analyzer on PATH (the container's), else the one that `install` set up in `folder`.
+def find() -> Installation:
+    """Return the perf_analyzer on PATH (the container's), else the one set up by `make` or in the user's cache.
 
-    Raises CodetrError if there is neither.
+    Raises CodetrError if there is none.
     """
     if on_path := shutil.which("perf_analyzer"):
         return Installation(Path(on_path), "")
-    binary = folder / "bin" / "perf_analyzer"
-    if not binary.exists():
-        raise CodetrError(f"perf_analyzer is neither on PATH nor at {binary}; {INSTALL_HINT}")
-    return Installation(binary.resolve(), str((folder / "lib").resolve()))
+    places = [parent / FOLDER_NAME for parent in (TRITON_FOLDER, cache_folder())]
+    for folder in places:
+        if (folder / "bin" / "perf_analyzer").exists():
+            return _installation(folder)
+    raise CodetrError(f"perf_analyzer is neither on PATH nor in {' or '.join(map(str, places))}; {INSTALL_HINT}")
 
 
-def install(folder: Path = INSTALL_FOLDER, pytriton: Path = PYTRITON_FOLDER) -> Installation:
-    """Set up perf_analyzer in `folder` from wheels: the binary from tritonclient, its libraries from nvidia-pytriton.
+def install(folder: Path | None = None) -> Installation:
+    """Set up perf_analyzer from wheels: the binary from tritonclient, its libraries from nvidia-pytriton.
+
+    Args:
+        folder: where to; in the user's cache if not given. The wheel of nvidia-pytriton goes beside it, if it is not
+            there.
 
     Raises CodetrError where the wheel has no binary for this machine, and when pip fails.
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise CodetrError("perf_analyzer's wheel is for x86-64 Linux; elsewhere use the one in Triton's SDK container")
+    folder = folder or cache_folder() / FOLDER_NAME
+    pytriton = folder.parent / "pytriton"
     _pip_install(WHEEL, folder)
     if not list(pytriton.glob("nvidia_pytriton.libs/*")):
         _pip_install("nvidia-pytriton==0.7.0", pytriton)
@@ -116,11 +123,14 @@ def install(folder: Path = INSTALL_FOLDER, pytriton: Path = PYTRITON_FOLDER) -> 
         link = folder / "lib" / name
         link.unlink(missing_ok=True)
         link.symlink_to(found[0].resolve())
-    binary = folder / "bin" / "perf_analyzer"
-    binary.chmod(0o755)
-    installation = Installation(binary.resolve(), str((folder / "lib").resolve()))
+    (folder / "bin" / "perf_analyzer").chmod(0o755)
+    installation = _installation(folder)
     _check_starts(installation)
     return installation
+
+
+def _installation(folder: Path) -> Installation:
+    return Installation((folder / "bin" / "perf_analyzer").resolve(), str((folder / "lib").resolve()))
 
 
 def _pip_install(requirement: str, target: Path) -> None:

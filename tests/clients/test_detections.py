@@ -26,6 +26,19 @@ def test_above_keeps_the_order_and_equal_scores(detections: Detections) -> None:
     assert len(detections.above(0.9)) == 0
 
 
+def test_of_labels_keeps_the_order_of_those_labels(detections: Detections) -> None:
+    assert detections.of_labels({0, 2}).names == ("bus", "cat")
+    kept = detections.of_labels({2: 90, 1: 4})
+    assert (kept.names, kept.scores.tolist(), kept.boxes.tolist()) == (("bus",), [0.25], [[1, 2, 11, 22]])
+    assert len(detections.of_labels(())) == 0
+
+
+def test_labels_without_a_name_are_numbered() -> None:
+    labels = np.array([1, 2, -1], np.int32)
+    found = Detections.named(np.zeros((3, 4), np.float32), np.ones(3, np.float32), labels, ["bus", "cat"])
+    assert found.names == ("cat", "class 2", "class -1")
+
+
 def test_to_json_survives_json(detections: Detections) -> None:
     assert json.loads(json.dumps(detections.to_json()))[0] == {
         "box": [1, 2, 11, 22], "score": 0.25, "label": 2, "name": "bus",
@@ -42,6 +55,12 @@ def test_to_coco_has_width_and_height_and_cocos_category_numbers(detections: Det
 def test_to_coco_names_the_label_without_a_category(detections: Detections) -> None:
     with pytest.raises(CodetrError, match="label 2 has no COCO category: category_ids holds 2"):
         detections.to_coco(7, [1, 3])
+    with pytest.raises(CodetrError, match="label 2 has no COCO category: category_ids holds 1"):
+        detections.to_coco(7, {0: 5})
+
+
+def test_to_coco_takes_categories_by_label(detections: Detections) -> None:
+    assert [row["category_id"] for row in detections.to_coco(7, {0: 5, 2: 90})] == [90, 5]
 
 
 def test_nothing_found_is_empty_everywhere() -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from codetr_client.detections import Detections
-from codetr_client.drawing import colour, draw
+from codetr_client.drawing import GAP, colour, draw, side_by_side
 
 
 def detections(*boxes: list[float], label: int = 3) -> Detections:
@@ -77,3 +77,11 @@ def test_colours_are_stable_and_neighbours_differ() -> None:
     for first in range(80):
         for second in range(first + 1, min(first + 4, 80)):
             assert max(abs(a - b) for a, b in zip(colour(first), colour(second), strict=True)) > 60
+
+
+def test_two_pictures_stand_side_by_side() -> None:
+    pair = side_by_side(Image.new("RGB", (30, 20), "red"), Image.new("RGB", (40, 10), "blue"))
+    assert pair.size == (30 + GAP + 40, 20)
+    places = [(29, 19), (30, 0), (29 + GAP, 0), (30 + GAP, 9), (30 + GAP, 10)]
+    white = (255, 255, 255)
+    assert [pair.getpixel(place) for place in places] == [(255, 0, 0), white, white, (0, 0, 255), white]

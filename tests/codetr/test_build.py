@@ -62,16 +62,16 @@ def fault(tmp_path, monkeypatch, capsys):
             id="fewer tokens than queries, before weights",
         ),
         pytest.param([*DEMO, "--static-batch"], "a static batch above 1 cannot be served", id="static batch"),
-        pytest.param([*DEMO, "--precision", "fp16"], "no precision fp16; give fp32, or use --engine torch", id="fp16"),
+        pytest.param([*DEMO, "--precision", "fp16"], "no precision fp16; give fp32, or use the torch", id="fp16"),
         pytest.param(
             [*DEMO, "--plugin-nodes", "--name", "x", "--verify-images", "y", "--skip-verification"],
-            "--name, --verify-images, --skip-verification: without effect, since --plugin-nodes writes",
+            "name, verify_images, skip_verification: without effect, since plugin nodes go into",
             id="without effect",
         ),
         pytest.param([*DEMO, "--batch", "0"], "batch=0 is too small; expected 1 to 256", id="batch"),
         pytest.param([*DEMO, "--engine", "caffe"], "engine 'caffe' is not known; expected onnx, torch", id="engine"),
         pytest.param([*DEMO, "--precision", "int8"], "--precision 'int8' is not known; expected fp32", id="precision"),
-        pytest.param([*DEMO, "--name", "a.b"], "--name 'a.b' is not possible; expected letters", id="name"),
+        pytest.param([*DEMO, "--name", "a.b"], "name 'a.b' is not possible; expected letters", id="name"),
         pytest.param([*DEMO, "--verify-images", "absent"], "absent holds no images (.jpg, .jpeg", id="images"),
         pytest.param([*DEMO, "--optimization-level", "3"], "settings are not for the onnx engine", id="settings"),
     ],
@@ -108,7 +108,7 @@ def test_another_class_count_is_named(fault, tmp_path):
     weights = {"class_head.weight": torch.zeros(3, 128), "class_head.bias": torch.zeros(3)}
     torch.save({"state_dict": weights}, tmp_path / "three.pth")
     line = fault("co_dino_demo", "--weights", str(tmp_path / "three.pth"))
-    assert "the checkpoint has 3 classes, variant 'co_dino_demo' has 8; name its classes with --classes FILE" in line
+    assert "the checkpoint has 3 classes, variant 'co_dino_demo' has 8; give the names of its classes" in line
 
 
 def test_the_suppression_can_be_set(fault, monkeypatch):
@@ -152,7 +152,8 @@ def test_a_full_disk(fault, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1 << 20))
     line = fault(*DEMO)
     assert (
-        "has 0.0 GiB free, the build needs 0.1 GiB; free some, or set TMPDIR and --repository to another disk" in line
+        "has 0.0 GiB free, the build needs 0.1 GiB; free some, or choose another disk for TMPDIR and the repository"
+        in line
     )
 
 
@@ -173,7 +174,7 @@ def test_a_file_as_the_plugin_files_folder(monkeypatch, capsys, tmp_path):
 
 def test_no_gpu(fault, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "the tensorrt engine needs an NVIDIA GPU and a CUDA build of PyTorch; use --engine onnx" in fault(
+    assert "the tensorrt engine needs an NVIDIA GPU and a CUDA build of PyTorch; use the onnx engine" in fault(
         *DEMO, "--engine", "tensorrt"
     )
 
@@ -184,7 +185,7 @@ def test_no_tensorrt(fault, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     line = fault(*DEMO, "--engine", "tensorrt")
     assert "the tensorrt engine needs torch_tensorrt, which cannot be imported" in line
-    assert line.endswith("use the image of Dockerfile.triton, or --engine onnx")
+    assert line.endswith("use the image of Dockerfile.triton, or the onnx engine")
 
 
 @pytest.mark.parametrize("batch", [4, 256])
@@ -199,7 +200,7 @@ def test_a_gpu_without_room(fault, monkeypatch, batch):
     line = fault(*DEMO, "--engine", "torch", "--batch", str(batch), "--height", "640", "--width", "960")
     needed = batch * 640 * 960 * 1900 / 2**30 + 1
     assert f"Some GPU has 2.0 GiB free, the build needs about {needed + 0.1:.1f} GiB" in line
-    assert line.endswith("choose a smaller --batch or size")
+    assert line.endswith("choose a smaller batch or size")
 
 
 def test_a_failed_compilation_names_its_log(fault, monkeypatch, tmp_path):
@@ -213,7 +214,7 @@ def test_a_failed_compilation_names_its_log(fault, monkeypatch, tmp_path):
     monkeypatch.setattr("builder.pipeline.build.load", lambda options: __import__("builder").random_detector(SMALLEST))
     monkeypatch.setattr(onnx, "build", build)
     log = tmp_path / "repository-codetr-build.log"
-    assert fault(*DEMO).endswith(f"no ONNX form of aten::x; the compilers' log is {log}, --verbose shows it")
+    assert fault(*DEMO).endswith(f"no ONNX form of aten::x; the compilers' log is {log}, and `verbose` shows it")
     assert "a compiler's complaint" in log.read_text()
 
 

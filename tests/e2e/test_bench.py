@@ -59,7 +59,7 @@ def test_a_broken_limit_is_exit_status_1(server: TritonServer, tmp_path: Path) -
     done = bench("load", "--url", server.grpc_url, "--output", str(tmp_path), *options)
     assert done.returncode == 1
     assert "error: p99 of" in done.stderr
-    assert "is above --max-p99-ms 0.001" in done.stderr
+    assert "is above max_p99_ms 0.001" in done.stderr
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_other_weights_are_refused(repository, golden_weights, tmp_path):
 
 
 def test_weights_must_be_given(repository):
-    with pytest.raises(CodetrError, match=r"give --weights: the engine codetr was built from tiny\.pth"):
+    with pytest.raises(CodetrError, match=r"give its weights: the engine codetr was built from tiny\.pth"):
         verify_repository(repository, "codetr")
 
 

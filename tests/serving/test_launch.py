@@ -37,7 +37,7 @@ def add_engine(repository: Path, name: str, plugin: str | None = None, **manifes
 
 
 def test_missing_repository_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(CodetrError, match=r"no repository at .*nowhere; write one with `codetr build"):
+    with pytest.raises(CodetrError, match=r"no repository at .*nowhere; write one there with `codetr build"):
         check_repository(tmp_path / "nowhere")
 
 

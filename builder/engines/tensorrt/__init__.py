@@ -94,7 +94,7 @@ def device() -> Device:
         EngineError: there is no GPU, or TensorRT or torch_tensorrt is not installed.
     """
     if not torch.cuda.is_available():
-        raise EngineError("the tensorrt engine needs an NVIDIA GPU and a CUDA build of PyTorch; use --engine onnx")
+        raise EngineError("the tensorrt engine needs an NVIDIA GPU and a CUDA build of PyTorch; use the onnx engine")
     for name in ("tensorrt", "torch_tensorrt"):
         _import(name)
     return "cuda"
@@ -333,7 +333,7 @@ def _import(name: str) -> Any:
     except (ImportError, OSError) as error:
         raise EngineError(
             f"the tensorrt engine needs {name}, which cannot be imported ({first_line(error)}); use the image "
-            "of Dockerfile.triton, or --engine onnx"
+            "of Dockerfile.triton, or the onnx engine"
         ) from error
 
 

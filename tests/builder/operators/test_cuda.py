@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from builder.cache import CACHE_VARIABLE
 from builder.operators import cuda as cuda_operator
 from builder.operators.cuda import CudaOperatorError, build_command, find_nvcc, load_cuda_operator
 from builder.operators.ms_deform_attn import SCHEMA, ms_deform_attn, reference_ms_deform_attn
@@ -106,7 +107,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.ops, "load_library", paths.append)
     monkeypatch.delenv(cuda_operator.LIBRARY_VARIABLE, raising=False)
-    monkeypatch.setenv(cuda_operator.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(cuda_operator, "_loaded", {})
 
     def no_nvcc():

@@ -13,7 +13,7 @@ from builder.engines.tensorrt import plugin_onnx
 from builder.pipeline.build import BuildOptions, build_repository, keep_report, write_plugin_onnx
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe, variant_of
-from builder.pipeline.verify import VerificationError, served
+from builder.pipeline.verify import VerificationError, detections
 from demo import DEMO_WEIGHTS
 from demo.shapes.dataset import write_dataset
 from serving.errors import CodetrError
@@ -31,7 +31,7 @@ SMALL = get_variant("co_dino_r50_12e").derive("small", num_classes=8, num_querie
         ({"engine": "caffe"}, "engine 'caffe' is not known; expected onnx"),
         (
             {"engine": "onnx", "precision": "float16"},
-            "onnx engine has no precision fp16; give fp32, or use --engine torch",
+            "onnx engine has no precision fp16; give fp32, or use the torch engine",
         ),
     ],
 )
@@ -88,13 +88,13 @@ def test_a_second_name_is_added_and_the_same_is_refused_at_once(tmp_path, stand_
     build_repository(BuildOptions(SMALLEST, InputSpec(96, 64), verify_images=photos, name="portrait"), repository)
     assert [read_manifest(repository, name)["height"] for name in engine_names(repository)] == [64, 96]
     monkeypatch.setattr("builder.pipeline.build.load", lambda options: pytest.fail("the weights were loaded"))
-    with pytest.raises(CodetrError, match="has an engine portrait; give the new one another --name"):
+    with pytest.raises(CodetrError, match="has an engine portrait; give the new one another name"):
         build_repository(BuildOptions(SMALLEST, SPEC, name="portrait"), repository)
 
 
 def test_verification_and_server_suppress_as_the_variant(tmp_path, stand_in, photos, monkeypatch):
     used = []
-    monkeypatch.setattr("builder.pipeline.report.served", lambda *args: used.append(args[-1]) or served(*args))
+    monkeypatch.setattr("builder.pipeline.report.detections", lambda *args: used.append(args[2]) or detections(*args))
     monkeypatch.setattr("builder.pipeline.verify.average_precision", lambda *args: used.append(args[-1]))
     variant = dataclasses.replace(SMALLEST, rules=Rules(suppression=Suppression("hard", 0.5, score_threshold=0.125)))
     build_repository(BuildOptions(variant, SPEC, verify_images=photos), tmp_path / "repository")
@@ -146,7 +146,7 @@ def test_the_report_goes_where_it_is_asked_for(tmp_path, stand_in, photos, shift
 
 @pytest.mark.parametrize(
     ("report", "message"),
-    [("r/report", "lies in --repository, where"), ("file/report", r"file cannot be written .* name another --report")],
+    [("r/report", "lies in the repository, where"), ("file/report", r"file cannot be written .* name another folder")],
 )
 def test_an_impossible_report_folder_is_named_at_once(tmp_path, monkeypatch, report, message):
     (tmp_path / "file").touch()
@@ -158,8 +158,11 @@ def test_an_impossible_report_folder_is_named_at_once(tmp_path, monkeypatch, rep
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory; end what else runs on the GPU .* --batch"),
-        (MemoryError(), "MemoryError; memory is full: end other programs, or choose a smaller --batch or size"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "CUDA out of memory; end what else runs on the GPU .* smaller batch",
+        ),
+        (MemoryError(), "MemoryError; memory is full: end other programs, or choose a smaller batch or size"),
         (RuntimeError("x DefaultCPUAllocator: can't allocate memory\nmore"), "can't allocate memory; memory is full"),
         (OSError(28, "No space left on device", "/x"), "No space left on device: '/x'; look at that path's disk"),
     ],

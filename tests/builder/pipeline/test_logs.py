@@ -33,7 +33,7 @@ def test_what_compilers_write_is_kept_from_the_terminal(tmp_path, capfd):
 
 def test_a_failure_names_the_log(tmp_path, capfd):
     log = tmp_path / "build.log"
-    with pytest.raises(EngineError, match=r"no converter; the compilers' log is .*build\.log, --verbose shows it"):
+    with pytest.raises(EngineError, match=r"no converter; the compilers' log is .*build\.log, and `verbose` shows it"):
         fail(False, log)
     assert capfd.readouterr() == ("", "")
     text = log.read_text()

@@ -170,7 +170,7 @@ def test_templates_are_left_alone(tmp_path: Path, engine_file: Path) -> None:
 def test_an_engine_is_replaced_whole_if_told(tmp_path: Path, engine_file: Path) -> None:
     repository = write(tmp_path / "repository", engine_file)
     before = content(repository)
-    with pytest.raises(CodetrError, match=r"has an engine codetr; give the new one another --name, or .* --overwrite"):
+    with pytest.raises(CodetrError, match=r"has an engine codetr; give the new one another name, or overwrite it"):
         write(repository, engine_file, kind="tensorrt")
     assert content(repository) == before
     write(repository, engine_file, kind="tensorrt", overwrite=True)
@@ -307,7 +307,7 @@ def test_overwriting_one_engine_leaves_the_others(tmp_path: Path, engine_file: P
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "a.b", "day_detector", "day_preprocess"])
 def test_impossible_names_are_refused(tmp_path: Path, engine_file: Path, name: str) -> None:
-    with pytest.raises(CodetrError, match=f"--name {name!r} is not possible; expected letters"):
+    with pytest.raises(CodetrError, match=f"name {name!r} is not possible; expected letters"):
         write(tmp_path / "repository", engine_file, name=name)
     assert files(tmp_path) == {"some-engine.bin"}
 

@@ -79,14 +79,14 @@ def test_an_unrelated_file_beside_the_folder_is_no_annotation(tmp_path):
     save(tmp_path / "images" / "a.png")
     path = annotations(tmp_path / "annotations.json", ["other.png"], ("unicorn",))
     assert sample_images(CLASS_NAMES, tmp_path / "images").truth is None
-    with pytest.raises(CodetrError, match=r"--verify-annotations .* lists none of the images in"):
+    with pytest.raises(CodetrError, match=r"annotations .*annotations\.json: the file lists none of the images in"):
         sample_images(CLASS_NAMES, tmp_path / "images", path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(None, "No such file", id="missing"),
+        pytest.param(None, r"annotations .*some\.json: No such file", id="missing"),
         pytest.param("{", "is no COCO annotation file", id="not JSON"),
         pytest.param('{"images": []}', "is no COCO annotation file: KeyError 'categories'", id="incomplete"),
     ],
@@ -108,5 +108,5 @@ def test_classes_the_detector_does_not_know_are_named(tmp_path):
 
 
 def test_annotations_need_their_images(tmp_path):
-    with pytest.raises(CodetrError, match="--verify-annotations needs --verify-images"):
+    with pytest.raises(CodetrError, match="annotations are given without the folder of their images; name that too"):
         sample_images(CLASS_NAMES, None, tmp_path / "some.json")

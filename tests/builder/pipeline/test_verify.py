@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from builder.detector import Detector
 from builder.engines import EngineOutput
 from builder.pipeline.samples import Samples, sample_images
 from builder.pipeline.verify import (
@@ -181,7 +182,7 @@ def test_each_limit_has_its_fault(figures, fault):
     assert not faults or faults[0].startswith(fault)
 
 
-class StandIn(torch.nn.Module):
+class StandIn(Detector):
     """A detector of 300 candidates that depend on the brightness of the image alone, best first."""
 
     def __init__(self):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from codetr.cli import app
 from codetr_client.detections import Detections
+from codetr_client.drawing import GAP
 from demo.shapes import CLASS_NAMES
 from demo.shapes.dataset import write_dataset
 from demo.shapes.draw import generate
@@ -220,7 +221,7 @@ def test_the_worst_image_is_drawn_first_and_side_by_side(dataset: Dataset, tmp_p
     assert [value for _, value in drawn] == [0, 1]
     assert full.path.stem in drawn[0][0].stem
     with Image.open(drawn[0][0]) as picture:
-        assert picture.size == (2 * full.width, full.height)
+        assert picture.size == (2 * full.width + GAP, full.height)
 
 
 def test_orientations_are_those_of_the_files(dataset: Dataset) -> None:

@@ -97,5 +97,5 @@ def test_an_engine_that_is_not_there_or_of_another_kind_is_named(repository: Pat
         onnx_detect(repository, "codetr")
     path = manifest_path(repository)
     path.write_text(path.read_text().replace('"engine": "onnx"', '"engine": "torch"'))
-    with pytest.raises(CodetrError, match="is a torch engine; --source onnx runs ONNX engines"):
+    with pytest.raises(CodetrError, match="is a torch engine, expected onnx"):
         onnx_detect(repository, "codetr")

@@ -11,6 +11,7 @@ from tritonclient.grpc import model_config_pb2
 from perf.cost.cases import MAX_BATCH_SIZE, Case
 from perf.cost.repository import MODEL, write_cost_repository
 from serving.launch import check_repository
+from serving.manifest import read_manifest
 
 
 def config(repository: Path, model: str) -> Any:
@@ -24,12 +25,16 @@ def test_a_repository_is_complete_and_its_detector_is_the_fixed_cost(tmp_path: P
     detector = config(repository, "codetr_detector")
     assert list(detector.input[0].dims) == [64, 96, 3]
     assert detector.max_batch_size == MAX_BATCH_SIZE
-    assert {key: value.string_value for key, value in detector.parameters.items()} == {"cost_ms": "12.5"}
-    assert (repository / "codetr_detector/1/model.py").read_bytes() == MODEL.read_bytes()
-    assert [path.name for path in (repository / "codetr_detector/1").iterdir()] == ["model.py"]
+    version = repository / "codetr_detector" / "1"
+    assert json.loads((version / "cost.json").read_text()) == {"cost_ms": 12.5}
+    assert (version / "model.py").read_bytes() == MODEL.read_bytes()
+    assert sorted(path.name for path in version.iterdir()) == ["cost.json", "model.py"]
     assert config(repository, "codetr_preprocess").instance_group[0].count == 3
     assert config(repository, "codetr_postprocess").instance_group[0].count == 1
-    assert json.loads((repository / "codetr_detector" / "manifest.json").read_text())["cost_ms"] == 12.5
+    manifest = read_manifest(repository, "codetr")
+    assert (manifest["engine"], manifest["width"], list(manifest["files"])) == (
+        "fixed_cost", 96, ["codetr_detector/1/cost.json"],
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

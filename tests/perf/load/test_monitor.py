@@ -79,7 +79,7 @@ def test_thinning_keeps_the_last_sample() -> None:
         pytest.param([100.0] * 20, 4.0, 10.0, [], id="kept"),
         pytest.param([100.0] * 10 + [150.0] * 10, 4.0, None, [], id="no limit"),
         pytest.param(
-            [100.0] * 10 + [150.0] * 10, 4.0, 10.0, ["memory grew by 50 MB, more than --max-memory-growth-mb 10"],
+            [100.0] * 10 + [150.0] * 10, 4.0, 10.0, ["memory grew by 50 MB, more than max_memory_growth_mb 10"],
             id="grew",
         ),
     ],

@@ -25,7 +25,7 @@ def test_a_run_leaves_json_csv_markdown_and_a_page(tmp_path: Path) -> None:
         "h:1", output=str(tmp_path / "out"), command="codetr bench load", seconds=5, max_memory_growth_mb=1.0
     )
     assert finish(config, SAMPLES, MEMORY) == [
-        "1 failures are more than --max-failures 0", "memory grew by 17 MB, more than --max-memory-growth-mb 1",
+        "1 failures are more than max_failures 0", "memory grew by 17 MB, more than max_memory_growth_mb 1",
     ]  # fmt: skip
     out = tmp_path / "out"
     record = json.loads((out / "results.json").read_text())
@@ -35,7 +35,7 @@ def test_a_run_leaves_json_csv_markdown_and_a_page(tmp_path: Path) -> None:
     assert len(read_samples(out / "requests.csv")) == 52
     markdown = (out / "report.md").read_text()
     assert "| jpeg 8x8 | 51 | 1 | 10.0 | 10.0 | 10.0 |" in markdown
-    assert "Limits: 1 failures are more than --max-failures 0;" in markdown
+    assert "Limits: 1 failures are more than max_failures 0;" in markdown
     assert "| codetr_detector 0 | 50.0 | 50.0 | 0.0 | 50.0 |" in markdown
     assert "| 4 | 10.4 ± " in markdown
     page = (out / "report.html").read_text()

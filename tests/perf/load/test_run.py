@@ -116,7 +116,7 @@ def test_what_cannot_be_used_is_an_error_before_anything_starts(
     config: LoadConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
-    with pytest.raises(CodetrError, match="--server-pid 4194305: there is no such process"):
+    with pytest.raises(CodetrError, match="server_pid 4194305: there is no such process"):
         run(replace(config, server_pid=2**22 + 1))
     with pytest.raises(CodetrError, match="cannot read the results"):
         run(replace(config, baseline=str(config.folder / "none.json")))

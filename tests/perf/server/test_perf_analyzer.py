@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from builder.cache import CACHE_VARIABLE
 from perf.server import perf_analyzer
 from perf.server.perf_analyzer import (
     Installation,
@@ -155,16 +156,22 @@ def test_an_interrupted_measurement_ends_the_process(tmp_path: Path, monkeypatch
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_find_prefers_path_then_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_prefers_path_then_what_make_set_up_then_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(perf_analyzer, "TRITON_FOLDER", tmp_path / "made")
     with pytest.raises(CodetrError, match="`codetr bench install-perf-analyzer` sets it up"):
-        find(tmp_path)
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "perf_analyzer").touch(mode=0o755)
-    assert find(tmp_path).library_path == str(tmp_path / "lib")
-    assert find(tmp_path).environment["LD_LIBRARY_PATH"] == str(tmp_path / "lib")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert find(tmp_path).library_path == "", "the container's needs nothing"
+        find()
+    for name in ("cache", "made"):
+        folder = tmp_path / name / "perf_analyzer"
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "perf_analyzer").touch(mode=0o755)
+        assert find().library_path == str(folder / "lib")
+        assert find().environment["LD_LIBRARY_PATH"] == str(folder / "lib")
+    monkeypatch.setenv("PATH", str(folder / "bin"))
+    assert find().library_path == "", "the container's needs nothing"
 
 
 def test_install_links_the_libraries_under_the_names_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +190,12 @@ def test_install_links_the_libraries_under_the_names_wanted(tmp_path: Path, monk
     monkeypatch.setattr(perf_analyzer, "_pip_install", pip)
     monkeypatch.setattr(perf_analyzer.platform, "system", lambda: "Linux")
     monkeypatch.setattr(perf_analyzer.platform, "machine", lambda: "x86_64")
-    installation = install(tmp_path / "pa", tmp_path / "pytriton")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    installation = install()
+    assert installation.binary == tmp_path / "cache" / "perf_analyzer" / "bin" / "perf_analyzer"
     assert asked == ["tritonclient==2.51.0", "nvidia-pytriton==0.7.0"]
+    install(tmp_path / "cache" / "again")
+    assert asked[2:] == ["tritonclient==2.51.0"], "the libraries are beside it"
     links = {link.name: link.resolve().name for link in Path(installation.library_path).iterdir()}
     assert links == {"libb64.so.0d": "libb64-98cb6333.so.0d", "libcudart.so.12": "libcudart-09529672.so.12.6.77"}
 
@@ -192,4 +203,4 @@ def test_install_links_the_libraries_under_the_names_wanted(tmp_path: Path, monk
 def test_install_refuses_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(perf_analyzer.platform, "machine", lambda: "arm64")
     with pytest.raises(CodetrError, match="SDK container"):
-        install(tmp_path, tmp_path)
+        install(tmp_path)

@@ -119,7 +119,7 @@ def test_impossible_settings_are_refused(kwargs):
 
 
 def test_settings_are_not_dropped_by_other_engines():
-    with pytest.raises(EngineError, match="--engine tensorrt"):
+    with pytest.raises(EngineError, match="use the tensorrt engine"):
         BuildOptions(
             get_variant("co_dino_r50_12e"), InputSpec(64, 64), tensorrt=engine.TensorRTSettings(optimization_level=5)
         )
