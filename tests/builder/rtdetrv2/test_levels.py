@@ -64,6 +64,11 @@ def test_limits_of_the_operator_are_only_for_those_who_use_it():
     assert (odd.uses_operator, replace(odd, sampling="discrete").uses_operator) == (True, False)
 
 
+def test_the_published_variants_have_no_fault_at_their_size():
+    for variant in PRESETS.values():
+        check_limits(variant, *variant.input_size, tensorrt=True)
+
+
 def test_tensorrts_limit():
     many = replace(TINY, num_queries=4000)
     check_limits(many, 640, 640)

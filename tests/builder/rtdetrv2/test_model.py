@@ -72,6 +72,7 @@ def test_a_box_trains_its_own_head_and_the_one_before():
     trained = [head[0].bias.grad is not None for head in network.decoder.box_heads]
     assert trained == [False, True, True]
     assert network.proposals.box_head[0].bias.grad is None
+    assert network.proposals.proj.weight.grad is None  # the decoder does not train what chooses its queries
 
 
 def test_the_last_prediction_is_the_networks(detector, eval96):
