@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from demo import Family
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
+    from builder.family import DetectorConfig
     from codetr.stages import Stages
 
 MAX_BATCH_SIZE = 4
@@ -22,6 +24,7 @@ def demo(
         "runs/demo"
     ),
     image: Annotated[Path | None, typer.Option(help="Another image than the sample that comes along.")] = None,
+    family: Annotated[Family, typer.Option(help="Family of the detector.")] = "co_dino",
 ) -> None:
     """Build the demo detector, serve it, detect on an image, write the annotated picture, stop the server."""
     from codetr.detect import raise_failures, results_table
@@ -36,7 +39,7 @@ def demo(
     repository = output / "repository"
     make_folder(output)
     refuse_inside([repository], [image])
-    prepare_repository(repository, Stages(console))
+    prepare_repository(repository, Stages(console), family)
     with console.status("starting tritonserver"), running_server(repository) as server:
         console.print(f"[green]✓[/] serving on {server.grpc_url} (gRPC) and {server.http_url} (HTTP)", highlight=False)
         with CoDetrClient(server.grpc_url) as client:
@@ -46,27 +49,27 @@ def demo(
     console.print(f"annotated picture: [bold]{results[0].picture}[/]\nboxes: [bold]{output / RESULTS_NAME}[/]")  # type: ignore[union-attr]
 
 
-def prepare_repository(repository: Path, stages: Stages) -> None:
-    """Build the demo repository, unless it is there already and made of the same weights."""
-    from builder.co_dino.presets import DEMO_NETWORK
+def prepare_repository(repository: Path, stages: Stages, family: Family = "co_dino") -> None:
+    """Build the demo repository of a family, unless it is there already and made of the same weights."""
     from builder.pipeline.build import BuildOptions, build_repository
     from builder.pipeline.export import InputSpec
-    from demo import DEMO_WEIGHTS
+    from builder.variants import get_variant
+    from demo import WEIGHTS
     from serving.manifest import manifest_path, sha256
 
+    variant: DetectorConfig = get_variant(f"{family}_demo")
+    weights = WEIGHTS[family]
     built = manifest_path(repository)
     if built.is_file():
         manifest = json.loads(built.read_text(encoding="utf-8"))
-        if (manifest.get("weights") or {}).get("sha256") == sha256(DEMO_WEIGHTS):
+        if (manifest.get("weights") or {}).get("sha256") == sha256(weights):
             stages.console.print(f"[green]✓[/] {repository} is up to date")
             return
         network = (manifest.get("network") or {}).get("name")
-        if network != DEMO_NETWORK.name:
+        if network != variant.name:
             raise CodetrError(
-                f"{repository} holds an engine of {network}, not the demo's {DEMO_NETWORK.name}, and would be "
-                "replaced; name another --output"
+                f"{repository} holds an engine of {network}, not the demo's {variant.name}, and would be replaced; "
+                "name another --output"
             )
-    options = BuildOptions(
-        DEMO_NETWORK, InputSpec(*DEMO_NETWORK.input_size, MAX_BATCH_SIZE), DEMO_WEIGHTS, overwrite=True
-    )
+    options = BuildOptions(variant, InputSpec(*variant.input_size, MAX_BATCH_SIZE), weights, overwrite=True)
     build_repository(options, repository, stages)

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from demo import Family
 from serving.errors import CodetrError
 
 
 def train_demo(
     output: Annotated[Path, typer.Option(help="Folder for checkpoints and weights; an interrupted run continues.")],
+    family: Annotated[Family, typer.Option(help="Family of the detector.")] = "co_dino",
     device: Annotated[str, typer.Option(help="cuda or cpu; a GPU takes a quarter of an hour, a CPU days.")] = "cuda",
     workers: Annotated[int, typer.Option(min=0, help="Processes that draw images.")] = 15,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after so long; the same command continues.", show_default="none")
+    ] = None,
 ) -> None:
-    """Train the demo detector on generated shapes, as the weights that come along were trained, and measure its AP."""
+    """Train a demo detector on generated shapes, as the weights that come along were trained, and measure its AP."""
     from rich.console import Console
     from rich.progress import track
 
-    from builder.co_dino.presets import DEMO_VARIANT
-    from builder.variants import get_variant
     from codetr.evaluate import summary_line
-    from demo.train.run import train_demo as train
+    from demo.train import recipes
     from perf.accuracy.held_out import record_accuracy
 
     console = Console()
-    weights = train(get_variant(DEMO_VARIANT), output, "codetr train-demo", device, workers, console)
+    name = recipes.RECIPES[family].variant.name
+    command = "codetr train-demo" if family == "co_dino" else f"codetr train-demo --family {family}"
+    weights = recipes.train_demo(
+        family,
+        output,
+        command=command,
+        device=device,
+        workers=workers,
+        console=console,
+        minutes=math.inf if minutes is None else minutes,
+    )
+    if weights is None:
+        console.print(f"time is up; the same command continues from {output}", highlight=False, soft_wrap=True)
+        return
     result = record_accuracy(
-        DEMO_VARIANT, weights, output / "held-out", device, progress=lambda indices: track(indices, "drawing")
+        name, weights, output / "held-out", device, progress=lambda indices: track(indices, "drawing")
     )
     console.print(summary_line(result), highlight=False, soft_wrap=True)
-    console.print(f"[bold]{weights}[/]: codetr build {DEMO_VARIANT} --weights {weights} ...", highlight=False)
+    console.print(f"[bold]{weights}[/]: codetr build {name} --weights {weights} ...", highlight=False)
 
 
 def demo_data(
     output: Annotated[Path, typer.Option(help="Folder for images/ and annotations.json (COCO).")],
     images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the data set; the demo was trained on 1 and 3.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Of the data set; the demos were trained on 1 and 3.")] = 2,
 ) -> None:
     """Draw a data set of shapes as JPEG files with COCO annotations."""
     from rich.progress import track

@@ -42,10 +42,12 @@ class DecoderLayer(nn.Module):
         reference_boxes: Tensor,
         shapes: Shapes,
         valid_shapes: Tensor,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Return [B, Q, C] for `hidden` and `position` [B, Q, C]; `reference_boxes` is float32 [B, Q, L, 4]."""
         placed = hidden + position  # the value carries no position
-        hidden = self.norm1(hidden + self.self_attn(placed, placed, hidden))
+        masks = () if mask is None else (mask,)
+        hidden = self.norm1(hidden + self.self_attn(placed, placed, hidden, *masks))
         attended = self.cross_attn(hidden + position, memory, reference_boxes, shapes, valid_shapes)
         hidden = self.norm2(hidden + attended)
         return self.norm3(hidden + self.ffn(hidden))
@@ -55,7 +57,9 @@ class DecoderOutput(NamedTuple):
     """What each decoder layer returned and was given."""
 
     hidden: list[Tensor]  # [B, Q, C] of each layer, before `Decoder.norm`
-    references: list[Tensor]  # float32 [B, Q, 4] cx cy w h in 0..1 of the valid image, as each layer received them
+    # float32 [B, Q, 4] cx cy w h in 0..1 of the valid image, as each layer received them; their gradient reaches the
+    # box head of the layer before and stops there, but is not cut of the first, the caller's own.
+    references: list[Tensor]
 
 
 class Decoder(nn.Module):
@@ -70,21 +74,36 @@ class Decoder(nn.Module):
         self.ref_point_head = MLP(2 * embed_dim, embed_dim, embed_dim)
 
     def forward(
-        self, hidden: Tensor, references: Tensor, memory: Tensor, shapes: Shapes, valid_shapes: Tensor
+        self,
+        hidden: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        shapes: Shapes,
+        valid_shapes: Tensor,
+        mask: Tensor | None = None,
     ) -> DecoderOutput:
-        """Decode queries `hidden` [B, Q, C] at boxes `references` float32 [B, Q, 4] over `memory` [B, S, C]."""
+        """Decode queries `hidden` [B, Q, C] at boxes `references` float32 [B, Q, 4] over `memory` [B, S, C].
+
+        `mask` float32 [Q, Q] is added to the scores of self-attention: -inf where a query must not see another. Only
+        training has one. Gradients are cut as DINO cuts them: each layer takes its boxes as they are.
+        """
         ratios = valid_ratios(valid_shapes, shapes).repeat(1, 1, 2)  # [B, L, 4]
         outputs = DecoderOutput([], [])
         for i, layer in enumerate(self.layers):
             if i > 0:  # refined by the raw output of the layer before; the final head reads the normed one
-                references = torch.sigmoid(self.box_heads[i - 1](hidden) + inverse_sigmoid(references))
-            boxes = references[:, :, None] * ratios[:, None]  # [B, Q, L, 4], in 0..1 of each whole level
+                references = torch.sigmoid(self.box_heads[i - 1](hidden) + inverse_sigmoid(_cut(references)))
+            boxes = _cut(references)[:, :, None] * ratios[:, None]  # [B, Q, L, 4], in 0..1 of each whole level
             embedding = box_embedding(boxes[:, :, 0], hidden.shape[-1] // 2)
             position = self.ref_point_head(embedding.to(hidden.dtype))
             outputs.references.append(references)
-            hidden = layer(hidden, position, memory, boxes, shapes, valid_shapes)
+            hidden = layer(hidden, position, memory, boxes, shapes, valid_shapes, mask)
             outputs.hidden.append(hidden)
         return outputs
+
+
+def _cut(references: Tensor) -> Tensor:
+    """Stop the gradient; where there is none, do not put a node into the graph either."""
+    return references.detach() if references.requires_grad else references
 
 
 def box_embedding(boxes: Tensor, channels: int) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from builder.co_dino.config import SwinConfig, Variant
-from builder.co_dino.decoder import Decoder
+from builder.co_dino.decoder import Decoder, DecoderOutput
 from builder.co_dino.encoder import Encoder
 from builder.co_dino.neck import ChannelMapper
-from builder.co_dino.proposals import ProposalHead
+from builder.co_dino.proposals import ProposalHead, Proposals
 from builder.co_dino.swin import SwinTransformer
 from builder.detector import Detector
 from builder.parts.boxes import inverse_sigmoid, top_candidates
@@ -79,9 +79,20 @@ class CoDINO(Detector):
         Returns:
             Boxes float32 [B, K, 4], x1 y1 x2 y2 in 0..1 of the valid image; scores float32 [B, K]; labels int32 [B, K].
         """
-        pixels = self._normalize(images, image_sizes)
+        pixels = self.normalize(images, image_sizes)
         logits, boxes = self.network(pixels, image_sizes)
         return self._top_candidates(logits, boxes, (images.shape[1], images.shape[2]), image_sizes)
+
+    def normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
+        """Return float32 [B, 3, H, W], normalised, with everything outside `image_sizes` set to the padding."""
+        # TensorRT moves no uint8 tensor: it is cast before it is permuted.
+        pixels = (images.float().permute(0, 3, 1, 2) - self.pixel_mean) / self.pixel_std
+        rows = torch.arange(images.shape[1], device=images.device) < image_sizes[:, :1]
+        columns = torch.arange(images.shape[2], device=images.device) < image_sizes[:, 1:]
+        inside = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)  # [B, 1, H, W]
+        if self.variant.padding_value is None:
+            return pixels * inside
+        return torch.where(inside, pixels, (self.variant.padding_value - self.pixel_mean) / self.pixel_std)
 
     def network(self, pixels: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Return class logits [B, Q, num_classes] and boxes float32 [B, Q, 4] of every query.
@@ -113,10 +124,17 @@ class CoDINO(Detector):
     def decode(self, memory: Memory, references: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and boxes as `network` does, decoded from `references` float32 [B, Q, 4], cx cy w h in 0..1."""
         queries = self.query_embed.weight.expand(len(references), -1, -1)
-        decoded = self.decoder(queries, references, *memory)
-        hidden = self.decoder.norm(decoded.hidden[-1])
-        deltas = self.decoder.box_heads[-1](hidden)
-        return self.class_head(hidden), torch.sigmoid(deltas + inverse_sigmoid(decoded.references[-1]))
+        return self.predict(self.decoder(queries, references, *memory), -1)
+
+    def content(self, proposals: Proposals) -> Tensor:
+        """Return what the queries contain, [B, Q, C]: learned, whatever was proposed."""
+        return self.query_embed.weight.expand(len(proposals.boxes), -1, -1)
+
+    def predict(self, decoded: DecoderOutput, layer: int) -> tuple[Tensor, Tensor]:
+        """Return logits and boxes as `network` does, of decoder layer `layer`: training has a loss for each of them."""
+        hidden = self.decoder.norm(decoded.hidden[layer])
+        deltas = self.decoder.box_heads[layer](hidden)
+        return self.class_head(hidden), torch.sigmoid(deltas + inverse_sigmoid(decoded.references[layer]))
 
     def _position(self, shapes: Shapes, valid_shapes: Tensor) -> Tensor:
         """Return the position and level embedding of every token, [B, S, C]."""
@@ -126,17 +144,6 @@ class CoDINO(Detector):
             for i, shape in enumerate(shapes)
         ]
         return torch.cat(embeddings, dim=1).to(self.dtype)
-
-    def _normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
-        """Return float32 [B, 3, H, W], normalised, with everything outside `image_sizes` set to the padding."""
-        # TensorRT moves no uint8 tensor: it is cast before it is permuted.
-        pixels = (images.float().permute(0, 3, 1, 2) - self.pixel_mean) / self.pixel_std
-        rows = torch.arange(images.shape[1], device=images.device) < image_sizes[:, :1]
-        columns = torch.arange(images.shape[2], device=images.device) < image_sizes[:, 1:]
-        inside = (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)  # [B, 1, H, W]
-        if self.variant.padding_value is None:
-            return pixels * inside
-        return torch.where(inside, pixels, (self.variant.padding_value - self.pixel_mean) / self.pixel_std)
 
     def _top_candidates(
         self, logits: Tensor, boxes: Tensor, input_shape: tuple[int, int], image_sizes: Tensor

@@ -28,6 +28,14 @@ class Proposals(NamedTuple):
     indices: Tensor  # int64 [B, Q], the memory tokens they come from
 
 
+class ScoredTokens(NamedTuple):
+    """Every token of the memory as the first stage sees it."""
+
+    tokens: Tensor  # [B, S, C]
+    logits: Tensor  # [B, S, num_classes]
+    anchors: Tensor  # float32 [B, S, 4], logits of cx cy w h; +inf where the token has no valid box
+
+
 class ProposalHead(nn.Module):
     """Scores every token of the memory and refines the boxes of the `num_queries` best."""
 
@@ -41,13 +49,24 @@ class ProposalHead(nn.Module):
 
     def forward(self, memory: Tensor, shapes: Shapes, valid_shapes: Tensor) -> Proposals:
         """Choose proposals from `memory` [B, S, C]; tokens without a valid box score as an empty token does."""
+        return self.best(self.score(memory, shapes, valid_shapes))
+
+    def score(self, memory: Tensor, shapes: Shapes, valid_shapes: Tensor) -> ScoredTokens:
+        """Score every token of `memory` [B, S, C]."""
         anchors, valid = anchor_logits(shapes, valid_shapes)
         tokens = self.norm(self.proj(memory.masked_fill(~valid.unsqueeze(-1), 0)))  # [B, S, C]
-        logits = self.class_head(tokens)  # [B, S, num_classes]
-        indices = logits.float().amax(-1).topk(self.num_queries, dim=1).indices
-        deltas = self.box_head(gather_tokens(tokens, indices))  # only the chosen tokens need a box
-        boxes = torch.sigmoid(deltas + gather_tokens(anchors, indices))
-        return Proposals(boxes, gather_tokens(logits, indices), indices)
+        return ScoredTokens(tokens, self.class_head(tokens), anchors)
+
+    def boxes(self, tokens: Tensor, anchors: Tensor) -> Tensor:
+        """Return boxes float32 [B, N, 4] of `tokens` [B, N, C] at `anchors` [B, N, 4], logits of cx cy w h."""
+        return torch.sigmoid(self.box_head(tokens) + anchors)
+
+    def best(self, scored: ScoredTokens) -> Proposals:
+        """Choose the `num_queries` tokens of the highest score."""
+        indices = scored.logits.float().amax(-1).topk(self.num_queries, dim=1).indices
+        # Only the chosen tokens need a box.
+        boxes = self.boxes(gather_tokens(scored.tokens, indices), gather_tokens(scored.anchors, indices))
+        return Proposals(boxes, gather_tokens(scored.logits, indices), indices)
 
 
 def anchor_logits(shapes: Shapes, valid_shapes: Tensor) -> tuple[Tensor, Tensor]:

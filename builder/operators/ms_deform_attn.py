@@ -20,6 +20,11 @@ SCHEMA = (
     "ms_deform_attn(Tensor value, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
     "int[] spatial_shapes, Tensor? valid_shapes=None) -> Tensor"
 )
+# Its gradients for the four tensors; an operator of its own, so that a faster kernel can take its place as well.
+BACKWARD_SCHEMA = (
+    "ms_deform_attn_backward(Tensor grad, Tensor value, Tensor reference_points, Tensor sampling_offsets, "
+    "Tensor attention_logits, int[] spatial_shapes, Tensor? valid_shapes) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 # What `findFault` of plugin_src/ms_deform_attn.cu can do; every implementation refuses the rest, in the same words.
 MAX_LEVELS = 8
 CHANNEL_MULTIPLE = 4
@@ -258,16 +263,32 @@ def _save_for_backward(ctx, inputs, output) -> None:  # type: ignore[no-untyped-
 
 
 def _backward(ctx, grad):  # type: ignore[no-untyped-def]  # as above
-    """Differentiate the reference implementation: training speed is not what the operator is for."""
     *tensors, valid_shapes = ctx.saved_tensors
+    grads = torch.ops.codetr.ms_deform_attn_backward(grad, *tensors, ctx.spatial_shapes, valid_shapes)
+    return *grads, None, None
+
+
+def _backward_implementation(
+    grad: Tensor,
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[int],
+    valid_shapes: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Differentiate the reference implementation: training speed is not what the operator is for."""
+    tensors = (value, reference_points, sampling_offsets, attention_logits)
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        value, reference_points, offsets, logits = leaves
-        out = reference_ms_deform_attn(value, reference_points, offsets, logits, ctx.spatial_shapes, valid_shapes)
-    return *torch.autograd.grad(out, leaves, grad), None, None
+        out = reference_ms_deform_attn(leaves[0], leaves[1], leaves[2], leaves[3], spatial_shapes, valid_shapes)
+        return torch.autograd.grad(out, leaves, grad)
 
 
-torch.library.define(f"codetr::{SCHEMA.split('(')[0]}", SCHEMA[SCHEMA.index("(") :])
+for _schema in (SCHEMA, BACKWARD_SCHEMA):
+    torch.library.define(f"codetr::{_schema.split('(')[0]}", _schema[_schema.index("(") :])
 torch.library.impl("codetr::ms_deform_attn", "CompositeExplicitAutograd", _implementation)
 torch.library.register_fake("codetr::ms_deform_attn", _fake)
 torch.library.register_autograd("codetr::ms_deform_attn", _backward, setup_context=_save_for_backward)
+# Implicit, since it differentiates: below autograd, where explicit implementations run, nothing has gradients.
+torch.library.impl("codetr::ms_deform_attn_backward", "CompositeImplicitAutograd", _backward_implementation)

@@ -38,15 +38,23 @@ class MLP(nn.Sequential):
         super().__init__(*layers[:-1])
 
 
-class BoxHead(MLP):
-    """Box deltas (cx, cy, w, h) in logit space; its weights and arithmetic stay float32 in every precision."""
+class Float32MLP(MLP):
+    """An MLP from or to coordinates: its weights and arithmetic stay float32 in every precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32 [..., widths[-1]] of `x` [..., widths[0]]."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):  # in bfloat16 large boxes would be a pixel off
+            return super().forward(x)
+
+
+class BoxHead(Float32MLP):
+    """Box deltas (cx, cy, w, h) in logit space, float32 [..., 4] of [..., C]."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__(embed_dim, embed_dim, embed_dim, 4)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return deltas float32 [..., 4] of `hidden` [..., C]."""
-        return super().forward(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *biases: Tensor) -> Tensor:
@@ -93,4 +101,4 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 # What keeps float32 parameters in a half-precision detector.
-FLOAT32_LAYERS = (LayerNorm, GroupNorm, BoxHead)
+FLOAT32_LAYERS = (LayerNorm, GroupNorm, Float32MLP)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from builder.parts.boxes import inverse_sigmoid
-from builder.parts.layers import MLP, BoxHead, LayerNorm, MultiHeadAttention
+from builder.parts.layers import BoxHead, Float32MLP, LayerNorm, MultiHeadAttention
 from builder.rtdetrv2.config import RTDETRv2Config
 from builder.rtdetrv2.deformable import DeformableAttention
 from builder.rtdetrv2.layers import FeedForward
@@ -21,8 +21,8 @@ from builder.rtdetrv2.levels import Shapes
 SIGMOID_EPS = 1e-5
 
 
-class PositionHead(MLP):
-    """Position embedding of box coordinates; its weights and arithmetic stay float32, as coordinates do."""
+class PositionHead(Float32MLP):
+    """Position embedding of box coordinates."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__(4, 2 * embed_dim, embed_dim)
@@ -41,10 +41,19 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(embed_dim, variant.feedforward_dim, variant.activation)
         self.norm3 = LayerNorm(embed_dim)
 
-    def forward(self, hidden: Tensor, position: Tensor, memory: Tensor, boxes: Tensor, shapes: Shapes) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        position: Tensor,
+        memory: Tensor,
+        boxes: Tensor,
+        shapes: Shapes,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return [B, Q, C] for `hidden` and `position` [B, Q, C]; `boxes` is float32 [B, Q, 4]."""
         placed = hidden + position  # the value carries no position
-        hidden = self.norm1(hidden + self.self_attn(placed, placed, hidden))
+        masks = () if mask is None else (mask,)
+        hidden = self.norm1(hidden + self.self_attn(placed, placed, hidden, *masks))
         hidden = self.norm2(hidden + self.cross_attn(hidden + position, memory, boxes, shapes))
         return self.norm3(hidden + self.ffn(hidden))
 
@@ -66,8 +75,13 @@ class Decoder(nn.Module):
         self.box_heads = nn.ModuleList(BoxHead(variant.embed_dim) for _ in range(variant.decoder_layers))
         self.position_head = PositionHead(variant.embed_dim)
 
-    def forward(self, hidden: Tensor, boxes: Tensor, memory: Tensor, shapes: Shapes) -> DecoderOutput:
+    def forward(
+        self, hidden: Tensor, boxes: Tensor, memory: Tensor, shapes: Shapes, mask: Tensor | None = None
+    ) -> DecoderOutput:
         """Decode queries `hidden` [B, Q, C] at `boxes` float32 [B, Q, 4] over `memory` [B, S, C].
+
+        `mask` float32 [Q, Q] is added to the scores of self-attention: -inf where a query must not see another. Only
+        training has one.
 
         In training a layer's box has gradients to its own box head and to that of the layer before, and not further.
         """
@@ -75,7 +89,7 @@ class Decoder(nn.Module):
         given = boxes.detach()
         for layer, box_head in zip(self.layers, self.box_heads, strict=True):
             reference = given.detach()
-            hidden = layer(hidden, self.position_head(reference).to(hidden.dtype), memory, reference, shapes)
+            hidden = layer(hidden, self.position_head(reference).to(hidden.dtype), memory, reference, shapes, mask)
             delta = box_head(hidden)
             outputs.hidden.append(hidden)
             outputs.boxes.append(torch.sigmoid(delta + inverse_sigmoid(given, SIGMOID_EPS)))

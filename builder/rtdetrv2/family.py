@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from builder.family import Family
 from builder.rtdetrv2.config import HybridEncoderConfig, PResNetConfig, RTDETRv2Config
 from builder.rtdetrv2.config_reader import read_config, recognises
-from builder.rtdetrv2.presets import PRESETS
+from builder.rtdetrv2.presets import DEMO_NETWORK, DEMO_VARIANT, PRESETS
 from serving.rules import Rules
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 RTDETRV2 = Family(
     name=RTDETRv2Config.family,
-    presets=PRESETS,
+    presets={**PRESETS, DEMO_VARIANT: DEMO_NETWORK},
     network=_network,
     renamed=_renamed,
     class_count=_class_count,

@@ -89,9 +89,12 @@ class RTDETRv2(Detector):
             Boxes float32 [B, K, 4], x1 y1 x2 y2 in 0..1 of the image, which they may leave; scores float32 [B, K];
             labels int32 [B, K].
         """
-        pixels = images.float().permute(0, 3, 1, 2) / 255  # cast first: TensorRT moves no uint8 tensor
-        logits, boxes = self.network(pixels, image_sizes)
+        logits, boxes = self.network(self.normalize(images), image_sizes)
         return top_candidates(logits, boxes, self.variant.max_detections)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return float32 [B, 3, H, W] in 0..1 of `images` uint8 [B, H, W, 3]."""
+        return images.float().permute(0, 3, 1, 2) / 255  # cast first: TensorRT moves no uint8 tensor
 
     def network(self, pixels: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Return class logits [B, Q, num_classes] and boxes float32 [B, Q, 4], cx cy w h in 0..1, of every query.
@@ -101,22 +104,21 @@ class RTDETRv2(Detector):
             image_sizes: int [B, 2], not read.
         """
         memory = self.encode(pixels)
-        decoded = self.decode(memory, self.proposals(*memory))
-        return self.class_head(decoded.hidden[-1]), decoded.boxes[-1]
+        return self.predict(self.decode(memory, self.proposals(*memory)), -1)
 
-    def predictions(self, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return logits and boxes as `network` does, of the chosen tokens and of every decoder layer, for losses.
+    def predict(self, decoded: DecoderOutput, layer: int) -> tuple[Tensor, Tensor]:
+        """Return logits and boxes as `network` does, of decoder layer `layer`: training has a loss for each of them.
 
         Raises:
-            RuntimeError: the network was made without `auxiliary`, or is deployed.
+            RuntimeError: another layer than the last, and the network was made without `auxiliary` or is deployed.
         """
-        if len(self.auxiliary_heads) != self.variant.decoder_layers - 1:
-            raise RuntimeError("predictions of every layer need RTDETRv2(variant, auxiliary=True), not deployed")
-        memory = self.encode(pixels)
-        proposals = self.proposals(*memory)
-        decoded = self.decode(memory, proposals)
-        logits = [head(x) for head, x in zip([*self.auxiliary_heads, self.class_head], decoded.hidden, strict=True)]
-        return [(proposals.logits, proposals.boxes), *zip(logits, decoded.boxes, strict=True)]
+        is_last = layer in (-1, len(decoded.hidden) - 1)
+        if not is_last and not self.auxiliary_heads:
+            raise RuntimeError(
+                f"predictions of layer {layer}, not the last, need RTDETRv2(variant, auxiliary=True), not deployed"
+            )
+        head = self.class_head if is_last else self.auxiliary_heads[layer]
+        return head(decoded.hidden[layer]), decoded.boxes[layer]
 
     def encode(self, pixels: Tensor) -> Memory:
         """Return the memory of `pixels` [B, 3, H, W], 0..1; `levels.check_limits` says which sizes are possible."""
@@ -130,7 +132,10 @@ class RTDETRv2(Detector):
 
     def decode(self, memory: Memory, proposals: Proposals) -> DecoderOutput:
         """Return what every decoder layer makes of the chosen tokens and their boxes."""
-        content = proposals.tokens.detach()
-        if self.query_embed is not None:
-            content = self.query_embed.weight.expand(len(content), -1, -1)
-        return self.decoder(content, proposals.boxes, *memory)
+        return self.decoder(self.content(proposals), proposals.boxes, *memory)
+
+    def content(self, proposals: Proposals) -> Tensor:
+        """Return what the queries contain, [B, Q, C]: the chosen tokens, to which the decoder's losses do not reach."""
+        if self.query_embed is None:
+            return proposals.tokens.detach()
+        return self.query_embed.weight.expand(len(proposals.tokens), -1, -1)

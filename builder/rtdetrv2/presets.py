@@ -1,10 +1,11 @@
-"""The published RT-DETRv2 models."""
+"""The published RT-DETRv2 models, and the demo's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from builder.rtdetrv2.config import BLOCKS, HybridEncoderConfig, PResNetConfig, RTDETRv2Config
+from demo.shapes import CLASS_NAMES
 
 _NARROW = HybridEncoderConfig(expansion=0.5)
 _R18 = RTDETRv2Config("rtdetrv2_r18vd", PResNetConfig(18, BLOCKS[18], frozen_norm=False), _NARROW, decoder_layers=3)
@@ -43,3 +44,19 @@ _PUBLISHED: tuple[tuple[RTDETRv2Config, float, str], ...] = (
 PRESETS: dict[str, RTDETRv2Config] = {
     variant.name: replace(variant, box_ap=box_ap, checkpoint=checkpoint) for variant, box_ap, checkpoint in _PUBLISHED
 }
+
+DEMO_VARIANT = "rtdetrv2_demo"
+# Trained by `codetr train-demo --family rtdetrv2` on generated shapes. Wide where maps are fine: many shapes are small.
+DEMO_NETWORK = RTDETRv2Config(
+    DEMO_VARIANT,
+    PResNetConfig(18, BLOCKS[18], stem_channels=48, widths=(48, 96, 128, 160), frozen_norm=False),
+    HybridEncoderConfig(embed_dim=128, num_heads=4, feedforward_dim=512, expansion=0.5, num_rep_blocks=2),
+    num_classes=len(CLASS_NAMES),
+    num_queries=120,
+    embed_dim=128,
+    num_heads=4,
+    feedforward_dim=512,
+    decoder_layers=3,
+    input_size=(320, 480),
+    class_names=CLASS_NAMES,
+)

@@ -32,6 +32,14 @@ class Proposals(NamedTuple):
     indices: Tensor  # int64 [B, Q], the memory tokens they come from
 
 
+class ScoredTokens(NamedTuple):
+    """Every token of the memory as the query selection sees it."""
+
+    tokens: Tensor  # [B, S, C]
+    logits: Tensor  # [B, S, num_classes], or [B, S, 1] of a class-agnostic selection
+    anchors: Tensor  # float32 [B, S, 4], logits of cx cy w h; large where the anchor is invalid
+
+
 class ProposalHead(nn.Module):
     """Scores every token of the memory and gives boxes to the `num_queries` best."""
 
@@ -45,15 +53,26 @@ class ProposalHead(nn.Module):
 
     def forward(self, memory: Tensor, shapes: Shapes) -> Proposals:
         """Choose from `memory` [B, S, C]; a token without a valid anchor scores as an empty token does."""
+        return self.best(self.score(memory, shapes))
+
+    def score(self, memory: Tensor, shapes: Shapes) -> ScoredTokens:
+        """Score every token of `memory` [B, S, C]."""
         dtype = torch.promote_types(memory.dtype, torch.float32)
         anchors, valid = anchor_logits(shapes, memory.device, dtype)
         tokens = self.norm(self.proj(memory.masked_fill(~valid[None, :, None], 0)))  # [B, S, C]
-        logits = self.class_head(tokens)
-        indices = best_tokens(logits.to(dtype), self.num_queries, self.selection)
-        chosen = gather_tokens(tokens, indices)  # only the chosen tokens need a box
-        anchors = gather_tokens(anchors.expand(len(memory), -1, -1), indices)
-        boxes = torch.sigmoid(self.box_head(chosen) + anchors)
-        return Proposals(chosen, boxes, gather_tokens(logits, indices), indices)
+        return ScoredTokens(tokens, self.class_head(tokens), anchors.expand(len(memory), -1, -1))
+
+    def boxes(self, tokens: Tensor, anchors: Tensor) -> Tensor:
+        """Return boxes float32 [B, N, 4] of `tokens` [B, N, C] at `anchors` [B, N, 4], logits of cx cy w h."""
+        return torch.sigmoid(self.box_head(tokens) + anchors)
+
+    def best(self, scored: ScoredTokens) -> Proposals:
+        """Choose the tokens of the highest score."""
+        logits = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32))
+        indices = best_tokens(logits, self.num_queries, self.selection)
+        chosen = gather_tokens(scored.tokens, indices)  # only the chosen tokens need a box
+        boxes = self.boxes(chosen, gather_tokens(scored.anchors, indices))
+        return Proposals(chosen, boxes, gather_tokens(scored.logits, indices), indices)
 
 
 def best_tokens(logits: Tensor, count: int, selection: Selection) -> Tensor:

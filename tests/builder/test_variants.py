@@ -3,11 +3,12 @@ import pytest
 from builder import VARIANTS, VariantError, get_variant
 from builder.co_dino.presets import DEMO_VARIANT, PRESETS
 from builder.detr.config import PRESETS as DETR
+from builder.rtdetrv2.presets import DEMO_VARIANT as RTDETRV2_DEMO
 from builder.rtdetrv2.presets import PRESETS as RTDETRV2
 
 
-def test_variants_are_the_presets_and_the_demo():
-    assert set(VARIANTS) == {*PRESETS, DEMO_VARIANT, *RTDETRV2, *DETR}
+def test_variants_are_the_presets_and_the_demos():
+    assert set(VARIANTS) == {*PRESETS, DEMO_VARIANT, *RTDETRV2, RTDETRV2_DEMO, *DETR}
     assert all(get_variant(name).name == name for name in VARIANTS)
 
 

@@ -73,7 +73,7 @@ def test_lsj_sees_the_padded_image_as_whole(detector, lsj_detector):
     """LSJ equals the masking network on the image padded with gray 114 and declared valid all over."""
     images, image_sizes = random_images(1, 64, 96), sizes((40, 70))
     logits, boxes = detector.network(numpy_normalized(images, image_sizes, padding=114), sizes((64, 96)))
-    ours = lsj_detector.network(lsj_detector._normalize(images, image_sizes), image_sizes)
+    ours = lsj_detector.network(lsj_detector.normalize(images, image_sizes), image_sizes)
     torch.testing.assert_close(ours, (logits, boxes), atol=1e-4, rtol=0)
 
 
@@ -98,9 +98,9 @@ def test_lsj_boxes_are_relative_to_the_valid_size(lsj_detector):
 def test_a_batch_equals_its_images(name, request):
     model = request.getfixturevalue(name)
     images, image_sizes = random_images(3, 64, 96), sizes((64, 96), (33, 80), (60, 20))
-    together = model.network(model._normalize(images, image_sizes), image_sizes)
+    together = model.network(model.normalize(images, image_sizes), image_sizes)
     for i in range(3):
-        alone = model.network(model._normalize(images[i : i + 1], image_sizes[i : i + 1]), image_sizes[i : i + 1])
+        alone = model.network(model.normalize(images[i : i + 1], image_sizes[i : i + 1]), image_sizes[i : i + 1])
         torch.testing.assert_close(alone, tuple(part[i : i + 1] for part in together), atol=1e-4, rtol=1e-4)
 
 

@@ -115,6 +115,29 @@ def test_gradients_equal_numerical_ones():
     assert torch.autograd.gradcheck(lambda *leaves: ms_deform_attn(*leaves, sizes), tensors, atol=1e-6)
 
 
+def test_opcheck_of_the_backward():
+    value, reference, offsets, logits, sizes = random_inputs()
+    grad = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(1))
+    operator = torch.ops.codetr.ms_deform_attn_backward.default
+    torch.library.opcheck(operator, (grad, value, reference, offsets, logits, sizes, None))
+
+
+def test_another_kernel_takes_the_place_of_the_backward_while_it_is_registered():
+    def ones(grad, *inputs):
+        return tuple(torch.ones_like(tensor) for tensor in inputs[:4])
+
+    *tensors, sizes = random_inputs()
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    own = torch.autograd.grad(ms_deform_attn(*leaves, sizes).sum(), leaves)
+    library = torch.library.Library("codetr", "IMPL")
+    library.impl("ms_deform_attn_backward", ones, "CPU")
+    replaced = torch.autograd.grad(ms_deform_attn(*leaves, sizes).sum(), leaves)
+    del library
+    again = torch.autograd.grad(ms_deform_attn(*leaves, sizes).sum(), leaves)
+    assert all((gradient == 1).all() for gradient in replaced)
+    assert all(torch.equal(before, after) for before, after in zip(own, again, strict=True))
+
+
 @pytest.mark.parametrize(
     ("position", "replacement", "message"),
     [

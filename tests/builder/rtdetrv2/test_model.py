@@ -50,11 +50,20 @@ def test_batch_statistics_stay_float32_before_folding():
     assert {buffer.dtype for buffer in half.buffers()} == {torch.float32}
 
 
+def predictions_of(network, pixels):
+    """Logits and boxes of the chosen tokens and of every decoder layer, as losses read them."""
+    memory = network.encode(pixels)
+    proposals = network.proposals(*memory)
+    decoded = network.decode(memory, proposals)
+    layers = [network.predict(decoded, layer) for layer in range(len(decoded.hidden))]
+    return [(proposals.logits, proposals.boxes), *layers]
+
+
 def test_every_layer_is_predicted_and_trains():
     torch.manual_seed(0)
     variant = replace(TINY, decoder_layers=3, backbone=replace(TINY.backbone, frozen_norm=False))
     network = RTDETRv2(variant, auxiliary=True)
-    predictions = network.predictions(torch.rand(2, 3, 64, 96))
+    predictions = predictions_of(network, torch.rand(2, 3, 64, 96))
     assert len(predictions) == 4  # the chosen tokens, and three layers
     assert {tuple(logits.shape) for logits, _ in predictions} == {(2, 10, 80)}
     assert {tuple(boxes.shape) for _, boxes in predictions} == {(2, 10, 4)}
@@ -62,13 +71,13 @@ def test_every_layer_is_predicted_and_trains():
     missing = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     assert missing == set()
     before = network.backbone.stem[0].norm.running_mean.clone()
-    network.predictions(torch.rand(2, 3, 64, 96))
+    predictions_of(network, torch.rand(2, 3, 64, 96))
     assert not torch.equal(network.backbone.stem[0].norm.running_mean, before)
 
 
 def test_a_box_trains_its_own_head_and_the_one_before():
     network = RTDETRv2(replace(TINY, decoder_layers=3), auxiliary=True)
-    network.predictions(torch.rand(1, 3, 64, 96))[-1][1].sum().backward()
+    predictions_of(network, torch.rand(1, 3, 64, 96))[-1][1].sum().backward()
     trained = [head[0].bias.grad is not None for head in network.decoder.box_heads]
     assert trained == [False, True, True]
     assert network.proposals.box_head[0].bias.grad is None
@@ -79,7 +88,7 @@ def test_the_last_prediction_is_the_networks(detector, eval96):
     network = RTDETRv2(detector.variant, auxiliary=True).eval()
     network.load_state_dict(detector.state_dict(), strict=False)
     for actual, expected in zip(
-        network.predictions(eval96.pixels)[-1], detector.network(eval96.pixels, eval96.image_sizes), strict=True
+        predictions_of(network, eval96.pixels)[-1], detector.network(eval96.pixels, eval96.image_sizes), strict=True
     ):
         torch.testing.assert_close(actual, expected)
 
@@ -87,8 +96,8 @@ def test_the_last_prediction_is_the_networks(detector, eval96):
 def test_predictions_need_the_heads_of_training():
     network = RTDETRv2(replace(TINY, decoder_layers=2), auxiliary=True)
     network.deploy()
-    with pytest.raises(RuntimeError, match="auxiliary=True"):
-        network.predictions(torch.rand(1, 3, 64, 96))
+    with pytest.raises(RuntimeError, match=r"layer 0.*auxiliary=True"):
+        predictions_of(network, torch.rand(1, 3, 64, 96))
 
 
 def test_frozen_norms_do_not_train():

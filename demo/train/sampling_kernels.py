@@ -2,39 +2,38 @@
 # Triton's kernels have no types, and PyTorch for CPUs does not bring Triton.
 """Multi-scale deformable attention for training on a GPU: forward and backward as two Triton kernels.
 
-`grid_sample`'s backward would take most of a training step; these kernels compute what
-`builder.operators.ms_deform_attn` defines, without a gradient for the reference points, which DETR detaches. Both add
-in float32.
+`grid_sample`'s backward would take most of a training step. These kernels compute what
+`builder.operators.ms_deform_attn` defines and add in float32; the channels of a head must be a power of two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from builder.co_dino import deformable
+import builder.operators.ms_deform_attn  # noqa: F401  # defines the operators
 
 QUERIES_PER_PROGRAM = 16
 
 
 @contextmanager
-def fast_sampling() -> Iterator[None]:
-    """Let every deformable attention layer use these kernels inside the `with` block."""
-    original = deformable.ms_deform_attn
-    deformable.ms_deform_attn = ms_deform_attn
+def triton_kernels() -> Iterator[None]:
+    """Let the operator and its backward run these kernels on CUDA tensors inside the `with` block."""
+    library = torch.library.Library("codetr", "IMPL")
+    library.impl("ms_deform_attn", forward, "CUDA")
+    library.impl("ms_deform_attn_backward", backward, "CUDA")
     try:
         yield
     finally:
-        deformable.ms_deform_attn = original
+        del library  # and with it the registrations
 
 
-def ms_deform_attn(
+def forward(
     value: Tensor,
     reference_points: Tensor,
     sampling_offsets: Tensor,
@@ -42,48 +41,49 @@ def ms_deform_attn(
     spatial_shapes: Sequence[int],
     valid_shapes: Tensor | None = None,
 ) -> Tensor:
-    """As `builder.operators.ms_deform_attn.ms_deform_attn`; the channels of a head must be a power of two."""
-    shapes = torch.tensor(spatial_shapes, dtype=torch.int32).view(-1, 2)
-    if valid_shapes is None:
-        valid_shapes = shapes.to(value.device).expand(len(value), -1, -1)
-    levels = [(int(h), int(w)) for h, w in shapes]
-    out: Tensor = _Sampling.apply(
-        value, reference_points.detach().float(), sampling_offsets, attention_logits, levels, valid_shapes
+    """As `builder.operators.ms_deform_attn.ms_deform_attn`."""
+    tensors = tuple(x.contiguous() for x in (value, reference_points, sampling_offsets, attention_logits))
+    out = torch.empty(*sampling_offsets.shape[:3], value.shape[3], device=value.device, dtype=torch.float32)
+    geometry = _geometry(value, spatial_shapes, valid_shapes)
+    _forward_kernel[_grid(sampling_offsets)](*tensors, *geometry, out, *_sizes(*tensors[:3]))
+    return out.flatten(2).to(value.dtype)
+
+
+def backward(
+    grad: Tensor,
+    value: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+    spatial_shapes: Sequence[int],
+    valid_shapes: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of `forward` for its four tensors, given that of its result, `grad` [B, Q, heads*dim]."""
+    tensors = tuple(x.contiguous() for x in (value, reference_points, sampling_offsets, attention_logits))
+    summed = [torch.zeros_like(x, dtype=torch.float32) for x in tensors[:2]]  # over queries, and over heads
+    grad_offsets = torch.empty_like(tensors[2])
+    grad_weights = torch.empty_like(tensors[3], dtype=torch.float32)
+    geometry = _geometry(value, spatial_shapes, valid_shapes)
+    grads = (grad.float().contiguous(), *summed, grad_offsets, grad_weights)
+    _backward_kernel[_grid(sampling_offsets)](*tensors, *geometry, *grads, *_sizes(*tensors[:3]))
+    weights, by_weight = attention_logits.float().flatten(3).softmax(-1), grad_weights.flatten(3)
+    grad_logits = weights * (by_weight - (weights * by_weight).sum(-1, keepdim=True))
+    grad_value, grad_references = summed
+    return (
+        grad_value.to(value.dtype),
+        grad_references,
+        grad_offsets,
+        grad_logits.view(attention_logits.shape).to(attention_logits.dtype),
     )
-    return out
 
 
-class _Sampling(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        value: Tensor,
-        references: Tensor,
-        offsets: Tensor,
-        logits: Tensor,
-        levels: list[tuple[int, int]],
-        valid_shapes: Tensor,
-    ) -> Tensor:
-        value, references, offsets, logits = (x.contiguous() for x in (value, references, offsets, logits))
-        starts = [sum(h * w for h, w in levels[:i]) for i in range(len(levels))]
-        table = [(h, w, start) for (h, w), start in zip(levels, starts, strict=True)]
-        geometry = torch.tensor(table, dtype=torch.int32).to(value.device, non_blocking=True)
-        out = torch.empty(*offsets.shape[:3], value.shape[3], device=value.device, dtype=torch.float32)
-        tensors = (value, references, offsets, logits, geometry, valid_shapes.int().contiguous())
-        _forward_kernel[_grid(offsets)](*tensors, out, *_sizes(value, references, offsets))
-        ctx.save_for_backward(*tensors, out)
-        return out.flatten(2).to(value.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, out = ctx.saved_tensors
-        value, references, offsets, logits, _, _ = tensors
-        grad = grad.reshape(out.shape).float().contiguous()
-        grad_value = torch.zeros_like(value, dtype=torch.float32)
-        grad_offsets, grad_logits = torch.empty_like(offsets), torch.empty_like(logits)
-        sizes = _sizes(value, references, offsets)
-        _backward_kernel[_grid(offsets)](*tensors, out, grad, grad_value, grad_offsets, grad_logits, *sizes)
-        return grad_value.to(value.dtype), None, grad_offsets, grad_logits, None, None
+def _geometry(value: Tensor, spatial_shapes: Sequence[int], valid_shapes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return h, w and first token of each level, int32 [L, 3], and the valid (h, w), int32 [B, L, 2]."""
+    levels = list(zip(spatial_shapes[::2], spatial_shapes[1::2], strict=True))
+    rows = [(h, w, sum(a * b for a, b in levels[:i])) for i, (h, w) in enumerate(levels)]
+    table = torch.tensor(rows, dtype=torch.int32).to(value.device, non_blocking=True)
+    valid = table[:, :2].expand(len(value), -1, -1) if valid_shapes is None else valid_shapes
+    return table, valid.int().contiguous()
 
 
 def _grid(offsets: Tensor) -> tuple[int, int, int]:
@@ -165,9 +165,9 @@ def _forward_kernel(value, references, offsets, logits, geometry, valid_shapes, 
 
 
 @triton.jit
-def _backward_kernel(value, references, offsets, logits, geometry, valid_shapes, out, grad, grad_value, grad_offsets,
-                     grad_logits, S, Q, H: tl.constexpr, L: tl.constexpr, P: tl.constexpr, D: tl.constexpr,
-                     R: tl.constexpr, BQ: tl.constexpr):  # fmt: skip
+def _backward_kernel(value, references, offsets, logits, geometry, valid_shapes, grad, grad_value, grad_references,
+                     grad_offsets, grad_weights, S, Q, H: tl.constexpr, L: tl.constexpr, P: tl.constexpr,
+                     D: tl.constexpr, R: tl.constexpr, BQ: tl.constexpr):  # fmt: skip
     head, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
     query = tl.program_id(0) * BQ + tl.arange(0, BQ)
     inside = query < Q
@@ -177,13 +177,13 @@ def _backward_kernel(value, references, offsets, logits, geometry, valid_shapes,
     base = batch * S * H * D + head * D
     largest, total = _softmax_terms(logits, row, inside, L * P)
     g = tl.load(grad + row[:, None] * D + channel, mask=inside[:, None], other=0.0)
-    # The softmax's backward needs the sum over samples of weight * (grad . sample), which is grad . out.
-    mean = tl.sum(g * tl.load(out + row[:, None] * D + channel, mask=inside[:, None], other=0.0), axis=1)
     for level in range(L):
         h, w = tl.load(geometry + level * 3), tl.load(geometry + level * 3 + 1)
         start = tl.load(geometry + level * 3 + 2)
         valid_h = tl.load(valid_shapes + (batch * L + level) * 2)
         valid_w = tl.load(valid_shapes + (batch * L + level) * 2 + 1)
+        by_centre_x, by_centre_y = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
+        by_width, by_height = tl.zeros((BQ,), tl.float32), tl.zeros((BQ,), tl.float32)
         for point in range(P):
             j = level * P + point
             weight = tl.exp(tl.load(logits + row * (L * P) + j, mask=inside, other=0.0).to(tl.float32) - largest)
@@ -213,6 +213,17 @@ def _backward_kernel(value, references, offsets, logits, geometry, valid_shapes,
                 tl.atomic_add(
                     grad_value + at, (weight * share_x * share_y)[:, None] * g, mask=seen[:, None], sem="relaxed"
                 )
-            tl.store(grad_offsets + off, weight * by_x * scale_x, mask=inside)
-            tl.store(grad_offsets + off + 1, weight * by_y * scale_y, mask=inside)
-            tl.store(grad_logits + row * (L * P) + j, weight * (by_weight - mean), mask=inside)
+            by_x, by_y = weight * by_x, weight * by_y
+            tl.store(grad_offsets + off, by_x * scale_x, mask=inside)
+            tl.store(grad_offsets + off + 1, by_y * scale_y, mask=inside)
+            tl.store(grad_weights + row * (L * P) + j, by_weight, mask=inside)
+            by_centre_x += by_x * w
+            by_centre_y += by_y * h
+            by_width += by_x * dx * w * (0.5 / P)
+            by_height += by_y * dy * h * (0.5 / P)
+        reference = grad_references + (q * L + level) * R
+        tl.atomic_add(reference, by_centre_x, mask=inside, sem="relaxed")
+        tl.atomic_add(reference + 1, by_centre_y, mask=inside, sem="relaxed")
+        if R == 4:
+            tl.atomic_add(reference + 2, by_width, mask=inside, sem="relaxed")
+            tl.atomic_add(reference + 3, by_height, mask=inside, sem="relaxed")
