@@ -319,22 +319,29 @@ nvinfer1::IPluginV3* MsDeformAttnCreator::createPlugin(nvinfer1::AsciiChar const
 
 namespace {
 
-// Registers the creator while the library is loaded, and takes it back when it is unloaded.
+// Registers the creator when the library is loaded, and takes it back when it is unloaded.
 class Registration {
 public:
     Registration() noexcept {
         if (auto* const registry = getPluginRegistry()) registered_ = registry->registerCreator(creator_, kPluginNamespace);
     }
-    ~Registration() noexcept {
-        if (!registered_) return;
-        if (auto* const registry = getPluginRegistry()) registry->deregisterCreator(creator_);
-    }
+    ~Registration() noexcept { takeBack(); }
     Registration(Registration const&) = delete;
     Registration& operator=(Registration const&) = delete;
 
-    nvinfer1::IPluginCreatorInterface* creator() { return &creator_; }
+    // Gives the creator to a registry that will register it itself.
+    nvinfer1::IPluginCreatorInterface* handOver() noexcept {
+        takeBack();
+        return &creator_;
+    }
 
 private:
+    void takeBack() noexcept {
+        if (!registered_) return;
+        if (auto* const registry = getPluginRegistry()) registry->deregisterCreator(creator_);
+        registered_ = false;
+    }
+
     MsDeformAttnCreator creator_;
     bool registered_ = false;
 };
@@ -344,9 +351,11 @@ Registration registration;
 }  // namespace
 }  // namespace codetr
 
-// What IPluginRegistry::loadLibrary asks a plugin library for.
+// IPluginRegistry::loadLibrary opens the library, which has then registered its creator, asks for its creators, and
+// fails if one of them is registered already.
 extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {codetr::registration.creator()};
+    static nvinfer1::IPluginCreatorInterface* creators[1];
+    creators[0] = codetr::registration.handOver();
     count = 1;
     return creators;
 }

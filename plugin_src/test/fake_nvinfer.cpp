@@ -1,6 +1,9 @@
-// Stands in for libnvinfer in tests: the two symbols a plugin library needs, and the registry behind them.
+// Stands in for libnvinfer in tests: the two symbols a plugin library needs, and the registry behind them, which
+// refuses a name that it has, as TensorRT's does.
 
 #include <NvInferRuntime.h>
+
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -12,6 +15,8 @@ namespace {
 class Registry final : public nvinfer1::IPluginRegistry {
 public:
     bool registerCreator(nvinfer1::IPluginCreatorInterface& creator, nvinfer1::AsciiChar const* const) noexcept override {
+        auto const& v3 = static_cast<nvinfer1::IPluginCreatorV3One&>(creator);
+        if (getCreator(v3.getPluginName(), v3.getPluginVersion(), "")) return false;
         creators_.push_back(&creator);
         return true;
     }
@@ -38,8 +43,19 @@ public:
     nvinfer1::IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
     bool isParentSearchEnabled() const override { return false; }
     void setParentSearchEnabled(bool const) override {}
-    PluginLibraryHandle loadLibrary(nvinfer1::AsciiChar const*) noexcept override { return nullptr; }
-    void deregisterLibrary(PluginLibraryHandle) noexcept override {}
+    PluginLibraryHandle loadLibrary(nvinfer1::AsciiChar const* path) noexcept override {
+        void* const library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        if (library == nullptr) return nullptr;
+        bool all = true;
+        for (auto* const creator : creatorsOf(library)) all &= registerCreator(*creator, "");
+        if (all) return library;
+        dlclose(library);
+        return nullptr;
+    }
+    void deregisterLibrary(PluginLibraryHandle library) noexcept override {
+        for (auto* const creator : creatorsOf(library)) deregisterCreator(*creator);
+        dlclose(library);
+    }
     nvinfer1::IPluginResource* acquirePluginResource(nvinfer1::AsciiChar const*, nvinfer1::IPluginResource*) noexcept override {
         return nullptr;
     }
@@ -58,6 +74,13 @@ public:
 #endif
 
 private:
+    static std::vector<nvinfer1::IPluginCreatorInterface*> creatorsOf(void* library) {
+        using GetCreators = nvinfer1::IPluginCreatorInterface* const* (*)(int32_t&);
+        int32_t count = 0;
+        auto* const creators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"))(count);
+        return {creators, creators + count};
+    }
+
     std::vector<nvinfer1::IPluginCreatorInterface*> creators_;
 };
 

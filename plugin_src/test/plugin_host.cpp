@@ -1,8 +1,9 @@
 // Drives the plugin library as TensorRT would, without TensorRT:
 //   plugin_host LIBRARY
-//   LD_PRELOAD=LIBRARY plugin_host          says only whether loading it has registered the creator
+//   LD_PRELOAD=LIBRARY plugin_host          says only whether the registry has the creator then
 //
-// libnvinfer is the stand-in of fake_nvinfer.cpp. Without a GPU everything but the computation of `enqueue` runs.
+// libnvinfer is the first of that name: the stand-in of fake_nvinfer.cpp, or TensorRT's own, whose registry is then
+// put to the test. Without a GPU everything but the computation of `enqueue` runs.
 
 #include <NvInferRuntime.h>
 
@@ -13,6 +14,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -449,18 +451,49 @@ void testEnqueue() {
     queries = 101;
 }
 
+// The ways to load a library, in turn, and both at once.
+void testLoading(char const* path) {
+    auto* const registry = getPluginRegistry();
+    void* const first = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    void* const second = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    check(first != nullptr && first == second && make(), "a library opened twice makes plugins");
+    dlclose(second);
+    check(static_cast<bool>(make()), "a library closed once of two times makes plugins");
+    dlclose(first);
+    check(creator() == nullptr, "unloading takes the creator back");
+    void* const again = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    check(again != nullptr && make(), "a reloaded library makes plugins");
+
+    auto handle = registry->loadLibrary(path);
+    check(handle != nullptr && make(), "loadLibrary takes a library that is loaded already");
+    if (handle) registry->deregisterLibrary(handle);
+    check(creator() == nullptr, "deregisterLibrary takes its creator out");
+    dlclose(again);
+
+    for (char const* const what : {"loadLibrary registers the creator", "loadLibrary registers it a second time"}) {
+        handle = registry->loadLibrary(path);
+        check(handle != nullptr && make() && make({shapesField(shapes)}, TensorRTPhase::kRUNTIME), what);
+        check(!make({shapesField({37, 0})}), "its creator refuses wrong fields");
+        check(registry->loadLibrary(path) == nullptr && make(), "loadLibrary refuses the same library twice, and keeps it");
+        if (handle) registry->deregisterLibrary(handle);
+        check(creator() == nullptr && dlopen(path, RTLD_NOW | RTLD_NOLOAD) == nullptr, "deregisterLibrary unloads it");
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
     if (argc == 1) {
-        check(creator() != nullptr, "a preloaded library has registered its creator");
+        check(creator() != nullptr && make(), "a preloaded library has registered its creator");
+        char const* const preloaded = std::getenv("LD_PRELOAD");
+        check(preloaded && getPluginRegistry()->loadLibrary(preloaded) && make(), "loadLibrary takes a preloaded library");
         return failed;
     }
     if (argc != 2) {
         std::printf("usage: plugin_host LIBRARY\n");
         return 2;
     }
-    void* library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
+    void* const library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) {
         std::printf("FAIL %s\n", dlerror());
         return 1;
@@ -475,11 +508,8 @@ int main(int argc, char** argv) {
     if (gpu) testEnqueue();
 
     dlclose(library);
-    check(creator() == nullptr, "unloading takes the creator back");
-    library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
-    check(library != nullptr && creator() != nullptr, "reloading registers it again");
-    check(static_cast<bool>(make()), "a reloaded library makes plugins");
-    if (library) dlclose(library);
+    check(creator() == nullptr, "closing the library takes the creator back");
+    testLoading(argv[1]);
 
     std::printf("%s\n", gpu ? "enqueue was run" : "enqueue was skipped: no GPU");
     std::printf("%d passed, %d failed\n", passed, failed);
