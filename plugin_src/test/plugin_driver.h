@@ -76,7 +76,7 @@ public:
 
 private:
     static nvinfer1::IPluginV3* create(nvinfer1::PluginFieldCollection const* fields, nvinfer1::TensorRTPhase phase) {
-        return creator()->createPlugin("layer", fields, phase);
+        return creator() ? creator()->createPlugin("layer", fields, phase) : nullptr;
     }
     template <typename Capability>
     Capability* as(nvinfer1::PluginCapabilityType type) const {
@@ -98,7 +98,7 @@ inline Creator* creator() { return getPluginRegistry()->getPluginCreator("Codetr
 class Plugin {
 public:
     explicit Plugin(nvinfer1::IPluginV2* plugin) : plugin_(static_cast<nvinfer1::IPluginV2DynamicExt*>(plugin)) {}
-    explicit Plugin(nvinfer1::PluginFieldCollection const* fields) : Plugin(creator()->createPlugin("layer", fields)) {}
+    explicit Plugin(nvinfer1::PluginFieldCollection const* fields) : Plugin(creator() ? creator()->createPlugin("layer", fields) : nullptr) {}
     explicit operator bool() const { return plugin_ != nullptr; }
 
     std::string name() const { return plugin_->getPluginType(); }

@@ -493,6 +493,10 @@ void testLoading(char const* path) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    std::setvbuf(stdout, nullptr, _IOLBF, 0);  // a crash loses no line
+    Dl_info nvinfer{};
+    dladdr(reinterpret_cast<void*>(&getPluginRegistry), &nvinfer);
+    std::printf("registry of %s\n", nvinfer.dli_fname);
     if (argc == 1) {
         check(creator() != nullptr && make(), "a preloaded library has registered its creator");
 #if HAS_LOAD_LIBRARY
