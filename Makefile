@@ -51,6 +51,11 @@ build/tensorrt-lean-10/.installed: | $(VENV)/.installed
 	$(INSTALL_TENSORRT) tensorrt-lean-cu12-libs==10.16.1.11 tensorrt-lean-cu12-bindings==10.16.1.11
 	@touch $@
 
+# TensorRT-RTX parses ONNX and builds without a GPU, as TensorRT does not.
+build/tensorrt-rtx/.installed: | $(VENV)/.installed
+	$(INSTALL_TENSORRT) tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116
+	@touch $@
+
 build/tensorrt-8.5/.installed: | $(VENV)/.installed
 	$(INSTALL_TENSORRT) --only-binary=:all: --python-version 3.10 tensorrt==8.5.3.1
 	@touch $@
@@ -64,9 +69,9 @@ NVCC ?=
 TENSORRT_INCLUDE_DIR ?=
 TENSORRT_VERSIONS := $(wildcard $(addsuffix /NvInferVersion.h,$(subst :, ,$(TENSORRT_INCLUDE_DIR))))
 TENSORRT_MAJORS := $(if $(TENSORRT_VERSIONS),$(shell sed -nE 's/^.define (NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) ([0-9]+).*/\2/p' $(TENSORRT_VERSIONS)))
-TENSORRT_REGISTRIES := $(patsubst %,build/tensorrt-lean-%/.installed,$(filter 10 11,$(TENSORRT_MAJORS)))
+TENSORRTS := $(if $(TENSORRT_VERSIONS),build/tensorrt-rtx/.installed) $(patsubst %,build/tensorrt-lean-%/.installed,$(filter 10 11,$(TENSORRT_MAJORS)))
 
-test: setup $(MMENGINE)/.installed $(TENSORRT_REGISTRIES) ## every test that needs no GPU, end to end on a real tritonserver
+test: setup $(MMENGINE)/.installed $(TENSORRTS) ## every test that needs no GPU, end to end on a real tritonserver
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: setup ## style and types
