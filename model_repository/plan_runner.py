@@ -192,6 +192,8 @@ class PlanRunner:
         """
         self.driver.attach()
         batch = len(images)
+        if len(image_sizes) != batch:
+            raise PlanError(f"{self.plan} got {batch} images and {len(image_sizes)} sizes")
         given: dict[str, NDArray[Any]] = {"images": images, "image_sizes": image_sizes}
         for tensor in self.inputs:
             array = given[tensor.name]
