@@ -174,6 +174,13 @@ def test_every_batch_runs(runner_of, graphs):
         check(runner(images, sizes), images, sizes)
         launched = [each for each in runner.driver.log if each[0] == "launch"]
         assert len(launched) == (batch in graphs)
+        if batch not in graphs:
+            assert runner.context.shapes == {"images": (batch, H, W, 3), "image_sizes": (batch, 2)}
+
+
+def test_a_context_runs_before_each_capture(runner_of):
+    """Else what it does at its first run with new shapes would be captured, or refused."""
+    assert runner_of(Engine(), batch_sizes=(1, 3)).context.runs == 2
 
 
 def test_only_the_batch_is_copied(runner_of):

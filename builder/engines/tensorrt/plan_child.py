@@ -79,16 +79,19 @@ def network_flags(trt: Any) -> int:
 
 
 def make_logger(trt: Any, verbose: bool) -> Any:
-    """Return a logger that writes to stderr and keeps errors."""
+    """Return a logger that writes to stderr and keeps errors, and warnings."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined, unused-ignore]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
+            self.warnings: list[str] = []
 
         def log(self, severity: Any, text: str) -> None:
             if int(severity) <= int(trt.ILogger.Severity.ERROR):
                 self.errors.append(text)
+            elif int(severity) == int(trt.ILogger.Severity.WARNING):
+                self.warnings.append(text)
             if verbose or int(severity) <= int(trt.ILogger.Severity.WARNING):
                 print(f"{str(severity).split('.')[-1]}: {text}", file=sys.stderr, flush=True)
 
@@ -114,7 +117,9 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # what the bindings make of a null pointer
-        raise RefusedError(f"TensorRT {trt.__version__} did not start: {explain(logger.errors)}") from error
+        # 8.5 only warns that there is no GPU
+        reason = explain(logger.errors or logger.warnings[-1:])
+        raise RefusedError(f"TensorRT {trt.__version__} did not start: {reason}") from error
     network = builder.create_network(network_flags(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request["onnx"]):

@@ -208,10 +208,14 @@ def test_weak_types_follow_a_file_with_half_types():
 
 def test_weak_types_keep_named_nodes_of_a_float32_file():
     network = Network(
-        Layer("/norm/Div", "FLOAT"), Layer("/norm2", "FLOAT"), Layer("/conv", "FLOAT"), Layer("/head", "FLOAT")
+        Layer("/norm/Div", "FLOAT"),
+        Layer("/norm2", "FLOAT"),
+        Layer("/conv", "FLOAT"),
+        Layer("/head", "FLOAT"),
+        Layer("/head2", "FLOAT"),
     )
     constrained(network, "float16", "/norm/", "/head")
-    assert [layer.precision for layer in network.layers] == ["FLOAT", None, None, "FLOAT"]
+    assert [layer.precision for layer in network.layers] == ["FLOAT", None, None, "FLOAT", None]
 
 
 def test_a_named_node_that_is_not_there_is_refused():
