@@ -39,10 +39,39 @@ $(MMENGINE)/.installed: tests/mmengine_runner/requirements.txt | $(VENV)/.instal
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --upgrade --target $(MMENGINE) -r $<
 	@touch $@
 
+# The plugin's tests load it into registries of real TensorRTs, which work without a GPU: of the lean runtimes for
+# headers of 10 and 11. 8.5's whole wheel is 549 MB and is fetched by its name only.
+INSTALL_TENSORRT = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps --upgrade --target $(@D)
+
+build/tensorrt-lean-11/.installed: | $(VENV)/.installed
+	$(INSTALL_TENSORRT) tensorrt-lean-cu13-libs==11.4.0.106 tensorrt-lean-cu13-bindings==11.4.0.106
+	@touch $@
+
+build/tensorrt-lean-10/.installed: | $(VENV)/.installed
+	$(INSTALL_TENSORRT) tensorrt-lean-cu12-libs==10.16.1.11 tensorrt-lean-cu12-bindings==10.16.1.11
+	@touch $@
+
+# TensorRT-RTX parses ONNX and builds without a GPU, as TensorRT does not.
+build/tensorrt-rtx/.installed: | $(VENV)/.installed
+	$(INSTALL_TENSORRT) tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116
+	@touch $@
+
+build/tensorrt-8.5/.installed: | $(VENV)/.installed
+	$(INSTALL_TENSORRT) --only-binary=:all: --python-version 3.10 tensorrt==8.5.3.1
+	@touch $@
+
 demo: setup ## build, serve and detect: writes runs/demo/
 	$(BIN)/codetr demo --output runs/demo
 
-test: setup $(MMENGINE)/.installed ## every test that needs no GPU, end to end on a real tritonserver
+# TENSORRT_INCLUDE_DIR names the folder of NvInfer.h, for tests also several, separated by colons; NVCC a compiler that
+# is not on PATH: plugin_src/README.md
+NVCC ?=
+TENSORRT_INCLUDE_DIR ?=
+TENSORRT_VERSIONS := $(wildcard $(addsuffix /NvInferVersion.h,$(subst :, ,$(TENSORRT_INCLUDE_DIR))))
+TENSORRT_MAJORS := $(if $(TENSORRT_VERSIONS),$(shell sed -nE 's/^.define (NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) ([0-9]+).*/\2/p' $(TENSORRT_VERSIONS)))
+TENSORRTS := $(if $(TENSORRT_VERSIONS),build/tensorrt-rtx/.installed) $(patsubst %,build/tensorrt-lean-%/.installed,$(filter 10 11,$(TENSORRT_MAJORS)))
+
+test: setup $(MMENGINE)/.installed $(TENSORRTS) ## every test that needs no GPU, end to end on a real tritonserver
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: setup ## style and types
@@ -53,10 +82,6 @@ lint: setup ## style and types
 format: setup
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
-
-# TENSORRT_INCLUDE_DIR names the folder of NvInfer.h, NVCC a compiler that is not on PATH: plugin_src/README.md
-NVCC ?=
-TENSORRT_INCLUDE_DIR ?=
 
 plugin: ## the TensorRT plugin, build/plugin/libcodetr_plugin.so, and its tests
 	@test -f "$(TENSORRT_INCLUDE_DIR)/NvInfer.h" || { echo "error: pass TENSORRT_INCLUDE_DIR=<folder of NvInfer.h>; plugin_src/README.md says where it comes from" >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""What `plugin_src/tensorrt_plugin.h` calls the TensorRT plugin of deformable attention, its field and its inputs."""
+"""What `plugin_src/tensorrt_layer.h` calls the TensorRT plugin of deformable attention, its field and its inputs."""
 
 from __future__ import annotations
 

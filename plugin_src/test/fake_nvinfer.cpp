@@ -1,6 +1,9 @@
-// Stands in for libnvinfer in tests: the two symbols a plugin library needs, and the registry behind them.
+// Stands in for libnvinfer in tests: the two symbols a plugin library needs, and the registry behind them, which
+// refuses a name that it has, as TensorRT's does.
 
 #include <NvInferRuntime.h>
+
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -9,71 +12,107 @@
 
 namespace {
 
-class Registry final : public nvinfer1::IPluginRegistry {
+using namespace nvinfer1;
+
+#if NV_TENSORRT_MAJOR >= 10
+using Creator = IPluginCreatorInterface;
+constexpr char const* kGetCreators = "getCreators";
+IPluginCreatorV3One const& named(Creator const& creator) { return static_cast<IPluginCreatorV3One const&>(creator); }
+#else
+using Creator = IPluginCreator;
+constexpr char const* kGetCreators = "getPluginCreators";
+IPluginCreator const& named(Creator const& creator) { return creator; }
+#endif
+
+// Functions without `override` are those that some releases do not have.
+class Registry final : public IPluginRegistry {
 public:
-    bool registerCreator(nvinfer1::IPluginCreatorInterface& creator, nvinfer1::AsciiChar const* const) noexcept override {
+    bool registerCreator(Creator& creator, AsciiChar const* const) noexcept override {
+        if (find(named(creator).getPluginName(), named(creator).getPluginVersion())) return false;
         creators_.push_back(&creator);
         return true;
     }
-    bool deregisterCreator(nvinfer1::IPluginCreatorInterface const& creator) noexcept override {
+    bool deregisterCreator(Creator const& creator) noexcept override {
         auto const found = std::find(creators_.begin(), creators_.end(), &creator);
         if (found == creators_.end()) return false;
         creators_.erase(found);
         return true;
     }
-    nvinfer1::IPluginCreatorInterface* const* getAllCreators(int32_t* const count) const noexcept override {
+    Creator* const* getAllCreators(int32_t* const count) const noexcept {
         *count = static_cast<int32_t>(creators_.size());
         return creators_.data();
     }
-    nvinfer1::IPluginCreatorInterface* getCreator(nvinfer1::AsciiChar const* const name, nvinfer1::AsciiChar const* const version,
-                                                  nvinfer1::AsciiChar const* const) noexcept override {
-        for (auto* const creator : creators_) {
-            auto* const v3 = static_cast<nvinfer1::IPluginCreatorV3One*>(creator);
-            if (std::string(v3->getPluginName()) == name && std::string(v3->getPluginVersion()) == version) return creator;
-        }
-        return nullptr;
+    Creator* const* getAllCreatorsRecursive(int32_t* const count) noexcept { return getAllCreators(count); }
+    Creator* getCreator(AsciiChar const* const name, AsciiChar const* const version, AsciiChar const* const) noexcept {
+        return find(name, version);
     }
 
-    void setErrorRecorder(nvinfer1::IErrorRecorder* const) noexcept override {}
-    nvinfer1::IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
-    bool isParentSearchEnabled() const override { return false; }
-    void setParentSearchEnabled(bool const) override {}
-    PluginLibraryHandle loadLibrary(nvinfer1::AsciiChar const*) noexcept override { return nullptr; }
-    void deregisterLibrary(PluginLibraryHandle) noexcept override {}
-    nvinfer1::IPluginResource* acquirePluginResource(nvinfer1::AsciiChar const*, nvinfer1::IPluginResource*) noexcept override {
+    void* loadLibrary(AsciiChar const* path) noexcept {
+        void* const library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+        if (library == nullptr) return nullptr;
+        bool all = true;
+        for (auto* const creator : creatorsOf(library)) all &= registerCreator(*creator, "");
+        if (all) return library;
+        dlclose(library);
         return nullptr;
     }
-    int32_t releasePluginResource(nvinfer1::AsciiChar const*) noexcept override { return 0; }
-    nvinfer1::IPluginCreatorInterface* const* getAllCreatorsRecursive(int32_t* const count) noexcept {
-        return getAllCreators(count);
+    void deregisterLibrary(void* library) noexcept {
+        for (auto* const creator : creatorsOf(library)) deregisterCreator(*creator);
+        dlclose(library);
     }
-#if NV_TENSORRT_MAJOR < 11
-    bool registerCreator(nvinfer1::IPluginCreator&, nvinfer1::AsciiChar const* const) noexcept override { return false; }
-    nvinfer1::IPluginCreator* const* getPluginCreatorList(int32_t* const) const noexcept override { return nullptr; }
-    nvinfer1::IPluginCreator* getPluginCreator(nvinfer1::AsciiChar const* const, nvinfer1::AsciiChar const* const,
-                                               nvinfer1::AsciiChar const* const) noexcept override {
+
+    void setErrorRecorder(IErrorRecorder* const) noexcept override {}
+    IErrorRecorder* getErrorRecorder() const noexcept override { return nullptr; }
+    bool isParentSearchEnabled() const { return false; }
+    void setParentSearchEnabled(bool const) {}
+#if NV_TENSORRT_MAJOR < 10
+    IPluginCreator* const* getPluginCreatorList(int32_t* const count) const noexcept override { return getAllCreators(count); }
+    IPluginCreator* getPluginCreator(AsciiChar const* const name, AsciiChar const* const version, AsciiChar const* const) noexcept override {
+        return find(name, version);
+    }
+#else
+    IPluginResource* acquirePluginResource(AsciiChar const*, IPluginResource*) noexcept override { return nullptr; }
+    int32_t releasePluginResource(AsciiChar const*) noexcept override { return 0; }
+#endif
+#if NV_TENSORRT_MAJOR == 10  // still has what was deprecated
+    bool registerCreator(IPluginCreator&, AsciiChar const* const) noexcept override { return false; }
+    bool deregisterCreator(IPluginCreator const&) noexcept override { return false; }
+    IPluginCreator* const* getPluginCreatorList(int32_t* const) const noexcept override { return nullptr; }
+    IPluginCreator* getPluginCreator(AsciiChar const* const, AsciiChar const* const, AsciiChar const* const) noexcept override {
         return nullptr;
     }
-    bool deregisterCreator(nvinfer1::IPluginCreator const&) noexcept override { return false; }
 #endif
 
 private:
-    std::vector<nvinfer1::IPluginCreatorInterface*> creators_;
+    Creator* find(std::string const& name, std::string const& version) const {
+        for (auto* const creator : creators_) {
+            if (named(*creator).getPluginName() == name && named(*creator).getPluginVersion() == version) return creator;
+        }
+        return nullptr;
+    }
+    static std::vector<Creator*> creatorsOf(void* library) {
+        using GetCreators = Creator* const* (*)(int32_t&);
+        int32_t count = 0;
+        auto* const creators = reinterpret_cast<GetCreators>(dlsym(library, kGetCreators))(count);
+        return {creators, creators + count};
+    }
+
+    std::vector<Creator*> creators_;
 };
 
-class Logger final : public nvinfer1::ILogger {
+class Logger final : public ILogger {
 public:
-    void log(Severity, nvinfer1::AsciiChar const* message) noexcept override { std::printf("    logged: %s\n", message); }
+    void log(Severity, AsciiChar const* message) noexcept override { std::printf("    logged: %s\n", message); }
 };
 
 }  // namespace
 
-extern "C" nvinfer1::IPluginRegistry* getPluginRegistry() noexcept {
+extern "C" IPluginRegistry* getPluginRegistry() noexcept {
     static Registry registry;
     return &registry;
 }
 
-extern "C" nvinfer1::ILogger* getLogger() noexcept {
+extern "C" ILogger* getLogger() noexcept {
     static Logger logger;
     return &logger;
 }

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import plugin_src
 from builder.operators import plugin
 
@@ -12,7 +14,7 @@ def source(name):
 
 
 def test_the_creator_has_these_names():
-    constants = dict(re.findall(r'constexpr char const\* (k\w+) = "(.*)";', source("tensorrt_plugin.h")))
+    constants = dict(re.findall(r'constexpr char const\* (k\w+) = "(.*)";', source("tensorrt_layer.h")))
     assert constants == {
         "kPluginName": plugin.NAME,
         "kPluginVersion": plugin.VERSION,
@@ -21,8 +23,9 @@ def test_the_creator_has_these_names():
     }
 
 
-def test_the_creators_list_holds_one_int32_field():
-    constructor = re.search(r"MsDeformAttnCreator\(\) \{(.*?)\n\}", source("tensorrt_plugin.cpp"), re.DOTALL)[1]
+@pytest.mark.parametrize("file", ["tensorrt_plugin_v2.cpp", "tensorrt_plugin_v3.cpp"])
+def test_the_creators_list_holds_one_int32_field(file):
+    constructor = re.search(r"MsDeformAttnCreator\(\) \{(.*?)\n\}", source(file), re.DOTALL)[1]
     assert re.findall(r"field_ = \{(\w+), nullptr, nvinfer1::PluginFieldType::(\w+), 0\}", constructor) == [
         ("kSpatialShapesField", "kINT32")
     ]
@@ -30,7 +33,7 @@ def test_the_creators_list_holds_one_int32_field():
 
 
 def test_the_inputs_come_in_the_plugins_order():
-    code = source("tensorrt_plugin.cpp")
+    code = source("tensorrt_layer.cpp")
     names = re.search(r"kNames\[\] = \{(.*?)\};", code)[1]
     assert tuple(re.findall(r'"(\w+)"', names)) == plugin.INPUT_NAMES
     positions = re.search(r"enum Input : int32_t \{(.*?)\};", code)[1]

@@ -1,0 +1,316 @@
+"""Builds a TensorRT plan from ONNX, or runs a plan, in a process of its own; `onnx_frontend` starts it.
+
+    python plan_child.py REQUEST.json
+
+The interpreter may be another than the project's. It needs tensorrt (8.5 to 11) and NumPy, and imports nothing else,
+so this file keeps to what Python 3.8 knows. The log goes to stderr. The answer is JSON in the file that the request
+names; it has `error` where something was refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# The network's types by the project's names, in TensorRT's words.
+TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+FLAGS = {"float16": "FP16", "bfloat16": "BF16"}  # of the builder, where networks are weakly typed
+# Each setting, the object of the module that has it, and the release it came with.
+NEEDED = {
+    "optimization_level": ("IBuilderConfig.builder_optimization_level", "8.6"),
+    "version_compatible": ("BuilderFlag.VERSION_COMPATIBLE", "8.6"),
+    "hardware_compatible": ("HardwareCompatibilityLevel.AMPERE_PLUS", "8.6"),
+}
+
+
+class RefusedError(Exception):
+    """What TensorRT, or this file, does not do; the message is one line."""
+
+
+def import_tensorrt() -> Any:
+    """Return the module tensorrt; that of 8.5 asks NumPy for a name that it no longer has."""
+    if "bool" not in vars(np):
+        np.bool = bool  # type: ignore[attr-defined, unused-ignore]
+    try:
+        return importlib.import_module("tensorrt")
+    except (ImportError, OSError) as error:
+        raise RefusedError(f"{sys.executable} cannot import tensorrt: {error}") from error
+
+
+def check_settings(trt: Any, request: dict[str, Any]) -> None:
+    """Refuse, by name, what this release of TensorRT does not have."""
+    settings = request["settings"]
+    for name, (place, release) in NEEDED.items():
+        wanted = settings[name] is not None and settings[name] is not False  # level 0 is wanted
+        if wanted and not _has(trt, place):
+            raise RefusedError(f"TensorRT {trt.__version__} has no {name}; {release} and later do")
+    if settings["fp32_accumulation"]:
+        raise RefusedError("fp32_accumulation is not a setting of TensorRT's ONNX parser; cast in the ONNX file")
+    precision, typed = request["precision"], is_strongly_typed(trt)
+    if typed and request["float32_nodes"]:
+        raise RefusedError(
+            f"float32_nodes are of no use to TensorRT {trt.__version__}, whose networks have the types of the ONNX "
+            "file; cast there"
+        )
+    flag = FLAGS.get(precision)
+    if not typed and flag is not None and not _has(trt, f"BuilderFlag.{flag}"):
+        raise RefusedError(f"TensorRT {trt.__version__} has no {precision}; 9 and later do")
+
+
+def is_strongly_typed(trt: Any) -> bool:
+    """Return whether networks take their types from the graph: in 9 and 10 where asked for, from 11 on always."""
+    return _has(trt, "NetworkDefinitionCreationFlag.STRONGLY_TYPED")
+
+
+def network_flags(trt: Any) -> int:
+    """Return the flags of a network of explicit batch and, where there is such a thing, strong types."""
+    names = [
+        name for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if _has(trt, f"NetworkDefinitionCreationFlag.{name}")
+    ]
+    return sum(1 << int(getattr(trt.NetworkDefinitionCreationFlag, name)) for name in names)
+
+
+def make_logger(trt: Any, verbose: bool) -> Any:
+    """Return a logger that writes to stderr and keeps errors, and warnings."""
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
+                self.errors.append(text)
+            elif int(severity) == int(trt.ILogger.Severity.WARNING):
+                self.warnings.append(text)
+            if verbose or int(severity) <= int(trt.ILogger.Severity.WARNING):
+                print(f"{str(severity).split('.')[-1]}: {text}", file=sys.stderr, flush=True)
+
+    return Log()
+
+
+def explain(errors: list[str]) -> str:
+    """Return the one line of TensorRT's errors that says most: the first that names a node or layer, or the first."""
+    lines = [" ".join(text.split()) for text in errors] or ["its log has no error"]
+    named = [line for line in lines if "node" in line.lower() or "layer" in line.lower()]
+    line = (named or lines)[0]
+    return line if len(line) <= 400 else line[:400] + " ..."
+
+
+def build(request: dict[str, Any]) -> dict[str, Any]:
+    """Build the plan and return what it is, or the parser's errors."""
+    trt = import_tensorrt()
+    check_settings(trt, request)
+    logger = make_logger(trt, request["verbose"])
+    trt.init_libnvinfer_plugins(logger, "")
+    if request["plugin"]:
+        load_plugin(request["plugin"])
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        # 8.5 only warns that there is no GPU
+        reason = explain(logger.errors or logger.warnings[-1:])
+        raise RefusedError(f"TensorRT {trt.__version__} did not start: {reason}") from error
+    network = builder.create_network(network_flags(trt))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(request["onnx"]):
+        return {
+            "tensorrt": trt.__version__,
+            "parser_errors": [parser_error(parser.get_error(i)) for i in range(parser.num_errors)],
+        }
+    check_types(trt, network, request["precision"])
+    config = make_config(trt, builder, network, request)
+    if not is_strongly_typed(trt):
+        constrain_types(trt, network, config, request)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise RefusedError(f"TensorRT {trt.__version__} built no plan: {explain(logger.errors)}")
+    Path(request["plan"]).write_bytes(plan)
+    if request["settings"]["timing_cache"]:
+        Path(request["settings"]["timing_cache"]).write_bytes(config.get_timing_cache().serialize())
+    return {"tensorrt": trt.__version__, "layers": inspect(trt, logger, plan) if request["inspect"] else None}
+
+
+def load_plugin(library: str) -> None:
+    """Load a library whose creators register themselves."""
+    try:
+        ctypes.CDLL(library, mode=os.RTLD_NOW | os.RTLD_GLOBAL)
+    except OSError as error:
+        raise RefusedError(f"cannot load the plugin: {error}") from error
+
+
+def parser_error(error: Any) -> dict[str, Any]:
+    """Return an error of the parser; TensorRT 8 tells the node's index alone."""
+    named = hasattr(error, "node_name")
+    return {
+        "index": error.node(),
+        "node": error.node_name() if named else "",
+        "operator": error.node_operator() if named else "",
+        "text": " ".join(error.desc().split()),
+    }
+
+
+def check_types(trt: Any, network: Any, precision: str) -> None:
+    """Refuse a file whose types are not those of the precision; weak types make float16 of a float32 file."""
+    found = {name for name, word in TYPES.items() if word in _floating_types(network)}
+    strange = found - {"float32", precision}
+    if strange:
+        raise RefusedError(f"the ONNX file has {', '.join(sorted(strange))} tensors; it was to be {precision}")
+    if is_strongly_typed(trt) and precision not in found:
+        raise RefusedError(
+            f"the ONNX file has no {precision} tensor, and a network of TensorRT {trt.__version__} takes its types "
+            "from the file"
+        )
+
+
+def make_config(trt: Any, builder: Any, network: Any, request: dict[str, Any]) -> Any:
+    """Return the builder's configuration by the settings of `TensorRTSettings`, with the profile of dynamic batches."""
+    config, settings = builder.create_builder_config(), request["settings"]
+    flags = trt.BuilderFlag
+    if not settings["tf32"]:
+        config.clear_flag(flags.TF32)
+    if not settings["immutable_weights"]:
+        config.set_flag(flags.REFIT)
+    if settings["version_compatible"]:
+        config.set_flag(flags.VERSION_COMPATIBLE)
+        config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)
+    if settings["hardware_compatible"]:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if settings["optimization_level"] is not None:
+        config.builder_optimization_level = settings["optimization_level"]
+    if settings["workspace_gib"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings["workspace_gib"] * 2**30))
+    config.avg_timing_iterations = settings["average_timings"]
+    if settings["timing_cache"]:
+        path = Path(settings["timing_cache"])
+        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        if not config.set_timing_cache(cache, ignore_mismatch=False):
+            raise RefusedError(f"timing cache {path} belongs to another TensorRT or GPU; name another file")
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it the plan forgets its layers' types
+    profile = make_profile(builder, network, request["batch"])
+    if profile is not None:
+        config.add_optimization_profile(profile)
+    return config
+
+
+def make_profile(builder: Any, network: Any, batch: list[int]) -> Any:
+    """Return the profile of inputs whose batch is open, smallest, usual and largest; None where none is."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    for tensor in inputs:
+        if any(size < 0 for size in tuple(tensor.shape)[1:]):
+            raise RefusedError(f"input {tensor.name} has shape {tuple(tensor.shape)}; only its batch may be open")
+    dynamic = [tensor for tensor in inputs if tuple(tensor.shape)[:1] == (-1,)]
+    if not dynamic:
+        return None
+    profile = builder.create_optimization_profile()
+    for tensor in dynamic:
+        profile.set_shape(tensor.name, *((size, *tuple(tensor.shape)[1:]) for size in batch))
+    return profile
+
+
+def constrain_types(trt: Any, network: Any, config: Any, request: dict[str, Any]) -> None:
+    """Allow a half type and hold layers to their own, where types are weak.
+
+    A file with half types is followed layer by layer, as a strongly typed network would. In a float32 file only
+    `float32_nodes` are held: names of nodes, or beginnings of them that end in a slash.
+    """
+    precision, names = request["precision"], request["float32_nodes"]
+    if precision == "float32":
+        return
+    config.set_flag(getattr(trt.BuilderFlag, FLAGS[precision]))
+    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    follow = TYPES[precision] in _floating_types(network)
+    unused = set(names)
+    for layer in _layers(network):
+        own = [name for name in names if layer.name == name or (name.endswith("/") and layer.name.startswith(name))]
+        unused -= set(own)
+        types = [_type_name(layer.get_output(i)) for i in range(layer.num_outputs)]
+        if "FLOAT" in types and (own or follow):
+            wanted = trt.float32
+        elif follow and TYPES[precision] in types:
+            wanted = getattr(trt.DataType, TYPES[precision])
+        else:
+            continue
+        layer.precision = wanted
+        for i, name in enumerate(types):
+            if name in TYPES.values():
+                layer.set_output_type(i, wanted)
+    if unused:
+        raise RefusedError(
+            f"the network has no layer {', '.join(sorted(unused))}; float32_nodes are names of ONNX nodes"
+        )
+
+
+def inspect(trt: Any, logger: Any, plan: Any) -> Any:
+    """Return what TensorRT's inspector says of the plan's layers."""
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise RefusedError(f"TensorRT cannot load the plan it has just built: {explain(logger.errors)}")
+    return json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the plan on every batch of the request's arrays with the server's own runner; write its outputs."""
+    trt = import_tensorrt()
+    sys.path.insert(0, os.path.dirname(request["runner"]))
+    module = importlib.import_module("plan_runner")
+    plugin = Path(request["plugin"]) if request["plugin"] else None
+    try:
+        runner = module.PlanRunner(Path(request["plan"]), plugin_library=plugin, batch_sizes=request["graphs"])
+        with np.load(request["inputs"]) as arrays:
+            batches = [(arrays[f"images_{i}"], arrays[f"image_sizes_{i}"]) for i in range(request["batches"])]
+        outputs = [runner(*batch) for batch in batches]
+    except module.PlanError as error:
+        raise RefusedError(str(error)) from error
+    arrays = {f"{name}_{i}": each[k] for i, each in enumerate(outputs) for k, name in enumerate(module.OUTPUTS)}
+    np.savez(request["outputs"], **arrays)
+    return {"tensorrt": trt.__version__}
+
+
+def _layers(network: Any) -> list[Any]:
+    return [network.get_layer(i) for i in range(network.num_layers)]
+
+
+def _type_name(tensor: Any) -> str:
+    return str(tensor.dtype).split(".")[-1]
+
+
+def _floating_types(network: Any) -> set[str]:
+    types = {_type_name(layer.get_output(i)) for layer in _layers(network) for i in range(layer.num_outputs)}
+    return types & set(TYPES.values())
+
+
+def _has(trt: Any, place: str) -> bool:
+    value = trt
+    for name in place.split("."):
+        value = getattr(value, name, None)
+    return value is not None
+
+
+def main(path: str) -> None:
+    """Do what the request asks; TensorRT's objects are left to the system, some releases crash in taking them down."""
+    request = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        answer = {"build": build, "run": run}[request["task"]](request)
+    except RefusedError as error:
+        answer = {"error": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,286 @@
+"""Runs a TensorRT plan, of any release from 8.5 to 11.
+
+Imports tensorrt and NumPy alone, and calls the CUDA driver, because it also runs where neither PyTorch nor this
+project is: beside a server's `model.py`, or in an interpreter that exists for one TensorRT. Not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+OUTPUTS = ("boxes", "scores", "labels")
+# Types of a plan's inputs and outputs, by TensorRT's names.
+TYPES: dict[str, Any] = {"FLOAT": np.float32, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8}
+
+
+class PlanError(Exception):
+    """A plan that cannot be loaded or run; the message is one line."""
+
+
+class CudaDriver:
+    """The calls of the CUDA driver that a runner needs, on the primary context, which TensorRT uses too.
+
+    The driver's library has one name for all releases of CUDA, which the runtime's has not.
+    """
+
+    def __init__(self, device: int = 0) -> None:
+        """Attach this thread to a GPU.
+
+        Raises:
+            PlanError: there is no driver or no such GPU.
+        """
+        try:
+            self.library = ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            raise PlanError("a plan needs an NVIDIA GPU and its driver; libcuda.so.1 cannot be loaded") from error
+        self._call("cuInit", 0)
+        handle, self.context = ctypes.c_int(), ctypes.c_void_p()
+        self._call("cuDeviceGet", ctypes.byref(handle), device)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), handle)
+        self.attach()
+
+    def attach(self) -> None:
+        """Make the GPU that of the calling thread."""
+        self._call("cuCtxSetCurrent", self.context)
+
+    def allocate(self, size: int) -> int:
+        """Return the address of `size` bytes on the GPU."""
+        return self._made("cuMemAlloc_v2", ctypes.c_size_t(size))
+
+    def allocate_host(self, size: int) -> int:
+        """Return the address of `size` bytes that the GPU can read and write while the CPU goes on."""
+        return self._made("cuMemAllocHost_v2", ctypes.c_size_t(size))
+
+    def create_stream(self) -> int:
+        """Return a stream of its own, which waits for no other."""
+        non_blocking = 1
+        return self._made("cuStreamCreate", ctypes.c_uint(non_blocking))
+
+    def upload(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue a copy to the GPU."""
+        self._call("cuMemcpyHtoDAsync_v2", *_pointers(destination, source), ctypes.c_size_t(size), *_pointers(stream))
+
+    def download(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Queue a copy from the GPU."""
+        self._call("cuMemcpyDtoHAsync_v2", *_pointers(destination, source), ctypes.c_size_t(size), *_pointers(stream))
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for all that was queued."""
+        self._call("cuStreamSynchronize", *_pointers(stream))
+
+    def capture(self, stream: int, queue: Callable[[], None]) -> int:
+        """Return a graph of what `queue` queues on the stream, which is not executed."""
+        thread_local = 1  # other threads may go on allocating
+        self._call("cuStreamBeginCapture_v2", *_pointers(stream), ctypes.c_int(thread_local))
+        graph = ctypes.c_void_p()
+        try:
+            queue()
+        finally:
+            self._call("cuStreamEndCapture", *_pointers(stream), ctypes.byref(graph))
+        return self._made("cuGraphInstantiateWithFlags", graph, ctypes.c_ulonglong(0))
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Queue a captured graph."""
+        self._call("cuGraphLaunch", *_pointers(graph, stream))
+
+    def _made(self, name: str, *arguments: Any) -> int:
+        made = ctypes.c_void_p()
+        self._call(name, ctypes.byref(made), *arguments)
+        return made.value or 0
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self.library, name)(*arguments)
+        if code != 0:
+            text = ctypes.c_char_p()
+            self.library.cuGetErrorString(code, ctypes.byref(text))
+            raise PlanError(f"{name} failed: {(text.value or b'').decode() or f'error {code}'}")
+
+
+class _Tensor:
+    """An input or output of the plan: its memory on the GPU and the CPU, for the largest batch."""
+
+    def __init__(self, driver: CudaDriver, name: str, shape: tuple[int, ...], dtype: Any) -> None:
+        self.name, self.shape, self.dtype = name, shape, np.dtype(dtype)
+        size = max(int(np.prod(shape)) * self.dtype.itemsize, 1)
+        self.device, self.host = driver.allocate(size), driver.allocate_host(size)
+        memory = (ctypes.c_char * size).from_address(self.host)
+        self.array: NDArray[Any] = np.ndarray(shape, self.dtype, buffer=memoryview(memory))
+
+    def bytes_of(self, batch: int) -> int:
+        return batch * int(np.prod(self.shape[1:])) * self.dtype.itemsize
+
+
+class PlanRunner:
+    """Calls a plan on NumPy arrays, through one CUDA graph for each of some batch sizes. One thread at a time.
+
+    Its memory is that of the largest batch and stays until the process ends.
+    """
+
+    def __init__(
+        self,
+        plan: Path,
+        batch_sizes: Sequence[int] = (),
+        plugin_library: Path | None = None,
+        driver: CudaDriver | None = None,
+    ) -> None:
+        """Load `plan`.
+
+        Args:
+            plan: built by the installed TensorRT for the GPU at hand.
+            batch_sizes: to capture CUDA graphs for; other batches run without one.
+            plugin_library: for a plan with our plugin.
+            driver: of the GPU; None takes the first one.
+
+        Raises:
+            PlanError: there is no GPU or no TensorRT, or TensorRT cannot load the plan.
+        """
+        self.plan = plan
+        self.driver = driver or CudaDriver()
+        tensorrt = _import_tensorrt()
+        if plugin_library is not None:
+            _load_library(plugin_library)
+        self.logger = tensorrt.Logger(tensorrt.Logger.WARNING)
+        tensorrt.init_libnvinfer_plugins(self.logger, "")
+        self.runtime = tensorrt.Runtime(self.logger)
+        self.engine = self.runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self.engine is None:
+            raise PlanError(
+                f"TensorRT {tensorrt.__version__} cannot load {plan}; its log says why, most often that another "
+                "version or GPU built it"
+            )
+        self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise PlanError(f"{plan} does not fit into the GPU's memory; TensorRT's log says more")
+        self.stream = self.driver.create_stream()
+        self.inputs, self.outputs = self._tensors(tensorrt)
+        self.graphs = {batch: self._capture(batch) for batch in sorted(batch_sizes, reverse=True)}
+
+    @property
+    def max_batch_size(self) -> int:
+        """The largest batch that the plan takes."""
+        return self.inputs[0].shape[0]
+
+    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> list[NDArray[Any]]:
+        """Return boxes, scores and labels of `images` uint8 [B, H, W, 3] with valid sizes int32 [B, 2].
+
+        Raises:
+            PlanError: the plan does not take such arrays, or failed.
+        """
+        replay = self.prepare(images, image_sizes)
+        replay()
+        batch = len(images)
+        for tensor in self.outputs:
+            self.driver.download(tensor.host, tensor.device, tensor.bytes_of(batch), self.stream)
+        self.synchronize()
+        return [tensor.array[:batch].copy() for tensor in self.outputs]
+
+    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], None]:
+        """Return a call that queues the inference of these inputs, which are copied to the GPU now, on `stream`.
+
+        Only the inputs prepared last are in the buffers, whatever their batch.
+
+        Raises:
+            PlanError: as `__call__`.
+        """
+        self.driver.attach()
+        batch = len(images)
+        if len(image_sizes) != batch:
+            raise PlanError(f"{self.plan} got {batch} images and {len(image_sizes)} sizes")
+        given: dict[str, NDArray[Any]] = {"images": images, "image_sizes": image_sizes}
+        for tensor in self.inputs:
+            array = given[tensor.name]
+            self._check(tensor, array)
+            tensor.array[:batch] = array
+            self.driver.upload(tensor.device, tensor.host, tensor.bytes_of(batch), self.stream)
+        self.synchronize()  # the next inputs may be written to the same memory
+        graph = self.graphs.get(batch)
+        if graph is not None:
+            return lambda: self.driver.launch(graph, self.stream)
+        self._bind(batch)
+        return self._enqueue
+
+    def synchronize(self) -> None:
+        """Wait for what was queued."""
+        self.driver.synchronize(self.stream)
+
+    def _tensors(self, tensorrt: Any) -> tuple[list[_Tensor], list[_Tensor]]:
+        """Allocate inputs and outputs for the largest batch; outputs come as boxes, scores and labels."""
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        given = [name for name in names if self.engine.get_tensor_mode(name) == tensorrt.TensorIOMode.INPUT]
+        if not {"images"} <= set(given) <= {"images", "image_sizes"}:
+            raise PlanError(f"{self.plan} takes {', '.join(given)}; expected images and perhaps image_sizes")
+        made = [name for name in names if name not in given]
+        made = list(OUTPUTS) if set(made) == set(OUTPUTS) else sorted(made)  # torch_tensorrt: output0, output1, output2
+        if len(made) != len(OUTPUTS):
+            raise PlanError(f"{self.plan} puts out {', '.join(made)}; expected {', '.join(OUTPUTS)}")
+        largest = {name: tuple(self.engine.get_tensor_shape(name)) for name in given}
+        for name, shape in largest.items():
+            if -1 in shape:
+                largest[name] = tuple(self.engine.get_tensor_profile_shape(name, 0)[2])
+        inputs = [self._tensor(name, largest[name]) for name in sorted(given, key=("images", "image_sizes").index)]
+        batch = inputs[0].shape[0]
+        outputs = [self._tensor(name, (batch, *tuple(self.engine.get_tensor_shape(name))[1:])) for name in made]
+        return inputs, outputs
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> _Tensor:
+        type_name = str(self.engine.get_tensor_dtype(name)).split(".")[-1]
+        if type_name not in TYPES or any(size < 0 for size in shape):
+            raise PlanError(f"{self.plan} has {name} of type {type_name} and shape {shape}, which cannot be served")
+        return _Tensor(self.driver, name, shape, TYPES[type_name])
+
+    def _check(self, tensor: _Tensor, array: NDArray[Any]) -> None:
+        most, wanted = tensor.shape[0], tensor.shape[1:]
+        if array.dtype != tensor.dtype or array.shape[1:] != wanted or not 1 <= len(array) <= most:
+            raise PlanError(
+                f"{self.plan} takes {tensor.name} of {tensor.dtype} [1 to {most}, {', '.join(map(str, wanted))}], "
+                f"not {array.dtype} {list(array.shape)}"
+            )
+
+    def _bind(self, batch: int) -> None:
+        """Tell the context the shapes of a batch and where everything is."""
+        for tensor in self.inputs:
+            if not self.context.set_input_shape(tensor.name, (batch, *tensor.shape[1:])):
+                raise PlanError(f"{self.plan} takes no batch of {batch}")
+        for tensor in (*self.inputs, *self.outputs):
+            self.context.set_tensor_address(tensor.name, tensor.device)
+
+    def _enqueue(self) -> None:
+        if not self.context.execute_async_v3(self.stream):
+            raise PlanError(f"{self.plan} failed to run; TensorRT's log says why")
+
+    def _capture(self, batch: int) -> int:
+        """Return the graph of one inference."""
+        if not 1 <= batch <= self.max_batch_size:
+            raise PlanError(f"{self.plan} takes batches of 1 to {self.max_batch_size}, not {batch}")
+        self._bind(batch)
+        self._enqueue()  # what a context does at the first run with new shapes cannot be captured
+        self.synchronize()
+        return self.driver.capture(self.stream, self._enqueue)
+
+
+def _pointers(*addresses: int) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(address) for address in addresses]
+
+
+def _import_tensorrt() -> Any:
+    if "bool" not in vars(np):  # the bindings of 8.5 ask for it
+        np.bool = bool  # type: ignore[attr-defined, unused-ignore]
+    try:
+        return importlib.import_module("tensorrt")
+    except (ImportError, OSError) as error:
+        raise PlanError(f"cannot import tensorrt: {error}") from error
+
+
+def _load_library(path: Path) -> None:
+    try:
+        ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_GLOBAL)
+    except OSError as error:
+        raise PlanError(f"cannot load the plugin: {error}") from error

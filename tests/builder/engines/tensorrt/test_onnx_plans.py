@@ -1,0 +1,188 @@
+"""Plans of ONNX files, built and run on a GPU by the TensorRT of another Python, against references of the same files.
+
+`CODETR_TENSORRT_PYTHON` names that Python, `CODETR_PLUGIN` the plugin that was built for its TensorRT.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from builder.engines.tensorrt import TensorRTSettings, plugin_library
+from builder.engines.tensorrt.onnx_frontend import TensorRTPython, build_plan, run_plan
+from builder.operators import plugin
+from builder.operators.ms_deform_attn import reference_ms_deform_attn
+from builder.pipeline.export import InputSpec
+
+SIDE, BATCH = 64, 2
+SPEC = InputSpec(SIDE, SIDE, max_batch_size=BATCH)
+# Levels whose tokens, times 8 heads of 32 channels, are the image's 64 x 64 x 3 pixels.
+SHAPES, HEADS, DIM, QUERIES, POINTS = [6, 6, 3, 4], 8, 32, 50, 4
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16}
+OUTPUTS = {"boxes": (TensorProto.FLOAT, 3), "scores": (TensorProto.FLOAT, 2), "labels": (TensorProto.INT32, 2)}
+
+
+@pytest.fixture
+def python():
+    executable = os.environ.get("CODETR_TENSORRT_PYTHON")
+    if executable is None:
+        pytest.skip("CODETR_TENSORRT_PYTHON is not set: it names a Python that has TensorRT")
+    return TensorRTPython(Path(executable))
+
+
+def save(path, nodes, constants, batch):
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, SIDE, SIDE, 3])
+    sizes = helper.make_tensor_value_info("image_sizes", TensorProto.INT32, [batch, 2])
+    made = [helper.make_tensor_value_info(name, type_, [None] * rank) for name, (type_, rank) in OUTPUTS.items()]
+    initializers = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "graph", [images, sizes], made, initializers)
+    opsets = [helper.make_opsetid("", 16), helper.make_opsetid("trt.plugins", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+def node(operator, inputs, output, **attributes):
+    return helper.make_node(operator, inputs.split(), [output], f"node_{output}", **attributes)
+
+
+def small_detector(path, precision):
+    """Write a product with the pixels in the precision, a sigmoid in float32 and the four highest, of any batch."""
+    random = np.random.default_rng(0)
+    dtype = np.dtype(precision)
+    constants = {
+        "flat": np.array([0, SIDE * SIDE * 3]),
+        "scale": np.array(1 / 256, dtype),
+        "weight": (random.normal(size=(SIDE * SIDE * 3, 24)) / 30).astype(dtype),
+        "four": np.array([4]),
+        "one": np.array([1]),
+        "two": np.array([2]),
+    }
+    nodes = [
+        node("Cast", "images", "pixels", to=TYPES[precision]),
+        node("Reshape", "pixels flat", "rows"),
+        node("Mul", "rows scale", "scaled"),
+        node("MatMul", "scaled weight", "product"),
+        node("Cast", "product", "wide", to=TensorProto.FLOAT),
+        node("Sigmoid", "wide", "activated"),
+        helper.make_node("TopK", ["activated", "four"], ["scores", "places"], "node_scores"),
+        node("Cast", "places", "labels", to=TensorProto.INT32),
+        node("Cast", "image_sizes", "sizes", to=TensorProto.FLOAT),
+        helper.make_node("Split", ["sizes"], ["heights", "widths"], "node_split", axis=1),
+        node("Concat", "heights widths heights widths", "corners", axis=1),
+        node("Unsqueeze", "corners one", "corner"),
+        node("Unsqueeze", "scores two", "column"),
+        node("Mul", "column corner", "boxes"),
+    ]
+    return save(path, nodes, constants, "batch")
+
+
+def attention(path, precision):
+    """Write one plugin node of two images on constants, its values the pixels and its valid shapes the sizes."""
+    random = np.random.default_rng(1)
+    dtype, levels = np.dtype(precision), len(SHAPES) // 2
+    constants = {
+        "reference_points": random.uniform(-0.1, 1.1, (BATCH, QUERIES, levels, 2)).astype(np.float32),
+        "sampling_offsets": random.normal(size=(BATCH, QUERIES, HEADS, levels, POINTS, 2)).astype(dtype),
+        "attention_logits": random.normal(size=(BATCH, QUERIES, HEADS, levels, POINTS)).astype(dtype),
+        "tokens": np.array([BATCH, -1, HEADS, DIM]),
+        "scale": np.array(1 / 64, dtype),
+        "one": np.array([1]),
+        "twice": np.array([1, levels, 1]),
+        "start": np.array([0]),
+        "end": np.array([4]),
+        "axis": np.array([2]),
+    }
+    fields = {"spatial_shapes": SHAPES, "plugin_version": plugin.VERSION, "plugin_namespace": plugin.NAMESPACE}
+    nodes = [
+        node("Cast", "images", "pixels", to=TYPES[precision]),
+        node("Mul", "pixels scale", "scaled"),
+        node("Reshape", "scaled tokens", "value"),
+        node("Unsqueeze", "image_sizes one", "sizes"),
+        node("Tile", "sizes twice", "valid_shapes"),
+        node(plugin.NAME, " ".join(plugin.INPUT_NAMES), "attended", domain="trt.plugins", **fields),
+        node("Cast", "attended", "wide", to=TensorProto.FLOAT),
+        node("Slice", "wide start end axis", "boxes"),
+        node("ReduceMax", "wide", "scores", axes=[2], keepdims=0),
+        node("ArgMax", "wide", "places", axis=2, keepdims=0),
+        node("Cast", "places", "labels", to=TensorProto.INT32),
+    ]
+    return save(path, nodes, constants, BATCH), constants
+
+
+def inputs(batch):
+    random = np.random.default_rng(batch)
+    images = random.integers(0, 256, (batch, SIDE, SIDE, 3), dtype=np.uint8)
+    return images, np.array([[6 - i, 4 - i] for i in range(batch)], np.int32)
+
+
+# Sums of 12288 products in half precision, of terms to 0.1; the exact ones differ by the order of the sums.
+TOLERANCE = {"float32": 1e-5, "float16": 5e-3}
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_the_small_detector_is_onnx(tmp_path, precision):
+    """What the plan is compared with, so that a fault of the file shows without a GPU."""
+    model = onnx.load(small_detector(tmp_path / "a.onnx", precision))
+    onnx.checker.check_model(model, full_check=True)
+    boxes, scores, labels = ReferenceEvaluator(model).run(
+        None, dict(zip(("images", "image_sizes"), inputs(2), strict=True))
+    )
+    assert (boxes.shape, scores.shape, labels.shape) == ((2, 4, 4), (2, 4), (2, 4))
+    assert (np.diff(scores) <= 0).all()
+    np.testing.assert_array_equal(
+        boxes, scores[..., None] * np.array([[6, 4, 6, 4], [5, 3, 5, 3]])[:, None].astype(np.float32)
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", TYPES)
+def test_a_detector_runs_at_every_batch(tmp_path, python, precision):
+    path, plan = small_detector(tmp_path / "a.onnx", precision), tmp_path / "a.plan"
+    settings = TensorRTSettings(timing_cache=tmp_path / "cache", workspace_gib=1.0)
+    report = build_plan(path, plan, SPEC, precision, settings, python=python)
+    assert report.layers["Layers"]
+    batches = [inputs(2), inputs(1), inputs(2)]
+    reference = ReferenceEvaluator(str(path))
+    for graphs in ([], [1, 2]):
+        for (images, sizes), found in zip(batches, run_plan(plan, batches, python=python, graphs=graphs), strict=True):
+            boxes, scores, labels = reference.run(None, {"images": images, "image_sizes": sizes})
+            np.testing.assert_allclose(found.scores, scores, atol=TOLERANCE[precision])
+            np.testing.assert_allclose(found.boxes, boxes, atol=6 * TOLERANCE[precision])
+            assert found.labels.dtype == np.int32
+            assert (found.labels == labels).mean() >= (
+                1 if precision == "float32" else 0.7
+            )  # close scores may change places
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", TYPES)
+def test_a_plugin_node_attends(tmp_path, python, precision):
+    (path, constants), plan = attention(tmp_path / "a.onnx", precision), tmp_path / "a.plan"
+    library = plugin_library()
+    build_plan(path, plan, InputSpec(SIDE, SIDE, BATCH, dynamic_batch=False), precision, plugin=library, python=python)
+    images, sizes = inputs(BATCH)
+    (found,) = run_plan(plan, [(images, sizes)], plugin=library, python=python, graphs=[BATCH])
+    value = torch.from_numpy(images).to(getattr(torch, precision)) * (1 / 64)
+    expected = reference_ms_deform_attn(
+        value.reshape(BATCH, -1, HEADS, DIM),
+        *(torch.from_numpy(constants[name]) for name in plugin.INPUT_NAMES[1:4]),
+        SHAPES,
+        torch.from_numpy(sizes)[:, None].repeat(1, len(SHAPES) // 2, 1),
+    ).float()
+    np.testing.assert_allclose(found.boxes, expected[..., :4], atol={"float32": 1e-5, "float16": 1e-2}[precision])
+    np.testing.assert_allclose(found.scores, expected.amax(2), atol={"float32": 1e-5, "float16": 1e-2}[precision])
+
+
+@pytest.mark.gpu
+def test_what_the_parser_does_not_know_is_named(tmp_path, python):
+    path, _ = attention(tmp_path / "a.onnx", "float32")
+    model = onnx.load(path)
+    next(each for each in model.graph.node if each.op_type == plugin.NAME).op_type = "NobodysPlugin"
+    onnx.save(model, path)
+    with pytest.raises(Exception, match=r"node node_attended \(NobodysPlugin\)"):
+        build_plan(path, tmp_path / "a.plan", SPEC, "float32", python=python)

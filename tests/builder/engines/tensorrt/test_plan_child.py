@@ -1,0 +1,254 @@
+"""What the child decides, against stand-ins with the names that each release of TensorRT's bindings has."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from builder.engines.tensorrt import plan_child
+
+SETTINGS = {
+    "optimization_level": None,
+    "timing_cache": None,
+    "version_compatible": False,
+    "hardware_compatible": False,
+    "fp32_accumulation": False,
+    "tf32": False,
+    "workspace_gib": None,
+    "average_timings": 1,
+    "immutable_weights": True,
+}
+
+
+def release(version, flags, network_flags, **more):
+    return SimpleNamespace(
+        __version__=version,
+        float32="FLOAT",
+        IBuilderConfig=SimpleNamespace(**more.pop("config", {})),
+        BuilderFlag=SimpleNamespace(**{name: name for name in ("TF32", "REFIT", *flags)}),
+        NetworkDefinitionCreationFlag=SimpleNamespace(**network_flags),
+        DataType=SimpleNamespace(HALF="HALF", BF16="BF16", FLOAT="FLOAT"),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+        ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+        **more,
+    )
+
+
+COMPATIBLE = ("VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME")
+FROM_8_6 = {
+    "config": {"builder_optimization_level": 3},
+    "HardwareCompatibilityLevel": SimpleNamespace(AMPERE_PLUS="ampere+"),
+}
+RELEASES = {
+    "8.5.3": release("8.5.3", ("FP16", "OBEY_PRECISION_CONSTRAINTS"), {"EXPLICIT_BATCH": 0}),
+    "8.6.1": release("8.6.1", ("FP16", "OBEY_PRECISION_CONSTRAINTS", *COMPATIBLE), {"EXPLICIT_BATCH": 0}, **FROM_8_6),
+    "10.16": release("10.16", ("FP16", "BF16", *COMPATIBLE), {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, **FROM_8_6),
+    "11.1": release("11.1", COMPATIBLE, {"STRONGLY_TYPED": 0}, **FROM_8_6),
+}
+
+
+def request(precision="float32", float32_nodes=(), **settings):
+    return {"precision": precision, "float32_nodes": list(float32_nodes), "settings": SETTINGS | settings}
+
+
+@pytest.mark.parametrize("version", RELEASES)
+def test_what_every_release_has_is_not_refused(version):
+    plan_child.check_settings(
+        RELEASES[version],
+        request(
+            "float16", timing_cache="/cache", tf32=True, workspace_gib=1.0, average_timings=2, immutable_weights=False
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "words"),
+    [
+        ("8.5.3", request(optimization_level=0), "TensorRT 8.5.3 has no optimization_level; 8.6 and later do"),
+        ("8.5.3", request(version_compatible=True), "TensorRT 8.5.3 has no version_compatible; 8.6 and later do"),
+        ("8.5.3", request(hardware_compatible=True), "TensorRT 8.5.3 has no hardware_compatible; 8.6 and later do"),
+        ("8.6.1", request("bfloat16"), "TensorRT 8.6.1 has no bfloat16; 9 and later do"),
+        ("10.16", request("float16", ["/norm"]), "float32_nodes are of no use to TensorRT 10.16"),
+        ("11.1", request(fp32_accumulation=True), "fp32_accumulation is not a setting of TensorRT's ONNX parser"),
+    ],
+)  # fmt: skip  # a table
+def test_what_a_release_lacks_is_refused_by_name(version, asked, words):
+    with pytest.raises(plan_child.RefusedError) as refused:
+        plan_child.check_settings(RELEASES[version], asked)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.16", "11.1"])
+def test_what_came_with_8_6_is_in_later_releases(version):
+    plan_child.check_settings(
+        RELEASES[version], request(optimization_level=5, version_compatible=True, hardware_compatible=True)
+    )
+
+
+@pytest.mark.parametrize(("version", "flags"), [("8.5.3", 0b1), ("8.6.1", 0b1), ("10.16", 0b11), ("11.1", 0b1)])
+def test_networks_have_explicit_batch_and_strong_types_where_there_are_such(version, flags):
+    assert plan_child.network_flags(RELEASES[version]) == flags
+
+
+class Layer:
+    def __init__(self, name, *types):
+        self.name, self.num_outputs, self.precision, self.set = name, len(types), None, {}
+        self.types = types
+
+    def get_output(self, i):
+        return SimpleNamespace(dtype=f"DataType.{self.types[i]}")
+
+    def set_output_type(self, i, type_):
+        self.set[i] = type_
+
+
+class Network:
+    def __init__(self, *layers, inputs=()):
+        self.layers, self.inputs = layers, inputs
+        self.num_layers, self.num_inputs = len(layers), len(inputs)
+        self.get_layer, self.get_input = self.layers.__getitem__, self.inputs.__getitem__
+
+
+class Config:
+    def __init__(self):
+        self.flags, self.profiles, self.limits, self.caches = {"TF32"}, [], {}, []
+        self.set_flag, self.clear_flag = self.flags.add, self.flags.discard
+        self.add_optimization_profile = self.profiles.append
+        self.set_memory_pool_limit = self.limits.__setitem__
+        self.create_timing_cache = bytes
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        self.caches.append((cache, ignore_mismatch))
+        return cache != b"of another GPU"
+
+
+class Profile:
+    def __init__(self):
+        self.shapes = {}
+
+    def set_shape(self, name, *shapes):
+        self.shapes[name] = shapes
+
+
+BUILDER = SimpleNamespace(create_builder_config=Config, create_optimization_profile=Profile)
+OPEN = Network(
+    inputs=(SimpleNamespace(name="images", shape=(-1, 4, 6, 3)), SimpleNamespace(name="image_sizes", shape=(-1, 2)))
+)
+
+
+def configured(version, network=OPEN, **settings):
+    asked = {**request(**settings), "batch": [1, 4, 4]}
+    return plan_child.make_config(RELEASES[version], BUILDER, network, asked)
+
+
+def test_float32_products_are_exact_unless_told():
+    assert "TF32" not in configured("8.5.3").flags
+    assert "TF32" in configured("8.5.3", tf32=True).flags
+
+
+def test_an_open_batch_gets_one_profile():
+    (profile,) = configured("8.5.3").profiles
+    assert profile.shapes == {
+        "images": ((1, 4, 6, 3), (4, 4, 6, 3), (4, 4, 6, 3)),
+        "image_sizes": ((1, 2), (4, 2), (4, 2)),
+    }
+
+
+def test_a_fixed_batch_needs_none():
+    assert configured("8.5.3", Network(inputs=(SimpleNamespace(name="images", shape=(2, 4, 6, 3)),))).profiles == []
+
+
+def test_an_open_side_is_refused():
+    network = Network(inputs=(SimpleNamespace(name="images", shape=(-1, -1, 6, 3)),))
+    with pytest.raises(plan_child.RefusedError, match=r"images has shape \(-1, -1, 6, 3\); only its batch may be open"):
+        configured("8.5.3", network)
+
+
+def test_settings_reach_the_builder(tmp_path):
+    config = configured(
+        "8.6.1", optimization_level=2, version_compatible=True, hardware_compatible=True, workspace_gib=0.5,
+        average_timings=3, immutable_weights=False, timing_cache=str(tmp_path / "cache"),
+    )  # fmt: skip  # one call
+    assert config.flags == {"VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME", "REFIT"}
+    assert (config.builder_optimization_level, config.avg_timing_iterations) == (2, 3)
+    assert config.hardware_compatibility_level == "ampere+"
+    assert config.limits == {"workspace": 2**29}
+    assert config.caches == [(b"", False)]
+    assert config.profiling_verbosity == "detailed"
+
+
+def test_a_timing_cache_is_read(tmp_path):
+    (tmp_path / "cache").write_bytes(b"timings")
+    assert configured("8.5.3", timing_cache=str(tmp_path / "cache")).caches == [(b"timings", False)]
+
+
+def test_a_timing_cache_of_another_gpu_is_refused(tmp_path):
+    (tmp_path / "cache").write_bytes(b"of another GPU")
+    with pytest.raises(plan_child.RefusedError, match="belongs to another TensorRT or GPU"):
+        configured("8.5.3", timing_cache=str(tmp_path / "cache"))
+
+
+def constrained(network, precision, *float32_nodes):
+    config = Config()
+    plan_child.constrain_types(RELEASES["8.5.3"], network, config, request(precision, float32_nodes))
+    return config.flags
+
+
+def test_weak_types_follow_a_file_with_half_types():
+    network = Network(
+        Layer("conv", "HALF"), Layer("softmax", "FLOAT"), Layer("shape", "INT32"), Layer("topk", "HALF", "INT32")
+    )
+    assert constrained(network, "float16") >= {"FP16", "OBEY_PRECISION_CONSTRAINTS"}
+    assert [(layer.precision, layer.set) for layer in network.layers] == [
+        ("HALF", {0: "HALF"}),
+        ("FLOAT", {0: "FLOAT"}),
+        (None, {}),
+        ("HALF", {0: "HALF"}),
+    ]
+
+
+def test_weak_types_keep_named_nodes_of_a_float32_file():
+    network = Network(
+        Layer("/norm/Div", "FLOAT"),
+        Layer("/norm2", "FLOAT"),
+        Layer("/conv", "FLOAT"),
+        Layer("/head", "FLOAT"),
+        Layer("/head2", "FLOAT"),
+    )
+    constrained(network, "float16", "/norm/", "/head")
+    assert [layer.precision for layer in network.layers] == ["FLOAT", None, None, "FLOAT", None]
+
+
+def test_a_named_node_that_is_not_there_is_refused():
+    with pytest.raises(plan_child.RefusedError, match="the network has no layer /nrom; float32_nodes are"):
+        constrained(Network(Layer("/norm", "FLOAT")), "float16", "/nrom", "/norm")
+
+
+def test_float32_needs_no_constraint():
+    network = Network(Layer("conv", "FLOAT"))
+    assert constrained(network, "float32") == {"TF32"}
+    assert network.layers[0].precision is None
+
+
+@pytest.mark.parametrize(
+    ("version", "types", "precision", "words"),
+    [
+        ("11.1", ("FLOAT",), "float16", "the ONNX file has no float16 tensor"),
+        ("8.5.3", ("FLOAT", "HALF"), "float32", "the ONNX file has float16 tensors; it was to be float32"),
+        ("11.1", ("FLOAT", "HALF"), "bfloat16", "the ONNX file has float16 tensors; it was to be bfloat16"),
+    ],
+)
+def test_a_file_of_other_types_is_refused(version, types, precision, words):
+    with pytest.raises(plan_child.RefusedError, match=words):
+        plan_child.check_types(RELEASES[version], Network(*(Layer("layer", each) for each in types)), precision)
+
+
+def test_weak_types_make_float16_of_a_float32_file():
+    plan_child.check_types(RELEASES["8.5.3"], Network(Layer("conv", "FLOAT")), "float16")
+
+
+def test_the_error_that_names_a_node_is_told():
+    errors = ["Error Code 1: Cuda", "Could not find any\n  implementation for node {Foreign}", "node x"]
+    assert plan_child.explain(errors) == "Could not find any implementation for node {Foreign}"
+    assert plan_child.explain(["Error\nCode 1"]) == "Error Code 1"
+    assert plan_child.explain([]) == "its log has no error"
+    assert len(plan_child.explain(["node " + "x" * 1000])) < 500
