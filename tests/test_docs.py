@@ -188,7 +188,9 @@ def rows(text: str) -> list[list[str]]:
     """Return the cells of every table's rows, without the headings."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return [row for row, below in zip(cells, [*cells[1:], [""]], strict=True) if not is_rule(row) and not is_rule(below)]
+    return [
+        row for row, below in zip(cells, [*cells[1:], [""]], strict=True) if not is_rule(row) and not is_rule(below)
+    ]
 
 
 def is_rule(cells: list[str]) -> bool:
@@ -203,7 +205,9 @@ def section(page: str, heading: str) -> str:
 
 def shown(value: object) -> str:
     """Return a default as config.pbtxt and the page have it."""
-    return ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,7 +231,9 @@ _READ_VARIABLE = re.compile(r"(?:environ|environment)(?:\.get\(|\[)\"([A-Z_]+)\"
 
 def test_environment_variables_are_those_of_the_code() -> None:
     folders = ("builder", "serving", "clients", "codetr", "perf", "demo", "docker", "plugin_src")
-    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in (".py", ".sh", ".cpp")]
+    files = [
+        path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in (".py", ".sh", ".cpp")
+    ]
     text = "".join(path.read_text(encoding="utf-8") for path in files if "test" not in path.parts)
     named = set(_OWN_VARIABLE.findall(text)) | set(_READ_VARIABLE.findall(text))
     table = {row[0].strip("`") for row in rows(section("docs/settings.md", "Environment variables"))}
@@ -303,7 +309,8 @@ def test_engines_of_the_pages_are_those_of_the_table() -> None:
 def test_names_that_a_family_gives_are_all_explained() -> None:
     explained = set(re.findall(r"`(\w+)`", read("docs/adding-a-model.md")))
     assert {field.name for field in fields(Family)} - explained == set()
-    assert {"uses_operator"} <= explained & set(DetectorConfig.__annotations__)
+    assert "uses_operator" in explained
+    assert hasattr(DetectorConfig, "uses_operator")
 
 
 def read_yaml(path: Path) -> Any:
@@ -331,7 +338,9 @@ def test_the_workflow_runs_the_checks_on_every_python() -> None:
     steps = {name: [step for step in job["steps"] if "run" in step] for name, job in jobs.items()}
     assert any(".ci/run" in step["run"] for step in steps["application"])
     for step in (step for each in steps.values() for step in each):
-        checks.check(Block(".github/workflows/checks.yml", 1, "sh", step["run"].replace("${{ matrix.python }}", "3.11"), ""))
+        checks.check(
+            Block(".github/workflows/checks.yml", 1, "sh", step["run"].replace("${{ matrix.python }}", "3.11"), "")
+        )
 
 
 def test_hooks_are_what_lint_runs() -> None:
@@ -340,3 +349,13 @@ def test_hooks_are_what_lint_runs() -> None:
     lint = (ROOT / "Makefile").read_text(encoding="utf-8").split("\nlint:")[1].split("\n\n")[0]
     programs = re.findall(r"\$\(BIN\)/(.*)", lint)
     assert [hook["entry"].removeprefix(".venv/bin/") for hook in repository["hooks"]] == programs
+
+
+def test_what_is_planned_is_not_there_and_the_rest_of_the_architecture_is() -> None:
+    page = read("docs/architecture.md")
+    planned = set(re.findall(r"`([a-z_/]+)`", page.split("## Planned")[1]))
+    assert [name for name in planned if (ROOT / name).exists()] == []
+    drawn = re.findall(r"^(\w+)/? ", page.split("```text\ndetector.py")[1].split("```")[0], re.MULTILINE)
+    named = re.findall(r"^\| `(\w+)/` \|", page, re.MULTILINE) + [f"builder/{name}" for name in drawn]
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists() and name not in planned] == []
