@@ -160,25 +160,18 @@ def memory() -> str:
     """GPU memory of every variant as far as it was measured."""
     from builder.families import presets
 
-    measured = results("engine-h200.json")["cases"]
-    rows = []
-    for name in presets():
-        cases = [case for case in measured if case["variant"] == name]
-        sizes = sorted({(case["width"], case["height"]) for case in cases})
-        if not sizes:
-            rows.append((f"`{name}`", NOT_MEASURED, "", "", ""))
-        for width, height in sizes:
-            row = [f"`{name}`", f"{width}x{height}"]
-            for kind in (("PyTorch", "float32"), ("PyTorch", "float16"), ("torch", "float16")):
-                found = [
-                    f"{case['memory_gib']:.2f} GiB"
-                    for case in cases
-                    if (case["width"], case["height"], case["implementation"], case["precision"])
-                    == (width, height, *kind)
-                ]
-                row.append(found[0] if found else NOT_MEASURED)
-            rows.append(tuple(row))
-    return table(("variant", "width x height, batch 1", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16"), rows)
+    kinds = (("PyTorch", "float32"), ("PyTorch", "float16"), ("torch", "float16"))
+    cells: dict[str, dict[tuple[int, int], dict[tuple[str, str], str]]] = {name: {} for name in presets()}
+    for case in results("engine-h200.json")["cases"]:
+        size = cells[case["variant"]].setdefault((case["width"], case["height"]), {})
+        size[case["implementation"], case["precision"]] = f"{case['memory_gib']:.2f} GiB"
+    rows: list[Sequence[object]] = []
+    for name, sizes in cells.items():
+        for (width, height), figures in sorted(sizes.items()):
+            rows.append((f"`{name}`", f"{width}x{height}", *(figures.get(kind, NOT_MEASURED) for kind in kinds)))
+    columns = ("variant", "width x height, batch 1", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16")
+    others = ", ".join(f"`{name}`" for name, sizes in cells.items() if not sizes)
+    return table(columns, rows) + f"\nNot measured: {others}.\n"
 
 
 def server_memory() -> str:

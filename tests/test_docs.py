@@ -18,6 +18,7 @@ import pytest
 
 import codetr_client
 from builder.engines.kinds import KINDS
+from builder.families import FAMILIES
 from builder.family import DetectorConfig, Family
 from serving.launch import running_server
 from serving.postprocess import PostprocessSettings
@@ -131,6 +132,11 @@ def headings(text: str) -> set[str]:
 def test_every_page_can_be_reached_from_the_readme() -> None:
     linked = set(re.findall(r"\]\((docs/[^)#]+\.md)", read("README.md")))
     assert sorted({page for page in PAGES if page.startswith("docs/")} - linked) == []
+
+
+def test_the_readme_names_every_family() -> None:
+    letters = re.sub(r"[^a-z0-9]", "", read("README.md").lower())
+    assert [name for name in FAMILIES if name.replace("_", "") not in letters] == []
 
 
 def test_the_readme_is_short() -> None:
