@@ -71,6 +71,7 @@ def served(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ro
 
 
 @pytest.mark.server
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(run, blocks(page)))])
 def test_the_blocks_of_a_page_run_one_after_the_other(page: str, served: Room, tmp_path: Path) -> None:
     room = Room(tmp_path, served.state, served.server)
