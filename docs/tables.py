@@ -1,0 +1,307 @@
+"""Writes the tables that stand in the pages between `<!-- table: NAME -->` and `<!-- end -->`: python docs/tables.py
+
+Their figures come from `perf/results`, the variants from the families' presets. A test fails while a page differs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "perf" / "results"
+_TABLE = re.compile(r"(<!-- table: ([a-z0-9 -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOT_MEASURED = "not measured"
+
+
+def filled(page: str) -> str:
+    """Return a page with its tables as they are now; raises KeyError for a table that is not known."""
+    return _TABLE.sub(lambda match: f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}", page)
+
+
+def main() -> None:
+    """Write every page whose tables have changed."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "clients")]
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        before = path.read_text(encoding="utf-8")
+        if (after := filled(before)) != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table with a line break at its end."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def results(name: str) -> Any:
+    """Return a file of `perf/results`."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def machine(record: Mapping[str, Any]) -> str:
+    """Return in one line where and with what something was measured."""
+    here = record["machine"]
+    gpu = here["gpus"][0] if here["gpus"] else "no GPU"
+    name = gpu["name"] if isinstance(gpu, dict) else str(gpu).split(",")[0]
+    command = record["command"].split(" --output")[0]
+    return f"{record['time'][:10]}; {here['cpu']}, {here['cores']} cores, {name}; `{command}`"
+
+
+def variants() -> str:
+    """The presets of all families."""
+    from builder.families import presets
+
+    rows = [
+        (
+            f"`{each.name}`",
+            each.family,
+            each.summary,
+            "{} x {}".format(*each.input_size),
+            each.num_classes,
+            each.max_detections,
+            "-" if each.box_ap is None else f"{each.box_ap:.1f}",
+            f"`{each.checkpoint}`" if each.checkpoint else "-",
+        )
+        for each in presets().values()
+    ]
+    return table(("variant", "family", "network", "height x width", "classes", "K", "box AP", "file"), rows)
+
+
+def rules() -> str:
+    """How each family's images go in and candidates come out, where all its presets agree."""
+    from builder.families import FAMILIES
+
+    rows = []
+    for family in FAMILIES.values():
+        for rule in dict.fromkeys(preset.rules for preset in family.presets.values()):
+            pixels, suppression = rule.pixels, rule.suppression
+            edges = f"{pixels.shortest_edge} / {pixels.longest_edge}" if pixels.shortest_edge else "-"
+            thresholds = "-" if suppression.kind == "none" else f"IoU {suppression.iou_threshold:g}"
+            rows.append(
+                (
+                    family.name,
+                    pixels.resize,
+                    "yes" if pixels.antialias else "no",
+                    edges,
+                    suppression.kind,
+                    thresholds,
+                    "yes" if suppression.clip else "no",
+                )
+            )
+    columns = ("family", "resize", "antialias", "shortest / longest edge", "suppression", "threshold", "clipped")
+    return table(columns, rows)
+
+
+SOURCES = (
+    ("PyTorch float32, CPU", "pytorch-fp32-cpu"),
+    ("PyTorch float32, H200", "pytorch-fp32-h200"),
+    ("PyTorch float16, H200", "pytorch-fp16-h200"),
+    ("PyTorch bfloat16, H200", "pytorch-bf16-h200"),
+    ("ONNX engine in one process", "onnx"),
+    ("ONNX engine through the real server (gRPC)", "server"),
+    ("`torch` engine in float16 through the real server, H200", "server-torch-fp16-h200"),
+)
+
+
+def accuracy() -> str:
+    """COCO AP of the demo detector on held-out images, by source."""
+    rows = []
+    for title, name in SOURCES:
+        record = results(f"accuracy/{name}.json")
+        figures = [f"{record[key]:.3f}" for key in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")]
+        rows.append((title, record["images"], *figures))
+    return table(("", "images", "AP 50:95", "AP 50", "AP 75", "small", "medium", "large"), rows)
+
+
+def accuracy_by_shape() -> str:
+    """The same by orientation, and what is found where nothing is."""
+    record = results("accuracy/pytorch-fp32-cpu.json")
+    rows = [(name, *(f"{value:.4g}" for value in each.values())) for name, each in record["orientations"].items()]
+    columns = ("", *next(iter(record["orientations"].values())))
+    count, score = record["empty_images"], record["highest_score_on_empty"]
+    return table(columns, rows) + f"\nHighest score on the {count} images without a shape: {score:.2f}.\n"
+
+
+def precision() -> str:
+    """The largest error of half precision against float32 over the reference inputs."""
+    rows = []
+    for name in ("float16", "bfloat16"):
+        each = [row for row in results("precision.json")["rows"] if row["precision"] == name]
+        worst = [f"{max(row[key] for row in each):.1e}" for key in ("memory", "logits", "boxes", "max_box_error")]
+        rows.append((name, *worst))
+    return table(("precision", "memory, relative", "logits, relative", "boxes, relative", "box, absolute"), rows)
+
+
+def engine() -> str:
+    """Latency of Swin-L by size, in PyTorch and as engine, beside the published figures."""
+    record = results("engine-h200.json")
+    rows = []
+    for width, height in sorted({(case["width"], case["height"]) for case in record["cases"]}):
+        cases = {
+            (case["implementation"], case["precision"]): case
+            for case in record["cases"]
+            if (case["width"], case["height"]) == (width, height)
+        }
+        fp32, fp16 = cases["PyTorch", "float32"], cases["PyTorch", "float16"]
+        built = cases["torch", "float16"]
+        figures = [f"{case['p50_ms']:.1f} ms" for case in (fp32, fp16, built)]
+        rows.append((f"{width}x{height}", *figures, f"{built['images_per_s']:.0f}", f"{built['published_ms']} ms"))
+    columns = ("width x height", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16", "images/s")
+    return f"{machine(record)}\n\n" + table((*columns, "published: RTX 4090, TensorRT fp16"), rows)
+
+
+def memory() -> str:
+    """GPU memory of every variant as far as it was measured."""
+    from builder.families import presets
+
+    kinds = (("PyTorch", "float32"), ("PyTorch", "float16"), ("torch", "float16"))
+    cells: dict[str, dict[tuple[int, int], dict[tuple[str, str], str]]] = {name: {} for name in presets()}
+    for case in results("engine-h200.json")["cases"]:
+        size = cells[case["variant"]].setdefault((case["width"], case["height"]), {})
+        size[case["implementation"], case["precision"]] = f"{case['memory_gib']:.2f} GiB"
+    rows: list[Sequence[object]] = []
+    for name, sizes in cells.items():
+        for (width, height), figures in sorted(sizes.items()):
+            rows.append((f"`{name}`", f"{width}x{height}", *(figures.get(kind, NOT_MEASURED) for kind in kinds)))
+    columns = ("variant", "width x height, batch 1", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16")
+    others = ", ".join(f"`{name}`" for name, sizes in cells.items() if not sizes)
+    return table(columns, rows) + f"\nNot measured: {others}.\n"
+
+
+def server_memory() -> str:
+    """Memory of the server with the torch engine, as it was under load."""
+    record = results("server-h200/results.json")
+    gauges = [each["gauges"] for each in record["results"] if each["model"] == "codetr"]
+    rows = [
+        (title, f"{min(each[key] for each in gauges):.2f}", f"{max(each[key] for each in gauges):.2f}")
+        for title, key in (("GPU memory in use, GiB", "gpu_memory_gib"), ("memory of the machine, GiB", "memory_gib"))
+    ]
+    return f"{machine(record)}\n\n" + table(("", "lowest level", "highest level"), rows)
+
+
+def operator() -> str:
+    """Time and error of the operator in float16, one encoder call, batch 1."""
+    record = results("operator-h200.json")
+    names = {
+        "ours": "this kernel",
+        "plain": "plain kernel, one thread a channel",
+        "grid_sample": "`grid_sample`",
+    }
+    sizes = sorted({(case["height"], case["width"]) for case in record["cases"]})
+    rows = []
+    for design, title in names.items():
+        cases = {
+            (case["height"], case["width"]): case
+            for case in record["cases"]
+            if (case["design"], case["dtype"], case["role"], case["batch"]) == (design, "float16", "encoder", 1)
+        }
+        errors = [f"{case['error']:.0e}" for case in cases.values()]
+        error = " to ".join(dict.fromkeys((min(errors, key=float), max(errors, key=float))))
+        rows.append((title, *(f"{cases[size]['microseconds']:.0f} µs" for size in sizes), error))
+    columns = ("", *(f"{height}x{width}" for height, width in sizes), "relative error")
+    return f"{machine(record)}\n\n" + table(columns, rows)
+
+
+def section(name: str, heading: str) -> str:
+    """Return the table under a heading of a report."""
+    text = (RESULTS / name).read_text(encoding="utf-8").split(f"\n## {heading}\n", 1)[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return "\n".join(lines) + "\n"
+
+
+def from_report(folder: str, *sections: str) -> Callable[[], str]:
+    """Return a table of the tables under some headings of a folder's report, and where it was measured."""
+
+    def tables() -> str:
+        return f"{machine(results(f'{folder}/results.json'))}\n\n" + "\n".join(
+            section(f"{folder}/report.md", heading) for heading in sections
+        )
+
+    return tables
+
+
+def preprocessing() -> str:
+    """Rate of pre-processing beside OpenCV's bare decoding and resizing."""
+    record = results("preprocess/preprocess.json")
+    rows = [
+        (
+            case["image_format"],
+            f"{case['width']}x{case['height']}",
+            f"{case['images_per_s']:.0f}",
+            f"{case['opencv_images_per_s']:.0f}",
+            f"{case['share']:.0%}",
+        )
+        for case in record["preprocess"]
+        if case["image_format"] in ("jpeg", "png", "webp")
+    ]
+    columns = ("format", "picture", "images/s and core", "OpenCV alone", "share")
+    return f"{machine(record)}\n\n" + table(columns, rows)
+
+
+def soak() -> str:
+    """What a long load left of memory."""
+    record = results("soak/results.json")
+    outcome, used = record["outcome"], record["memory"]
+    rows = [
+        ("requests", outcome["requests"]),
+        ("failures", outcome["failures"]),
+        ("growth of server and steps after the warm-up", f"{used['growth_mb']:.1f} MB"),
+        ("growth of what they hold of /dev/shm", f"{used['shared_growth_mb']:.1f} MB"),
+        ("server and steps at the end", f"{used['total']['end']:.0f} MB"),
+    ]
+    return f"{machine(record)}\n\n" + table(("", ""), rows)
+
+
+def tensorrt_rtx() -> str:
+    """The graphs that TensorRT-RTX compiled on a CPU."""
+    rows = []
+    for name in ("tensorrt-rtx-swin-l.json", "tensorrt-rtx-r50.json"):
+        record = results(name)
+        types = record["convolutions_and_products"]
+        rows.append(
+            (
+                f"`{record['variant']}`",
+                f"{record['height']} x {record['width']}",
+                record["precision"],
+                f"{record['seconds']['compile']:.0f} s",
+                f"{record['engine_bytes'] / 1e6:.0f} MB",
+                types["HALF"],
+                types["FLOAT"],
+            )
+        )
+    columns = ("variant", "height x width", "precision", "compiled in", "engine", "products in half", "in float32")
+    return table(columns, rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "variants": variants,
+    "rules": rules,
+    "accuracy": accuracy,
+    "accuracy by shape": accuracy_by_shape,
+    "precision": precision,
+    "engine": engine,
+    "memory": memory,
+    "server memory": server_memory,
+    "operator": operator,
+    "server on a gpu": from_report("server-h200", "codetr under concurrency"),
+    "steps on a gpu": from_report("server-h200", "Time by step"),
+    "server on a cpu": from_report("server", "codetr under concurrency", "Time by step"),
+    "preprocessing": preprocessing,
+    "soak": soak,
+    "tensorrt-rtx": tensorrt_rtx,
+    "cost of sizes": from_report("cost", "Input size and images in a request"),
+    "cost of batching": from_report("cost", "Dynamic batching of the detector"),
+    "cost of preprocess instances": from_report("cost", "Instances of codetr_preprocess"),
+    "cost of postprocess instances": from_report("cost", "Instances of codetr_postprocess"),
+    "cost of protocols": from_report("cost", "Protocol"),
+    "cost of pictures": from_report("cost", "JPEG sent"),
+}
+
+if __name__ == "__main__":
+    main()
