@@ -28,7 +28,7 @@ RECIPES: dict[Family, Recipe] = {
     "co_dino": Recipe(
         CO_DINO, (Settings(4700), Settings(3200, seed=3, learning_rate=2e-4, warmup_steps=100, flat_share=0.2))
     ),
-    "rtdetrv2": Recipe(RTDETRV2, (Settings(14000, learning_rate=5e-4, warmup_steps=1000),)),
+    "rtdetrv2": Recipe(RTDETRV2, (Settings(8400, learning_rate=5e-4, warmup_steps=1000, flat_share=0.5),)),
 }
 
 
