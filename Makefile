@@ -14,7 +14,12 @@ PIP_FLAGS ?=
 TRITON := .triton/pytriton
 MMENGINE := build/mmengine
 
-.PHONY: help demo test lint format plugin clean setup
+# Tests without a server share WORKERS processes of one thread each; those of a server have the machine for themselves.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
+PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help demo test test-fast test-all lint format plugin clean setup
 
 setup: $(VENV)/.installed $(CLIENT_VENV)/.installed $(TRITON)/.installed ## create .venv, one for the client alone, and fetch tritonserver and perf_analyzer, once
 
@@ -71,8 +76,15 @@ TENSORRT_VERSIONS := $(wildcard $(addsuffix /NvInferVersion.h,$(subst :, ,$(TENS
 TENSORRT_MAJORS := $(if $(TENSORRT_VERSIONS),$(shell sed -nE 's/^.define (NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) ([0-9]+).*/\2/p' $(TENSORRT_VERSIONS)))
 TENSORRTS := $(if $(TENSORRT_VERSIONS),build/tensorrt-rtx/.installed) $(patsubst %,build/tensorrt-lean-%/.installed,$(filter 10 11,$(TENSORRT_MAJORS)))
 
-test: setup $(MMENGINE)/.installed $(TENSORRTS) ## every test that needs no GPU, end to end on a real tritonserver
-	$(BIN)/python -m pytest -m "not gpu"
+test: setup $(MMENGINE)/.installed $(TENSORRTS) ## what needs no GPU, end to end on a real tritonserver
+	$(PARALLEL) -m "not gpu and not slow and not server"
+	$(PYTEST) -m "server and not gpu and not slow"
+
+test-fast: setup ## the tests that start no server, while developing
+	$(PARALLEL) -m "not gpu and not slow and not server"
+
+test-all: test ## what takes minutes too: networks of full size, training
+	$(PYTEST) -m "slow and not gpu"
 
 lint: setup ## style and types
 	$(BIN)/ruff check .

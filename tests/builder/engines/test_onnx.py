@@ -13,8 +13,8 @@ SPEC = InputSpec(HEIGHT, WIDTH, max_batch_size=2)
 
 
 @pytest.fixture(scope="module")
-def detector(golden_config, golden_weights):
-    return load_detector(golden_config, golden_weights)
+def detector(shallow_config, shallow_weights):
+    return load_detector(shallow_config, shallow_weights)
 
 
 @pytest.fixture(scope="module")

@@ -174,10 +174,10 @@ def test_a_construct_that_is_refused(write, line, expected):
     ],
 )
 def test_a_bomb_is_refused_soon(write, text):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigFileError) as raised:
         read_config(write(main=text))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert len(str(raised.value)) < 1000
 
 
