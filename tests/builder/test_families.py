@@ -1,10 +1,16 @@
 """Another family, which nothing in the builder knows, goes the whole way: the toy of `tests/toy_family`."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from builder import CheckpointError, from_mmdet_config, get_variant, load_detector
 from builder.engines.kinds import KINDS
@@ -72,6 +78,53 @@ def test_it_is_built_verified_and_evaluated(tmp_path, weights, capsys):
     assert len(expected) > 0
     config = (tmp_path / "repository/codetr_postprocess/config.pbtxt").read_text()
     assert 'string_value: "hard"' in config
+
+
+def test_its_engine_is_measured(tmp_path, weights):
+    options = ["--weights", str(weights), "--engine", "onnx", "--size", "96x64", "--seconds", "0.1", "--device", "cpu"]
+    command = ["bench", "engine", "toy_small", *options, "--output", str(tmp_path / "bench")]
+    result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    pytorch, engine = json.loads((tmp_path / "bench" / "engine.json").read_text())["cases"]
+    assert (pytorch["variant"], pytorch["implementation"], engine["implementation"]) == ("toy_small", "PyTorch", "onnx")
+    assert engine["agreement"]["matched"] == 1
+
+
+def test_the_page_tells_all_that_a_family_needs(tmp_path):
+    """The page's line, in a copy of the tree whose `builder` has the toy's folder: its commands and layers work."""
+    copied = ("builder", "clients", "codetr", "demo", "examples", "model_repository", "perf", "plugin_src", "serving")
+    for folder in copied:
+        ignored = shutil.ignore_patterns("__pycache__", "results", "weights", "*.egg-info")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests/test_layering.py", tmp_path / "tests")
+    (tmp_path / "builder/toy").mkdir()
+    (tmp_path / "builder/toy/__init__.py").touch()
+    shutil.copy(ROOT / "tests/toy_family/__init__.py", tmp_path / "builder/toy/family.py")
+
+    families = tmp_path / "builder/families.py"
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    (line,) = (line for line in block.splitlines(keepends=True) if "TOY" in line)
+    head, assignment, entries = families.read_text(encoding="utf-8").partition("FAMILIES: dict[str, Family] = {\n")
+    head = head.replace("from builder.family import", "from builder.toy.family import TOY\nfrom builder.family import")
+    families.write_text(head + assignment + line + entries, encoding="utf-8")
+
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "clients"), "COLUMNS": "200"}
+
+    def run(*arguments):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    program = ("-c", "from codetr.cli import main; main()")
+    assert "toy_small" in run(*program, "variants")
+    run(*program, "build", "toy_small", "--random-weights", "--repository", "built")
+    assert read_manifest(tmp_path / "built")["network"]["family"] == "toy"
+    assert read_manifest(tmp_path / "built")["verification"]["matched"] == 1
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "tests/test_layering.py")
 
 
 def test_its_operations_are_counted():
