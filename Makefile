@@ -19,7 +19,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest
 PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast test-all lint format plugin clean setup
+.PHONY: help demo test test-fast test-all lint lint-models format plugin clean setup
 
 setup: $(VENV)/.installed $(CLIENT_VENV)/.installed $(TRITON)/.installed ## create .venv, one for the client alone, and fetch tritonserver and perf_analyzer, once
 
@@ -86,10 +86,14 @@ test-fast: setup ## the tests that start no server, while developing
 test-all: test ## what takes minutes too: networks of full size, training
 	$(PYTEST) -m "slow and not gpu"
 
-lint: setup ## style and types
+lint: setup lint-models ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Each file of a model is a module `model`, of which mypy reads one at a time.
+lint-models: setup
+	@for file in model_repository/*/1/*.py; do $(BIN)/mypy --no-error-summary $$file || exit 1; done
 
 format: setup
 	$(BIN)/ruff check --fix --quiet .
