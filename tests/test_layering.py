@@ -55,15 +55,17 @@ FAMILIES = tuple(sorted(path.parent.name for path in (ROOT / "builder").glob("*/
 LAYERS: dict[str, set[str]] = {
     "demo.shapes": {"demo.shapes"},
     "builder.reading": {"builder.reading", "serving.manifest"} | ERRORS,
+    # what readers of a family's configs share; the family is for its VariantError, as in parts
+    "builder.reading.settings": {"builder.reading.config_values", "builder.family"} | ERRORS,
     "builder.precision": set(),
-    "builder.operators": {"builder.operators", "plugin_src", "serving.manifest"} | ERRORS,
-    "builder.parts": {"builder.parts", "builder.operators"},
+    "builder.operators": {"builder.operators", "builder.cache", "plugin_src", "serving.manifest"} | ERRORS,
+    "builder.parts": {"builder.parts", "builder.operators", "builder.family"},
     "builder.detector": {"builder.family"},
     "builder.family": {"builder.detector", "serving.contract", "serving.rules"} | ERRORS,
     **{
         f"builder.{family}": {
             f"builder.{family}", "builder.parts", "builder.operators", "builder.family", "builder.detector",
-            "demo.shapes", "serving.contract", "serving.rules",
+            "builder.reading.settings", "demo.shapes", "serving.contract", "serving.rules",
         } | ERRORS
         for family in FAMILIES
     },
@@ -74,8 +76,8 @@ LAYERS: dict[str, set[str]] = {
         "builder.precision",
     } | ERRORS,
     "builder.engines": {
-        "builder.engines", "builder.operators", "builder.pipeline.export", "builder.precision", "model_repository",
-        "plugin_src", "serving.contract",
+        "builder.engines", "builder.detector", "builder.operators", "builder.pipeline.export", "builder.precision",
+        "model_repository", "plugin_src", "serving.contract",
     } | ERRORS,
     "builder.pipeline.export": {"builder.engines", "builder.operators.ms_deform_attn"} | ERRORS,
     "builder.pipeline.ap": ERRORS,

@@ -25,7 +25,7 @@ from perf.accuracy.detectors import built_variant, pytorch_detect, server_detect
 from serving.launch import TritonServer, running_server
 from tests.conftest import DATA
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]  # three exports
+pytestmark = pytest.mark.server
 
 # Ensemble: its reference data, and a size (height, width) that its images do not have.
 FAMILIES = {
@@ -55,7 +55,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def together(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     repository = tmp_path_factory.mktemp("together") / "repository"
     for name, (file, (height, width)) in FAMILIES.items():
         variant, _ = variant_and_weights(file)
@@ -65,21 +65,16 @@ def repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFa
             variant = replace(variant, rules=replace(variant.rules, pixels=pixels))
         options = BuildOptions(variant, InputSpec(height, width, 2), checkpoints[name], name=name)
         build_repository(options, repository)
-    return repository
-
-
-@pytest.fixture(scope="module")
-def together(repository: Path) -> Iterator[TritonServer]:
     with running_server(repository) as server:
         yield server
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_each_family_answers_as_its_detector_in_pytorch(
-    together: TritonServer, repository: Path, checkpoints: dict[str, Path], name: str
+    together: TritonServer, checkpoints: dict[str, Path], name: str
 ) -> None:
     image = encode_jpeg(generate(2, 5).image)
-    variant, built = built_variant(repository, name)
+    variant, built = built_variant(together.options.repository, name)
     setup = server_setup(together.grpc_url, "grpc", 30.0, name)
     assert (setup.height, setup.width, setup.rules.pixels) == (built.height, built.width, variant.rules.pixels)
     detect, names = pytorch_detect(variant, checkpoints[name], "float32", "cpu", setup)
@@ -108,7 +103,7 @@ def test_rules_of_each_family_reach_the_server(together: TritonServer) -> None:
         "detr": True,
     }
     assert {name: (setup.rules.suppression.kind, setup.rules.suppression.clip) for name, setup in setups.items()} == {
-        "co_dino": ("none", True),  # the reference data has no suppression
+        "co_dino": ("soft", True),
         "rtdetrv2": ("none", False),
         "detr": ("none", False),
     }
