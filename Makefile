@@ -14,10 +14,12 @@ PIP_FLAGS ?=
 TRITON := .triton/pytriton
 MMENGINE := build/mmengine
 
-# Tests without a server share WORKERS processes of one thread each; those of a server have the machine for themselves.
+# Tests build each engine once and leave it here for the tests that serve it.
+export CODETR_TEST_BUILDS := build/tests
+# Tests without a server share WORKERS processes, each of one thread; those of a server come one after the other.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest
-PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-fast test-all lint lint-models format plugin clean setup
 
@@ -77,11 +79,12 @@ TENSORRT_MAJORS := $(if $(TENSORRT_VERSIONS),$(shell sed -nE 's/^.define (NV_TEN
 TENSORRTS := $(if $(TENSORRT_VERSIONS),build/tensorrt-rtx/.installed) $(patsubst %,build/tensorrt-lean-%/.installed,$(filter 10 11,$(TENSORRT_MAJORS)))
 
 test: setup $(MMENGINE)/.installed $(TENSORRTS) ## what needs no GPU, end to end on a real tritonserver
+	rm -rf $(CODETR_TEST_BUILDS)
 	$(PARALLEL) -m "not gpu and not slow and not server"
 	$(PYTEST) -m "server and not gpu and not slow"
 
-test-fast: setup ## the tests that start no server, while developing
-	$(PARALLEL) -m "not gpu and not slow and not server"
+test-fast: setup ## no server and no engines: a minute or two, while developing
+	$(PARALLEL) -m "not gpu and not slow and not server and not engine"
 
 test-all: test ## what takes minutes too: networks of full size, training
 	$(PYTEST) -m "slow and not gpu"

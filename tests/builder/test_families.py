@@ -24,7 +24,7 @@ from codetr import cli
 from perf.accuracy.detectors import built_variant, onnx_detect, pytorch_detect
 from perf.engine.flops import TOTAL, count_flops
 from serving.manifest import read_manifest
-from tests.toy_family import SMALL, TOY, ToyConfig, ToyDetector
+from tests.toy_family import SMALL, TOY, ToyConfig, ToyDetector, toy_weights
 
 ROOT = Path(__file__).parents[2]
 SPEC = InputSpec(64, 96, 2)
@@ -39,10 +39,7 @@ def toy(monkeypatch):
 @pytest.fixture
 def weights(tmp_path):
     """A checkpoint by its training program's names."""
-    torch.manual_seed(0)
-    state = ToyDetector(SMALL).state_dict()
-    state = {key.replace("classify.", "head."): 10 * value for key, value in state.items()}  # scores well apart
-    torch.save({"state_dict": state}, tmp_path / "toy.pth")
+    torch.save({"state_dict": toy_weights()}, tmp_path / "toy.pth")
     return tmp_path / "toy.pth"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,38 +11,11 @@ from demo.shapes import CLASS_NAMES as SHAPES
 from serving.launch import TritonServer, running_server
 from tests.tiny_engine import CLASS_NAMES, write_tiny_repository
 
-# Small enough to build and run in seconds on two cores, neither square nor a multiple of the Swin window.
-HEIGHT, WIDTH = 96, 136
-# Room for a request of five images, and for neighbours in a dynamic batch.
-MAX_BATCH = 8
 # Engines of known answers in one repository: input size, how its scores fall, its class names.
 ENGINES = {
     "codetr": ((64, 96), 0.9, CLASS_NAMES),
     "small": ((40, 48), 0.8, (*SHAPES, "a", "b", "c", "d")),
 }
-
-
-@pytest.fixture(scope="session")
-def checkpoint(shallow_weights: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Swin Co-DINO of the reference data as a checkpoint file, with what only training needs."""
-    import torch
-
-    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pth"
-    torch.save({"state_dict": shallow_weights}, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def repository(shallow_config: dict[str, Any], checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `codetr build` writes for the tiny detector with the ONNX engine; tests must not change it."""
-    from builder.pipeline.build import BuildOptions, build_repository
-    from builder.pipeline.export import InputSpec
-    from builder.variants import from_mmdet_config
-
-    path = tmp_path_factory.mktemp("repository") / "repository"
-    options = BuildOptions(from_mmdet_config(shallow_config), InputSpec(HEIGHT, WIDTH, MAX_BATCH), checkpoint)
-    build_repository(options, path)
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from perf.pictures import picture
 from serving.launch import TritonServer
 from serving.postprocess import PostprocessSettings, postprocess
 from serving.preprocess import preprocess
-from tests.e2e.conftest import HEIGHT, WIDTH
+from tests.conftest import HEIGHT, WIDTH
 
 pytestmark = pytest.mark.server
 

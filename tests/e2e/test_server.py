@@ -30,7 +30,7 @@ from codetr_client.wire import Protocol
 from serving.contract import ENSEMBLE, POSTPROCESS, contract
 from serving.errors import CodetrError
 from serving.launch import TritonServer, free_ports, running_server
-from serving.manifest import SCHEMA, manifest_path, older_manifest
+from serving.manifest import manifest_path, older_manifest
 from tests.tiny_engine import MAX_DETECTIONS, tiny_candidates
 
 pytestmark = pytest.mark.server
@@ -132,7 +132,8 @@ def test_a_bad_image_is_its_requests_clear_error(client: Any, image: bytes, mess
 def test_neighbours_of_bad_images_are_answered(both: TritonServer, protocol: Protocol) -> None:
     """Many requests at once queue up behind each other, so that good and bad ones share batches."""
     bad = (b"", b"text", truncated_jpeg(), png_bomb())
-    images = [bad[k // 2 % 4] if k % 2 else png(20 + k, 10, 5 * k + 10) for k in range(48)]
+    # large enough that they queue up while others are decoded
+    images = [bad[k // 2 % 4] if k % 2 else png(1200 + k, 800, 5 * k + 10) for k in range(48)]
     url = both.grpc_url if protocol == "grpc" else both.http_url
 
     async def run() -> list[Any]:
@@ -148,7 +149,7 @@ def test_neighbours_of_bad_images_are_answered(both: TritonServer, protocol: Pro
             continue
         assert isinstance(answer, Detections), answer
         rows = {name: getattr(answer, name)[None] for name in ("boxes", "scores", "labels")}
-        check_answer(rows | {"num_detections": np.array([[len(answer)]])}, 0, (20 + k, 10), 5 * k + 10)
+        check_answer(rows | {"num_detections": np.array([[len(answer)]])}, 0, (1200 + k, 800), 5 * k + 10)
     assert after[1] - before[1] < after[0] - before[0], "no two requests shared a batch: this has shown nothing"
     assert both.is_ready()
 
@@ -166,7 +167,7 @@ def batched(server: TritonServer) -> tuple[int, int]:
         pytest.param([[b"a", b"b"]], None, "unexpected shape for input 'image'", id="two images in the slot of one"),
         pytest.param([[b"a"]] * 5, None, "batch-size must be <= 4", id="more images than a batch holds"),
         pytest.param([], (1, 0), "unexpected shape for input 'image'", id="no image in the slot"),
-        pytest.param([], (0, 1), "", id="no row"),
+        pytest.param([], (0, 1), "expected 1 string elements", id="no row"),
     ],
 )
 def test_wrong_shapes_are_errors(client: Any, values: Any, shape: tuple[int, int] | None, message: str) -> None:
@@ -212,7 +213,7 @@ def of_an_older_build(repository: Path, folder: Path) -> Path:
     """The same repository as version 1 wrote it: the manifest in its root, without a schema."""
     older = copy_of(repository, folder)
     manifest = json.loads(manifest_path(older).read_text())
-    assert manifest.pop("schema") == SCHEMA
+    manifest.pop("schema", None)
     manifest_path(older).unlink()
     (older / older_manifest(ENSEMBLE)).write_text(json.dumps(manifest))
     return older

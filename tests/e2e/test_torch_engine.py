@@ -14,22 +14,32 @@ from builder.pipeline.build import BuildOptions, build_repository
 from builder.pipeline.export import InputSpec
 from codetr_client.client import CoDetrClient
 from serving.launch import running_server
+from serving.manifest import read_manifest
 from serving.postprocess import PostprocessSettings, postprocess
 from serving.preprocess import preprocess
 from tests.smallest import SMALLEST
 
+pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(scope="session")
+def compiled(built_once):
+    """The repository of a package; tests must not change it."""
+    options = BuildOptions(SMALLEST, InputSpec(64, 96, 2), seed=3, engine="torch")
+    return built_once("compiled", lambda path: build_repository(options, path))
+
+
+def test_compiled_package_reproduces_the_detector(compiled):
+    verification = read_manifest(compiled)["verification"]
+    assert verification["matched"] == 1
+    assert verification["batch_matched"] == 1
+
 
 @pytest.mark.server
-@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
-def test_compiled_package_is_served(tmp_path):
-    options = BuildOptions(SMALLEST, InputSpec(64, 96, 2), seed=3, engine="torch")
-    result = build_repository(options, tmp_path / "repository")
-    assert result.matched == 1
-    assert result.batch_matched == 1
-
+def test_compiled_package_is_served(compiled):
     file = BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(file, "PNG")
-    with running_server(tmp_path / "repository") as server, CoDetrClient(server.grpc_url) as client:
+    with running_server(compiled) as server, CoDetrClient(server.grpc_url) as client:
         found = client.detect(file.getvalue())
 
     images, image_size, original_size = preprocess(file.getvalue(), 64, 96)

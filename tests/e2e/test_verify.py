@@ -15,8 +15,6 @@ from serving.errors import CodetrError
 from serving.launch import ServerOptions, start_server
 from serving.manifest import manifest_path, sha256
 
-pytestmark = pytest.mark.server
-
 ENGINE = "codetr_detector/1/model.onnx"
 
 

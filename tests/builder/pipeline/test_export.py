@@ -7,6 +7,7 @@ from builder import get_variant, load_detector, random_detector
 from builder.co_dino.config import SwinConfig
 from builder.pipeline.export import ExportError, InputSpec, decompose_operator, export_detector
 
+pytestmark = pytest.mark.engine
 # A Swin that masks the padding, a ResNet that does not.
 PUBLISHED = ["co_dino_swin_l_o365", "co_dino_r50_lsj_36e"]
 OPERATOR = torch.ops.codetr.ms_deform_attn.default
