@@ -100,13 +100,13 @@ def test_the_page_tells_all_that_a_family_needs(tmp_path):
     shutil.copy(ROOT / "tests/toy_family/__init__.py", tmp_path / "builder/toy/family.py")
 
     families = tmp_path / "builder/families.py"
-    (block,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    (line,) = (line for line in block.splitlines(keepends=True) if "TOY" in line)
-    head, assignment, entries = families.read_text(encoding="utf-8").partition("FAMILIES: dict[str, Family] = {\n")
-    head = head.replace("from builder.family import", "from builder.toy.family import TOY\nfrom builder.family import")
-    families.write_text(head + assignment + line + entries, encoding="utf-8")
+    page = (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    given, entry = (line for line in block.splitlines(keepends=True) if "TOY" in line)
+    before, assignment, entries = families.read_text(encoding="utf-8").partition("FAMILIES: dict[str, Family] = {\n")
+    given = given.replace("tests.toy_family", "builder.toy.family")  # where this copy has it
+    before = before.replace("from builder.family import", f"{given}from builder.family import")
+    families.write_text(before + assignment + entry + entries, encoding="utf-8")
 
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "clients"), "COLUMNS": "200"}
 
