@@ -14,7 +14,14 @@ PIP_FLAGS ?=
 TRITON := .triton/pytriton
 MMENGINE := build/mmengine
 
-.PHONY: help demo test lint format plugin clean setup
+# Tests build each engine once and leave it here for the tests that serve it.
+export CODETR_TEST_BUILDS := build/tests
+# Tests without a server share WORKERS processes, each of one thread; those of a server come one after the other.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+.PHONY: help demo test test-fast test-all lint lint-models format plugin clean setup
 
 setup: $(VENV)/.installed $(CLIENT_VENV)/.installed $(TRITON)/.installed ## create .venv, one for the client alone, and fetch tritonserver and perf_analyzer, once
 
@@ -71,13 +78,25 @@ TENSORRT_VERSIONS := $(wildcard $(addsuffix /NvInferVersion.h,$(subst :, ,$(TENS
 TENSORRT_MAJORS := $(if $(TENSORRT_VERSIONS),$(shell sed -nE 's/^.define (NV_TENSORRT_MAJOR|TRT_MAJOR_ENTERPRISE) ([0-9]+).*/\2/p' $(TENSORRT_VERSIONS)))
 TENSORRTS := $(if $(TENSORRT_VERSIONS),build/tensorrt-rtx/.installed) $(patsubst %,build/tensorrt-lean-%/.installed,$(filter 10 11,$(TENSORRT_MAJORS)))
 
-test: setup $(MMENGINE)/.installed $(TENSORRTS) ## every test that needs no GPU, end to end on a real tritonserver
-	$(BIN)/python -m pytest -m "not gpu"
+test: setup $(MMENGINE)/.installed $(TENSORRTS) ## what needs no GPU, end to end on a real tritonserver
+	rm -rf $(CODETR_TEST_BUILDS)
+	$(PARALLEL) -m "not gpu and not slow and not server"
+	$(PYTEST) -m "server and not gpu and not slow"
 
-lint: setup ## style and types
+test-fast: setup ## no server and no engines: a minute or two, while developing
+	$(PARALLEL) -m "not gpu and not slow and not server and not engine"
+
+test-all: test ## what takes minutes too: networks of full size, training
+	$(PYTEST) -m "slow and not gpu"
+
+lint: setup lint-models ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Each file of a model is a module `model`, of which mypy reads one at a time.
+lint-models: setup
+	@for file in model_repository/*/1/*.py; do $(BIN)/mypy --no-error-summary $$file || exit 1; done
 
 format: setup
 	$(BIN)/ruff check --fix --quiet .

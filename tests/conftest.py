@@ -9,18 +9,33 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 DATA = Path(__file__).parent / "data"
 # `make test` installs mmengine here, apart from this environment: it asks for another OpenCV.
 MMENGINE = Path(__file__).parent.parent / "build" / "mmengine"
 
+# Small enough to build and run in seconds on two cores, neither square nor a multiple of the Swin window.
+HEIGHT, WIDTH = 96, 136
+# Room for a request of five images, and for neighbours in a dynamic batch.
+MAX_BATCH = 8
+
 # A shell ignores SIGINT in what it starts in the background, and programs that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers are selected
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what waits for an engine, by the fixture that builds them."""
+    for item in items:
+        if "built_once" in getattr(item, "fixturenames", ()):
+            item.add_marker("engine")
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +62,9 @@ def golden_weights(golden: dict[str, np.ndarray]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def shallow_config(golden_config: dict[str, Any]) -> dict[str, Any]:
-    """The reference data's detector with one layer of each kind, which is exported faster."""
+    """The reference data's detector with one layer of each kind and one shifted window, which is exported faster."""
     config = copy.deepcopy(golden_config)
-    config["backbone"]["depths"] = [1, 1, 1, 1]
+    config["backbone"]["depths"] = [2, 1, 1, 1]
     for part in ("encoder", "decoder"):
         config["query_head"]["transformer"][part]["num_layers"] = 1
     return config
@@ -60,10 +75,49 @@ def shallow_weights(data_dir: Path, golden_weights: dict[str, Any]) -> dict[str,
     """Its weights, and small ones by the names that only training has."""
     import torch
 
-    deeper = re.compile(r"\.blocks\.1\.|coder\.layers\.1\.|_branches\.2\.")
+    deeper = re.compile(r"\.stages\.[1-3]\.blocks\.1\.|coder\.layers\.1\.|_branches\.2\.")
     weights = {key: value for key, value in golden_weights.items() if not deeper.search(key)}
     shapes = json.loads((data_dir / "keys_swin_l.json").read_text())["training_only"]
     return weights | {key: torch.ones([min(side, 4) for side in shape]) for key, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Gives the path that a function has written, or lets it write it: once for all processes of `make test`.
+
+    Without a folder of that (CODETR_TEST_BUILDS) it is once for the processes of this pytest.
+    """
+    given, base = os.environ.get("CODETR_TEST_BUILDS"), tmp_path_factory.getbasetemp()
+    workers = "PYTEST_XDIST_WORKER" in os.environ  # each has a folder of its own within the common one
+    folder = Path(given).absolute() if given else (base.parent if workers else base) / "built"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def build(name: str, write: Callable[[Path], object]) -> Path:
+        with FileLock(folder / f".{name}.lock"):
+            if not (folder / name).exists():
+                write(folder / name)
+        return folder / name
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def checkpoint(shallow_weights: dict[str, Any], built_once: Callable[..., Path]) -> Path:
+    """A Swin Co-DINO of the reference data as a checkpoint file, with what only training needs."""
+    import torch
+
+    return built_once("tiny.pth", lambda path: torch.save({"state_dict": shallow_weights}, path))
+
+
+@pytest.fixture(scope="session")
+def repository(shallow_config: dict[str, Any], checkpoint: Path, built_once: Callable[..., Path]) -> Path:
+    """What `codetr build` writes for the tiny detector with the ONNX engine; tests must not change it."""
+    from builder.pipeline.build import BuildOptions, build_repository
+    from builder.pipeline.export import InputSpec
+    from builder.variants import from_mmdet_config
+
+    options = BuildOptions(from_mmdet_config(shallow_config), InputSpec(HEIGHT, WIDTH, MAX_BATCH), checkpoint)
+    return built_once("repository", lambda path: build_repository(options, path))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -48,23 +49,91 @@ ALLOWED: dict[str, set[str]] = {
 }
 
 
+FAMILIES = tuple(sorted(path.parent.name for path in (ROOT / "builder").glob("*/family.py")))
+# Within `builder` and `demo`, by module or folder: the longest name decides. `engines.kinds` is of the builder's own
+# words, as is `pipeline.export`, the program and the input size that every kind of engine starts from.
+LAYERS: dict[str, set[str]] = {
+    "demo.shapes": {"demo.shapes"},
+    "builder.reading": {"builder.reading", "serving.manifest"} | ERRORS,
+    # what readers of a family's configs share; the family is for its VariantError, as in parts
+    "builder.reading.settings": {"builder.reading.config_values", "builder.family"} | ERRORS,
+    "builder.precision": set(),
+    "builder.operators": {"builder.operators", "builder.cache", "plugin_src", "serving.manifest"} | ERRORS,
+    "builder.parts": {"builder.parts", "builder.operators", "builder.family"},
+    "builder.detector": {"builder.family"},
+    "builder.family": {"builder.detector", "serving.contract", "serving.rules"} | ERRORS,
+    **{
+        f"builder.{family}": {
+            f"builder.{family}", "builder.parts", "builder.operators", "builder.family", "builder.detector",
+            "builder.reading.settings", "demo.shapes", "serving.contract", "serving.rules",
+        } | ERRORS
+        for family in FAMILIES
+    },
+    "builder.families": {"builder.family", *(f"builder.{family}.family" for family in FAMILIES)},
+    "builder.variants": {"builder.families", "builder.family", "builder.co_dino.config"},  # names that users import
+    "builder.checkpoint": {
+        "builder.reading", "builder.detector", "builder.family", "builder.families", "builder.variants",
+        "builder.precision",
+    } | ERRORS,
+    "builder.engines": {
+        "builder.engines", "builder.detector", "builder.operators", "builder.pipeline.export", "builder.precision",
+        "model_repository", "plugin_src", "serving.contract",
+    } | ERRORS,
+    "builder.pipeline.export": {"builder.engines", "builder.operators.ms_deform_attn"} | ERRORS,
+    "builder.pipeline.ap": ERRORS,
+}  # fmt: skip  # sets of words
+# Beyond `builder.family` and the lists made of it, only what trains or measures one network knows which it is.
+KNOW_A_FAMILY = {"builder.families", "builder.variants", "demo.train", "perf.cost", "codetr"}
+
+
 def imports(source: str) -> set[str]:
-    """Modules of ours that a file names in an import, at any depth."""
+    """Modules of ours that a file names in an import, at any depth; a relative one by its dots."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-            if node.module in FOLDERS:  # `from serving import triton` names a module, not an attribute
-                names |= {f"{node.module}.{alias.name}" for alias in node.names}
-                names.discard(node.module)
-    return {name for name in names if name.split(".")[0] in FOLDERS}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            names.add("." * node.level + (node.module or ""))
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from serving import triton` names a module, not an attribute
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = members if node.module in FOLDERS else {name for name in members if is_module(name)}
+            names |= modules or {node.module}
+    return {name for name in names if name.split(".")[0] in ("", *FOLDERS)}
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def beyond(allowed: set[str], names: set[str]) -> set[str]:
+    return {name for name in names if not any(name == ok or name.startswith(f"{ok}.") for ok in allowed)}
 
 
 def violations(folder: str, source: str) -> set[str]:
-    allowed = ALLOWED[folder]
-    return {name for name in imports(source) if not any(name == ok or name.startswith(f"{ok}.") for ok in allowed)}
+    return beyond(ALLOWED[folder], imports(source))
+
+
+def within(name: str, folders: Iterable[str]) -> str | None:
+    """The longest of the modules and folders that holds a module."""
+    return max((each for each in folders if f"{name}.".startswith(f"{each}.")), key=len, default=None)
+
+
+def layer_violations(module: str, source: str) -> set[str]:
+    layer, names = within(module, LAYERS), imports(source)
+    found = beyond(LAYERS[layer], names) if layer else set()
+    families = {name for name in names if within(name, (f"builder.{family}" for family in FAMILIES))}
+    if within(module, KNOW_A_FAMILY) or layer in {f"builder.{family}" for family in FAMILIES}:
+        families = set()
+    return found | families
+
+
+def modules(*folders: str) -> dict[str, Path]:
+    """Every module of these folders by its name."""
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths)
+    return dict(zip((name.removesuffix(".__init__") for name in names), paths, strict=True))
 
 
 @pytest.mark.parametrize("folder", ALLOWED)
@@ -75,6 +144,22 @@ def test_imports_follow_the_design(folder: str) -> None:
         if (names := violations(folder, path.read_text(encoding="utf-8")))
     }
     assert not found
+
+
+@pytest.mark.parametrize("folder", ["builder", "demo", "perf", "codetr"])
+def test_imports_within_a_folder_follow_its_layers(folder: str) -> None:
+    found = {
+        name: wrong
+        for name, path in modules(folder).items()
+        if (wrong := layer_violations(name, path.read_text(encoding="utf-8")))
+    }
+    assert not found
+
+
+def test_every_layer_is_there() -> None:
+    """A folder that moved would leave its row without anything to test."""
+    assert "co_dino" in FAMILIES
+    assert not [layer for layer in (*LAYERS, *KNOW_A_FAMILY) if not is_module(layer)]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +173,7 @@ def test_imports_follow_the_design(folder: str) -> None:
         pytest.param("perf", "from clients.client import CoDetrClient", id="an old name"),
         pytest.param("builder", "import perf.engine.run", id="only codetr imports perf"),
         pytest.param("codetr", "import tests.tiny_engine", id="nobody imports tests"),
+        pytest.param("serving", "from ..builder import checkpoint", id="a relative import hides its name"),
     ],
 )
 def test_a_wrong_direction_is_found(folder: str, source: str) -> None:
@@ -111,6 +197,35 @@ def test_errors_of_libraries_name_arguments(folder: str) -> None:
     found = [text for path in (ROOT / folder).rglob("*.py") for text in options_in_errors(path.read_text("utf-8"))]
     assert not found
     assert options_in_errors('raise E(f"{x} is there; name another --output") from error')
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        pytest.param("builder.parts.boxes", "from builder.co_dino.config import Variant", id="parts know no family"),
+        pytest.param("builder.parts.boxes", "from builder.engines import EngineError", id="parts know no engine"),
+        pytest.param("builder.operators.cuda", "import builder.pipeline.export", id="operators know no pipeline"),
+        pytest.param("builder.reading.unpickle", "from builder import detector", id="reading stands alone"),
+        pytest.param("builder.co_dino.model", "from builder.engines import torch", id="a family knows no engine"),
+        pytest.param("builder.co_dino.model", "from builder import families", id="a family is not its list"),
+        pytest.param("builder.engines.onnx", "from builder.co_dino.model import CoDINO", id="engines know no family"),
+        pytest.param("builder.pipeline.build", "from builder.co_dino import model", id="the pipeline knows no family"),
+        pytest.param("builder.a_new_module", "import builder.co_dino.model", id="nor does a module of no layer"),
+        pytest.param("builder.families", "import builder.co_dino.model", id="the list knows a family by its value"),
+        pytest.param("builder.pipeline.export", "import builder.pipeline.build", id="engines start from export alone"),
+        pytest.param("demo.shapes.draw", "from serving.errors import CodetrError", id="drawing stands alone"),
+        pytest.param("perf.engine.run", "from builder.co_dino.config import Variant", id="perf knows no family"),
+    ],
+)
+def test_a_wrong_layer_is_found(module: str, source: str) -> None:
+    assert layer_violations(module, source)
+
+
+def test_families_do_not_know_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "from builder.co_dino.model import CoDINO"
+    assert not layer_violations("builder.co_dino.weights", source)
+    monkeypatch.setitem(LAYERS, "builder.other", LAYERS["builder.co_dino"] - {"builder.co_dino"} | {"builder.other"})
+    assert layer_violations("builder.other.model", source)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "model_repository").glob("*/1/*.py")), ids=lambda path: path.parts[-3])

@@ -242,7 +242,7 @@ def _assigns_base(statement: ast.stmt) -> bool:
 
 def _executed(path: Path) -> dict[str, Any]:
     try:
-        from mmengine.config import Config  # type: ignore[import-not-found]
+        from mmengine.config import Config
     except ImportError as error:
         raise ConfigFileError(
             f"mmengine cannot be imported to execute {path} ({error}); install it with pip install mmengine, or "

@@ -1,11 +1,16 @@
 """Another family, which nothing in the builder knows, goes the whole way: the toy of `tests/toy_family`."""
 
-import ast
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from builder import CheckpointError, from_mmdet_config, get_variant, load_detector
 from builder.engines.kinds import KINDS
@@ -19,7 +24,7 @@ from codetr import cli
 from perf.accuracy.detectors import built_variant, onnx_detect, pytorch_detect
 from perf.engine.flops import TOTAL, count_flops
 from serving.manifest import read_manifest
-from tests.toy_family import SMALL, TOY, ToyConfig, ToyDetector
+from tests.toy_family import SMALL, TOY, ToyConfig, ToyDetector, toy_weights
 
 ROOT = Path(__file__).parents[2]
 SPEC = InputSpec(64, 96, 2)
@@ -34,10 +39,7 @@ def toy(monkeypatch):
 @pytest.fixture
 def weights(tmp_path):
     """A checkpoint by its training program's names."""
-    torch.manual_seed(0)
-    state = ToyDetector(SMALL).state_dict()
-    state = {key.replace("classify.", "head."): 10 * value for key, value in state.items()}  # scores well apart
-    torch.save({"state_dict": state}, tmp_path / "toy.pth")
+    torch.save({"state_dict": toy_weights()}, tmp_path / "toy.pth")
     return tmp_path / "toy.pth"
 
 
@@ -75,6 +77,53 @@ def test_it_is_built_verified_and_evaluated(tmp_path, weights, capsys):
     assert 'string_value: "hard"' in config
 
 
+def test_its_engine_is_measured(tmp_path, weights):
+    options = ["--weights", str(weights), "--engine", "onnx", "--size", "96x64", "--seconds", "0.1", "--device", "cpu"]
+    command = ["bench", "engine", "toy_small", *options, "--output", str(tmp_path / "bench")]
+    result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    pytorch, engine = json.loads((tmp_path / "bench" / "engine.json").read_text())["cases"]
+    assert (pytorch["variant"], pytorch["implementation"], engine["implementation"]) == ("toy_small", "PyTorch", "onnx")
+    assert engine["agreement"]["matched"] == 1
+
+
+def test_the_page_tells_all_that_a_family_needs(tmp_path):
+    """The page's line, in a copy of the tree whose `builder` has the toy's folder: its commands and layers work."""
+    copied = ("builder", "clients", "codetr", "demo", "examples", "model_repository", "perf", "plugin_src", "serving")
+    for folder in copied:
+        ignored = shutil.ignore_patterns("__pycache__", "results", "weights", "*.egg-info")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests/test_layering.py", tmp_path / "tests")
+    (tmp_path / "builder/toy").mkdir()
+    (tmp_path / "builder/toy/__init__.py").touch()
+    shutil.copy(ROOT / "tests/toy_family/__init__.py", tmp_path / "builder/toy/family.py")
+
+    families = tmp_path / "builder/families.py"
+    page = (ROOT / "docs/adding-a-model.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    given, entry = (line for line in block.splitlines(keepends=True) if "TOY" in line)
+    before, assignment, entries = families.read_text(encoding="utf-8").partition("FAMILIES: dict[str, Family] = {\n")
+    given = given.replace("tests.toy_family", "builder.toy.family")  # where this copy has it
+    before = before.replace("from builder.family import", f"{given}from builder.family import")
+    families.write_text(before + assignment + entry + entries, encoding="utf-8")
+
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "clients"), "COLUMNS": "200"}
+
+    def run(*arguments):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    program = ("-c", "from codetr.cli import main; main()")
+    assert "toy_small" in run(*program, "variants")
+    run(*program, "build", "toy_small", "--random-weights", "--repository", "built")
+    assert read_manifest(tmp_path / "built")["network"]["family"] == "toy"
+    assert read_manifest(tmp_path / "built")["verification"]["matched"] == 1
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "tests/test_layering.py")
+
+
 def test_its_operations_are_counted():
     assert count_flops(SMALL, SPEC)[TOTAL] == 2 * 2 * 64 * 96 * 3 * 3  # batch, multiply and add, pixels, classes
 
@@ -106,15 +155,7 @@ def test_class_names_are_checked_for_every_family(names):
         ToyConfig("x", num_classes=3, class_names=names)
 
 
-def test_only_one_module_of_the_builder_names_a_family():
-    """Of the others none imports one, but for the list of names that users import from."""
+def test_every_family_is_listed():
+    """That nothing else of the builder names one is in tests/test_layering.py."""
     folders = {path.name for path in (ROOT / "builder").iterdir() if (path / "family.py").is_file()}
     assert folders == set(FAMILIES) - {"toy"}
-    found = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "builder").rglob("*.py")
-        if path.relative_to(ROOT / "builder").parts[0] not in (*folders, "demo")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(tuple(f"builder.{f}" for f in folders))
-    }
-    assert found == {"builder/families.py", "builder/variants.py"}

@@ -3,6 +3,7 @@
 import json
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
@@ -239,7 +240,7 @@ class TestEvaluate:
 
 @pytest.mark.parametrize("command", [["build"], ["verify"], ["bench", "engine"], ["evaluate"]], ids=" ".join)
 def test_every_command_warns_of_execution(command):
-    group = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(cli.app)
     for word in command:
         group = group.commands[word]
     (option,) = [each for each in group.params if "--execute-config" in each.opts]

@@ -9,7 +9,7 @@ def test_a_stage_tells_its_name_time_and_memory():
     console = Console(file=io.StringIO(), width=100)
     with Stages(console)("export"):
         pass
-    line = console.file.getvalue()
+    line = console.file.getvalue()  # type: ignore[attr-defined]
     assert line.startswith("✓ export")
     assert " s   peak " in line
     assert "GPU" not in line, "no GPU is in use"
@@ -28,4 +28,4 @@ def test_the_gpu_is_looked_at_once_more_at_the_end(monkeypatch):
     console = Console(file=io.StringIO(), width=100)
     with Stages(console)("build engine"):
         pass
-    assert console.file.getvalue().rstrip().endswith("GPU  5.00 GiB")
+    assert console.file.getvalue().rstrip().endswith("GPU  5.00 GiB")  # type: ignore[attr-defined]

@@ -10,16 +10,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import tritonclient.grpc
 
+from codetr import cli
 from perf.cost.cases import Case, CostPlan
 from perf.cost.run import measure_case
 from perf.server.perf_analyzer import find
 from serving.launch import TritonServer
+from tests.e2e.conftest import ENGINES
 from tests.markers import needs_perf_analyzer
 
 pytestmark = pytest.mark.server
@@ -27,8 +31,33 @@ pytestmark = pytest.mark.server
 PROGRAM = [sys.executable, "-c", "from codetr.cli import main; main()", "bench"]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False, timeout=240)
+@dataclass(frozen=True)
+class Ended:
+    """How a command in this process ended."""
+
+    status: int
+    stderr: str
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Runs `codetr bench` as its program does, in this process."""
+
+    def run(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["codetr", "bench", *arguments])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return Ended(int(end.code or 0), capsys.readouterr().err)
+        return Ended(0, capsys.readouterr().err)
+
+    return run
+
+
+def answered(server: TritonServer) -> dict[str, int]:
+    """Return how many images each ensemble of the two has answered."""
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        return {name: client.get_inference_statistics(name).model_stats[0].inference_count for name in ENGINES}
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -39,25 +68,29 @@ def results(folder: Path) -> dict[str, Any]:
     ("protocol", "arrival"),
     [pytest.param("grpc", "closed", id="users over gRPC"), pytest.param("http", "constant-rate", id="arrivals, HTTP")],
 )
-def test_a_load_test_gets_answers_and_refusals(
-    server: TritonServer, tmp_path: Path, protocol: str, arrival: str
+def test_a_load_test_gets_answers_and_refusals_of_the_ensemble_it_names(
+    both: TritonServer, tmp_path: Path, protocol: str, arrival: str, bench: Callable[..., Ended]
 ) -> None:
-    url = server.grpc_url if protocol == "grpc" else server.http_url
-    options = ["--protocol", protocol, "--arrival", arrival, "--think", "0", "--bad-share", "0.3", "--seconds", "6"]
-    done = bench("load", "--url", url, "--output", str(tmp_path), *options)
-    assert done.returncode == 0, done.stderr
+    before = answered(both)
+    url = both.grpc_url if protocol == "grpc" else both.http_url
+    options = ["--protocol", protocol, "--arrival", arrival, "--think", "0", "--bad-share", "0.3", "--seconds", "4"]
+    done = bench("load", "--model", "small", "--url", url, "--output", str(tmp_path), *options)
+    assert done.status == 0, done.stderr
     record = results(tmp_path)
     assert record["outcome"]["requests"] > 0
     assert record["outcome"]["failures"] == 0
-    assert set(record["memory"]["processes"]) >= {"server", "codetr_preprocess 1", "codetr_detector 0"}
+    assert set(record["memory"]["processes"]) >= {"server", "small_preprocess 1", "small_detector 0"}
     assert record["memory"]["shared"]["end"] > 0
     assert (tmp_path / "locust_stats.csv").exists()
+    after = answered(both)
+    assert after["small"] > before["small"]
+    assert after["codetr"] == before["codetr"]
 
 
-def test_a_broken_limit_is_exit_status_1(server: TritonServer, tmp_path: Path) -> None:
-    options = ["--think", "0", "--seconds", "3", "--max-p99-ms", "0.001"]
+def test_a_broken_limit_is_exit_status_1(server: TritonServer, tmp_path: Path, bench: Callable[..., Ended]) -> None:
+    options = ["--think", "0", "--seconds", "2", "--max-p99-ms", "0.001"]
     done = bench("load", "--url", server.grpc_url, "--output", str(tmp_path), *options)
-    assert done.returncode == 1
+    assert done.status == 1
     assert "error: p99 of" in done.stderr
     assert "is above max_p99_ms 0.001" in done.stderr
 
@@ -108,17 +141,23 @@ def test_no_locust_outlives_a_killed_load_test(server: TritonServer, tmp_path: P
 
 
 @needs_perf_analyzer
-def test_a_sweep_of_the_ensemble_and_its_steps(server: TritonServer, tmp_path: Path) -> None:
+def test_a_sweep_of_an_ensemble_and_its_steps(both: TritonServer, tmp_path: Path, bench: Callable[..., Ended]) -> None:
+    before = answered(both)
     options = ["--concurrency", "1", "--rates", "none", "--repeats", "1", "--window", "0.5", "--pictures", "64x48"]
-    addresses = ["--url", server.grpc_url, "--metrics-url", server.metrics_url]
-    done = bench("server", *addresses, "--output", str(tmp_path), *options)
-    assert done.returncode == 0, done.stderr
+    addresses = ["--url", both.grpc_url, "--metrics-url", both.metrics_url]
+    done = bench("server", "--model", "small", *addresses, "--output", str(tmp_path), *options)
+    assert done.status == 0, done.stderr
     record = results(tmp_path)
+    assert record["ensemble"] == "small"
     assert [(each["model"], each["error"]) for each in record["results"]] == [
         ("codetr", ""), ("codetr_preprocess", ""), ("codetr_detector", ""), ("codetr_postprocess", ""),
     ]  # fmt: skip
-    assert set(record["results"][0]["steps"]) >= {"codetr_preprocess", "codetr_detector", "codetr_postprocess"}
+    assert set(record["results"][0]["steps"]) == {each["model"] for each in record["results"]}
     assert "<svg" in (tmp_path / "report.html").read_text()
+    assert "engine `small`" in (tmp_path / "report.md").read_text()
+    after = answered(both)
+    assert after["small"] > before["small"]
+    assert after["codetr"] == before["codetr"]
 
 
 @needs_perf_analyzer

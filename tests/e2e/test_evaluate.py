@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from codetr.cli import app
 from codetr_client.client import CoDetrClient
 from codetr_client.wire import Protocol
 from demo.shapes.dataset import encode_jpeg
 from demo.shapes.draw import generate
 from perf.accuracy.detectors import built_variant, server_setup
 from serving.launch import TritonServer
+
+pytestmark = pytest.mark.server
 
 IMAGES, KILLED_AFTER = 80, 10
 DEADLINE = 120.0  # seconds
@@ -48,8 +52,7 @@ def dataset(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def start(server: TritonServer, dataset: Path, output: Path) -> subprocess.Popen[str]:
-    command = "from codetr.cli import main; main()"
+def command(server: TritonServer, dataset: Path, output: Path) -> list[str]:
     options = {
         "--annotations": dataset / "annotations.json",
         "--images": dataset,
@@ -57,9 +60,12 @@ def start(server: TritonServer, dataset: Path, output: Path) -> subprocess.Popen
         "--url": server.grpc_url,
         "--concurrency": 1,  # batches of one: the same arithmetic in every run
     }
-    arguments = [str(word) for pair in options.items() for word in pair]
+    return ["evaluate", *(str(word) for pair in options.items() for word in pair)]
+
+
+def start(server: TritonServer, dataset: Path, output: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", command, "evaluate", *arguments],
+        [sys.executable, "-c", "from codetr.cli import main; main()", *command(server, dataset, output)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -67,10 +73,9 @@ def start(server: TritonServer, dataset: Path, output: Path) -> subprocess.Popen
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 0, output
-    return output
+def finish(server: TritonServer, dataset: Path, output: Path) -> None:
+    done = CliRunner().invoke(app, command(server, dataset, output), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
 
 
 def finished_images(output: Path) -> int:
@@ -80,7 +85,7 @@ def finished_images(output: Path) -> int:
 
 def test_killed_and_started_again_gives_the_same_figures(server: TritonServer, dataset: Path, tmp_path: Path) -> None:
     uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
-    finish(start(server, dataset, uninterrupted))
+    finish(server, dataset, uninterrupted)
 
     process = start(server, dataset, killed)
     deadline = time.monotonic() + DEADLINE
@@ -93,7 +98,7 @@ def test_killed_and_started_again_gives_the_same_figures(server: TritonServer, d
     assert KILLED_AFTER <= kept < IMAGES
 
     lines = (killed / "results.jsonl").read_text(encoding="utf-8").splitlines()
-    finish(start(server, dataset, killed))
+    finish(server, dataset, killed)
     assert (killed / "results.jsonl").read_text(encoding="utf-8").splitlines()[: kept + 1] == lines[: kept + 1]
     assert finished_images(killed) == IMAGES  # none was asked for twice
 

@@ -1,9 +1,11 @@
-"""Three families side by side in one repository: each ensemble answers by its own network, pixels and rules."""
+"""The families side by side in one repository: each ensemble answers by its own network, pixels and rules."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ pytest.importorskip("torch")
 
 import torch  # after the check for it
 
+from builder import families
 from builder.pipeline.build import BuildOptions, build_repository
 from builder.pipeline.export import InputSpec
 from builder.variants import from_mmdet_config
@@ -23,16 +26,17 @@ from demo.shapes.dataset import encode_jpeg
 from demo.shapes.draw import generate
 from perf.accuracy.detectors import built_variant, pytorch_detect, server_detect, server_setup
 from serving.launch import TritonServer, running_server
+from serving.manifest import read_manifest
 from tests.conftest import DATA
+from tests.toy_family import SMALL, TOY, toy_weights
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]  # three exports
-
-# Ensemble: its reference data, and a size (height, width) that its images do not have.
+# Ensemble: its reference data, and a size (height, width) that its images do not have. Co-DINO's is the engine `codetr`
+# of the common repository.
 FAMILIES = {
-    "co_dino": ("golden_swin_tiny.npz", (96, 136)),
     "rtdetrv2": ("golden_rtdetrv2_tiny.npz", (96, 160)),
     "detr": ("golden_detr_tiny.npz", (128, 160)),
 }
+ENSEMBLES = ("codetr", *FAMILIES, "toy")  # and the family that only the tests know
 
 
 def variant_and_weights(file: str) -> tuple[Any, dict[str, Any]]:
@@ -43,43 +47,64 @@ def variant_and_weights(file: str) -> tuple[Any, dict[str, Any]]:
     return variant, weights
 
 
+@pytest.fixture(scope="module", autouse=True)
+def toy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(families.FAMILIES, "toy", TOY)
+        yield
+
+
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for name, (file, _) in FAMILIES.items():
+def checkpoints(checkpoint: Path, built_once: Callable[..., Path]) -> dict[str, Path]:
+    def save(name: str) -> Path:
         # nested as each family's training program saves it
-        weights = variant_and_weights(file)[1]
-        nested = {"rtdetrv2": {"ema": {"module": weights}}, "detr": {"model": weights}}
-        torch.save(nested.get(name, {"state_dict": weights}), folder / f"{name}.pth")
-    return {name: folder / f"{name}.pth" for name in FAMILIES}
+        weights = toy_weights() if name == "toy" else variant_and_weights(FAMILIES[name][0])[1]
+        nested = {"rtdetrv2": {"ema": {"module": weights}}, "detr": {"model": weights}}.get(name, weights)
+        return built_once(f"{name}.pth", lambda path: torch.save(nested, path))
+
+    return {"codetr": checkpoint, **{name: save(name) for name in (*FAMILIES, "toy")}}
 
 
 @pytest.fixture(scope="module")
-def repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    repository = tmp_path_factory.mktemp("together") / "repository"
-    for name, (file, (height, width)) in FAMILIES.items():
-        variant, _ = variant_and_weights(file)
-        # no edge of DETR's usual rule fits so small an input
-        pixels = replace(variant.rules.pixels, shortest_edge=80, longest_edge=133) if name == "detr" else None
-        if pixels is not None:
-            variant = replace(variant, rules=replace(variant.rules, pixels=pixels))
-        options = BuildOptions(variant, InputSpec(height, width, 2), checkpoints[name], name=name)
-        build_repository(options, repository)
-    return repository
+def all_families(checkpoints: dict[str, Path], repository: Path, built_once: Callable[..., Path]) -> Path:
+    """A repository with an engine of each family."""
+
+    def write(path: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            growing = Path(shutil.copytree(repository, Path(folder, "repository")))
+            for name, (file, (height, width)) in FAMILIES.items():
+                variant, _ = variant_and_weights(file)
+                # no edge of DETR's usual rule fits so small an input
+                pixels = replace(variant.rules.pixels, shortest_edge=80, longest_edge=133) if name == "detr" else None
+                if pixels is not None:
+                    variant = replace(variant, rules=replace(variant.rules, pixels=pixels))
+                build_repository(
+                    BuildOptions(variant, InputSpec(height, width, 2), checkpoints[name], name=name), growing
+                )
+            build_repository(BuildOptions(SMALL, InputSpec(64, 96, 2), checkpoints["toy"], name="toy"), growing)
+            growing.rename(path)
+
+    return built_once("families", write)
 
 
 @pytest.fixture(scope="module")
-def together(repository: Path) -> Iterator[TritonServer]:
-    with running_server(repository) as server:
+def together(all_families: Path) -> Iterator[TritonServer]:
+    with running_server(all_families) as server:
         yield server
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_is_built(all_families: Path) -> None:
+    for name in ENSEMBLES:
+        assert read_manifest(all_families, name)["verification"]["matched"] == 1
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("name", ENSEMBLES)
 def test_each_family_answers_as_its_detector_in_pytorch(
-    together: TritonServer, repository: Path, checkpoints: dict[str, Path], name: str
+    together: TritonServer, checkpoints: dict[str, Path], name: str
 ) -> None:
     image = encode_jpeg(generate(2, 5).image)
-    variant, built = built_variant(repository, name)
+    variant, built = built_variant(together.options.repository, name)
     setup = server_setup(together.grpc_url, "grpc", 30.0, name)
     assert (setup.height, setup.width, setup.rules.pixels) == (built.height, built.width, variant.rules.pixels)
     detect, names = pytorch_detect(variant, checkpoints[name], "float32", "cpu", setup)
@@ -95,20 +120,24 @@ def test_each_family_answers_as_its_detector_in_pytorch(
     np.testing.assert_allclose(found.boxes[same], expected.boxes[same], atol=0.05)
 
 
+@pytest.mark.server
 def test_rules_of_each_family_reach_the_server(together: TritonServer) -> None:
-    setups = {name: server_setup(together.grpc_url, "grpc", 30.0, name) for name in FAMILIES}
+    setups = {name: server_setup(together.grpc_url, "grpc", 30.0, name) for name in ENSEMBLES}
     assert {name: setup.rules.pixels.resize for name, setup in setups.items()} == {
-        "co_dino": "fit",
+        "codetr": "fit",
         "rtdetrv2": "stretch",
         "detr": "fit",
+        "toy": "stretch",
     }
     assert {name: setup.rules.pixels.antialias for name, setup in setups.items()} == {
-        "co_dino": False,
+        "codetr": False,
         "rtdetrv2": True,
         "detr": True,
+        "toy": True,
     }
     assert {name: (setup.rules.suppression.kind, setup.rules.suppression.clip) for name, setup in setups.items()} == {
-        "co_dino": ("none", True),  # the reference data has no suppression
+        "codetr": ("none", True),  # the reference data has no suppression
         "rtdetrv2": ("none", False),
         "detr": ("none", False),
+        "toy": ("hard", False),
     }

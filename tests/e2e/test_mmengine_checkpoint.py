@@ -20,6 +20,7 @@ TOLERANCE = 1e-4
 BEST = 5  # detections whose scores are apart by more than the tolerance, so that their order is sure
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_a_file_of_the_runner_is_built_and_served(
     mmengine_runs: Path, shallow_config: dict[str, Any], tmp_path: Path

@@ -1,7 +1,8 @@
-"""The ensemble on a real tritonserver, called with nothing but tritonclient; its engine has known answers."""
+"""The ensemble on a real tritonserver as the wire shows it; its engine has known answers."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -22,10 +23,15 @@ import tritonclient.http
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from codetr_client.aio import AsyncCoDetrClient
+from codetr_client.detections import Detections
+from codetr_client.errors import RequestRefusedError
+from codetr_client.wire import Protocol
 from serving.contract import ENSEMBLE, POSTPROCESS, contract
 from serving.errors import CodetrError
 from serving.launch import TritonServer, free_ports, running_server
-from tests.tiny_engine import CLASS_NAMES, MAX_DETECTIONS, tiny_candidates, write_tiny_repository
+from serving.manifest import manifest_path, older_manifest
+from tests.tiny_engine import MAX_DETECTIONS, tiny_candidates
 
 pytestmark = pytest.mark.server
 
@@ -33,20 +39,9 @@ CLIENTS = {"grpc": tritonclient.grpc, "http": tritonclient.http}
 OUTPUTS = [tensor.name for tensor in contract(1, 1)[ENSEMBLE].outputs]
 
 
-@pytest.fixture(scope="module")
-def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_repository(tmp_path_factory.mktemp("tiny") / "repository")
-
-
-@pytest.fixture(scope="module")
-def tiny_server(tiny_repository: Path) -> Iterator[TritonServer]:
-    with running_server(tiny_repository) as server:
-        yield server
-
-
 @pytest.fixture(params=["grpc", "http"])
-def client(request: pytest.FixtureRequest, tiny_server: TritonServer) -> Iterator[Any]:
-    url = tiny_server.grpc_url if request.param == "grpc" else tiny_server.http_url
+def client(request: pytest.FixtureRequest, both: TritonServer) -> Iterator[Any]:
+    url = both.grpc_url if request.param == "grpc" else both.http_url
     with CLIENTS[request.param].InferenceServerClient(url) as client:
         yield client
 
@@ -133,59 +128,62 @@ def test_a_bad_image_is_its_requests_clear_error(client: Any, image: bytes, mess
     check_answer(infer(client, png(20, 10, 51)), 0, (20, 10), 51)
 
 
-def test_neighbours_of_bad_images_are_answered(tiny_server: TritonServer) -> None:
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_neighbours_of_bad_images_are_answered(both: TritonServer, protocol: Protocol) -> None:
     """Many requests at once queue up behind each other, so that good and bad ones share batches."""
     bad = (b"", b"text", truncated_jpeg(), png_bomb())
-    images = [bad[k // 2 % 4] if k % 2 else png(20 + k, 10, 5 * k + 10) for k in range(48)]
-    with tritonclient.http.InferenceServerClient(tiny_server.http_url, concurrency=48) as client:
-        pending = [client.async_infer(ENSEMBLE, image_input(client, [[image]])) for image in images]
-        for k, request in enumerate(pending):
-            if k % 2:
-                with pytest.raises(InferenceServerException):
-                    request.get_result()
-                continue
-            result = request.get_result()
-            check_answer({name: result.as_numpy(name) for name in OUTPUTS}, 0, (20 + k, 10), 5 * k + 10)
-    assert max(batch_sizes(tiny_server)) > 1, "no two requests shared a batch, so this test has shown nothing"
+    # large enough that they queue up while others are decoded
+    images = [bad[k // 2 % 4] if k % 2 else png(1200 + k, 800, 5 * k + 10) for k in range(48)]
+    url = both.grpc_url if protocol == "grpc" else both.http_url
+
+    async def run() -> list[Any]:
+        async with AsyncCoDetrClient(url, protocol, timeout=120) as client:
+            return await asyncio.gather(*(client.detect(image) for image in images), return_exceptions=True)
+
+    before = batched(both)
+    answers = asyncio.run(run())
+    after = batched(both)
+    for k, answer in enumerate(answers):
+        if k % 2:
+            assert isinstance(answer, RequestRefusedError), answer
+            continue
+        assert isinstance(answer, Detections), answer
+        rows = {name: getattr(answer, name)[None] for name in ("boxes", "scores", "labels")}
+        check_answer(rows | {"num_detections": np.array([[len(answer)]])}, 0, (1200 + k, 800), 5 * k + 10)
+    assert after[1] - before[1] < after[0] - before[0], "no two requests shared a batch: this has shown nothing"
+    assert both.is_ready()
 
 
-def batch_sizes(server: TritonServer) -> list[int]:
-    with tritonclient.http.InferenceServerClient(server.http_url) as client:
-        statistics = client.get_inference_statistics("codetr_preprocess")["model_stats"][0]
-    return [int(batch["batch_size"]) for batch in statistics["batch_stats"]]
+def batched(server: TritonServer) -> tuple[int, int]:
+    """Return the images and the executions of the pre-processing step so far."""
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as connection:
+        statistics = connection.get_inference_statistics("codetr_preprocess").model_stats[0]
+    return statistics.inference_count, statistics.execution_count
 
 
 @pytest.mark.parametrize(
-    ("values", "shape"),
+    ("values", "shape", "message"),
     [
-        pytest.param([[b"a", b"b"]], None, id="two images in the slot of one"),
-        pytest.param([[b"a"]] * 5, None, id="more images than a batch holds"),
-        pytest.param([], (1, 0), id="no image in the slot"),
-        pytest.param([], (0, 1), id="no row"),
+        pytest.param([[b"a", b"b"]], None, "unexpected shape for input 'image'", id="two images in the slot of one"),
+        pytest.param([[b"a"]] * 5, None, "batch-size must be <= 4", id="more images than a batch holds"),
+        pytest.param([], (1, 0), "unexpected shape for input 'image'", id="no image in the slot"),
+        pytest.param([], (0, 1), "expected 1 string elements", id="no row"),
     ],
 )
-def test_wrong_shapes_are_errors(client: Any, values: Any, shape: tuple[int, int] | None) -> None:
+def test_wrong_shapes_are_errors(client: Any, values: Any, shape: tuple[int, int] | None, message: str) -> None:
     array = np.array(values, np.object_).reshape(shape) if shape else values
-    with pytest.raises(InferenceServerException):
+    with pytest.raises(InferenceServerException, match=message):
         client.infer(ENSEMBLE, image_input(client, array))
     check_answer(infer(client, png(20, 10, 51)), 0, (20, 10), 51)
 
 
-def test_a_tensor_of_zero_bytes_is_an_error(tiny_server: TritonServer) -> None:
-    with tritonclient.grpc.InferenceServerClient(tiny_server.grpc_url) as client:
+def test_a_tensor_of_zero_bytes_is_an_error(both: TritonServer) -> None:
+    with tritonclient.grpc.InferenceServerClient(both.grpc_url) as client:
         (tensor,) = image_input(client, [[b"abc"]])
         tensor._raw_content = b""  # what a faulty client sends: a shape, and no data
         with pytest.raises(InferenceServerException):
             client.infer(ENSEMBLE, [tensor])
         check_answer(infer(client, png(20, 10, 51)), 0, (20, 10), 51)
-
-
-def test_class_names_can_be_read_from_the_server(client: Any) -> None:
-    if isinstance(client, tritonclient.grpc.InferenceServerClient):
-        config = client.get_model_config(ENSEMBLE, as_json=True)["config"]
-    else:
-        config = client.get_model_config(ENSEMBLE)
-    assert json.loads(config["parameters"]["class_names"]["string_value"]) == list(CLASS_NAMES)
 
 
 def test_a_model_that_fails_to_load_is_named_with_the_reason(tiny_repository: Path, tmp_path: Path) -> None:
@@ -198,8 +196,9 @@ def test_a_model_that_fails_to_load_is_named_with_the_reason(tiny_repository: Pa
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_engine_is_refused(tiny_repository: Path, tmp_path: Path) -> None:
-    broken = copy_of(tiny_repository, tmp_path)
+@pytest.mark.parametrize("older", [False, True])
+def test_a_changed_engine_is_refused(tiny_repository: Path, tmp_path: Path, older: bool) -> None:
+    broken = (of_an_older_build if older else copy_of)(tiny_repository, tmp_path)
     with (broken / "codetr_detector" / "1" / "model.onnx").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(CodetrError, match=r"model.onnx is not the file that was built"), running_server(broken):
@@ -210,13 +209,27 @@ def copy_of(repository: Path, folder: Path) -> Path:
     return Path(shutil.copytree(repository, folder / "copy"))
 
 
+def of_an_older_build(repository: Path, folder: Path) -> Path:
+    """The same repository as version 1 wrote it: the manifest in its root, without a schema."""
+    older = copy_of(repository, folder)
+    manifest = json.loads(manifest_path(older).read_text())
+    manifest.pop("schema", None)
+    manifest_path(older).unlink()
+    (older / older_manifest(ENSEMBLE)).write_text(json.dumps(manifest))
+    return older
+
+
 @pytest.fixture
-def served(tiny_repository: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """`codetr serve` as a user runs it, ready; and its three ports."""
+def served(
+    request: pytest.FixtureRequest, tiny_repository: Path, tmp_path: Path
+) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """`codetr serve` as a user runs it, ready; and its three ports. With "older" on an older build's repository."""
+    older = getattr(request, "param", "") == "older"
+    repository = of_an_older_build(tiny_repository, tmp_path) if older else tiny_repository
     ports = free_ports(3)
     names = ("--http-port", "--grpc-port", "--metrics-port")
     options = [text for name, port in zip(names, ports, strict=True) for text in (name, str(port))]
-    command = [str(Path(sys.executable).parent / "codetr"), "serve", "--repository", str(tiny_repository), *options]
+    command = [str(Path(sys.executable).parent / "codetr"), "serve", "--repository", str(repository), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -228,8 +241,10 @@ def served(tiny_repository: Path) -> Iterator[tuple[subprocess.Popen[str], list[
         process.communicate(timeout=60)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serve_stops_with_the_server_and_its_status(
+@pytest.mark.parametrize(
+    ("served", "number"), [("", signal.SIGINT), ("older", signal.SIGTERM)], indirect=["served"], ids=["", "older"]
+)
+def test_serve_answers_and_stops_with_the_server_and_its_status(
     served: tuple[subprocess.Popen[str], list[int]], number: signal.Signals
 ) -> None:
     process, ports = served

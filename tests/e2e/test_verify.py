@@ -60,9 +60,9 @@ def test_a_changed_weight_with_a_matching_hash_is_found(copy, checkpoint):
         verify_repository(copy, "codetr", [checkpoint])
 
 
-def test_other_weights_are_refused(repository, golden_weights, tmp_path):
+def test_other_weights_are_refused(repository, shallow_weights, tmp_path):
     other = tmp_path / "other.pth"
-    torch.save(golden_weights | {"query_head.cls_branches.2.bias": torch.zeros(8)}, other)
+    torch.save(shallow_weights | {"query_head.cls_branches.1.bias": torch.zeros(8)}, other)
     with pytest.raises(CodetrError, match=r"codetr was not built from .*other\.pth \(SHA-256 .* but from tiny\.pth"):
         verify_repository(repository, "codetr", [other])
 

@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
-from builder.pipeline.repository import TEMPLATES
+from model_repository import TEMPLATES
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from functools import partial
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from model_repository import plan_runner
 from model_repository.plan_runner import CudaDriver, PlanError, PlanRunner
 
 H, W, MOST = 4, 6, 3
@@ -133,7 +133,7 @@ def runner_of(monkeypatch, tmp_path):
     """Make runners of engines, which the stand-in of TensorRT loads."""
 
     def make(engine, **options):
-        tensorrt = ModuleType("tensorrt")
+        tensorrt: Any = ModuleType("tensorrt")
         tensorrt.__version__ = "11.1"
         tensorrt.Logger = type("Logger", (), {"WARNING": 2, "__init__": lambda self, level: None})
         tensorrt.TensorIOMode = SimpleNamespace(INPUT="INPUT")
@@ -332,7 +332,7 @@ def libcuda(monkeypatch, tmp_path):
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libcuda.so", tmp_path / "cuda.c"], check=True)
     library = ctypes.CDLL(str(tmp_path / "libcuda.so"))
     loaded = {"libcuda.so.1": library}
-    monkeypatch.setattr(plan_runner.ctypes, "CDLL", loaded.__getitem__)
+    monkeypatch.setattr(ctypes, "CDLL", loaded.__getitem__)
     return library
 
 
@@ -376,6 +376,6 @@ def test_a_machine_without_a_driver_is_told(monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(plan_runner.ctypes, "CDLL", missing)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(PlanError, match=r"needs an NVIDIA GPU and its driver; libcuda\.so\.1 cannot be loaded"):
         CudaDriver()

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -161,7 +163,7 @@ def fake_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(launch, "TRITON_FOLDER", tmp_path / ".triton")
     wheel = tmp_path / ".triton" / "pytriton" / "pytriton" / "tritonserver"
-    version = f"{launch.sys.version_info.major}.{launch.sys.version_info.minor}"
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
     for name in (
         "bin/tritonserver",
         "backends/python/libtriton_python.so",
@@ -193,7 +195,7 @@ def test_a_server_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_numpy_2_is_refused_with_the_wheels_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_wheel(tmp_path, monkeypatch)
-    monkeypatch.setattr(launch.metadata, "version", lambda name: "2.3.1")
+    monkeypatch.setattr(metadata, "version", lambda name: "2.3.1")
     with pytest.raises(CodetrError, match=r"numpy 2.3.1 corrupts .*; run: python -m pip install numpy==1.26.4"):
         find_tritonserver()
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,7 +68,8 @@ def test_files_are_compared_with_their_hashes(tmp_path: Path) -> None:
     ],
 )
 def test_each_engine_has_its_manifest(tmp_path: Path, files: tuple[str, str]) -> None:
-    for file, content in zip(files, ({"files": {}}, {"files": {"large.bin": "0"}}), strict=True):
+    contents: list[dict[str, Any]] = [{"files": {}}, {"files": {"large.bin": "0"}}]
+    for file, content in zip(files, contents, strict=True):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(json.dumps({**content, "of": "large" if "large" in file else "codetr"}))
     assert engine_names(tmp_path) == ["codetr", "large"]
@@ -102,10 +105,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def find(name: str) -> str:
         if name not in here.versions:
-            raise module.metadata.PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return str(here.versions[name])
 
-    monkeypatch.setattr(module.metadata, "version", find)
+    monkeypatch.setattr(metadata, "version", find)
     monkeypatch.setattr(module, "compute_capabilities", lambda: here.gpus)
     return here
 
@@ -187,7 +190,7 @@ def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         text = "".join(core.format(i, key, flags) for i, flags in enumerate(cores))
         (tmp_path / "cpuinfo").write_text(text)
         monkeypatch.setattr(module, "CPUINFO", tmp_path / "cpuinfo")
-        monkeypatch.setattr(module.platform, "machine", lambda: machine)
+        monkeypatch.setattr(platform, "machine", lambda: machine)
 
     return become
 

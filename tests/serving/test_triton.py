@@ -79,7 +79,7 @@ class FakeTriton:
         return SimpleNamespace(log_error=self.logged.append)
 
     @staticmethod
-    def get_input_tensor_by_name(request: Request, name: str) -> Tensor:
+    def get_input_tensor_by_name(request: Request, name: str) -> Any:
         return Tensor(name, request.inputs[name])
 
 

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
 
 from serving.contract import DETECTOR, contract
 from serving.triton import OnnxSettings, parse_settings, respond_together
@@ -13,7 +15,7 @@ from serving.triton import OnnxSettings, parse_settings, respond_together
 class TritonPythonModel:
     """One instance of `codetr_detector`, a process of its own."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Load `model.onnx`, which lies beside this file."""
         config = json.loads(args["model_config"])
         options = onnxruntime.SessionOptions()
@@ -23,10 +25,11 @@ class TritonPythonModel:
         self.outputs = [tensor.name for tensor in contract(1, 1)[DETECTOR].outputs]
         self.max_batch_size = config["max_batch_size"]
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests with common batches."""
         return respond_together(pb_utils, requests, self.run, self.max_batch_size)
 
-    def run(self, images, image_sizes):
+    def run(self, images: NDArray[Any], image_sizes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Run the engine on one batch."""
-        return self.session.run(self.outputs, {"images": images, "image_sizes": image_sizes})
+        boxes, scores, labels = self.session.run(self.outputs, {"images": images, "image_sizes": image_sizes})
+        return boxes, scores, labels

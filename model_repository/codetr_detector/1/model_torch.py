@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from torch_runner import TorchRunner
@@ -12,7 +13,7 @@ from serving.triton import TorchSettings, parse_settings, respond_together
 class TritonPythonModel:
     """One instance of `codetr_detector`, a process of its own."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Load `model.pt2`, which lies beside this file with the operator's library if it calls that."""
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
@@ -28,6 +29,6 @@ class TritonPythonModel:
             range(1, self.max_batch_size + 1) if settings.cuda_graphs else (),
         )
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests with common batches."""
         return respond_together(pb_utils, requests, self.run, self.max_batch_size)

@@ -1,6 +1,7 @@
 """Candidates to detections in the original image's pixels."""
 
 import json
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
@@ -11,10 +12,10 @@ from serving.triton import Postprocess, respond
 class TritonPythonModel:
     """One instance of `codetr_postprocess`, a process of its own."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Read and check the settings."""
         self.step = Postprocess(json.loads(args["model_config"]), pb_utils.Logger.log_warn)
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself."""
         return respond(pb_utils, POSTPROCESS, requests, self.step)

@@ -1,6 +1,7 @@
 """Encoded images to the engine's inputs."""
 
 import json
+from typing import Any
 
 import cv2
 import triton_python_backend_utils as pb_utils
@@ -12,11 +13,11 @@ from serving.triton import Preprocess, respond
 class TritonPythonModel:
     """One instance of `codetr_preprocess`, a process of its own."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Read and check the settings."""
         cv2.setNumThreads(1)  # the instances are the parallelism
         self.step = Preprocess(json.loads(args["model_config"]))
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself."""
         return respond(pb_utils, PREPROCESS, requests, self.step)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from builder import VariantError, from_mmdet_config
-from builder.checkpoint import load_detector, resolve_variant
+from builder.checkpoint import load_detector
 from tests.public_configs import ABSENT, ORIGINAL_LSJ, ORIGINAL_R50, R50, R50_LSJ, changed, load
 
 NEW = "test_dataloader.dataset.pipeline"
@@ -152,7 +152,7 @@ def test_masking_is_closest_to_an_image_without_padding(golden_config, golden_we
     """Why a config without a fixed padding is a masking one: its network is shown images as they are."""
     masking = load_detector(golden_config, golden_weights)
     without = load_detector(golden_config, golden_weights)
-    without.variant = dataclasses.replace(resolve_variant(golden_config), augmentation="LSJ", lsj_padding=None)
+    without.variant = dataclasses.replace(from_mmdet_config(golden_config), augmentation="LSJ", lsj_padding=None)
     pixels = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 3, 64, 128)).astype(np.float32))
     padded = torch.zeros(1, 3, 128, 192)
     padded[..., :64, :128] = pixels

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from builder import load_detector
-from builder.checkpoint import resolve_variant
+from builder.variants import from_mmdet_config
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 
@@ -18,7 +18,7 @@ def detector(golden_config, golden_weights):
 
 @pytest.fixture(scope="module")
 def lsj_detector(golden_config, golden_weights):
-    variant = dataclasses.replace(resolve_variant(golden_config), augmentation="LSJ")
+    variant = dataclasses.replace(from_mmdet_config(golden_config), augmentation="LSJ")
     return load_detector(variant, golden_weights)
 
 

@@ -7,22 +7,21 @@ from builder.engines import onnx as engine
 from builder.pipeline.export import InputSpec, export_detector
 from builder.pipeline.samples import Samples
 from builder.pipeline.verify import LIMITS, VerificationError, verify
+from tests.conftest import HEIGHT, MAX_BATCH, WIDTH
+from tests.toy_family import SMALL, ToyDetector
 
-HEIGHT, WIDTH = 64, 96
-SPEC = InputSpec(HEIGHT, WIDTH, max_batch_size=2)
-
-
-@pytest.fixture(scope="module")
-def detector(golden_config, golden_weights):
-    return load_detector(golden_config, golden_weights)
+SPEC = InputSpec(HEIGHT, WIDTH, MAX_BATCH)
 
 
 @pytest.fixture(scope="module")
-def onnx_file(detector, tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    built = engine.build(export_detector(detector, SPEC), path)
-    assert (built.file, built.device, built.outputs) == (path, "cpu", ("boxes", "scores", "labels"))
-    return path
+def detector(shallow_config, checkpoint):
+    return load_detector(shallow_config, checkpoint)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(repository):
+    """What the engine wrote into the repository that the end-to-end tests serve."""
+    return repository / "codetr_detector" / "1" / "model.onnx"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +34,11 @@ def images():
 
 def compare(detector, path, images):
     return verify(detector, engine.load(path, SPEC, "cpu"), images, HEIGHT, WIDTH, (1, 2), LIMITS["float32"])
+
+
+def test_a_build_tells_its_file_and_where_it_runs(tmp_path):
+    built = engine.build(export_detector(ToyDetector(SMALL), InputSpec(64, 96)), tmp_path / "model.onnx")
+    assert (built.file, built.device, built.outputs) == (tmp_path / "model.onnx", "cpu", ("boxes", "scores", "labels"))
 
 
 def test_file_follows_the_contract(onnx_file):

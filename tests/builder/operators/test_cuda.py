@@ -1,4 +1,5 @@
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def test_every_source_is_part_of_the_fingerprint():
 
 def test_missing_compiler_is_named(monkeypatch):
     monkeypatch.delenv("CUDA_HOME", raising=False)
-    monkeypatch.setattr(cuda_operator.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(Path, "is_file", lambda path: False)
     with pytest.raises(CudaOperatorError, match="nvcc was not found"):
         find_nvcc()

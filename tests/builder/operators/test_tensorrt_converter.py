@@ -3,6 +3,7 @@
 import importlib
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -38,18 +39,18 @@ class Network:
 def stand_ins(monkeypatch):
     """Put the stand-ins in place; returns the registry's creators and the converters that were registered."""
     creators, converters = {(plugin.NAME, plugin.VERSION, plugin.NAMESPACE): Creator()}, {}
-    tensorrt = ModuleType("tensorrt")
+    tensorrt: Any = ModuleType("tensorrt")
     tensorrt.PluginField = lambda name, data, kind: SimpleNamespace(name=name, data=data, kind=kind)
     tensorrt.PluginFieldType = SimpleNamespace(INT32="INT32")
     tensorrt.PluginFieldCollection = list
     tensorrt.TensorRTPhase = SimpleNamespace(BUILD="build")
     tensorrt.get_plugin_registry = lambda: SimpleNamespace(get_creator=lambda *key: creators.get(key))
-    conversion = ModuleType("torch_tensorrt.dynamo.conversion")
+    conversion: Any = ModuleType("torch_tensorrt.dynamo.conversion")
     conversion.ConversionContext = object
     conversion.dynamo_tensorrt_converter = lambda target, **options: (
         lambda function: converters.setdefault(target, (function, options))[0]
     )
-    utilities = ModuleType("torch_tensorrt.dynamo.conversion.converter_utils")
+    utilities: Any = ModuleType("torch_tensorrt.dynamo.conversion.converter_utils")
     utilities.get_trt_tensor = lambda ctx, tensor, name: (tensor, name)
     modules = {
         "tensorrt": tensorrt,

@@ -14,7 +14,8 @@ def functional_resnet(state, x, blocks, style="pytorch", dilated=False):
     def conv_bn(x, conv, bn, stride=1, padding=0, dilation=1):
         x = F.conv2d(x, state[f"{conv}.weight"], stride=stride, padding=padding, dilation=dilation)
         keys = ("running_mean", "running_var", "weight", "bias")
-        return F.batch_norm(x, *(state[f"{bn}.{key}"] for key in keys), training=False, eps=1e-5)
+        mean, variance, weight, bias = (state[f"{bn}.{key}"] for key in keys)
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=1e-5)
 
     x = F.max_pool2d(F.relu(conv_bn(x, "conv1", "bn1", 2, 3)), 3, 2, 1)
     outputs = []

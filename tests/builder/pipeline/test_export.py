@@ -1,15 +1,32 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from builder import load_detector, random_detector
+from builder import get_variant, load_detector, random_detector
+from builder.co_dino.config import SwinConfig
 from builder.pipeline.export import ExportError, InputSpec, decompose_operator, export_detector
 
+pytestmark = pytest.mark.engine
+# A Swin that masks the padding, a ResNet that does not.
+PUBLISHED = ["co_dino_swin_l_o365", "co_dino_r50_lsj_36e"]
 OPERATOR = torch.ops.codetr.ms_deform_attn.default
 
 
 @pytest.fixture(scope="module")
 def detector(golden_config, golden_weights):
     return load_detector(golden_config, golden_weights)
+
+
+@pytest.fixture(scope="module")
+def shallow(shallow_config, shallow_weights):
+    return load_detector(shallow_config, shallow_weights)
+
+
+@pytest.fixture(scope="module")
+def program(detector):
+    """For one to three images; tests must not change it."""
+    return export_detector(detector, InputSpec(64, 98, max_batch_size=3))
 
 
 def random_inputs(batch, height, width):
@@ -23,34 +40,56 @@ def operator_nodes(program):
     return [node for node in program.graph.nodes if node.target is OPERATOR]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_dynamic_batch_gives_the_same_numbers(golden_config, golden_weights, precision):
-    detector = load_detector(golden_config, golden_weights, precision)
-    program = export_detector(detector, InputSpec(64, 98, max_batch_size=3))
-    assert len(operator_nodes(program)) == 4  # two encoder layers, two decoder layers
+def assert_any_batch_gives_the_same_numbers(program, detector):
     module = program.module()
     for batch in (1, 2, 3):
         inputs = random_inputs(batch, 64, 98)
         torch.testing.assert_close(tuple(module(*inputs)), tuple(detector(*inputs)), atol=0, rtol=0)
 
 
-def test_static_batch_takes_no_other(detector):
-    program = export_detector(detector, InputSpec(64, 64, max_batch_size=2, dynamic_batch=False))
+def test_dynamic_batch_gives_the_same_numbers(program, detector):
+    assert len(operator_nodes(program)) == 4  # two encoder layers, two decoder layers
+    assert_any_batch_gives_the_same_numbers(program, detector)
+
+
+def test_dynamic_batch_gives_the_same_numbers_in_half_precision(shallow_config, shallow_weights):
+    detector = load_detector(shallow_config, shallow_weights, "bfloat16")
+    program = export_detector(detector, InputSpec(64, 98, max_batch_size=3))
+    assert_any_batch_gives_the_same_numbers(program, detector)
+
+
+def test_static_batch_takes_no_other(shallow):
+    program = export_detector(shallow, InputSpec(64, 64, max_batch_size=2, dynamic_batch=False))
     module = program.module()
     inputs = random_inputs(2, 64, 64)
-    torch.testing.assert_close(tuple(module(*inputs)), tuple(detector(*inputs)), atol=0, rtol=0)
+    torch.testing.assert_close(tuple(module(*inputs)), tuple(shallow(*inputs)), atol=0, rtol=0)
     with pytest.raises((AssertionError, RuntimeError), match=r"Guard failed|batch|shape"):
         module(*random_inputs(1, 64, 64))
 
 
-def test_decomposed_program_has_no_operator_and_the_same_numbers(detector):
-    program = decompose_operator(export_detector(detector, InputSpec(64, 98, max_batch_size=2)))
-    assert not operator_nodes(program)
+def test_decomposed_program_has_no_operator_and_the_same_numbers(program, detector):
+    decomposed = decompose_operator(program)
+    assert not operator_nodes(decomposed)
     inputs = random_inputs(2, 64, 98)
-    torch.testing.assert_close(tuple(program.module()(*inputs)), tuple(detector(*inputs)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tuple(decomposed.module()(*inputs)), tuple(detector(*inputs)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", ["co_dino_swin_l_o365", "co_dino_r50_lsj_36e"])
+def of_fewer_layers(variant):
+    """The same kinds of layers at the same widths, one encoder and one decoder layer, and a shifted window."""
+    backbone = variant.backbone
+    if isinstance(backbone, SwinConfig):
+        backbone = replace(backbone, depths=(2, 1, 1, 1))
+    return replace(variant, backbone=backbone, encoder_layers=1, decoder_layers=1)
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_models_of_full_width_export(variant):
+    program = export_detector(random_detector(of_fewer_layers(get_variant(variant))), InputSpec(768, 1152))
+    assert len(operator_nodes(program)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", PUBLISHED)
 def test_full_size_models_export(variant):
     program = export_detector(random_detector(variant), InputSpec(768, 1152))
     assert len(operator_nodes(program)) == 12

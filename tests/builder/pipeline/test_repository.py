@@ -18,8 +18,9 @@ from tritonclient.grpc import model_config_pb2
 
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.pipeline.export import InputSpec
-from builder.pipeline.repository import CANDIDATES, TEMPLATES, _adding, check_destination, write_repository
+from builder.pipeline.repository import CANDIDATES, _adding, check_destination, write_repository
 from builder.variants import SwinConfig, Variant
+from model_repository import TEMPLATES
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, engine_names, manifest_path, older_manifest, read_manifest, sha256

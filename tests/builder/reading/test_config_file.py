@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -174,10 +175,10 @@ def test_a_construct_that_is_refused(write, line, expected):
     ],
 )
 def test_a_bomb_is_refused_soon(write, text):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigFileError) as raised:
         read_config(write(main=text))
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert len(str(raised.value)) < 1000
 
 
@@ -342,16 +343,16 @@ class TestExecution:
             def fromfile(cls, path, import_custom_modules):
                 """Execute the file."""
                 assert not import_custom_modules
-                made = cls()
+                made: Any = cls()
                 made.names = {}
                 exec(Path(path).read_text(encoding="utf-8"), made.names)
                 return made
 
-            def to_dict(self):
+            def to_dict(self: Any):
                 """Return what it bound."""
                 return {name: value for name, value in self.names.items() if not name.startswith("__")}
 
-        module = ModuleType("mmengine.config")
+        module: Any = ModuleType("mmengine.config")
         module.Config = Config
         monkeypatch.setitem(sys.modules, "mmengine", ModuleType("mmengine"))
         monkeypatch.setitem(sys.modules, "mmengine.config", module)

@@ -8,6 +8,10 @@ import torch
 
 from builder import load_detector
 from builder.checkpoint import read_checkpoint
+from builder.pipeline.build import BuildOptions, build_repository
+from builder.pipeline.export import InputSpec
+from builder.variants import from_mmdet_config
+from tests.smallest import built
 
 # The entries that only a case's settings put into the file of an epoch.
 ENTRIES = {
@@ -57,6 +61,29 @@ def test_a_file_gives_the_runners_tensors_and_class_names(mmengine_runs, shallow
     detector = load_detector(shallow_config, path)
     assert_same(detector.state_dict(), load_detector(shallow_config, expected).state_dict())
     assert detector.variant.class_names == class_names(path.parent)
+
+
+def test_a_build_exports_the_averaged_weights_and_serves_the_classes(
+    mmengine_runs, shallow_config, tmp_path, monkeypatch
+):
+    """The quick form of tests/e2e/test_mmengine_checkpoint.py: nothing is exported."""
+    exported = []
+
+    def build(program, path, settings):
+        path.write_bytes(b"an engine")
+        return built(file=path)
+
+    monkeypatch.setattr("builder.pipeline.build.export_detector", lambda detector, spec: exported.append(detector))
+    monkeypatch.setattr("builder.engines.onnx.build", build)
+    run = mmengine_runs / "ema_amp"
+    options = BuildOptions(
+        from_mmdet_config(shallow_config), InputSpec(64, 96), run / "epoch_1.pth", skip_verification=True
+    )
+    build_repository(options, tmp_path / "repository")
+    expected = load_detector(shallow_config, truth(run, "expected"))
+    assert_same(exported[0].state_dict(), expected.state_dict())
+    config = (tmp_path / "repository" / "codetr" / "config.pbtxt").read_text(encoding="utf-8")
+    assert all(f'\\"{name}\\"' in config for name in class_names(run))
 
 
 @pytest.mark.parametrize("case", ENTRIES)

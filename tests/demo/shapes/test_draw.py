@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -67,7 +68,7 @@ def test_boxes_are_the_extents_of_what_stays_visible(monkeypatch: pytest.MonkeyP
     assert occluded > 5  # the test means something
 
 
-def _on_canvas(item: shapes._Item, shape: tuple[int, int]) -> np.ndarray:
+def _on_canvas(item: Any, shape: tuple[int, int]) -> np.ndarray:
     """Return the item's mask on the whole finer canvas, pixel by pixel."""
     whole = np.zeros(shape, bool)
     for y, x in np.argwhere(item.mask > 0):

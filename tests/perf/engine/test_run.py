@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from builder.engines import onnx as onnx_engine  # noqa: E402  # after the check for torch
 from builder.engines.eager import EagerDetector  # noqa: E402
+from builder.engines.kinds import engine_kind  # noqa: E402
 from builder.pipeline.export import InputSpec  # noqa: E402
 from builder.variants import get_variant  # noqa: E402
 from demo import DEMO_WEIGHTS  # noqa: E402
@@ -215,7 +216,7 @@ def test_on_a_gpu_pytorch_and_engine_are_measured(tmp_path: Path) -> None:
     assert compiled["kernels"]
 
     images, sizes = engine.noise(SPEC)
-    loaded = engine.engine_kind("torch").module.load(on_gpu.file, SPEC, "cuda")
+    loaded = engine_kind("torch").module.load(on_gpu.file, SPEC, "cuda")
     replay = loaded.prepare(images, sizes)
     replay()
     for expected, actual in zip(loaded(images, sizes), replay(), strict=True):

@@ -88,7 +88,7 @@ class InterruptedProcess:
 def test_ctrl_c_waits_for_locust_to_write_its_results(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     process = InterruptedProcess(KeyboardInterrupt(), 0)
     monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
-    monkeypatch.setattr(load_run.subprocess, "Popen", lambda *arguments, **options: process)
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: process)
     run(config)
     assert process.ends == []
     assert not process.killed
@@ -106,7 +106,7 @@ def test_an_interrupted_locust_does_not_live_for_ever(
 ) -> None:
     process = InterruptedProcess(KeyboardInterrupt(), second, -9)
     monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
-    monkeypatch.setattr(load_run.subprocess, "Popen", lambda *arguments, **options: process)
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: process)
     with pytest.raises(CodetrError, match=message):
         run(config)
     assert process.killed

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
+import subprocess
 import time
 from pathlib import Path
 
@@ -149,7 +151,7 @@ def test_an_interrupted_measurement_ends_the_process(tmp_path: Path, monkeypatch
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(perf_analyzer.subprocess.Popen, "communicate", interrupted)
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure(stand_in, LEVEL, "h:1", "grpc", tmp_path / "in.json", tmp_path / "out.csv")
     with pytest.raises(ProcessLookupError):
@@ -188,8 +190,8 @@ def test_install_links_the_libraries_under_the_names_wanted(tmp_path: Path, monk
                 (target / "nvidia_pytriton.libs" / name).touch()
 
     monkeypatch.setattr(perf_analyzer, "_pip_install", pip)
-    monkeypatch.setattr(perf_analyzer.platform, "system", lambda: "Linux")
-    monkeypatch.setattr(perf_analyzer.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     installation = install()
     assert installation.binary == tmp_path / "cache" / "perf_analyzer" / "bin" / "perf_analyzer"
@@ -201,6 +203,6 @@ def test_install_links_the_libraries_under_the_names_wanted(tmp_path: Path, monk
 
 
 def test_install_refuses_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perf_analyzer.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
     with pytest.raises(CodetrError, match="SDK container"):
         install(tmp_path)

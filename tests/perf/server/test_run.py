@@ -9,8 +9,9 @@ import pytest
 
 from codetr_client.errors import ServerUnreachableError
 from perf.records import RESULTS_NAME
+from perf.server import perf_analyzer
 from perf.server.perf_analyzer import Installation, Level
-from perf.server.run import Plan, Result, ServerBench, highest_rate, perf_analyzer, run, sweep, widened
+from perf.server.run import Plan, Result, ServerBench, highest_rate, run, sweep, widened
 from serving.errors import CodetrError
 from tests.perf.records import DESCRIPTION, reading, result
 

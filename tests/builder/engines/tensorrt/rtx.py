@@ -35,11 +35,11 @@ def import_torch_tensorrt() -> Any:
     if torch.cuda.is_available() or "torch_tensorrt" in sys.modules:
         return importlib.import_module("torch_tensorrt")
     if not hasattr(torch._C, "_CudaDeviceProperties"):
-        torch._C._CudaDeviceProperties = type("_CudaDeviceProperties", (), {})
+        torch._C._CudaDeviceProperties = type("_CudaDeviceProperties", (), {})  # type: ignore[assignment, misc]
     card = types.SimpleNamespace(major=8, minor=9, name="RTX 4090", total_memory=24 << 30)
     torch.cuda.get_device_capability = lambda *args, **kwargs: (8, 9)
     torch.cuda.current_device = lambda: 0
-    torch.cuda.get_device_properties = lambda *args, **kwargs: card
+    torch.cuda.get_device_properties = lambda *args, **kwargs: card  # type: ignore[assignment]
     is_file = os.path.isfile
     os.path.isfile = lambda path: "libtorchtrt" not in str(path) and is_file(path)  # it would need a CUDA PyTorch
     try:

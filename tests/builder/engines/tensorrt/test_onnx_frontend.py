@@ -230,5 +230,5 @@ def test_arrays_go_in_and_come_out(tmp_path):
 def test_what_runs_in_the_child_imports_numpy_alone(path):
     nodes = list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    modules |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in modules} - sys.stdlib_module_names == {"numpy"}

@@ -49,7 +49,10 @@ def attributes(node):
     return {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("fp32", marks=pytest.mark.slow), pytest.param("fp16", marks=pytest.mark.engine)],
+)
 def written(tmp_path_factory, request):
     """What `codetr build --plugin-nodes` writes for a small detector, what it prints, and the asked precision."""
     folder = tmp_path_factory.mktemp("plugin")
@@ -150,7 +153,7 @@ def test_node_means_the_operator(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("engine", "existing", "message"), [("torch", False, "--engine onnx"), ("onnx", True, "exists")]
+    ("engine", "existing", "message"), [("torch", False, "use the onnx engine"), ("onnx", True, "exists")]
 )
 def test_refusals_are_named(tmp_path, engine, existing, message):
     if existing:

@@ -2,6 +2,7 @@
 
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_keyword_that_would_be_swallowed_is_named():
     [(convert_of_2_13, ("output0", "output1", "output2")), (convert_of_2_14, ("boxes", "scores", "labels"))],
 )
 def test_output_names_follow_the_installed_version(monkeypatch, function, names):
-    module = ModuleType("torch_tensorrt")
+    module: Any = ModuleType("torch_tensorrt")
     module.dynamo = SimpleNamespace(convert_exported_program_to_serialized_trt_engine=function)
     monkeypatch.setitem(sys.modules, "torch_tensorrt", module)
     assert engine.output_names() == names

@@ -6,6 +6,7 @@ have their own: rtx.py names its packages.
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -87,12 +88,13 @@ def test_network_feeds_the_plugin_as_it_expects(golden_config, golden_weights, m
     context.net = network = PluginNetwork(context.net, constant)
     rtx.convert(interpreter)
     type_ = {"float32": "FLOAT", "float16": "HALF"}[precision]
-    heads, dim, points = detector.variant.num_heads, detector.variant.embed_dim // detector.variant.num_heads, 4
+    variant: Any = detector.variant
+    heads, dim, points = variant.num_heads, variant.embed_dim // variant.num_heads, 4
     sizes = [16, 24, 8, 12, 4, 6, 2, 3, 1, 2]
     tokens = 16 * 24 + 8 * 12 + 4 * 6 + 2 * 3 + 1 * 2
     assert len(network.calls) == 4
     for (inputs, shape_inputs, plugin), (queries, coordinates) in zip(
-        network.calls, [(tokens, 2)] * 2 + [(detector.variant.num_queries, 4)] * 2, strict=True
+        network.calls, [(tokens, 2)] * 2 + [(variant.num_queries, 4)] * 2, strict=True
     ):
         assert inputs == [
             ((1, tokens, heads, dim), type_),
