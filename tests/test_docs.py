@@ -21,12 +21,14 @@ from builder.engines.kinds import KINDS
 from builder.families import FAMILIES
 from builder.family import DetectorConfig, Family
 from serving.launch import running_server
+from serving.manifest import FILES, read_manifest
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings
 from serving.triton import OnnxSettings, TorchSettings
-from tests.docs import checks
+from tests.docs import checks, command
 from tests.docs.pages import OTHER_PAGES, PAGES, ROOT, Block, blocks, blocks_of, read
 from tests.docs.room import Room, remember
+from tests.tiny_engine import write_tiny_repository
 
 # Why a block may be left out of the run; it is checked without running then.
 REASONS = {
@@ -42,7 +44,7 @@ REASONS = {
 CODE = ("sh", "python")
 
 
-def run(block: Block) -> bool:
+def is_run(block: Block) -> bool:
     """Whether a block is run."""
     return block.language in CODE and block.reason is None and block.file is None
 
@@ -62,7 +64,7 @@ def served(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ro
     """A room with a server on what the README builds; other pages that build the same get a copy."""
     room = Room(tmp_path_factory.mktemp("served"), state)
     room.furnish()
-    build = next(block for block in blocks("README.md") if run(block) and "codetr build" in block.text)
+    build = next(block for block in blocks("README.md") if is_run(block) and "codetr build" in block.text)
     (words,) = [words for words in checks.commands(build.text) if words[:2] == ["codetr", "build"]]
     room.run(Block(build.page, build.line, "sh", " ".join(words) + "\n", ""))
     with running_server(room.folder / words[words.index("--repository") + 1]) as server:
@@ -72,20 +74,20 @@ def served(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ro
 
 @pytest.mark.server
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if any(map(run, blocks(page)))])
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, blocks(page)))])
 def test_the_blocks_of_a_page_run_one_after_the_other(page: str, served: Room, tmp_path: Path) -> None:
     room = Room(tmp_path, served.state, served.server)
     room.furnish()
-    for block in filter(run, blocks(page)):
+    for block in filter(is_run, blocks(page)):
         room.run(block)
 
 
-@pytest.mark.parametrize("block", [block for block in ALL + OTHERS if not run(block)], ids=lambda block: block.place)
+@pytest.mark.parametrize("block", [block for block in ALL + OTHERS if not is_run(block)], ids=lambda block: block.place)
 def test_a_block_that_is_not_run_is_right_as_far_as_can_be_seen(block: Block) -> None:
     checks.check(block)
 
 
-@pytest.mark.parametrize("block", [block for block in ALL + OTHERS if run(block)], ids=lambda block: block.place)
+@pytest.mark.parametrize("block", [block for block in ALL + OTHERS if is_run(block)], ids=lambda block: block.place)
 def test_commands_imports_and_files_of_a_block_exist(block: Block) -> None:
     checks.check(block)
 
@@ -189,6 +191,36 @@ def test_a_block_that_fails_is_a_failure_with_its_place(tmp_path: Path) -> None:
         room.run(Block("page", 7, "sh", "echo no such thing\nfalse\ntrue\n", ""))
     with pytest.raises(AssertionError, match="NameError"):
         room.run(Block("page", 7, "python", "undefined\n", ""))
+
+
+def test_serving_another_repository_than_the_readmes_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(command.STATE, str(tmp_path))
+    words = ["serve", "--repository", str(write_tiny_repository(tmp_path / "tiny"))]
+    files = read_manifest(tmp_path / "tiny")[FILES]
+    (tmp_path / command.SERVED).write_text(json.dumps({"files": files}))
+    command.main(words)
+    (tmp_path / command.SERVED).write_text(json.dumps({"files": dict.fromkeys(files, "other")}))
+    with pytest.raises(SystemExit, match="is not what the README builds"):
+        command.main(words)
+
+
+def test_a_second_build_is_a_copy_unless_its_arguments_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[list[str]] = []
+
+    def write(words: list[str]) -> None:
+        built.append(words)
+        folder = Path(words[words.index("--repository") + 1])
+        folder.mkdir()
+        (folder / "engine").write_text(words[1])
+
+    monkeypatch.setenv(command.STATE, str(tmp_path))
+    monkeypatch.setattr(command, "run", write)
+    for repository, variant in (("a", "x"), ("b", "x"), ("c", "y")):
+        command.main(["build", variant, "--repository", str(tmp_path / repository)])
+    assert [words[1] for words in built] == ["x", "y"]
+    assert [(tmp_path / name / "engine").read_text() for name in "abc"] == ["x", "x", "y"]
 
 
 def rows(text: str) -> list[list[str]]:

@@ -31,10 +31,11 @@ def main(words: list[str]) -> None:
     elif words[:1] == ["build"]:
         _build(words, state / "built")
     else:
-        _run(words if words[:1] not in (["detect"], ["evaluate"]) else _with_url(words, state))
+        run(words if words[:1] not in (["detect"], ["evaluate"]) else _with_url(words, state))
 
 
-def _run(words: list[str]) -> None:
+def run(words: list[str]) -> None:
+    """Run the command itself."""
     from codetr import cli
 
     sys.argv = ["codetr", *words]
@@ -56,7 +57,7 @@ def _build(words: list[str], kept: Path) -> None:
         shutil.copytree(copy, destination)
         return
     try:
-        _run(words if "--height" in words else [*words, *SMALL])
+        run(words if "--height" in words else [*words, *SMALL])
     finally:
         if fresh and destination.is_dir():
             shutil.copytree(destination, copy)
