@@ -150,7 +150,7 @@ def test_node_means_the_operator(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("engine", "existing", "message"), [("torch", False, "--engine onnx"), ("onnx", True, "exists")]
+    ("engine", "existing", "message"), [("torch", False, "use the onnx engine"), ("onnx", True, "exists")]
 )
 def test_refusals_are_named(tmp_path, engine, existing, message):
     if existing:
