@@ -14,15 +14,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from torch.export import ExportedProgram
 
 from builder.engines import EngineError, EngineOutput
-from builder.engines.tensorrt import TensorRTSettings
-from builder.pipeline.export import InputSpec
+from builder.engines.kinds import KINDS, BuiltEngine
+from builder.engines.tensorrt import TensorRTSettings, plugin_library, plugin_onnx, profiles
+from builder.engines.tensorrt.precision import check_precision, precision_of
+from builder.pipeline.export import OUTPUT_NAMES, InputSpec, uses_operator
 from builder.precision import Precision
 from model_repository import TEMPLATES
 
@@ -72,6 +75,26 @@ class PlanReport:
     tensorrt: str  # version
     layers: dict[str, Any] | None  # TensorRT's inspector's JSON, for `builder.engines.tensorrt.precision`
     log: Path
+
+
+def build(
+    program: ExportedProgram, path: Path, settings: TensorRTSettings | None = None, python: TensorRTPython | None = None
+) -> BuiltEngine:
+    """Write the program's plan to `path` by way of ONNX with plugin nodes, as `builder.engines.tensorrt.build` does.
+
+    TensorRT 8 cannot read the opset of this ONNX.
+
+    Raises:
+        EngineError: as `build_plan`; the plugin is missing, or the plan's layers have other types than the program.
+    """
+    plugin = plugin_library() if uses_operator(program) else None
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_file = Path(folder, plugin_onnx.FILE_NAME)
+        plugin_onnx.build(program, onnx_file)
+        precision = cast(Precision, precision_of(program))
+        report = build_plan(onnx_file, path, _spec_of(program), precision, settings, plugin=plugin, python=python)
+    check_precision(report.layers or {}, program)
+    return BuiltEngine(path, KINDS["tensorrt"], "cuda", OUTPUT_NAMES, () if plugin is None else (plugin,))
 
 
 def build_plan(
@@ -184,6 +207,12 @@ def explain_parser_errors(errors: Sequence[Mapping[str, Any]], onnx_file: Path) 
     where = f"node {name or error['index']} ({operator}): " if operator else ""
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return f"{where}{error['text']}{more}"
+
+
+def _spec_of(program: ExportedProgram) -> InputSpec:
+    images = profiles(program)[0]
+    batch, height, width, _ = images.get("max_shape") or images["shape"]
+    return InputSpec(height, width, batch, dynamic_batch="max_shape" in images)
 
 
 def _settings_of(settings: TensorRTSettings) -> dict[str, Any]:

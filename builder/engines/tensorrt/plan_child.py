@@ -189,6 +189,8 @@ def make_config(trt: Any, builder: Any, network: Any, request: dict[str, Any]) -
         config.builder_optimization_level = settings["optimization_level"]
     if settings["workspace_gib"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings["workspace_gib"] * 2**30))
+    if _has(trt, "TacticSource.CUDNN"):  # a plan with its kernels would need cuDNN wherever it runs
+        config.set_tactic_sources(config.get_tactic_sources() & ~(1 << int(trt.TacticSource.CUDNN)))
     config.avg_timing_iterations = settings["average_timings"]
     if settings["timing_cache"]:
         path = Path(settings["timing_cache"])

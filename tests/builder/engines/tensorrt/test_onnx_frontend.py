@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from builder.engines import EngineError
 from builder.engines.tensorrt import TensorRTSettings
-from builder.engines.tensorrt.onnx_frontend import TensorRTPython, build_plan, explain_parser_errors, run_plan
-from builder.pipeline.export import InputSpec
+from builder.engines.tensorrt.onnx_frontend import TensorRTPython, build, build_plan, explain_parser_errors, run_plan
+from builder.pipeline.export import InputSpec, export_detector
 
 ROOT = Path(__file__).parents[4]
 RTX = ROOT / "build/tensorrt-rtx"
@@ -194,6 +195,47 @@ def test_a_real_parser_names_the_node(tmp_path, rtx):
     path = onnx_of(tmp_path / "b.onnx", operator="Unheard", domain="of.nobody")
     with pytest.raises(EngineError, match=r"cannot parse b\.onnx: node weigh \(Unheard\): .*; log: .*b\.plan\.log$"):
         build_plan(path, tmp_path / "b.plan", SPEC, "float32", python=rtx)
+
+
+class Pixels(torch.nn.Module):
+    """A product of pixels, in the type of its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 4)
+
+    def forward(self, images, image_sizes):
+        boxes = self.linear(images.to(self.linear.weight.dtype)).float().flatten(1, 2)
+        return boxes * image_sizes[:, None, :1], boxes[..., 0], boxes[..., 1].int()
+
+
+@pytest.mark.parametrize(
+    ("spec", "batch"),
+    [
+        (InputSpec(64, 96, 2), [1, 2, 2]),
+        (InputSpec(64, 96, 2, dynamic_batch=False), [2, 2, 2]),
+        (InputSpec(64, 96), [1, 1, 1]),
+    ],
+)
+def test_a_program_becomes_a_plan_of_its_precision_and_batch(monkeypatch, tmp_path, spec, batch):
+    asked = []
+
+    def ask(self, request, log):
+        asked.append({**request, "inputs": {each.name for each in onnx.load(request["onnx"]).graph.input}})
+        linear = {"Name": "gemm", "Inputs": [{"Datatype": type_}], "Outputs": [{"Datatype": type_}]}
+        return {"tensorrt": "11.1", "layers": {"Layers": [linear]}}
+
+    monkeypatch.setattr(TensorRTPython, "ask", ask)
+    program, type_ = export_detector(Pixels().half(), spec), "FP16"
+    built = build(program, tmp_path / "a.plan")
+    assert (built.file, built.kind.name, built.outputs, built.extra_files) == (
+        tmp_path / "a.plan", "tensorrt", ("boxes", "scores", "labels"), (),
+    )  # fmt: skip  # one comparison
+    assert (asked[0]["precision"], asked[0]["batch"], asked[0]["plugin"]) == ("float16", batch, None)
+    assert asked[0]["inputs"] == {"images", "image_sizes"}
+    type_ = "Float"
+    with pytest.raises(EngineError, match="the plan was not built in float16"):
+        build(program, tmp_path / "a.plan")
 
 
 RUNNING_STAND_IN = """

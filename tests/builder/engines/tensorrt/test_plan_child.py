@@ -39,7 +39,9 @@ FROM_8_6 = {
     "HardwareCompatibilityLevel": SimpleNamespace(AMPERE_PLUS="ampere+"),
 }
 RELEASES = {
-    "8.5.3": release("8.5.3", ("FP16", "OBEY_PRECISION_CONSTRAINTS"), {"EXPLICIT_BATCH": 0}),
+    "8.5.3": release(
+        "8.5.3", ("FP16", "OBEY_PRECISION_CONSTRAINTS"), {"EXPLICIT_BATCH": 0}, TacticSource=SimpleNamespace(CUDNN=2)
+    ),
     "8.6.1": release("8.6.1", ("FP16", "OBEY_PRECISION_CONSTRAINTS", *COMPATIBLE), {"EXPLICIT_BATCH": 0}, **FROM_8_6),
     "10.16": release("10.16", ("FP16", "BF16", *COMPATIBLE), {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, **FROM_8_6),
     "11.1": release("11.1", COMPATIBLE, {"STRONGLY_TYPED": 0}, **FROM_8_6),
@@ -115,6 +117,11 @@ class Config:
         self.add_optimization_profile = self.profiles.append
         self.set_memory_pool_limit = self.limits.__setitem__
         self.create_timing_cache = bytes
+        self.sources = 0b1111
+        self.get_tactic_sources = lambda: self.sources
+
+    def set_tactic_sources(self, sources):
+        self.sources = sources
 
     def set_timing_cache(self, cache, ignore_mismatch):
         self.caches.append((cache, ignore_mismatch))
@@ -143,6 +150,11 @@ def configured(version, network=OPEN, **settings):
 def test_float32_products_are_exact_unless_told():
     assert "TF32" not in configured("8.5.3").flags
     assert "TF32" in configured("8.5.3", tf32=True).flags
+
+
+def test_no_plan_needs_cudnn():
+    assert configured("8.5.3").sources == 0b1011
+    assert configured("11.1").sources == 0b1111  # knows no cuDNN
 
 
 def test_an_open_batch_gets_one_profile():
