@@ -242,7 +242,8 @@ def constrain_types(trt: Any, network: Any, config: Any, request: dict[str, Any]
             wanted = getattr(trt.DataType, TYPES[precision])
         else:
             continue
-        layer.precision = wanted
+        if layer.type != trt.LayerType.PLUGIN_V2:  # our plugin's coordinates are float32 whatever its precision
+            layer.precision = wanted
         for i, name in enumerate(types):
             if name in TYPES.values():
                 layer.set_output_type(i, wanted)
