@@ -156,13 +156,43 @@ def engine() -> str:
     return f"{machine(record)}\n\n" + table((*columns, "published: RTX 4090, TensorRT fp16"), rows)
 
 
+def families() -> str:
+    """Latency of RT-DETRv2 and DETR by batch, in PyTorch and as engine, beside the published figures."""
+    record = results("engine-h200-families/engine.json")
+    groups: dict[tuple[str, int], dict[tuple[str, str], dict[str, Any]]] = {}
+    for case in record["cases"]:
+        group = groups.setdefault((case["variant"], case["batch"]), {})
+        group[case["implementation"], case["precision"]] = case
+    rows = []
+    for (variant, batch), cases in groups.items():
+        built = cases["torch", "float16"]
+        figures = [f"{cases['PyTorch', precision]['p50_ms']:.1f} ms" for precision in ("float32", "float16")]
+        known = built["published_ms"]
+        rows.append(
+            (
+                f"`{variant}`",
+                f"{built['width']}x{built['height']}",
+                batch,
+                *figures,
+                f"{built['p50_ms']:.2f} ms",
+                f"{built['images_per_s']:.0f}",
+                "" if known is None else f"{known:.1f} ms, {built['published_on']}",
+            )
+        )
+    columns = ("variant", "width x height", "batch", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16", "images/s")
+    return f"{machine(record)}\n\n" + table((*columns, "published: TensorRT fp16"), rows)
+
+
 def memory() -> str:
     """GPU memory of every variant as far as it was measured."""
     from builder.families import presets
 
     kinds = (("PyTorch", "float32"), ("PyTorch", "float16"), ("torch", "float16"))
     cells: dict[str, dict[tuple[int, int], dict[tuple[str, str], str]]] = {name: {} for name in presets()}
-    for case in results("engine-h200.json")["cases"]:
+    measured = results("engine-h200.json")["cases"] + results("engine-h200-families/engine.json")["cases"]
+    for case in measured:
+        if case["batch"] != 1:
+            continue
         size = cells[case["variant"]].setdefault((case["width"], case["height"]), {})
         size[case["implementation"], case["precision"]] = f"{case['memory_gib']:.2f} GiB"
     rows: list[Sequence[object]] = []
@@ -286,6 +316,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy by shape": accuracy_by_shape,
     "precision": precision,
     "engine": engine,
+    "families": families,
     "memory": memory,
     "server memory": server_memory,
     "operator": operator,

@@ -21,6 +21,7 @@ from builder.detector import Detector
 from builder.parts.boxes import inverse_sigmoid, top_candidates
 from builder.parts.layers import FLOAT32_LAYERS
 from builder.parts.position import Shapes, level_valid_shapes, sine_position_embedding
+from builder.parts.precision import convert
 from builder.parts.resnet import FrozenBatchNorm2d, ResNet
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
@@ -62,11 +63,9 @@ class CoDINO(Detector):
 
     def set_precision(self, dtype: torch.dtype) -> CoDINO:
         """Convert weights and matrix products to `dtype`; norms, box heads and pixel constants stay float32."""
-        self.to(dtype)
-        for module in self.modules():
-            if isinstance(module, (*FLOAT32_LAYERS, FrozenBatchNorm2d)):
-                module.float()
-        self.pixel_mean, self.pixel_std = self.pixel_mean.float(), self.pixel_std.float()
+        mean, std = self.pixel_mean.clone(), self.pixel_std.clone()
+        convert(self, dtype, (*FLOAT32_LAYERS, FrozenBatchNorm2d))
+        self.pixel_mean, self.pixel_std = mean, std
         return self
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

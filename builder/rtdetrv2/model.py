@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from builder.detector import Detector
 from builder.parts.boxes import top_candidates
 from builder.parts.layers import FLOAT32_LAYERS
+from builder.parts.precision import convert
 from builder.parts.resnet import FrozenBatchNorm2d
 from builder.rtdetrv2.backbone import PResNet
 from builder.rtdetrv2.config import RTDETRv2Config
@@ -72,10 +73,7 @@ class RTDETRv2(Detector):
 
     def set_precision(self, dtype: torch.dtype) -> RTDETRv2:
         """Convert weights and products to `dtype`; norms, box heads and what embeds boxes stay float32 or wider."""
-        self.to(dtype)
-        for module in self.modules():
-            if isinstance(module, _FLOAT32):
-                module.to(torch.promote_types(dtype, torch.float32))
+        convert(self, dtype, _FLOAT32)
         return self
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

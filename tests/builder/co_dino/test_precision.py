@@ -12,6 +12,7 @@ import torch
 
 from builder import load_detector, random_detector
 from perf.accuracy.precision import relative_error
+from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 LIMITS = {"float16": 8 * 2**-11, "bfloat16": 8 * 2**-8}
 
@@ -44,7 +45,11 @@ def test_norms_and_box_heads_alone_stay_float32(golden_config, golden_weights, p
     # In the channel mapper a convolution is the first of its pair, its group norm the second.
     assert kept == {name for name in names if re.search(r"norm|box_head|^neck\.(extra_)?convs\.\d+\.1\.", name)}
     assert {parameter.dtype for name, parameter in half.named_parameters() if name not in kept} == {half.dtype}
-    assert (half.pixel_mean.dtype, half.pixel_std.dtype) == (torch.float32, torch.float32)
+    full = dict(load_detector(golden_config, golden_weights).named_parameters())
+    # exactly: they have not been rounded on the way
+    assert all(torch.equal(parameter, full[name]) for name, parameter in half.named_parameters() if name in kept)
+    assert half.pixel_mean.flatten().tolist() == torch.tensor(PIXEL_MEAN).tolist()
+    assert half.pixel_std.flatten().tolist() == torch.tensor(PIXEL_STD).tolist()
 
 
 @pytest.mark.parametrize("precision", LIMITS)
