@@ -106,6 +106,8 @@ SOURCES = (
     ("ONNX engine in one process", "onnx"),
     ("ONNX engine through the real server (gRPC)", "server"),
     ("`torch` engine in float16 through the real server, H200", "server-torch-fp16-h200"),
+    ("RT-DETRv2's demo: PyTorch float32, CPU", "pytorch-fp32-cpu-rtdetrv2"),
+    ("RT-DETRv2's demo: ONNX engine through the real server (gRPC)", "server-rtdetrv2"),
 )
 
 
