@@ -27,6 +27,7 @@ def release(version, flags, network_flags, **more):
         BuilderFlag=SimpleNamespace(**{name: name for name in ("TF32", "REFIT", *flags)}),
         NetworkDefinitionCreationFlag=SimpleNamespace(**network_flags),
         DataType=SimpleNamespace(HALF="HALF", BF16="BF16", FLOAT="FLOAT"),
+        LayerType=SimpleNamespace(PLUGIN_V2="PLUGIN_V2"),
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         **more,
@@ -92,8 +93,9 @@ def test_networks_have_explicit_batch_and_strong_types_where_there_are_such(vers
 
 
 class Layer:
-    def __init__(self, name, *types):
+    def __init__(self, name, *types, kind="ELEMENTWISE"):
         self.name, self.num_outputs, self.precision, self.set = name, len(types), None, {}
+        self.type = kind
         self.types = types
 
     def get_output(self, i):
@@ -216,6 +218,13 @@ def test_weak_types_follow_a_file_with_half_types():
         (None, {}),
         ("HALF", {0: "HALF"}),
     ]
+
+
+def test_our_plugin_is_held_to_its_outputs_type_alone():
+    """TensorRT 8.5 finds no format for a layer of a half precision whose coordinates are float32."""
+    network = Network(Layer("conv", "HALF"), Layer("attention", "HALF", kind="PLUGIN_V2"))
+    constrained(network, "float16")
+    assert [(layer.precision, layer.set) for layer in network.layers] == [("HALF", {0: "HALF"}), (None, {0: "HALF"})]
 
 
 def test_weak_types_keep_named_nodes_of_a_float32_file():
