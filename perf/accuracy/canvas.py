@@ -22,6 +22,7 @@ from builder.detr.model import Detr, detections
 from builder.parts.position import level_valid_shapes
 from builder.parts.resnet import FrozenBatchNorm2d
 from demo.shapes.draw import generate
+from model_repository.torch_runner import float32_products
 from perf.machine import header
 from perf.records import write_record
 from serving.decode import Image8
@@ -98,7 +99,8 @@ def answer(detector: Detr, image: Image8, canvas: tuple[int, int] | None = None)
     sizes = torch.tensor([size], dtype=torch.int32, device=detector.device)
     kept: list[Tensor] = []
     hook = detector.backbone.register_forward_hook(lambda module, inputs, outputs: kept.append(outputs[-1][0]))
-    boxes, scores, labels = detections(*detector.network(detector.normalize(images, sizes), sizes))
+    with float32_products(tf32=False):
+        boxes, scores, labels = detections(*detector.network(detector.normalize(images, sizes), sizes))
     hook.remove()
     shape = (kept[0].shape[1], kept[0].shape[2])
     h, w = level_valid_shapes(sizes, (height, width), [shape])[0, 0].tolist()
