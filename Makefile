@@ -111,5 +111,5 @@ plugin: ## the TensorRT plugin, build/plugin/libcodetr_plugin.so, and its tests
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand -t 14
 
-clean: ## remove what make created; results in runs/ other than the demo's stay
-	rm -rf $(VENV) $(CLIENT_VENV) .triton build runs/demo
+clean: ## remove what make created; results in runs/ other than the demos' stay
+	rm -rf $(VENV) $(CLIENT_VENV) .triton build runs/demo runs/demo-*

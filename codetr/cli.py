@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from codetr.bench_canvas import bench_canvas
 from codetr.bench_cost import bench_cost
 from codetr.bench_engine import bench_engine
 from codetr.bench_load import bench_load
@@ -44,6 +45,7 @@ app.command()(evaluate)
 app.command()(serve)
 app.command()(train_demo)
 bench.command("engine")(bench_engine)
+bench.command("canvas")(bench_canvas)
 bench.command("cost")(bench_cost)
 bench.command("op")(bench_op)
 bench.command("load")(bench_load)

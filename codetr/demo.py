@@ -20,9 +20,10 @@ SCORE_THRESHOLD = 0.3
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the repository, the picture and the boxes.")] = Path(
-        "runs/demo"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the repository, the picture and the boxes.", show_default="runs/demo[-FAMILY]"),
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Another image than the sample that comes along.")] = None,
     family: Annotated[Family, typer.Option(help="Family of the detector.")] = "co_dino",
 ) -> None:
@@ -36,6 +37,7 @@ def demo(
     from serving.launch import running_server
 
     console = own_console()
+    output = output or default_output(family)
     repository = output / "repository"
     make_folder(output)
     refuse_inside([repository], [image])
@@ -47,6 +49,11 @@ def demo(
     console.print(results_table(results))
     raise_failures(results)
     console.print(f"annotated picture: [bold]{results[0].picture}[/]\nboxes: [bold]{output / RESULTS_NAME}[/]")  # type: ignore[union-attr]
+
+
+def default_output(family: Family) -> Path:
+    """Return the folder of a family's demo; no family's repository takes another's place."""
+    return Path("runs/demo" if family == "co_dino" else f"runs/demo-{family}")
 
 
 def prepare_repository(repository: Path, stages: Stages, family: Family = "co_dino") -> None:

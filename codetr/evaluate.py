@@ -155,12 +155,13 @@ class _PyTorch:
         return lambda: detect, names
 
     def _weights(self) -> Path:
-        from builder.co_dino.presets import DEMO_VARIANT
-        from demo import DEMO_WEIGHTS
+        from demo import WEIGHTS
 
-        if self.weights is None and self.variant.name != DEMO_VARIANT:
+        shipped = {f"{family}_demo": path for family, path in WEIGHTS.items()}
+        weights = self.weights or shipped.get(self.variant.name)
+        if weights is None:
             raise CodetrError(f"the variant {self.variant.name} needs --weights, its checkpoint")
-        return self.weights or DEMO_WEIGHTS
+        return weights
 
 
 def _against(

@@ -140,6 +140,26 @@ def precision() -> str:
     return table(("precision", "memory, relative", "logits, relative", "boxes, relative", "box, absolute"), rows)
 
 
+def canvas() -> str:
+    """How far a canvas moves DETR's boxes from those of the image alone."""
+    record = results("canvas/detr_r50.json")
+    rows = []
+    for row in record["rows"]:
+        moves = [f"{row[key]:.4f}" for key in ("box", "box_max", "box_of_another_image")]
+        features = ["-" if row[key] is None else f"{row[key]:.1%}" for key in ("features", "inner_features")]
+        size, images = f"{row['height']} x {row['width']}", f"{row['exact']} of {row['images']}"
+        rows.append((size, row["orientation"], images, *moves, *features))
+    columns = (
+        "canvas, height x width",
+        "images",
+        "at their exact size",
+        "boxes move by",
+        "at most",
+        "by another image",
+    )
+    return f"{machine(record)}\n\n" + table((*columns, "backbone's tokens", "away from the border"), rows)
+
+
 def engine() -> str:
     """Latency of Swin-L by size, in PyTorch and as engine, beside the published figures."""
     record = results("engine-h200.json")
@@ -317,6 +337,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "accuracy by shape": accuracy_by_shape,
     "precision": precision,
+    "canvas": canvas,
     "engine": engine,
     "families": families,
     "memory": memory,

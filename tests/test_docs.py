@@ -168,6 +168,16 @@ def test_what_does_not_exist_is_found(language: str, text: str, message: str) ->
         checks.check(Block("page", 1, language, text + "\n", ""))
 
 
+def test_what_a_command_writes_need_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("runs", "demo"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".gitignore").write_text("runs/\n", encoding="utf-8")
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    checks.check_files(["codetr", "detect", "runs/shapes"])
+    with pytest.raises(AssertionError, match="no demo/shapes"):
+        checks.check_files(["codetr", "detect", "demo/shapes"])
+
+
 def test_wrong_data_are_found() -> None:
     with pytest.raises(ValueError, match="Expecting"):
         checks.check(Block("page", 1, "json", "{", ""))

@@ -83,7 +83,7 @@ LAYERS: dict[str, set[str]] = {
     "builder.pipeline.ap": ERRORS,
 }  # fmt: skip  # sets of words
 # Beyond `builder.family` and the lists made of it, only what trains or measures one network knows which it is.
-KNOW_A_FAMILY = {"builder.families", "builder.variants", "demo.train", "perf.cost", "codetr"}
+KNOW_A_FAMILY = {"builder.families", "builder.variants", "demo.train", "perf.accuracy.canvas", "perf.cost", "codetr"}
 
 
 def imports(source: str) -> set[str]:

@@ -140,7 +140,7 @@ class Detr(Detector):
             Boxes float32 [B, K, 4], x1 y1 x2 y2 in 0..1 of the valid image and beyond where an object is thought to
             reach outside; scores float32 [B, K]; labels int32 [B, K].
         """
-        boxes, scores, labels = detections(*self.network(self._normalize(images, image_sizes), image_sizes))
+        boxes, scores, labels = detections(*self.network(self.normalize(images, image_sizes), image_sizes))
         scores, best = scores.topk(self.variant.max_detections, dim=1)
         return boxes.gather(1, best.unsqueeze(-1).expand(-1, -1, 4)), scores, labels.gather(1, best).int()
 
@@ -169,7 +169,7 @@ class Detr(Detector):
         embedding = sine_position_embedding(shape, valid_shape, self.variant.embed_dim, POSITION_TEMPERATURE)
         return embedding.to(self.dtype)
 
-    def _normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
+    def normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """Return float32 [B, 3, H, W], normalised, and zero outside `image_sizes`."""
         shape = (images.shape[1], images.shape[2])
         inside = token_mask(image_sizes.unsqueeze(1), [shape]).unflatten(1, shape).unsqueeze(1)  # [B, 1, H, W]

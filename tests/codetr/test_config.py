@@ -229,6 +229,10 @@ class TestEvaluate:
     def test_it_measures_the_demo_without(self, fault, data):
         assert fault("evaluate", "--source", "pytorch", *data).startswith("error: co_dino_demo ")
 
+    def test_it_has_the_weights_of_every_demo(self, fault, data):
+        line = fault("evaluate", "--source", "pytorch", "--variant", "rtdetrv2_demo", *data)
+        assert line == "error: rtdetrv2_demo 120 rtdetrv2_demo_fp16.safetensors"
+
     def test_it_needs_weights(self, fault, config, data):
         line = fault("evaluate", "--source", "pytorch", "--config", config, *data)
         assert line == "error: the variant mine needs --weights, its checkpoint"

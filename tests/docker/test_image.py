@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from codetr.cli import app
-from demo import DEMO_WEIGHTS
+from demo import WEIGHTS
 from serving.errors import CodetrError
 from serving.launch import ServerOptions
 
@@ -138,7 +138,7 @@ def test_what_the_image_is_built_from_goes_in():
     files = {str(path.relative_to(ROOT)) for path in sources}
     files |= {"LICENSE", "README.md", "clients/LICENSE", "clients/README.md", "clients/pyproject.toml"}
     files |= {"docker/entrypoint.sh", "hatch_build.py", "pyproject.toml"}
-    files |= {str(DEMO_WEIGHTS.relative_to(ROOT))}
+    files |= {str(path.relative_to(ROOT)) for path in WEIGHTS.values()}
     files |= {source for source in copied() if source != "."}
     assert {file for file in files if ignored(file)} == set()
     assert {file for file in files if not (ROOT / file).exists()} == set()

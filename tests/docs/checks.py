@@ -117,8 +117,12 @@ def check_python(words: list[str]) -> None:
 
 
 def check_files(words: list[str]) -> None:
-    """Check that words which begin like a path of this project name something that is there, unless it is written."""
-    ours = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} - {"build"}
+    """Check that words which begin like a path of this project name something that is there, unless it is written.
+
+    Folders that git ignores, such as `runs`, are not of this project even where an earlier command has made them.
+    """
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()}
+    ours = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")} - ignored
     for before, word in itertools.pairwise(words):
         path = Path(word.split("::")[0])
         if before in _WRITTEN or "/" not in word or path.parts[0] not in ours:
