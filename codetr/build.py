@@ -68,6 +68,18 @@ def build(
     ] = False,
     hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: also for other GPUs.")] = False,
     fp32_accumulation: Annotated[bool, typer.Option(help="TensorRT: of half-precision products.")] = False,
+    frontend: Annotated[
+        Literal["onnx", "torch-tensorrt"] | None,
+        typer.Option(help="TensorRT: what makes its network; torch-tensorrt if installed, else onnx."),
+    ] = None,
+    tensorrt_python: Annotated[
+        Path | None,
+        typer.Option(help="TensorRT: a Python that has it, 8.5 to 11; else CODETR_TENSORRT_PYTHON's, or this one."),
+    ] = None,
+    plan_backend: Annotated[
+        Literal["python", "tensorrt"] | None,
+        typer.Option(help="TensorRT: backend of Triton that runs the plan; python for a plan of TensorRT 8."),
+    ] = None,
 ) -> None:
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
     from builder.engines.tensorrt import TensorRTSettings
@@ -126,7 +138,14 @@ def build(
         verbose=verbose,
         report=report,
         tensorrt=TensorRTSettings(
-            optimization_level, timing_cache, version_compatible, hardware_compatible, fp32_accumulation
+            optimization_level,
+            timing_cache,
+            version_compatible,
+            hardware_compatible,
+            fp32_accumulation,
+            frontend=frontend,
+            python=tensorrt_python,
+            backend=plan_backend,
         ),
     )
     sources = (weights, classes, verify_images, verify_annotations)

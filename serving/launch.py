@@ -26,7 +26,15 @@ from typing import IO
 from serving.child import bound_to_us
 from serving.contract import DETECTOR, ENSEMBLE, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
-from serving.manifest import FILES, check_files, check_versions, engine_names, foreign_folders, read_manifest
+from serving.manifest import (
+    FILES,
+    PLAN_BACKEND,
+    check_files,
+    check_versions,
+    engine_names,
+    foreign_folders,
+    read_manifest,
+)
 
 # Where the set-up puts the wheel that carries a tritonserver; see `INSTALL_HINT`.
 TRITON_FOLDER = Path(__file__).resolve().parent.parent / ".triton"
@@ -287,8 +295,9 @@ def find_plugin(repository: Path) -> Path | None:
     plugins = {}
     for name in engine_names(repository):
         file = f"{model_name(DETECTOR, name)}/1/{PLUGIN_LIBRARY}"
-        digest = read_manifest(repository, name)[FILES].get(file)
-        if digest is not None:
+        manifest = read_manifest(repository, name)
+        digest = manifest[FILES].get(file)
+        if digest is not None and manifest.get(PLAN_BACKEND) != "python":  # whose step loads its own
             plugins[name] = (digest, repository / file)
     if len({digest for digest, _ in plugins.values()}) > 1:
         raise CodetrError(

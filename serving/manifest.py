@@ -20,6 +20,8 @@ MANIFEST = "manifest.json"  # in the detector's folder
 FILES = "files"
 # Of the manifest's keys; those of before had no `schema`, and lay in the repository itself.
 SCHEMA = 3
+# In the manifest of a plan: "tensorrt" or "python", the backend of Triton that runs it; missing stands for the first.
+PLAN_BACKEND = "plan_backend"
 
 CPUINFO = Path("/proc/cpuinfo")
 # Of an x86-64 CPU's flags, the instruction sets that compiled code can hold unasked. The rest concerns the system, or

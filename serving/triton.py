@@ -91,6 +91,13 @@ class TorchSettings:
             raise CodetrError(f"device: expected cuda or cpu, got {self.device!r}")
 
 
+@dataclass(frozen=True)
+class PlanSettings:
+    """How the Python backend runs a TensorRT plan."""
+
+    cuda_graphs: bool = True  # for every batch size
+
+
 def output_dims(model_config: Mapping[str, Any], name: str) -> tuple[int, ...]:
     """Return the dims of a model's output by name, without the batch dimension."""
     for output in model_config["output"]:

@@ -24,7 +24,7 @@ from serving.launch import running_server
 from serving.manifest import FILES, read_manifest
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings
-from serving.triton import OnnxSettings, TorchSettings
+from serving.triton import OnnxSettings, PlanSettings, TorchSettings
 from tests.docs import checks, command
 from tests.docs.pages import OTHER_PAGES, PAGES, ROOT, Block, blocks, blocks_of, read
 from tests.docs.room import Room, remember
@@ -265,6 +265,7 @@ def shown(value: object) -> str:
         ("NAME_preprocess", PreprocessSettings),
         ("NAME_detector, `onnx` engine", OnnxSettings),
         ("NAME_detector, `torch` engine", TorchSettings),
+        ("NAME_detector, `tensorrt` engine run by the Python backend", PlanSettings),
         ("NAME_postprocess", PostprocessSettings),
     ],
 )

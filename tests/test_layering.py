@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     # serving: perf measures its steps and starts servers
     "perf": {"perf", "builder", "codetr_client", "demo.shapes", "model_repository", "serving"},
     "plugin_src": {"plugin_src"},
-    "model_repository": {"serving", "torch_runner"},
+    "model_repository": {"plan_runner", "serving", "torch_runner"},
     "codetr": {"codetr", "builder", "codetr_client", "demo", "perf", "serving"},
     "examples": {"codetr_client"},
 }
@@ -77,7 +77,7 @@ LAYERS: dict[str, set[str]] = {
     } | ERRORS,
     "builder.engines": {
         "builder.engines", "builder.detector", "builder.operators", "builder.pipeline.export", "builder.precision",
-        "model_repository", "plugin_src", "serving.contract",
+        "model_repository", "plugin_src", "serving.contract", "serving.manifest",
     } | ERRORS,
     "builder.pipeline.export": {"builder.engines", "builder.operators.ms_deform_attn"} | ERRORS,
     "builder.pipeline.ap": ERRORS,

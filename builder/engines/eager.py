@@ -15,6 +15,11 @@ from builder.engines import Device, EngineOutput, output_of
 from model_repository.torch_runner import float32_products
 
 
+def eager_device(engine: Device) -> Device:
+    """Return where PyTorch computes beside an engine: on its device, unless this PyTorch is a build for CPUs."""
+    return "cpu" if engine == "cuda" and not torch.cuda.is_available() else engine
+
+
 class EagerDetector:
     """An `Engine` of a PyTorch detector, on the device of its weights."""
 

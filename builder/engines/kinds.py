@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -22,17 +23,21 @@ class EngineModule(Protocol):
     def device(self) -> Device:
         """Return where an engine built here runs; raises EngineError where this machine has no such place."""
 
-    def check(self, uses_operator: bool) -> None:
+    def export_device(self, settings: Any = None) -> Device:
+        """Return where `build` wants the program's weights."""
+
+    def check(self, uses_operator: bool, settings: Any = None) -> None:
         """Raise EngineError for what `build` needs and this machine lacks.
 
         Args:
             uses_operator: whether the detector's graph has deformable attention.
+            settings: as for `build`.
         """
 
     def build(self, program: ExportedProgram, path: Path, settings: Any) -> BuiltEngine:
-        """Write the engine file for the device of the program's weights; raises EngineError."""
+        """Write the engine file; raises EngineError."""
 
-    def load(self, path: Path, spec: InputSpec, device: Device) -> Engine:
+    def load(self, path: Path, spec: InputSpec, device: Device, settings: Any = None) -> Engine:
         """Return an engine in this process; raises EngineError where it cannot run."""
 
 
@@ -71,6 +76,8 @@ class BuiltEngine:
     device: Device  # it was built for
     outputs: tuple[str, ...]  # what it calls boxes, scores and labels
     extra_files: tuple[Path, ...] = ()  # what belongs beside the file, under its own name
+    versions: Mapping[str, str] = field(default_factory=dict)  # of what built it elsewhere than in this interpreter
+    frontend: str | None = None  # of `TensorRTSettings`, that built it
 
 
 KINDS: dict[str, EngineKind] = {
@@ -97,6 +104,9 @@ KINDS: dict[str, EngineKind] = {
         ),
     )
 }
+
+# The same plan, run by the Python backend: for servers whose own TensorRT is another than the one that built it.
+PLAN_IN_PYTHON = replace(KINDS["tensorrt"], config="configs/plan.pbtxt", code="1/model_plan.py")
 
 
 def engine_kind(name: str) -> EngineKind:

@@ -30,7 +30,12 @@ def device() -> Device:
     return "cpu"
 
 
-def check(uses_operator: bool) -> None:
+def export_device(settings: object = None) -> Device:
+    """Return where `build` wants the program: on the CPU."""
+    return "cpu"
+
+
+def check(uses_operator: bool, settings: object = None) -> None:
     """Check that this machine has what `build` needs: nothing."""
 
 
@@ -44,11 +49,22 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
     return BuiltEngine(path, KINDS["onnx"], "cpu", OUTPUT_NAMES)
 
 
-def write(program: ExportedProgram, path: Path, translations: Mapping[Any, Callable[..., Any]] | None = None) -> None:
+def write(
+    program: ExportedProgram,
+    path: Path,
+    translations: Mapping[Any, Callable[..., Any]] | None = None,
+    revise: Callable[[onnx.ModelProto], None] = lambda model: None,
+) -> None:
     """Write the program, of operators that have an ONNX form or one of `translations`, and check the file.
 
+    Args:
+        program: what to write.
+        path: of the file.
+        translations: of operators that are not ONNX's, by the operator.
+        revise: changes the model in place before it is written.
+
     Raises:
-        EngineError: as `build`.
+        EngineError: as `build`; `revise` may raise others.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
     if size > MAX_BYTES:
@@ -68,13 +84,15 @@ def write(program: ExportedProgram, path: Path, translations: Mapping[Any, Calla
             )
             if exported is None:
                 raise EngineError("the ONNX exporter returned nothing")
-            exported.save(str(path), external_data=False)
+            model = exported.model_proto
+        revise(model)
+        onnx.save(model, path)
         onnx.checker.check_model(str(path))
     except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
         raise EngineError(f"ONNX export failed: {first_line(error)}") from error
 
 
-def load(path: Path, spec: InputSpec, device: Device) -> OnnxEngine:
+def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> OnnxEngine:
     """Return the ONNX file's engine on the CPU; the file itself knows its `spec`."""
     return OnnxEngine(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
 

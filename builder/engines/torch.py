@@ -33,7 +33,12 @@ def device() -> Device:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check(uses_operator: bool) -> None:
+def export_device(settings: object = None) -> Device:
+    """Return where `build` wants the program: where the package is to run."""
+    return device()
+
+
+def check(uses_operator: bool, settings: object = None) -> None:
     """Check that this machine has what `build` needs: the C++ compiler that PyTorch calls, and for the operator nvcc.
 
     Raises:
@@ -79,7 +84,7 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
     return BuiltEngine(path, KINDS["torch"], place, OUTPUT_NAMES, (RUNNER_SOURCE, *libraries))
 
 
-def load(path: Path, spec: InputSpec, device: Device) -> TorchEngine:
+def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> TorchEngine:
     """Return the package's engine, on a GPU with a CUDA graph for the smallest and the largest batch.
 
     As in the server, it runs with the operator's library that lies beside it, if it has one.

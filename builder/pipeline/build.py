@@ -17,6 +17,7 @@ import torch
 from builder.checkpoint import DTYPES, CheckpointError, Precision, load_detector, random_detector
 from builder.detector import Detector
 from builder.engines import EngineError, Runner, first_line
+from builder.engines.eager import eager_device
 from builder.engines.kinds import BuiltEngine, engine_kind
 from builder.engines.tensorrt import TensorRTSettings
 from builder.families import family_of
@@ -30,6 +31,7 @@ from builder.pipeline.samples import Samples, sample_images
 from builder.pipeline.verify import LIMITS, Comparison, Verification, verify
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
+from serving.manifest import PLAN_BACKEND
 
 # Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
 # detector that was exported, and the engine.
@@ -84,27 +86,29 @@ def build_repository(
     kind.check_precision(options.precision)
     _check_size(options, tensorrt=options.engine == "tensorrt")
     device = kind.module.device()  # says that there is no GPU before anything slow begins
-    kind.module.check(options.variant.uses_operator)  # or no compiler
+    kind.module.check(options.variant.uses_operator, options.tensorrt)  # or no compiler
     _prepare_report(options.report, repository)
     with _running(stage, "load weights"):
         reference = _load_or_log(options, repository)
     options = replace(options, variant=reference.variant)  # now with the checkpoint's class names
     samples = sample_images(options.variant.class_names or (), options.verify_images, options.verify_annotations)
     _check_disk(reference, repository)
-    if device != "cpu":
+    if eager_device(device) != "cpu":
         _check_gpu_memory(reference, options.spec)
     logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
         with _running(stage, "export", logs):
-            detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[options.precision]).to(device)
+            detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[options.precision])
+            detector = detector.to(kind.module.export_device(options.tensorrt))
             program = export_detector(detector, options.spec)
         with _running(stage, "build engine", logs):
             engine = kind.module.build(program, Path(folder, kind.file_name), options.tensorrt)
         comparison = report = None
         if not options.skip_verification:
             with _running(stage, "verify"):
-                run = kind.module.load(engine.file, options.spec, engine.device)
-                comparison = compare_engine(reference.to(device), run, samples, options.spec, options.precision)
+                run = kind.module.load(engine.file, options.spec, engine.device, options.tensorrt)
+                reference = reference.to(eager_device(device))
+                comparison = compare_engine(reference, run, samples, options.spec, options.precision)
                 report = write_report(
                     Path(folder, "report"), comparison, samples, _describe(options, engine, comparison)
                 ).parent
@@ -306,4 +310,6 @@ def _describe(options: BuildOptions, engine: BuiltEngine, comparison: Comparison
     if engine.kind.has_settings:
         manifest["version_compatible"] = options.tensorrt.version_compatible
         manifest["hardware_compatible"] = options.tensorrt.hardware_compatible
+        manifest["frontend"] = engine.frontend
+        manifest[PLAN_BACKEND] = "tensorrt" if engine.kind.code is None else "python"
     return manifest

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +82,12 @@ def device_of(program: ExportedProgram) -> Device:
 
 def decompose_operator(program: ExportedProgram) -> ExportedProgram:
     """Return the program with `codetr::ms_deform_attn` written out in standard operators."""
-    operator = torch.ops.codetr.ms_deform_attn.default
+    return decompose(program, {torch.ops.codetr.ms_deform_attn.default: reference_ms_deform_attn})
+
+
+def decompose(program: ExportedProgram, table: Mapping[Any, Callable[..., Tensor]]) -> ExportedProgram:
+    """Return the program with operators written out as the functions of the table do."""
     with warnings.catch_warnings():
         # PyTorch 2.13 warns about its own use of a tree class while it copies a program.
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
-        return cast(ExportedProgram, program.run_decompositions({operator: reference_ms_deform_attn}))
+        return cast(ExportedProgram, program.run_decompositions(dict(table)))

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 import torch
 
-from builder.engines import Device
-from builder.engines.kinds import BuiltEngine, EngineKind
+from builder.engines import Device, Engine
+from builder.engines.kinds import BuiltEngine, EngineKind, engine_kind
+from builder.engines.tensorrt.settings import TensorRTSettings
 from builder.families import restore_variant
 from builder.family import DetectorConfig
 from builder.operators import plugin
@@ -22,7 +23,7 @@ from builder.pipeline.verify import Verification
 from builder.reading.checkpoint_file import digest
 from serving.contract import DETECTOR, model_name
 from serving.errors import CodetrError
-from serving.manifest import FILES, SCHEMA, cpu, manifest_path, read_manifest
+from serving.manifest import FILES, SCHEMA, compute_capabilities, cpu, manifest_path, read_manifest
 
 # Distributions whose version can change an engine's file or its numbers; those not installed are left out.
 _DISTRIBUTIONS = ("codetr-triton", "torch", "onnx", "onnxruntime", "onnxscript", "tensorrt", "torch-tensorrt")
@@ -42,6 +43,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return the manifest of one engine; `weights` None stands for random weights of `seed`."""
     on_gpu = torch.cuda.is_available()
+    capabilities = ["{}.{}".format(*torch.cuda.get_device_capability())] if on_gpu else compute_capabilities()
     return {
         "schema": SCHEMA,
         "variant": variant.name,
@@ -56,9 +58,13 @@ def describe(
         "max_detections": variant.max_detections,
         "weights": None if weights is None else {"file": weights.name, "sha256": digest(weights)},
         "seed": seed if weights is None else None,
-        "versions": versions() | ({"plugin": plugin.VERSION} if engine.kind.name == "tensorrt" else {}),
+        "versions": {
+            **versions(),
+            **engine.versions,
+            **({"plugin": plugin.VERSION} if engine.kind.name == "tensorrt" else {}),
+        },
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
-        "compute_capability": "{}.{}".format(*torch.cuda.get_device_capability()) if on_gpu else None,
+        "compute_capability": capabilities[0] if len(capabilities) == 1 else None,
         **({"cpu": _cpu()} if engine.kind.name == "torch" and engine.device == "cpu" else {}),
         "verification": None if verification is None else verification.to_dict(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -94,6 +100,15 @@ def spec_of(manifest: Mapping[str, Any]) -> InputSpec:
 def engine_file(repository: Path, name: str, kind: EngineKind) -> Path:
     """Return where a repository has the file of its engine `name`."""
     return repository / model_name(DETECTOR, name) / "1" / kind.file_name
+
+
+def load_engine(repository: Path, name: str, manifest: Mapping[str, Any]) -> Engine:
+    """Return a repository's engine `name` of this manifest, in the interpreter that can run it; raises EngineError."""
+    kind = engine_kind(manifest["engine"])
+    # before there were two frontends, torch_tensorrt built every plan
+    settings = TensorRTSettings(frontend=manifest.get("frontend", "torch-tensorrt")) if kind.has_settings else None
+    path = engine_file(repository, name, kind)
+    return kind.module.load(path, spec_of(manifest), device_of(manifest), settings)
 
 
 def variant_of(manifest: Mapping[str, Any]) -> DetectorConfig:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from builder.checkpoint import load_detector, random_detector
-from builder.engines.kinds import engine_kind
+from builder.engines.eager import eager_device
 from builder.family import DetectorConfig
 from builder.pipeline.build import compare_engine
-from builder.pipeline.manifest import check_described, device_of, engine_file, spec_of, variant_of
+from builder.pipeline.manifest import check_described, load_engine, spec_of, variant_of
 from builder.pipeline.report import write_report
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import Verification
@@ -106,9 +106,8 @@ def verify_repository(
     samples = sample_images(variant.class_names or (), verify_images, verify_annotations)
     detector = random_detector(variant, manifest["seed"]) if checkpoint is None else load_detector(variant, checkpoint)
     spec = spec_of(manifest)
-    kind = engine_kind(manifest["engine"])
-    run = kind.module.load(engine_file(repository, name, kind), spec, device_of(manifest))
-    comparison = compare_engine(detector.to(run.device), run, samples, spec, manifest["precision"])
+    run = load_engine(repository, name, manifest)
+    comparison = compare_engine(detector.to(eager_device(run.device)), run, samples, spec, manifest["precision"])
     if report is None:
         return comparison.check("; a report shows where")
     return comparison.check(f"; see {write_report(report, comparison, samples, manifest)}")

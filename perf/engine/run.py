@@ -20,10 +20,10 @@ from builder.checkpoint import DTYPES, load_detector, random_detector
 from builder.detector import Detector
 from builder.engines import Engine, EngineOutput
 from builder.engines.eager import EagerDetector
-from builder.engines.kinds import engine_kind
 from builder.operators.cuda import load_cuda_operator
 from builder.pipeline.build import BuildOptions, Stage, build_repository
 from builder.pipeline.export import InputSpec
+from builder.pipeline.manifest import load_engine
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import fit, overall, run_batched
 from builder.precision import Precision
@@ -37,6 +37,7 @@ from perf.engine.targets import Target, check
 from perf.latency import gemm_rate, measure_latency, sm_clock_mhz, used_memory
 from perf.machine import header
 from serving.errors import CodetrError
+from serving.manifest import read_manifest
 
 NOISE_SEED = 0
 
@@ -192,7 +193,8 @@ class Bench:
             detector.cpu()
             yield case
         seconds = self._build(target)
-        load = partial(engine_kind(target.engine).module.load, target.file, target.spec, target.device)
+        manifest = read_manifest(target.repository, target.name)
+        load = partial(load_engine, target.repository, target.name, manifest)
         case = self._measure(subject, target.engine, target.precision, load)
         yield replace(case, build_seconds=seconds, **self._trtexec(target))
 

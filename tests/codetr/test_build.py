@@ -174,7 +174,7 @@ def test_a_file_as_the_plugin_files_folder(monkeypatch, capsys, tmp_path):
 
 def test_no_gpu(fault, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "the tensorrt engine needs an NVIDIA GPU and a CUDA build of PyTorch; use the onnx engine" in fault(
+    assert "the tensorrt engine needs an NVIDIA GPU and its driver; use the onnx engine" in fault(
         *DEMO, "--engine", "tensorrt"
     )
 
@@ -183,9 +183,29 @@ def test_no_tensorrt(fault, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
-    line = fault(*DEMO, "--engine", "tensorrt")
+    line = fault(*DEMO, "--engine", "tensorrt", "--frontend", "torch-tensorrt")
     assert "the tensorrt engine needs torch_tensorrt, which cannot be imported" in line
     assert line.endswith("use the image of Dockerfile.triton, or the onnx engine")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.delenv("CODETR_TENSORRT_PYTHON", raising=False)
+    assert "needs torch_tensorrt or tensorrt, and this Python has neither" in fault(*DEMO, "--engine", "tensorrt")
+
+
+def test_the_python_with_tensorrt_is_asked(fault, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    line = fault(*DEMO, "--engine", "tensorrt", "--tensorrt-python", "/nowhere/python")
+    assert line.endswith("cannot run /nowhere/python: No such file or directory; name a Python with tensorrt")
+    line = fault(*DEMO, "--engine", "tensorrt", "--tensorrt-python", "/a/python", "--frontend", "torch-tensorrt")
+    assert "frontend torch-tensorrt runs in this Python, not in /a/python" in line
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--frontend", "onnx"), ("--tensorrt-python", "/a/python"), ("--plan-backend", "python")],
+    ids=lambda option: option[0],
+)
+def test_options_of_plans_are_not_dropped_by_other_engines(fault, option):
+    assert "settings are not for the onnx engine; use the tensorrt engine" in fault(*DEMO, *option)
 
 
 @pytest.mark.parametrize("batch", [4, 256])
@@ -193,7 +213,7 @@ def test_a_gpu_without_room(fault, monkeypatch, batch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2 * 2**30, 24 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    monkeypatch.setattr("builder.engines.torch.check", lambda uses_operator: None)
+    monkeypatch.setattr("builder.engines.torch.check", lambda uses_operator, settings: None)
     monkeypatch.setattr(
         "builder.pipeline.build.export_detector", lambda *arguments: pytest.fail("the export was started")
     )

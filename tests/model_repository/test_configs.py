@@ -13,7 +13,7 @@ from model_repository import TEMPLATES
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings
-from serving.triton import OnnxSettings, parse_settings
+from serving.triton import OnnxSettings, PlanSettings, parse_settings
 
 CONFIGS = sorted(TEMPLATES.rglob("*.pbtxt"))
 TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "INT32": "TYPE_INT32", "FP32": "TYPE_FP32"}
@@ -99,12 +99,20 @@ def test_the_plan_runs_with_cuda_graphs() -> None:
     assert config.optimization.cuda.graphs
 
 
+def test_a_plan_in_python_has_one_instance_on_each_gpu() -> None:
+    config = read(TEMPLATES / DETECTOR / "configs/plan.pbtxt")
+    assert (config.backend, config.platform) == ("python", "")
+    (group,) = config.instance_group
+    assert (group.kind, group.count) == (model_config_pb2.ModelInstanceGroup.KIND_GPU, 1)
+
+
 @pytest.mark.parametrize(
     ("path", "settings"),
     [
         pytest.param(f"{PREPROCESS}/config.pbtxt", PreprocessSettings(), id="preprocess"),
         pytest.param(f"{POSTPROCESS}/config.pbtxt", PostprocessSettings(), id="postprocess"),
         pytest.param(f"{DETECTOR}/configs/onnx.pbtxt", OnnxSettings(), id="onnx"),
+        pytest.param(f"{DETECTOR}/configs/plan.pbtxt", PlanSettings(), id="plan"),
     ],
 )
 def test_parameters_are_all_the_settings_at_their_defaults(path: str, settings: Any) -> None:

@@ -100,6 +100,13 @@ def test_the_plugin_may_lie_beside_any_engine(repository: Path) -> None:
     assert tensorrt_options(repository) == [f"--backend-config=tensorrt,plugins={library}"]
 
 
+def test_a_plan_that_the_python_backend_runs_loads_its_own_plugin(repository: Path) -> None:
+    add_engine(repository, "codetr", plugin="built")
+    add_engine(repository, "old", plugin="built for TensorRT 8", plan_backend="python")
+    library = repository / "codetr_detector" / "1" / PLUGIN_LIBRARY
+    assert tensorrt_options(repository) == [f"--backend-config=tensorrt,plugins={library}"]
+
+
 def test_plans_of_different_plugins_cannot_be_served_together(repository: Path) -> None:
     add_engine(repository, "codetr", plugin="built in May")
     add_engine(repository, "large", plugin="built in June")

@@ -1,7 +1,8 @@
-"""TensorRT engine: the detector as a plan for Triton's TensorRT backend, deformable attention by our plugin.
+"""TensorRT engine: the detector as a plan, deformable attention by our plugin.
 
-The graph's own types decide the precision. TensorRT and torch_tensorrt are imported when they are needed, so that this
-module can be imported, and its checks tested, where they are not installed.
+Here stands the way through torch_tensorrt; `onnx_frontend` has the other one. The graph's own types decide the
+precision. TensorRT and torch_tensorrt are imported when they are needed, so that this module can be imported, and its
+checks tested, where they are not installed.
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
-from builder.engines.kinds import KINDS, BuiltEngine
+from builder.engines import Device, EngineError, first_line
+from builder.engines.kinds import BuiltEngine
+from builder.engines.tensorrt import plans
 from builder.engines.tensorrt.precision import check_precision
+from builder.engines.tensorrt.settings import TensorRTSettings
 from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, uses_operator
 from plugin_src import SOURCES
 from serving.contract import PLUGIN_LIBRARY
+from serving.manifest import compute_capabilities
 
 PLUGIN_VARIABLE = "CODETR_PLUGIN"  # environment: the plugin's library, where it is not in build/plugin
 _BUILT_PLUGIN = SOURCES.resolve().parent / "build" / "plugin" / PLUGIN_LIBRARY
@@ -40,72 +41,57 @@ _BUILT_PLUGIN = SOURCES.resolve().parent / "build" / "plugin" / PLUGIN_LIBRARY
 _IF_PRESENT = ("use_explicit_typing", "attn_bias_is_causal", "output_binding_names")
 
 
-@dataclass(frozen=True)
-class TensorRTSettings:
-    """How TensorRT builds; None leaves a value to TensorRT."""
-
-    optimization_level: int | None = None  # 0 (fast build) to 5; higher is not always a faster engine
-    timing_cache: Path | None = None  # kernel timings, read and added to
-    version_compatible: bool = False  # without the lean runtime, which a later TensorRT must get from elsewhere
-    hardware_compatible: bool = False  # the plan also runs on other GPUs from Ampere on
-    fp32_accumulation: bool = False  # of half-precision matrix products
-    tf32: bool = False  # float32 matrix products with 10-bit mantissas
-    workspace_gib: float | None = None  # the most GPU memory a kernel may use beside its tensors
-    average_timings: int = 1  # runs a kernel is timed for
-    immutable_weights: bool = True  # a plan that cannot be refitted may be faster
-
-    def __post_init__(self) -> None:
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise EngineError(f"optimization level {self.optimization_level} is not known; expected 0 to 5")
-        if self.workspace_gib is not None and self.workspace_gib <= 0:
-            raise EngineError(f"workspace {self.workspace_gib} GiB is not possible; expected more than 0")
-        if self.average_timings < 1:
-            raise EngineError(f"average_timings={self.average_timings} is not possible; expected at least 1")
-
-    def keywords(self) -> dict[str, Any]:
-        """Return the settings by torch_tensorrt's names."""
-        keywords: dict[str, Any] = {
-            "use_explicit_typing": True,
-            "attn_bias_is_causal": False,
-            "require_full_compilation": True,
-            "min_block_size": 1,
-            "assume_dynamic_shape_support": True,  # some converters serve dynamic shapes without being marked so
-            "immutable_weights": self.immutable_weights,
-            "version_compatible": self.version_compatible,
-            "hardware_compatible": self.hardware_compatible,
-            "use_fp32_acc": self.fp32_accumulation,
-            "disable_tf32": not self.tf32,
-            "num_avg_timing_iters": self.average_timings,
-            "output_binding_names": OUTPUT_NAMES,
-        }
-        if self.optimization_level is not None:
-            keywords["optimization_level"] = self.optimization_level
-        if self.timing_cache is not None:
-            keywords["timing_cache_path"] = str(self.timing_cache)
-        if self.workspace_gib is not None:
-            keywords["workspace_size"] = int(self.workspace_gib * 2**30)
-        return keywords
+__all__ = [
+    "TensorRTSettings",
+    "build",
+    "check",
+    "checked_keywords",
+    "device",
+    "explain",
+    "export_device",
+    "load",
+    "output_names",
+    "plugin_library",
+    "profiles",
+]
 
 
 def device() -> Device:
     """Return where the engine runs.
 
     Raises:
-        EngineError: there is no GPU, or TensorRT or torch_tensorrt is not installed.
+        EngineError: there is no GPU, or no driver for it.
     """
-    if not torch.cuda.is_available():
-        raise EngineError("the tensorrt engine needs an NVIDIA GPU and a CUDA build of PyTorch; use the onnx engine")
-    for name in ("tensorrt", "torch_tensorrt"):
-        _import(name)
+    if not (torch.cuda.is_available() or compute_capabilities()):
+        raise EngineError("the tensorrt engine needs an NVIDIA GPU and its driver; use the onnx engine")
     return "cuda"
 
 
-def check(uses_operator: bool) -> None:
-    """Check that this machine has what `build` needs beside what `device` looks for: the plugin, for the operator.
+def export_device(settings: TensorRTSettings | None = None) -> Device:
+    """Return where `build` wants the program: on the GPU for torch_tensorrt, which computes with it."""
+    from builder.engines.tensorrt import route
+
+    return "cpu" if route.frontend_of(settings or TensorRTSettings()) == "onnx" else "cuda"
+
+
+def check(uses_operator: bool, settings: TensorRTSettings | None = None) -> None:
+    """Check that this machine has what `build` needs beside the GPU: TensorRT, and for the operator the plugin.
 
     Raises:
-        EngineError: there is none.
+        EngineError: it has not.
     """
+    from builder.engines.tensorrt import route
+
+    settings = settings or TensorRTSettings()
+    if route.frontend_of(settings) == "onnx":
+        route.version_of(route.python_of(settings))
+    else:
+        for name in ("tensorrt", "torch_tensorrt"):
+            _import(name)
+        if not torch.cuda.is_available():
+            raise EngineError(
+                "torch_tensorrt needs a CUDA build of PyTorch; use the onnx frontend of the tensorrt engine"
+            )
     if uses_operator:
         plugin_library()
 
@@ -139,12 +125,17 @@ def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | Non
         EngineError: TensorRT or the plugin is missing, an operator has no converter, the compilation failed, or the
             plan's layers have other types than the program.
     """
+    from builder.engines.tensorrt import onnx_frontend, route
+
+    settings = settings or TensorRTSettings()
+    if route.frontend_of(settings) == "onnx":
+        return onnx_frontend.build(program, path, settings, route.python_of(settings))
     convert = _convert_function()
     torch_tensorrt = _import("torch_tensorrt")
     libraries = (plugin_library(),) if uses_operator(program) else ()
     for library in libraries:
         _load_plugin(library)
-    keywords = checked_keywords(convert, settings or TensorRTSettings())
+    keywords = checked_keywords(convert, settings)
     inputs = [torch_tensorrt.Input(**profile) for profile in profiles(program)]
     log_level = "info" if logging.getLogger("torch_tensorrt").isEnabledFor(logging.INFO) else "warning"
     try:
@@ -161,74 +152,24 @@ def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | Non
     information = _engine_information(plan)
     check_precision(information, program)
     path.write_bytes(plan)
-    return BuiltEngine(path, KINDS["tensorrt"], "cuda", output_names(), libraries)
+    return plans.built(path, settings, "torch-tensorrt", _import("tensorrt").__version__, output_names(), libraries)
 
 
-def load(path: Path, spec: InputSpec, device: Device) -> PlanEngine:
-    """Return the plan's engine on this machine's GPU, for batches that `spec` allows."""
-    tensorrt = _import("tensorrt")
-    beside = path.with_name(PLUGIN_LIBRARY)
-    if beside.is_file():
-        _load_plugin(beside)
-    engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(path.read_bytes())
-    if engine is None:
-        raise EngineError(f"TensorRT {tensorrt.__version__} cannot load {path}; it was built by another version or GPU")
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    outputs = [name for name in names if engine.get_tensor_mode(name) == tensorrt.TensorIOMode.OUTPUT]
-    return PlanEngine(path, engine, OUTPUT_NAMES if set(outputs) == set(OUTPUT_NAMES) else sorted(outputs))
+def load(
+    path: Path, spec: InputSpec, device: Device, settings: TensorRTSettings | None = None
+) -> plans.PlanEngine | plans.ChildPlan:
+    """Return the plan's engine on this machine's GPU, in the interpreter that has its TensorRT.
 
+    Raises:
+        EngineError: there is no TensorRT or GPU, or TensorRT cannot load the plan.
+    """
+    from builder.engines.tensorrt import route
 
-class PlanEngine:
-    """An `Engine` of a deserialised plan."""
-
-    device: Device = "cuda"
-
-    def __init__(self, path: Path, engine: Any, outputs: Sequence[str]) -> None:
-        self.path, self.engine, self.outputs = path, engine, outputs
-        self.context, self.stream = engine.create_execution_context(), torch.cuda.Stream()
-
-    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
-        """Run the plan, as `builder.engines.Engine` says."""
-        with torch.cuda.stream(self.stream):
-            tensors = self._bind(images, image_sizes)
-            self._enqueue()
-            return output_of(tensors[name].cpu() for name in self.outputs)
-
-    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], object]:
-        """Return a call that replays one inference as a CUDA graph, as `builder.engines.Engine` says."""
-        with torch.cuda.stream(self.stream):
-            tensors = self._bind(images, image_sizes)
-            self._enqueue()  # what the context does at the first run with new shapes cannot be captured
-        self.stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            self._enqueue()
-
-        def replay() -> Mapping[str, torch.Tensor]:
-            graph.replay()
-            return tensors
-
-        return replay
-
-    def _bind(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> dict[str, torch.Tensor]:
-        """Give the context its inputs and new outputs on the GPU; return all of them by name."""
-        tensors = {
-            name: torch.from_numpy(array).cuda().contiguous()
-            for name, array in zip(INPUT_NAMES, (images, image_sizes), strict=True)
-        }
-        for name, tensor in tensors.items():
-            if not self.context.set_input_shape(name, tuple(tensor.shape)):
-                raise EngineError(f"{self.path} takes no {name} of shape {tuple(tensor.shape)}")
-        for name in self.outputs:
-            shape, dtype = tuple(self.context.get_tensor_shape(name)), self.engine.get_tensor_dtype(name)
-            tensors[name] = torch.empty(shape, dtype=_torch_type(dtype.name), device="cuda")
-        for name, tensor in tensors.items():
-            self.context.set_tensor_address(name, tensor.data_ptr())
-        return tensors
-
-    def _enqueue(self) -> None:
-        if not self.context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
-            raise EngineError(f"{self.path} failed to run; TensorRT's log says why")
+    settings, library = settings or TensorRTSettings(), path.with_name(PLUGIN_LIBRARY)
+    plugin = library if library.is_file() else None
+    if route.frontend_of(settings) == "onnx" and not route.is_this(python := route.python_of(settings)):
+        return plans.ChildPlan(path, plugin, python)
+    return plans.PlanEngine.of(path, plugin, spec)
 
 
 def profiles(program: ExportedProgram) -> list[dict[str, Any]]:
@@ -302,11 +243,6 @@ def _engine_information(plan: bytes) -> dict[str, Any]:
     text = engine.create_engine_inspector().get_engine_information(tensorrt.LayerInformationFormat.JSON)
     information: dict[str, Any] = json.loads(text)
     return information
-
-
-def _torch_type(name: str) -> torch.dtype:
-    """Return the type of an output by TensorRT's name of it."""
-    return {"FLOAT": torch.float32, "INT32": torch.int32, "INT64": torch.int64}[name]
 
 
 def _convert_function() -> Callable[..., Any]:

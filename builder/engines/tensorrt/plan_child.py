@@ -1,4 +1,4 @@
-"""Builds a TensorRT plan from ONNX, or runs a plan, in a process of its own; `onnx_frontend` starts it.
+"""Builds a TensorRT plan from ONNX, or runs a plan, in a process of its own; `child.TensorRTPython` starts it.
 
     python plan_child.py REQUEST.json
 
@@ -43,6 +43,11 @@ def import_tensorrt() -> Any:
         return importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:
         raise RefusedError(f"{sys.executable} cannot import tensorrt: {error}") from error
+
+
+def version(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the version of TensorRT; needs no GPU."""
+    return {"tensorrt": import_tensorrt().__version__}
 
 
 def check_settings(trt: Any, request: dict[str, Any]) -> None:
@@ -303,7 +308,7 @@ def main(path: str) -> None:
     """Do what the request asks; TensorRT's objects are left to the system, some releases crash in taking them down."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
-        answer = {"build": build, "run": run}[request["task"]](request)
+        answer = {"build": build, "run": run, "version": version}[request["task"]](request)
     except RefusedError as error:
         answer = {"error": str(error)}
     except Exception as error:

@@ -61,7 +61,7 @@ def stand_in(monkeypatch):
         path.write_bytes(b"an engine")
         return built(file=path)
 
-    def load(path, spec, device):
+    def load(path, spec, device, settings):
         def run(images, image_sizes):
             boxes, *rest = made.detector(torch.from_numpy(images), torch.from_numpy(image_sizes))
             return output_of(tensor.detach() for tensor in (boxes + made.shift, *rest))

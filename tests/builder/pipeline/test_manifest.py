@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from builder.engines.kinds import PLAN_IN_PYTHON, BuiltEngine
 from builder.engines.tensorrt import TensorRTSettings
 from builder.operators import plugin
 from builder.pipeline.build import BuildOptions, build_repository
 from builder.pipeline.export import InputSpec
-from builder.pipeline.manifest import describe, device_of, variant_of
+from builder.pipeline.manifest import describe, device_of, load_engine, variant_of
 from builder.variants import get_variant
 from serving.manifest import cpu, read_manifest
 from serving.rules import Pixels, Rules, Suppression
@@ -76,17 +77,39 @@ def test_weights_are_named_by_their_hash_and_random_ones_by_their_seed(tmp_path)
 def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):
     def build(program, path, settings):
         path.write_bytes(b"a plan")
-        return built("tensorrt", "cuda", path, ("output0", "output1", "output2"))
+        outputs = ("boxes", "scores", "labels")
+        return BuiltEngine(path, PLAN_IN_PYTHON, "cuda", outputs, (), {"tensorrt": "8.5.3.1"}, settings.frontend)
 
-    for name, stand_in in (("device", lambda: "cpu"), ("check", lambda uses_operator: None), ("build", build)):
+    for name, stand_in in (
+        ("device", lambda: "cpu"),
+        ("check", lambda uses_operator, settings: None),
+        ("build", build),
+    ):
         monkeypatch.setattr(f"builder.engines.tensorrt.{name}", stand_in)
     monkeypatch.setattr("builder.pipeline.build.export_detector", lambda detector, spec: None)
-    settings = TensorRTSettings(hardware_compatible=True)
+    settings = TensorRTSettings(hardware_compatible=True, frontend="onnx")
     options = BuildOptions(SMALLEST, SPEC, engine="tensorrt", skip_verification=True, tensorrt=settings)
     build_repository(options, tmp_path / "repository")
     manifest = read_manifest(tmp_path / "repository")
     assert (manifest["hardware_compatible"], manifest["version_compatible"]) == (True, False)
     assert manifest["device"] == "cuda"
+    assert (manifest["frontend"], manifest["plan_backend"]) == ("onnx", "python")
+    assert manifest["versions"]["tensorrt"] == "8.5.3.1", "of the interpreter that built it"
+
+
+@pytest.mark.parametrize(
+    ("said", "frontend"), [({"frontend": "onnx"}, "onnx"), ({}, "torch-tensorrt")], ids=["said", "an older manifest"]
+)
+def test_a_plan_is_loaded_where_its_frontend_runs(tmp_path, monkeypatch, said, frontend):
+    manifest = {"engine": "tensorrt", "device": "cuda", "height": 64, "width": 96, "max_batch_size": 2, "files": {}}
+    folder = tmp_path / "codetr_detector"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **said}))
+    loaded = []
+    monkeypatch.setattr("builder.engines.tensorrt.load", lambda *arguments: loaded.append(arguments))
+    load_engine(tmp_path, "codetr", read_manifest(tmp_path))
+    settings = TensorRTSettings(frontend=frontend)
+    assert loaded == [(folder / "1" / "model.plan", InputSpec(64, 96, 2), "cuda", settings)]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ def test_the_detector_lies_where_the_engine_runs_whatever_the_machine_has(machin
     manifest = describe(SMALLEST, None, 0, built("torch", "cuda"), "float32", InputSpec(64, 96, 2), None)
     monkeypatch.setattr("builder.engines.torch.device", lambda: machine)
     monkeypatch.setattr(
-        "builder.engines.torch.load", lambda path, spec, device: SimpleNamespace(device="meta", path=path, place=device)
+        "builder.engines.torch.load",
+        lambda path, spec, device, settings: SimpleNamespace(device="meta", path=path, place=device),
     )
 
     def compare(detector, run, *rest):

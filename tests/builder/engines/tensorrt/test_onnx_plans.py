@@ -14,7 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from builder.engines.tensorrt import TensorRTSettings, plugin_library
-from builder.engines.tensorrt.onnx_frontend import TensorRTPython, build_plan, run_plan
+from builder.engines.tensorrt.child import TensorRTPython
+from builder.engines.tensorrt.onnx_frontend import build_plan
+from builder.engines.tensorrt.plans import run_plan
 from builder.operators import plugin
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
 from builder.pipeline.export import InputSpec

@@ -89,18 +89,37 @@ def test_unconverted_operators_are_listed():
 
 @pytest.mark.parametrize("name", ["tensorrt", "torch_tensorrt"])
 def test_missing_library_is_one_line(monkeypatch, name):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for each in ("tensorrt", "torch_tensorrt"):
         monkeypatch.setitem(sys.modules, each, None if each == name else ModuleType(each))
     with pytest.raises(EngineError, match=rf"needs {name}, which cannot be imported") as caught:
-        engine.device()
+        engine.check(uses_operator=False, settings=engine.TensorRTSettings(frontend="torch-tensorrt"))
     assert "\n" not in str(caught.value)
 
 
-def test_no_gpu_is_one_line(monkeypatch):
+def test_torch_tensorrt_wants_pytorch_on_the_gpu(monkeypatch):
+    for each in ("tensorrt", "torch_tensorrt"):
+        monkeypatch.setitem(sys.modules, each, ModuleType(each))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
+    with pytest.raises(EngineError, match="needs a CUDA build of PyTorch; use the onnx frontend"):
+        engine.check(uses_operator=False)
+
+
+@pytest.mark.parametrize(
+    ("pytorch", "driver"), [(True, []), (False, ["9.0"]), (False, [])], ids=["PyTorch", "a driver alone", "none"]
+)
+def test_a_gpu_is_what_pytorch_or_the_driver_finds(monkeypatch, pytorch, driver):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytorch)
+    monkeypatch.setattr(engine, "compute_capabilities", lambda: driver)
+    if pytorch or driver:
+        assert engine.device() == "cuda"
+        return
+    with pytest.raises(EngineError, match="needs an NVIDIA GPU and its driver"):
         engine.device()
+
+
+@pytest.mark.parametrize(("frontend", "device"), [("onnx", "cpu"), ("torch-tensorrt", "cuda")])
+def test_the_program_is_exported_where_its_frontend_wants_it(frontend, device):
+    assert engine.export_device(engine.TensorRTSettings(frontend=frontend)) == device
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,171 @@
+"""ONNX with plugin nodes as the parser of TensorRT 8.5 reads it: opset 16, its operators alone, constants folded.
+
+What the parser knows: onnx-tensorrt, `docs/operators.md` of release 8.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from builder.engines import EngineError
+from builder.engines.onnx import write
+from builder.engines.tensorrt.plugin_onnx import DOMAIN, TRANSLATIONS
+from builder.pipeline.export import decompose
+
+OPSET, IR_VERSION = 16, 8  # the first opset with everything that a detector uses; the format of its time
+MAX_FOLDED_BYTES = 2**24  # of a constant that is larger than what it is made of
+# ONNX operators that the parser of 8.5 does not have.
+UNKNOWN = frozenset({
+    "Bernoulli", "BitShift", "BlackmanWindow", "Compress", "ConcatFromSequence", "ConvInteger", "DFT", "Det",
+    "DynamicQuantizeLinear", "HammingWindow", "HannWindow", "Hardmax", "IsInf", "LayerNormalization", "MatMulInteger",
+    "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional",
+    "OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul", "STFT", "SequenceAt",
+    "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap",
+    "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringNormalizer", "TfIdfVectorizer", "Unique",
+})  # fmt: skip  # a set of words
+# What opset 18 changed, and a detector uses: axes became an input, or attributes came whose default is what was before.
+_AXES_WERE_AN_ATTRIBUTE = frozenset(
+    ["ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSumExp"]
+)
+_CAME_WITH_18: dict[str, dict[str, Any]] = {
+    "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
+    "ScatterElements": {"reduction": b"none"},
+    "ScatterND": {"reduction": b"none"},
+}
+
+
+def build(program: ExportedProgram, path: Path) -> None:
+    """Write the program as ONNX with plugin nodes to `path`; needs neither a GPU nor TensorRT.
+
+    Raises:
+        EngineError: an operator has no ONNX form, or none that TensorRT 8.5 reads, or the result is not valid ONNX.
+    """
+    write(decompose(program, {torch.ops.aten.layer_norm.default: layer_norm}), path, TRANSLATIONS, revise)
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """Return `torch.nn.functional.layer_norm` in simple operators and float32: half precision loses the variance."""
+    dims = list(range(-len(normalized_shape), 0))
+    centred = x.float() - x.float().mean(dims, keepdim=True)
+    normed = centred / torch.sqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    normed = normed if weight is None else normed * weight.float()
+    return (normed if bias is None else normed + bias.float()).to(x.dtype)
+
+
+def revise(model: ModelProto) -> None:
+    """Bring a model of opset 18 to `OPSET` and fold its constants, in place.
+
+    Raises:
+        EngineError: an operator has no form there, or the parser does not have it; names the node.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.domain == "":
+            _lower(node, constants)
+    for opset in model.opset_import:
+        if opset.domain == "":
+            opset.version = OPSET
+    model.ir_version = IR_VERSION
+    fold(model)
+    _check(model.graph.node)
+
+
+def fold(model: ModelProto) -> None:
+    """Compute, in place, every node whose inputs are constants.
+
+    The parser takes equal bytes of different types for an error, and shapes and `k` of top-k only as constants.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    kept, made = [], set[str]()
+    for node in model.graph.node:
+        results = _evaluate(node, constants)
+        if results is None:
+            kept.append(node)
+            continue
+        constants |= results
+        made |= set(results)
+    used = {name for node in kept for name in node.input} | {output.name for output in model.graph.output}
+    tensors = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    tensors += [numpy_helper.from_array(constants[name], name) for name in sorted(made & used)]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(tensors)
+
+
+def _evaluate(node: NodeProto, constants: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]] | None:
+    """Return a node's outputs by name; None where it has inputs that vary, or would make much of little."""
+    inputs = [name for name in node.input if name]
+    if node.domain != "" or any(name not in constants for name in inputs):
+        return None
+    values = ReferenceEvaluator(node, opsets={"": OPSET}).run(None, {name: constants[name] for name in inputs})
+    arrays = [np.asarray(value) for value in values]
+    size = sum(array.nbytes for array in arrays)
+    if size > max(MAX_FOLDED_BYTES, sum(constants[name].nbytes for name in inputs)):
+        return None
+    return dict(zip(node.output, arrays, strict=True))
+
+
+def _lower(node: NodeProto, constants: dict[str, NDArray[Any]]) -> None:
+    """Give a node of opset 18 the form of `OPSET`."""
+    if node.op_type in _AXES_WERE_AN_ATTRIBUTE:
+        axes = _constant(node, 1, constants)
+        _keep(node, inputs=1, without=("noop_with_empty_axes",))
+        if axes is not None:
+            node.attribute.append(helper.make_attribute("axes", [int(axis) for axis in axes]))
+    elif node.op_type == "Split":
+        _keep(node, inputs=2, without=("num_outputs",))  # without sizes the parts are equal, as they were before
+    elif node.op_type == "Pad":
+        if _constant(node, 3, constants) is not None:
+            raise EngineError(f"{node.name} (Pad) has axes, which opset {OPSET} has not")
+        _keep(node, inputs=3, without=())
+    for name, before in _CAME_WITH_18.get(node.op_type, {}).items():
+        for attribute in node.attribute:
+            if attribute.name == name and helper.get_attribute_value(attribute) != before:
+                raise EngineError(f"{node.name} ({node.op_type}) has {name}, which opset {OPSET} has not")
+        if node.op_type == "Resize":
+            _keep(node, inputs=4, without=(name,))
+
+
+def _constant(node: NodeProto, place: int, constants: dict[str, NDArray[Any]]) -> NDArray[Any] | None:
+    """Return an optional input, which must be a constant."""
+    if len(node.input) <= place or not node.input[place]:
+        return None
+    if node.input[place] not in constants:
+        raise EngineError(
+            f"{node.name} ({node.op_type}) computes its {node.input[place]}; opset {OPSET} wants a constant"
+        )
+    return constants[node.input[place]]
+
+
+def _keep(node: NodeProto, inputs: int, without: Iterable[str]) -> None:
+    del node.input[inputs:]
+    kept = [attribute for attribute in node.attribute if attribute.name not in without]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _check(nodes: Iterable[NodeProto]) -> None:
+    """Refuse what the parser does not have, before TensorRT is asked."""
+    for node in nodes:
+        to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
+        if node.domain not in ("", DOMAIN) or node.op_type in UNKNOWN:
+            raise EngineError(f"TensorRT 8.5 does not have {node.op_type} (node {node.name}); use a later release")
+        if node.op_type == "Cast" and to == TensorProto.UINT8:
+            raise EngineError(f"TensorRT 8.5 does not cast to uint8 (node {node.name}); use a later release")

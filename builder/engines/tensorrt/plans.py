@@ -1,0 +1,150 @@
+"""Plans that are built: what the repository gets, and how they run here, always by the server's own runner."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from builder.engines import Device, EngineError, EngineOutput, output_of
+from builder.engines.kinds import KINDS, PLAN_IN_PYTHON, BuiltEngine
+from builder.engines.tensorrt.child import TensorRTPython
+from builder.engines.tensorrt.route import is_8
+from builder.engines.tensorrt.settings import Frontend, TensorRTSettings
+from builder.pipeline.export import OUTPUT_NAMES, InputSpec
+from model_repository import TEMPLATES
+from model_repository.plan_runner import PlanError, PlanRunner
+
+# The server's Python step runs a plan with the same code as `load`: its source goes beside the plan.
+RUNNER = TEMPLATES / "plan_runner.py"
+
+
+def built(
+    plan: Path,
+    settings: TensorRTSettings,
+    frontend: Frontend,
+    version: str,
+    outputs: tuple[str, ...],
+    libraries: tuple[Path, ...],
+) -> BuiltEngine:
+    """Return a plan as the settings want it served; see `TensorRTSettings.backend`.
+
+    Args:
+        plan: the file.
+        settings: it was built with.
+        frontend: it was built by.
+        version: of the TensorRT that built it.
+        outputs: its names of boxes, scores and labels.
+        libraries: of its plugins.
+    """
+    backend = settings.backend or ("python" if is_8(version) else "tensorrt")
+    versions = {"tensorrt": version}
+    if backend == "python":  # the runner gives the outputs the contract's names
+        return BuiltEngine(plan, PLAN_IN_PYTHON, "cuda", OUTPUT_NAMES, (RUNNER, *libraries), versions, frontend)
+    return BuiltEngine(plan, KINDS["tensorrt"], "cuda", outputs, libraries, versions, frontend)
+
+
+class PlanEngine:
+    """An `Engine` of a plan in this process."""
+
+    device: Device = "cuda"
+
+    def __init__(self, runner: PlanRunner) -> None:
+        self.runner = runner
+
+    @classmethod
+    def of(cls, plan: Path, plugin: Path | None, spec: InputSpec) -> PlanEngine:
+        """Load a plan, with a CUDA graph for the smallest and the largest batch; raises EngineError."""
+        batch_sizes = {1, spec.max_batch_size} if spec.is_dynamic else {spec.max_batch_size}
+        with _as_engine_error():
+            return cls(PlanRunner(plan, sorted(batch_sizes), plugin))
+
+    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
+        """Run the plan, as `builder.engines.Engine` says."""
+        with _as_engine_error():
+            return output_of(self.runner(images, image_sizes))
+
+    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], object]:
+        """Return a call that repeats one inference, as `builder.engines.Engine` says."""
+        if torch.cuda.is_available():
+            self.runner.stream = torch.cuda.current_stream().cuda_stream
+        with _as_engine_error():
+            return self.runner.prepare(images, image_sizes)
+
+
+class ChildPlan:
+    """A `Runner` of a plan in another interpreter, one process a call: to be verified, not to be timed."""
+
+    device: Device = "cuda"
+
+    def __init__(self, plan: Path, plugin: Path | None, python: TensorRTPython) -> None:
+        self.plan, self.plugin, self.python = plan, plugin, python
+
+    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
+        """Run the plan, as `builder.engines.Engine` says."""
+        return run_plan(self.plan, [(images, image_sizes)], plugin=self.plugin, python=self.python)[0]
+
+    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], object]:
+        """Refuse: what a call takes is mostly the start of a process; raises EngineError."""
+        raise EngineError(
+            f"{self.plan} runs in {self.python.executable} only, where it cannot be timed; measure the server, or "
+            "measure in a Python that has this project and that TensorRT"
+        )
+
+
+def run_plan(
+    plan: Path,
+    batches: Sequence[tuple[NDArray[np.uint8], NDArray[np.int32]]],
+    *,
+    plugin: Path | None = None,
+    python: TensorRTPython | None = None,
+    graphs: Sequence[int] = (),
+) -> list[EngineOutput]:
+    """Return a plan's candidates for batches of images and sizes, computed by the server's runner in a child.
+
+    Args:
+        plan: what a frontend wrote.
+        batches: uint8 [B, H, W, 3] and int32 [B, 2], valid (h, w).
+        plugin: as for `onnx_frontend.build_plan`.
+        python: as for `onnx_frontend.build_plan`.
+        graphs: batch sizes to run as CUDA graphs.
+
+    Raises:
+        EngineError: as `TensorRTPython.ask`, and for batches that the plan does not take.
+    """
+    log = plan.with_name(plan.name + ".run.log")
+    with tempfile.TemporaryDirectory() as folder:
+        inputs, outputs = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
+        arrays: dict[str, NDArray[Any]] = {}
+        for i, (images, sizes) in enumerate(batches):
+            arrays |= {f"images_{i}": images, f"image_sizes_{i}": sizes}
+        np.savez(inputs, **arrays)
+        request = {
+            "task": "run",
+            "plan": str(plan.resolve()),
+            "runner": str(RUNNER),
+            "inputs": str(inputs),
+            "outputs": str(outputs),
+            "batches": len(batches),
+            "graphs": list(graphs),
+            "plugin": None if plugin is None else str(plugin.resolve()),
+        }
+        (python or TensorRTPython()).ask(request, log)
+        with np.load(outputs) as results:
+            return [
+                EngineOutput(*(results[f"{name}_{i}"] for name in EngineOutput._fields)) for i in range(len(batches))
+            ]
+
+
+@contextmanager
+def _as_engine_error() -> Iterator[None]:
+    try:
+        yield
+    except PlanError as error:
+        raise EngineError(str(error)) from error

@@ -1,0 +1,181 @@
+"""ONNX for the parser of TensorRT 8.5: valid, of its operators alone, and the same detector."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from builder import load_detector
+from builder.engines import EngineError
+from builder.engines.onnx import write
+from builder.engines.tensorrt import onnx_8
+from builder.operators import plugin
+from builder.operators.ms_deform_attn import reference_ms_deform_attn
+from builder.pipeline.export import InputSpec, decompose, export_detector, uses_operator
+from tests.builder.detr.golden import Golden
+
+SPEC = InputSpec(96, 128, max_batch_size=2)
+OPERATOR = torch.ops.codetr.ms_deform_attn.default
+LAYER_NORM = torch.ops.aten.layer_norm.default
+
+
+def co_dino(data_dir, shallow_config, checkpoint):
+    return load_detector(shallow_config, checkpoint)
+
+
+def rtdetrv2(data_dir, *_):
+    with np.load(data_dir / "golden_rtdetrv2_tiny.npz") as file:
+        weights = {key[3:]: torch.from_numpy(file[key]) for key in file if key.startswith("sd/")}
+        return load_detector(json.loads(bytes(file["config_json"]).decode()), weights)
+
+
+def detr(data_dir, *_):
+    with np.load(data_dir / "golden_detr_tiny.npz") as file:
+        return Golden(dict(file)).detector(False)
+
+
+@pytest.fixture(scope="module", params=[co_dino, rtdetrv2, detr], ids=lambda make: make.__name__)
+def detector(request, data_dir, shallow_config, checkpoint):
+    return request.param(data_dir, shallow_config, checkpoint).deploy()
+
+
+@pytest.fixture(scope="module")
+def program(detector):
+    return export_detector(detector, SPEC)
+
+
+def check_operators(model):
+    """Check the model against every rule that TensorRT 8.5 is known to have."""
+    onnx.checker.check_model(model, full_check=True)
+    assert {opset.domain: opset.version for opset in model.opset_import}[""] == 16
+    assert model.ir_version == 8
+    nodes = [node for node in model.graph.node if node.domain == ""]
+    assert not {node.op_type for node in nodes} & onnx_8.UNKNOWN
+    assert not [node for node in nodes if node.op_type == "Cast" and node.attribute[0].i == TensorProto.UINT8]
+    constants = {tensor.name for tensor in model.graph.initializer}
+    assert not [node.name for node in model.graph.node if set(node.input) <= constants], "a constant is computed"
+    assert all(node.input[1] in constants for node in nodes if node.op_type == "TopK")
+
+
+def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, tmp_path):
+    onnx_8.build(program, tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    check_operators(model)
+    assert {value.name for value in model.graph.input} == {"images", "image_sizes"}
+    found = sum(node.op_type == plugin.NAME for node in model.graph.node)
+    assert found == sum(node.target is OPERATOR for node in program.graph.nodes)
+    assert (found > 0) == uses_operator(program)
+    assert not [node for node in model.graph.node if node.op_type == "GridSample"]
+
+
+def test_with_the_operator_written_out_it_is_the_detector(detector, program, tmp_path):
+    table = {OPERATOR: reference_ms_deform_attn, LAYER_NORM: onnx_8.layer_norm}
+    write(decompose(program, table), tmp_path / "model.onnx", None, onnx_8.revise)
+    check_operators(onnx.load(tmp_path / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (2, SPEC.height, SPEC.width, 3), dtype=np.uint8)
+    sizes = np.array([[SPEC.height, SPEC.width], [70, 121]], np.int32)
+    for batch in (1, 2):
+        inputs = {"images": images[:batch], "image_sizes": sizes[:batch]}
+        boxes, scores, labels = session.run(["boxes", "scores", "labels"], inputs)
+        expected = [tensor.numpy() for tensor in detector(*map(torch.from_numpy, inputs.values()))]
+        np.testing.assert_allclose(scores, expected[1], atol=1e-4)
+        np.testing.assert_allclose(boxes, expected[0], atol=1e-4)
+        np.testing.assert_array_equal(labels, expected[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm_written_out(dtype, affine):
+    """Values whose squares half precision cannot hold."""
+    generator = torch.manual_seed(0)
+    x = (torch.randn(3, 5, 7, generator=generator) * 400 + 1000).to(dtype)
+    weight, bias = (torch.randn(5, 7, generator=generator).to(dtype) if affine else None for _ in range(2))
+    args = [None if each is None else each.double() for each in (weight, bias)]
+    expected = torch.nn.functional.layer_norm(x.double(), (5, 7), *args)
+    found = onnx_8.layer_norm(x, (5, 7), weight, bias)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=1e-4 if dtype == torch.float32 else 4e-3, rtol=0)
+
+
+def model_of(nodes, constants=(), opset=18):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 6])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    tensors = [numpy_helper.from_array(np.array(value), name) for name, value in dict(constants).items()]
+    graph = helper.make_graph(nodes, "graph", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def node(operator, inputs, outputs="y", **attributes):
+    return helper.make_node(operator, inputs, outputs.split(), "here", **attributes)
+
+
+X = np.arange(24, dtype=np.float32).reshape(4, 6)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants"),
+    [
+        pytest.param([node("ReduceMax", ["x", "axes"], keepdims=0)], {"axes": [1]}, id="axes become an attribute"),
+        pytest.param([node("ReduceMean", ["x"])], {}, id="of all axes"),
+        pytest.param([node("ReduceSum", ["x", "axes"])], {"axes": [0]}, id="axes that were an input before"),
+        pytest.param(
+            [node("Split", ["x"], "a b", axis=1, num_outputs=2), node("Sub", ["a", "b"])], {}, id="equal parts"
+        ),
+        pytest.param([node("Pad", ["x", "pads"])], {"pads": [1, 0, 0, 2]}, id="a border"),
+        pytest.param(
+            [node("Add", ["a", "b"], "c"), node("Mul", ["x", "c"])],
+            {"a": np.float32(1), "b": np.float32(2)},
+            id="a computed constant",
+        ),
+    ],
+)
+def test_a_lowered_node_means_the_same(nodes, constants):
+    model = model_of(nodes, constants)
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": X})[0]
+    onnx_8.revise(model)
+    check_operators(model)
+    after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": X})[0]
+    np.testing.assert_array_equal(before, after)
+
+
+def test_little_does_not_become_much(monkeypatch):
+    nodes = [node("Expand", ["a", "shape"], "c"), node("Add", ["x", "c"])]
+    constants = {"a": np.float32(1), "shape": [4, 6]}
+    model = model_of(nodes, constants)
+    monkeypatch.setattr(onnx_8, "MAX_FOLDED_BYTES", 95)
+    onnx_8.fold(model)
+    assert [each.op_type for each in model.graph.node] == ["Expand", "Add"]
+    monkeypatch.setattr(onnx_8, "MAX_FOLDED_BYTES", 96)
+    onnx_8.fold(model)
+    assert [each.op_type for each in model.graph.node] == ["Add"]
+    assert [tensor.name for tensor in model.graph.initializer] == ["c"], "what nothing reads is left out"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "message"),
+    [
+        ([node("Hardmax", ["x"])], {}, r"does not have Hardmax \(node here\)"),
+        ([node("Cast", ["x"], to=TensorProto.UINT8)], {}, r"does not cast to uint8 \(node here\)"),
+        ([node("Pad", ["x", "pads", "", "axes"])], {"pads": [1, 1], "axes": [0]}, r"here \(Pad\) has axes"),
+        (
+            [node("Resize", ["x", "", "scales"], mode="linear", antialias=1)],
+            {"scales": np.array([1, 2], np.float32)},
+            r"here \(Resize\) has antialias",
+        ),
+        (
+            [node("Cast", ["x"], "axes", to=TensorProto.INT64), node("ReduceMax", ["x", "axes"])],
+            {},
+            r"here \(ReduceMax\) computes its axes",
+        ),
+        ([node("Gelu", ["x"])], {}, "Gelu"),
+    ],
+)
+def test_what_the_parser_cannot_read_is_named(nodes, constants, message):
+    with pytest.raises(EngineError, match=message):
+        onnx_8.revise(model_of(nodes, constants))
