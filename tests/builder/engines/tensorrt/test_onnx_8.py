@@ -38,7 +38,15 @@ def detr(data_dir, *_):
         return Golden(dict(file)).detector(False)
 
 
-@pytest.fixture(scope="module", params=[co_dino, rtdetrv2, detr], ids=lambda make: make.__name__)
+# RT-DETRv2 has the operator, DETR has none; Co-DINO has more of the same.
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(co_dino, id="co_dino", marks=pytest.mark.slow),
+        pytest.param(rtdetrv2, id="rtdetrv2"),
+        pytest.param(detr, id="detr"),
+    ],
+)
 def detector(request, data_dir, shallow_config, checkpoint):
     return request.param(data_dir, shallow_config, checkpoint).deploy()
 
