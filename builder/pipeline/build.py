@@ -141,6 +141,11 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
     path = folder / plugin_onnx.FILE_NAME
     if options.engine != "onnx":
         raise EngineError(f"plugin nodes are not for the {options.engine} engine; use the onnx engine")
+    if not options.variant.uses_operator:
+        raise EngineError(
+            f"{options.variant.name} has no deformable attention as our operator, so there is no plugin node to write; "
+            "an ordinary build of the onnx engine gives its ONNX file"
+        )
     _check_has_effect(options)
     check_writable(folder)
     if path.exists() and not options.overwrite:

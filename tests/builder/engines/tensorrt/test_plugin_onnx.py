@@ -161,3 +161,10 @@ def test_refusals_are_named(tmp_path, engine, existing, message):
     options = BuildOptions(get_variant("co_dino_r50_12e"), InputSpec(64, 64), engine=engine)
     with pytest.raises(EngineError, match=message):
         write_plugin_onnx(options, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["detr_r50", "rtdetrv2_r18vd_dsp"])
+def test_a_graph_without_the_operator_has_no_plugin_node(tmp_path, name):
+    with pytest.raises(EngineError, match=f"{name} has no deformable attention as our operator"):
+        write_plugin_onnx(BuildOptions(get_variant(name), InputSpec(64, 64)), tmp_path)
+    assert not list(tmp_path.iterdir())
