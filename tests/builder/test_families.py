@@ -144,6 +144,7 @@ def test_a_graph_without_the_operator_wants_no_compiler_for_it(kind, monkeypatch
 
     monkeypatch.setattr("builder.engines.torch.check_cuda_operator", wanted)
     monkeypatch.setattr("builder.engines.tensorrt.plugin_library", wanted)
+    monkeypatch.setattr("builder.engines.tensorrt.route.version_of", lambda _: "11.4.0.106")
     monkeypatch.setattr("builder.engines.torch.device", lambda: "cuda")
     monkeypatch.setenv("CXX", "true")
     KINDS[kind].module.check(SMALL.uses_operator)

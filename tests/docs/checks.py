@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.machinery
 import importlib.util
 import itertools
 import json
@@ -111,7 +112,10 @@ def check_docker(words: list[str]) -> None:
 def check_python(words: list[str]) -> None:
     """Check that a module or a script exists."""
     if words[:1] == ["-m"]:
-        assert importlib.util.find_spec(words[1]) is not None, f"no module {words[1]}"
+        package, *_ = words[1].split(".")
+        # setuptools has a hook for pip, which importlib.util.find_spec would ask: it warns of an imported distutils
+        find_spec = importlib.machinery.PathFinder.find_spec if package == "pip" else importlib.util.find_spec
+        assert find_spec(words[1]) is not None, f"no module {words[1]}"
     elif words and words[0] == "-c":
         ast.parse(words[1])
 
