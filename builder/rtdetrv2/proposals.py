@@ -37,7 +37,7 @@ class ScoredTokens(NamedTuple):
 
     tokens: Tensor  # [B, S, C]
     logits: Tensor  # [B, S, num_classes], or [B, S, 1] of a class-agnostic selection
-    anchors: Tensor  # float32 [B, S, 4], logits of cx cy w h; large where the anchor is invalid
+    anchors: Tensor  # float32 [1, S, 4], logits of cx cy w h; large where the anchor is invalid
 
 
 class ProposalHead(nn.Module):
@@ -60,10 +60,10 @@ class ProposalHead(nn.Module):
         dtype = torch.promote_types(memory.dtype, torch.float32)
         anchors, valid = anchor_logits(shapes, memory.device, dtype)
         tokens = self.norm(self.proj(memory.masked_fill(~valid[None, :, None], 0)))  # [B, S, C]
-        return ScoredTokens(tokens, self.class_head(tokens), anchors.expand(len(memory), -1, -1))
+        return ScoredTokens(tokens, self.class_head(tokens), anchors)
 
     def boxes(self, tokens: Tensor, anchors: Tensor) -> Tensor:
-        """Return boxes float32 [B, N, 4] of `tokens` [B, N, C] at `anchors` [B, N, 4], logits of cx cy w h."""
+        """Return boxes float32 [B, N, 4] of `tokens` [B, N, C] at `anchors` [B or 1, N, 4], logits of cx cy w h."""
         return torch.sigmoid(self.box_head(tokens) + anchors)
 
     def best(self, scored: ScoredTokens) -> Proposals:
@@ -71,7 +71,7 @@ class ProposalHead(nn.Module):
         logits = scored.logits.to(torch.promote_types(scored.logits.dtype, torch.float32))
         indices = best_tokens(logits, self.num_queries, self.selection)
         chosen = gather_tokens(scored.tokens, indices)  # only the chosen tokens need a box
-        boxes = self.boxes(chosen, gather_tokens(scored.anchors, indices))
+        boxes = self.boxes(chosen, scored.anchors[0, indices])
         return Proposals(chosen, boxes, gather_tokens(scored.logits, indices), indices)
 
 

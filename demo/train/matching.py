@@ -81,7 +81,7 @@ def task_aligned(logits: Tensor, boxes: Tensor, centres: Tensor, targets: Target
     Args:
         logits: [B, S, num_classes] of every token.
         boxes: float32 [B, S, 4], cx cy w h proposed by every token.
-        centres: float32 [B, S, 2], where the tokens are, (x, y) in 0..1 of the valid image.
+        centres: float32 [B or 1, S, 2], where the tokens are, (x, y) in 0..1 of the valid image.
         targets: the objects.
 
     Returns:

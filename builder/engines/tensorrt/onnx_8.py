@@ -84,6 +84,7 @@ def revise(model: ModelProto) -> None:
             opset.version = OPSET
     model.ir_version = IR_VERSION
     fold(model)
+    gather_rows(model)
     _check(model.graph.node)
 
 
@@ -107,6 +108,37 @@ def fold(model: ModelProto) -> None:
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(kept)
     model.graph.initializer.extend(tensors)
+
+
+def gather_rows(model: ModelProto) -> None:
+    """Gather whole rows by their number, in place, where PyTorch repeats the number for every element of a row.
+
+    8.5.3's parser refuses such a GatherElements once the batch varies ("only takes data and indices of the same rank").
+    """
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    lengths = {
+        value.name: value.type.tensor_type.shape.dim[-1].dim_value
+        for value in [*graph.value_info, *graph.input]
+        if value.type.tensor_type.shape.dim
+    } | {name: array.shape[-1] for name, array in constants.items() if array.ndim}
+    makers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.op_type != "GatherElements" or helper.get_node_attr_value(node, "axis") != 1:
+            continue
+        repeat = makers.get(node.input[1])
+        if repeat is None or repeat.op_type != "Expand":
+            continue
+        shape = constants.get(repeat.input[1])
+        if shape is None or shape.tolist() != [1, 1, lengths.get(node.input[0])] or lengths.get(repeat.input[0]) != 1:
+            continue
+        node.op_type, node.input[1] = "GatherND", repeat.input[0]  # [B, S, C] at [B, Q, 1]
+        del node.attribute[:]
+        node.attribute.append(helper.make_attribute("batch_dims", 1))
+    used = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    kept = [node for node in graph.node if node.op_type != "Expand" or used.intersection(node.output)]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _evaluate(node: NodeProto, constants: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]] | None:

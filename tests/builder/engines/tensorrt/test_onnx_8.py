@@ -67,6 +67,8 @@ def check_operators(model):
     constants = {tensor.name for tensor in model.graph.initializer}
     assert not [node.name for node in model.graph.node if set(node.input) <= constants], "a constant is computed"
     assert all(node.input[1] in constants for node in nodes if node.op_type == "TopK")
+    repeats = {name for node in nodes if node.op_type == "Expand" for name in node.output}
+    assert not [node.name for node in nodes if node.op_type == "GatherElements" and node.input[1] in repeats]
 
 
 def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, tmp_path):
