@@ -129,10 +129,14 @@ def test_a_child_that_has_ended_does_not_cost_the_sample() -> None:
     assert not any(name.startswith("python") for name in sample.processes)
 
 
-# Starts two of the program it is given, says their process ids and waits for its own end.
+# Starts two of the program it is given, says their process ids once both run (only then does the system know their
+# arguments), and waits for its own end.
 PARENT = """
 import subprocess, sys
-steps = [subprocess.Popen([sys.executable, sys.argv[1]], stdin=subprocess.PIPE) for _ in range(2)]
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+steps = [subprocess.Popen([sys.executable, sys.argv[1]], **pipes) for _ in range(2)]
+for step in steps:
+    step.stdout.readline()
 print(*(step.pid for step in steps), flush=True)
 input()
 for step in steps:
@@ -143,7 +147,7 @@ for step in steps:
 def test_python_steps_are_named_after_their_models(tmp_path: Path) -> None:
     code = tmp_path / "codetr_detector" / "1" / "model.py"
     code.parent.mkdir(parents=True)
-    code.write_text("input()")
+    code.write_text("print(flush=True)\ninput()")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", PARENT, str(code)], **pipes) as parent:
         pids = {int(pid) for pid in parent.stdout.readline().split()}
