@@ -92,6 +92,26 @@ class CudaDriver:
         """Queue a captured graph."""
         self._call("cuGraphLaunch", *_pointers(graph, stream))
 
+    def create_event(self) -> int:
+        """Return an event that knows its time."""
+        return self._made("cuEventCreate", ctypes.c_uint(0))
+
+    def record(self, event: int, stream: int) -> None:
+        """Queue the event."""
+        self._call("cuEventRecord", *_pointers(event, stream))
+
+    def elapsed_ms(self, begin: int, end: int) -> float:
+        """Return the milliseconds between two events that are over."""
+        milliseconds = ctypes.c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(milliseconds), *_pointers(begin, end))
+        return milliseconds.value
+
+    def used_memory(self) -> int:
+        """Return the bytes in use on the GPU, whoever allocated them."""
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return total.value - free.value
+
     def _made(self, name: str, *arguments: Any) -> int:
         made = ctypes.c_void_p()
         self._call(name, ctypes.byref(made), *arguments)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -54,9 +54,25 @@ def measure_latency(call: Call, device: str, seconds: float) -> Latency:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < MIN_CALLS:
         times.append(timer(call))
-    p50, p90, p99 = (float(value) for value in np.percentile(times, (50, 90, 99)))
-    rate = _gpu_rate(call, max(MIN_CALLS, round(seconds * 1e3 / p50))) if device == "cuda" else 1e3 / np.mean(times)
-    return Latency(p50, p90, p99, summarise(times).spread, len(times), stable, float(rate))
+    if device == "cuda":
+        rate = _gpu_rate(call, max(MIN_CALLS, round(seconds * 1e3 / float(np.median(times)))))
+    else:
+        rate = 1e3 / float(np.mean(times))
+    return _latency(times, stable, rate)
+
+
+def latency_of(times: Sequence[float], calls_per_s: float) -> Latency:
+    """Return the latency of a program that measured itself, by the milliseconds of single calls from the first one on.
+
+    The warm-up is that of `measure_latency`, and at most the first half: what comes before the median stands still is
+    left out.
+    """
+    half = len(times) // 2
+    medians = [float(np.median(times[i : i + WARM_UP_CALLS])) for i in range(0, half, WARM_UP_CALLS)]
+    for i in range(1, len(medians)):
+        if _stands_still(medians[i - 1], medians[i]):
+            return _latency(times[(i + 1) * WARM_UP_CALLS :], True, calls_per_s)
+    return _latency(times[half:], False, calls_per_s)
 
 
 def warm_up(timed: Callable[[], float], seconds: float) -> bool:
@@ -64,11 +80,20 @@ def warm_up(timed: Callable[[], float], seconds: float) -> bool:
     end, previous = time.perf_counter() + seconds, 0.0
     while True:
         median = float(np.median([timed() for _ in range(WARM_UP_CALLS)]))
-        if abs(median - previous) <= WARM_UP_CHANGE * previous:
+        if _stands_still(previous, median):
             return True
         if time.perf_counter() >= end:
             return False
         previous = median
+
+
+def _stands_still(previous: float, median: float) -> bool:
+    return abs(median - previous) <= WARM_UP_CHANGE * previous
+
+
+def _latency(times: Sequence[float], stable: bool, calls_per_s: float) -> Latency:
+    p50, p90, p99 = (float(value) for value in np.percentile(times, (50, 90, 99)))
+    return Latency(p50, p90, p99, summarise(times).spread, len(times), stable, calls_per_s)
 
 
 def time_on_gpu(call: Call) -> float:

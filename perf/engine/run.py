@@ -20,6 +20,7 @@ from builder.checkpoint import DTYPES, load_detector, random_detector
 from builder.detector import Detector
 from builder.engines import Engine, EngineOutput
 from builder.engines.eager import EagerDetector
+from builder.engines.tensorrt.plans import ChildPlan
 from builder.operators.cuda import load_cuda_operator
 from builder.pipeline.build import BuildOptions, Stage, build_repository
 from builder.pipeline.export import InputSpec
@@ -34,7 +35,7 @@ from perf.engine.profile import profile
 from perf.engine.published import published, published_ms
 from perf.engine.report import KIND, PYTORCH, RESULTS, write
 from perf.engine.targets import Target, check
-from perf.latency import gemm_rate, measure_latency, sm_clock_mhz, used_memory
+from perf.latency import MIN_CALLS, Latency, gemm_rate, latency_of, measure_latency, sm_clock_mhz, used_memory
 from perf.machine import header
 from serving.errors import CodetrError
 from serving.manifest import read_manifest
@@ -237,12 +238,11 @@ class Bench:
         before = used_memory(self.device)
         with _explained(f"{implementation} {precision} at {spec.width}x{spec.height}, batch {spec.max_batch_size}"):
             engine = load()
-            call = engine.prepare(*subject.inputs)
-            latency = measure_latency(call, self.device, self.options.seconds)
-            clock, after = sm_clock_mhz(self.device), used_memory(self.device)
+            latency, memory = self._latency(engine, subject, before)
+            clock = sm_clock_mhz(self.device)
             agreement = self._compare(subject, engine)
             if self.options.profile and precision == target.precision:
-                self._profile(subject, implementation, engine, call)
+                self._profile(subject, implementation, engine)
         flops = subject.flops[TOTAL]
         source, figure = published(target.variant), published_ms(target.variant, spec, implementation, precision)
         return EngineCase(
@@ -260,7 +260,7 @@ class Bench:
             calls=latency.calls,
             stable=latency.stable,
             images_per_s=latency.calls_per_s * spec.max_batch_size,
-            memory_gib=None if before is None or after is None else (after - before) / 2**30,
+            memory_gib=None if memory is None else memory / 2**30,
             sm_mhz=clock,
             gflop=flops / 1e9,
             gemm_tflops=rate / 1e12,
@@ -271,6 +271,16 @@ class Bench:
             family=target.variant.family,
             box_ap=target.variant.box_ap,
         )
+
+    def _latency(self, engine: Engine, subject: Subject, before: int | None) -> tuple[Latency, int | None]:
+        """Return an engine's latency, and the bytes of the GPU that it takes above those in use `before`."""
+        if isinstance(engine, ChildPlan):  # it runs elsewhere, so it is measured there
+            seconds = 2 * self.options.seconds  # with its warm-up
+            found = engine.measure(*subject.inputs, seconds, 4 * MIN_CALLS)
+            return latency_of(found.times_ms, found.calls_per_s), found.memory
+        latency = measure_latency(engine.prepare(*subject.inputs), self.device, self.options.seconds)
+        after = used_memory(self.device)
+        return latency, None if before is None or after is None else after - before
 
     def _gemm_rate(self, precision: Precision) -> float:
         if precision not in self.gemm_rates:
@@ -289,14 +299,14 @@ class Bench:
             return None
         return overall(subject.expected, output)._asdict()
 
-    def _profile(self, subject: Subject, implementation: str, engine: Engine, call: Callable[[], object]) -> None:
+    def _profile(self, subject: Subject, implementation: str, engine: Engine) -> None:
         target, spec = subject.target, subject.target.spec
         trace = (
             f"trace-{target.variant.name}-{implementation}-{target.precision}-"
             f"{spec.width}x{spec.height}-batch{spec.max_batch_size}.json.gz"
         )
         module = engine.detector if isinstance(engine, EagerDetector) else None
-        found = profile(call, self.device, self.output / trace, module)
+        found = profile(engine.prepare(*subject.inputs), self.device, self.output / trace, module)
         self.profiles.append({
             "variant": target.variant.name, "implementation": implementation, "precision": target.precision,
             "width": spec.width, "height": spec.height, "batch": spec.max_batch_size, "trace": trace,

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -269,19 +270,66 @@ def inspect(trt: Any, logger: Any, plan: Any) -> Any:
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Run the plan on every batch of the request's arrays with the server's own runner; write its outputs."""
     trt = import_tensorrt()
-    sys.path.insert(0, os.path.dirname(request["runner"]))
-    module = importlib.import_module("plan_runner")
-    plugin = Path(request["plugin"]) if request["plugin"] else None
+    module = import_runner(request)
     try:
-        runner = module.PlanRunner(Path(request["plan"]), plugin_library=plugin, batch_sizes=request["graphs"])
-        with np.load(request["inputs"]) as arrays:
-            batches = [(arrays[f"images_{i}"], arrays[f"image_sizes_{i}"]) for i in range(request["batches"])]
-        outputs = [runner(*batch) for batch in batches]
+        runner = load_runner(module, request, module.CudaDriver())
+        outputs = [runner(*batch) for batch in read_batches(request)]
     except module.PlanError as error:
         raise RefusedError(str(error)) from error
     arrays = {f"{name}_{i}": each[k] for i, each in enumerate(outputs) for k, name in enumerate(module.OUTPUTS)}
     np.savez(request["outputs"], **arrays)
     return {"tensorrt": trt.__version__}
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Repeat the inference of the request's one batch for `seconds`, one by one, and then as many queued at once.
+
+    Returns:
+        `times_ms` of single calls by the GPU's clock, from the first on; `calls_per_s` of those that were queued;
+        `memory` in bytes of the GPU that plan, buffers and graphs take.
+    """
+    trt = import_tensorrt()
+    module = import_runner(request)
+    try:
+        driver = module.CudaDriver()
+        before = driver.used_memory()
+        runner = load_runner(module, request, driver)
+        replay = runner.prepare(*read_batches(request)[0])
+        begin, end = driver.create_event(), driver.create_event()
+        times: list[float] = []
+        deadline = time.perf_counter() + request["seconds"]
+        while time.perf_counter() < deadline or len(times) < request["least"]:
+            driver.record(begin, runner.stream)
+            replay()
+            driver.record(end, runner.stream)
+            runner.synchronize()
+            times.append(driver.elapsed_ms(begin, end))
+        memory, started = driver.used_memory() - before, time.perf_counter()
+        for _ in times:
+            replay()
+        runner.synchronize()
+        rate = len(times) / (time.perf_counter() - started)
+    except module.PlanError as error:
+        raise RefusedError(str(error)) from error
+    return {"tensorrt": trt.__version__, "times_ms": times, "calls_per_s": rate, "memory": memory}
+
+
+def import_runner(request: dict[str, Any]) -> Any:
+    """Return the module of the server's runner of plans."""
+    sys.path.insert(0, os.path.dirname(request["runner"]))
+    return importlib.import_module("plan_runner")
+
+
+def load_runner(module: Any, request: dict[str, Any], driver: Any) -> Any:
+    """Return the runner of the request's plan."""
+    plugin = Path(request["plugin"]) if request["plugin"] else None
+    return module.PlanRunner(Path(request["plan"]), request["graphs"], plugin, driver)
+
+
+def read_batches(request: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Return the request's images and sizes."""
+    with np.load(request["inputs"]) as arrays:
+        return [(arrays[f"images_{i}"], arrays[f"image_sizes_{i}"]) for i in range(request["batches"])]
 
 
 def _layers(network: Any) -> list[Any]:
@@ -308,7 +356,7 @@ def main(path: str) -> None:
     """Do what the request asks; TensorRT's objects are left to the system, some releases crash in taking them down."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
-        answer = {"build": build, "run": run, "version": version}[request["task"]](request)
+        answer = {"build": build, "run": run, "measure": measure, "version": version}[request["task"]](request)
     except RefusedError as error:
         answer = {"error": str(error)}
     except Exception as error:

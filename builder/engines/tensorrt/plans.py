@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,8 +78,16 @@ class PlanEngine:
             return self.runner.prepare(images, image_sizes)
 
 
+class Timings(NamedTuple):
+    """What a child measured of one inference that it repeated."""
+
+    times_ms: list[float]  # of single calls on an idle GPU, from the first one on
+    calls_per_s: float  # when all are queued at once
+    memory: int  # bytes of the GPU for plan, buffers and graphs
+
+
 class ChildPlan:
-    """A `Runner` of a plan in another interpreter, one process a call: to be verified, not to be timed."""
+    """A `Runner` of a plan in another interpreter, one process a call."""
 
     device: Device = "cuda"
 
@@ -91,11 +99,21 @@ class ChildPlan:
         return run_plan(self.plan, [(images, image_sizes)], plugin=self.plugin, python=self.python)[0]
 
     def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], object]:
-        """Refuse: what a call takes is mostly the start of a process; raises EngineError."""
+        """Refuse: what a call from here takes is mostly the start of a process; raises EngineError."""
         raise EngineError(
-            f"{self.plan} runs in {self.python.executable} only, where it cannot be timed; measure the server, or "
-            "measure in a Python that has this project and that TensorRT"
+            f"{self.plan} runs in {self.python.executable} only, where a call cannot be recorded; measure without the "
+            "profile, or in a Python that has this project and that TensorRT"
         )
+
+    def measure(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32], seconds: float, least: int) -> Timings:
+        """Repeat the inference of one batch through a CUDA graph for `seconds`, and at least `least` times.
+
+        Raises:
+            EngineError: as `run_plan`.
+        """
+        request = {"task": "measure", "graphs": [len(images)], "seconds": seconds, "least": least}
+        answer = _ask(self.plan, [(images, image_sizes)], request, self.plugin, self.python)[0]
+        return Timings(answer["times_ms"], answer["calls_per_s"], answer["memory"])
 
 
 def run_plan(
@@ -118,6 +136,19 @@ def run_plan(
     Raises:
         EngineError: as `TensorRTPython.ask`, and for batches that the plan does not take.
     """
+    request = {"task": "run", "graphs": list(graphs)}
+    outputs = _ask(plan, batches, request, plugin, python or TensorRTPython())[1]
+    return [EngineOutput(*(outputs[f"{name}_{i}"] for name in EngineOutput._fields)) for i in range(len(batches))]
+
+
+def _ask(
+    plan: Path,
+    batches: Sequence[tuple[NDArray[np.uint8], NDArray[np.int32]]],
+    request: Mapping[str, Any],
+    plugin: Path | None,
+    python: TensorRTPython,
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Let a child do something with a plan and batches; return its answer, and the arrays that it wrote."""
     log = plan.with_name(plan.name + ".run.log")
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
@@ -125,21 +156,19 @@ def run_plan(
         for i, (images, sizes) in enumerate(batches):
             arrays |= {f"images_{i}": images, f"image_sizes_{i}": sizes}
         np.savez(inputs, **arrays)
-        request = {
-            "task": "run",
+        files = {
             "plan": str(plan.resolve()),
             "runner": str(RUNNER),
             "inputs": str(inputs),
             "outputs": str(outputs),
             "batches": len(batches),
-            "graphs": list(graphs),
             "plugin": None if plugin is None else str(plugin.resolve()),
         }
-        (python or TensorRTPython()).ask(request, log)
+        answer = python.ask({**request, **files}, log)
+        if not outputs.is_file():
+            return answer, {}
         with np.load(outputs) as results:
-            return [
-                EngineOutput(*(results[f"{name}_{i}"] for name in EngineOutput._fields)) for i in range(len(batches))
-            ]
+            return answer, dict(results)
 
 
 @contextmanager

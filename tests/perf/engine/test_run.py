@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch")
 from builder.engines import onnx as onnx_engine  # noqa: E402  # after the check for torch
 from builder.engines.eager import EagerDetector  # noqa: E402
 from builder.engines.kinds import engine_kind  # noqa: E402
+from builder.engines.tensorrt.child import TensorRTPython  # noqa: E402
+from builder.engines.tensorrt.plans import ChildPlan, Timings  # noqa: E402
 from builder.pipeline.export import InputSpec  # noqa: E402
 from builder.variants import get_variant  # noqa: E402
 from demo import DEMO_WEIGHTS  # noqa: E402
@@ -22,7 +24,7 @@ from perf.engine.flops import TOTAL, count_flops  # noqa: E402
 from perf.engine.profile import OTHER  # noqa: E402
 from perf.engine.run import Bench, EngineCase, Options  # noqa: E402
 from perf.engine.targets import Target, existing_targets, new_targets  # noqa: E402
-from perf.latency import Latency  # noqa: E402
+from perf.latency import MIN_CALLS, Latency  # noqa: E402
 from serving.errors import CodetrError  # noqa: E402
 from tests.perf.engine.cases import CASE, ENGINE, FAST, SMALL, SPEC, target  # noqa: E402
 from tests.tiny_engine import write_tiny_engine  # noqa: E402
@@ -195,6 +197,22 @@ def test_a_failing_trtexec_leaves_our_own_figure(
     found = Bench(Options(), "cuda", tmp_path, stage, [])._trtexec(plan)
     assert list(found) == ["trtexec"]
     assert "trtexec ended with status 1" in capsys.readouterr().out
+
+
+def test_a_plan_of_another_python_is_measured_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measure(self: ChildPlan, images: Any, image_sizes: Any, seconds: float, least: int) -> Timings:
+        asked.append((images.shape, seconds, least))
+        return Timings([3.0] * least, 500.0, 2**30)
+
+    monkeypatch.setattr(ChildPlan, "measure", measure)
+    bench = Bench(Options(seconds=2), "cpu", tmp_path, stage, [])
+    subject = engine.Subject.of(target(engine="tensorrt", precision="float16"))
+    plan = ChildPlan(tmp_path / "a.plan", None, TensorRTPython())
+    latency, memory = bench._latency(plan, subject, before=None)
+    assert (latency.p50_ms, latency.calls_per_s, memory) == (3.0, 500.0, 2**30)
+    assert asked == [(subject.inputs[0].shape, 4, 4 * MIN_CALLS)]
 
 
 @pytest.mark.gpu

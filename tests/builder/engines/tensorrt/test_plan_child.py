@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from builder.engines.tensorrt import plan_child
@@ -273,3 +274,67 @@ def test_the_error_that_names_a_node_is_told():
     assert plan_child.explain(["Error\nCode 1"]) == "Error Code 1"
     assert plan_child.explain([]) == "its log has no error"
     assert len(plan_child.explain(["node " + "x" * 1000])) < 500
+
+
+class Clock:
+    """A driver on which every inference takes a millisecond more than the one before."""
+
+    def __init__(self):
+        self.log, self.now, self.inferences, self.memory, self.times = [], 0.0, 0, 1000, {}
+
+    def create_event(self):
+        self.times[len(self.times)] = None
+        return len(self.times) - 1
+
+    def record(self, event, stream):
+        assert stream == 7
+        self.times[event] = self.now
+
+    def elapsed_ms(self, begin, end):
+        return self.times[end] - self.times[begin]
+
+    def used_memory(self):
+        return self.memory
+
+    def infer(self):
+        self.inferences += 1
+        self.now += self.inferences
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    clock = Clock()
+    made = []
+
+    class Runner:
+        stream = 7
+
+        def __init__(self, plan, graphs, plugin, driver):
+            made.append((plan.name, graphs, plugin))
+            self.driver = driver
+            driver.memory += 24
+
+        def prepare(self, images, image_sizes):
+            assert (images.shape, image_sizes.shape) == ((2, 4), (2, 2))
+            return clock.infer
+
+        def synchronize(self):
+            clock.log.append("synchronize")
+
+    module = SimpleNamespace(CudaDriver=lambda: clock, PlanRunner=Runner, PlanError=RuntimeError)
+    monkeypatch.setattr(plan_child, "import_tensorrt", lambda: SimpleNamespace(__version__="8.5.3"))
+    monkeypatch.setattr(plan_child, "import_runner", lambda request: module)
+    np.savez(tmp_path / "inputs.npz", images_0=np.zeros((2, 4)), image_sizes_0=np.zeros((2, 2)))
+    request = {"plan": "a.plan", "plugin": None, "graphs": [2], "inputs": str(tmp_path / "inputs.npz"), "batches": 1}
+    answer = plan_child.measure({**request, "seconds": 0, "least": 4})
+    assert made == [("a.plan", [2], None)]
+    return clock, answer
+
+
+def test_a_plan_is_timed_by_the_gpus_clock(measured):
+    clock, answer = measured
+    assert answer["times_ms"] == [1, 2, 3, 4]
+    assert answer["memory"] == 24
+    assert clock.inferences == 8, "as many again, queued at once"
+    assert len(clock.log) == 5, "waits for each single call, and for all those queued"
+    assert answer["calls_per_s"] > 0

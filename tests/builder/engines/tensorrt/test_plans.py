@@ -108,5 +108,18 @@ def test_a_plan_of_another_python_runs_there(tmp_path, monkeypatch):
     images, sizes = np.zeros((1, 64, 96, 3), np.uint8), np.array([[64, 96]], np.int32)
     assert engine(images, sizes).scores.tolist() == [[0.5, 0.5, 0.5]]
     assert asked == [(Path("/a/python"), "run", str(tmp_path / "a.plan"), str(tmp_path / PLUGIN), 1)]
-    with pytest.raises(EngineError, match=r"runs in /a/python only, where it cannot be timed"):
+    with pytest.raises(EngineError, match=r"runs in /a/python only, where a call cannot be recorded"):
         engine.prepare(images, sizes)
+
+
+def test_a_plan_of_another_python_is_measured_there(tmp_path, monkeypatch):
+    def ask(self, request, log):
+        with np.load(request["inputs"]) as arrays:
+            assert arrays["images_0"].shape == (2, 64, 96, 3)
+        assert (request["task"], request["graphs"], request["seconds"], request["least"]) == ("measure", [2], 0.5, 40)
+        return {"tensorrt": "8.5.3.1", "times_ms": [2.0, 1.0], "calls_per_s": 900.0, "memory": 2**20}
+
+    monkeypatch.setattr(TensorRTPython, "ask", ask)
+    engine = plans.ChildPlan(tmp_path / "a.plan", None, TensorRTPython(Path("/a/python")))
+    images, sizes = np.zeros((2, 64, 96, 3), np.uint8), np.array([[64, 96]] * 2, np.int32)
+    assert engine.measure(images, sizes, 0.5, 40) == plans.Timings([2.0, 1.0], 900.0, 2**20)
