@@ -76,6 +76,12 @@ def build(
         Path | None,
         typer.Option(help="TensorRT: a Python that has it, 8.5 to 11; else CODETR_TENSORRT_PYTHON's, or this one."),
     ] = None,
+    mark_outputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TensorRT: pattern of modules whose outputs stay the plan's, so that it fuses nothing there."
+        ),
+    ] = None,
     plan_backend: Annotated[
         Literal["python", "tensorrt"] | None,
         typer.Option(help="TensorRT: backend of Triton that runs the plan; python for a plan of TensorRT 8."),
@@ -145,6 +151,7 @@ def build(
             fp32_accumulation,
             frontend=frontend,
             python=tensorrt_python,
+            marked_modules=tuple(mark_outputs or ()),
             backend=plan_backend,
         ),
     )

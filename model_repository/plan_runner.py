@@ -182,6 +182,7 @@ class PlanRunner:
             raise PlanError(f"{plan} does not fit into the GPU's memory; TensorRT's log says more")
         self.stream = self.driver.create_stream()
         self.inputs, self.outputs = self._tensors(tensorrt)
+        self.unread = self._unread()
         self.graphs = {batch: self._capture(batch) for batch in sorted(batch_sizes, reverse=True)}
 
     @property
@@ -239,7 +240,7 @@ class PlanRunner:
         if not {"images"} <= set(given) <= {"images", "image_sizes"}:
             raise PlanError(f"{self.plan} takes {', '.join(given)}; expected images and perhaps image_sizes")
         made = [name for name in names if name not in given]
-        made = list(OUTPUTS) if set(made) == set(OUTPUTS) else sorted(made)  # torch_tensorrt: output0, output1, output2
+        made = list(OUTPUTS) if set(made) >= set(OUTPUTS) else sorted(made)  # torch_tensorrt: output0, output1, output2
         if len(made) != len(OUTPUTS):
             raise PlanError(f"{self.plan} puts out {', '.join(made)}; expected {', '.join(OUTPUTS)}")
         largest = {name: tuple(self.engine.get_tensor_shape(name)) for name in given}
@@ -250,6 +251,19 @@ class PlanRunner:
         batch = inputs[0].shape[0]
         outputs = [self._tensor(name, (batch, *tuple(self.engine.get_tensor_shape(name))[1:])) for name in made]
         return inputs, outputs
+
+    def _unread(self) -> dict[str, int]:
+        """Return the GPU's memory of outputs that only keep the plan from fusing something, by their names."""
+        known = {tensor.name for tensor in (*self.inputs, *self.outputs)}
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        widest = 8  # bytes of an element
+        return {
+            name: self.driver.allocate(
+                widest * self.max_batch_size * int(np.prod(tuple(self.engine.get_tensor_shape(name))[1:]))
+            )
+            for name in names
+            if name not in known
+        }
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> _Tensor:
         type_name = str(self.engine.get_tensor_dtype(name)).split(".")[-1]
@@ -272,6 +286,8 @@ class PlanRunner:
                 raise PlanError(f"{self.plan} takes no batch of {batch}")
         for tensor in (*self.inputs, *self.outputs):
             self.context.set_tensor_address(tensor.name, tensor.device)
+        for name, address in self.unread.items():
+            self.context.set_tensor_address(name, address)
 
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(self.stream):

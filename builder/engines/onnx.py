@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
+from builder.engines.scopes import keep_scopes_alone
 from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator
 
 OPSET = 18
@@ -85,6 +86,7 @@ def write(
             if exported is None:
                 raise EngineError("the ONNX exporter returned nothing")
             model = exported.model_proto
+        keep_scopes_alone(model)
         revise(model)
         onnx.save(model, path)
         onnx.checker.check_model(str(path))

@@ -201,7 +201,7 @@ def test_the_python_with_tensorrt_is_asked(fault, monkeypatch):
 
 @pytest.mark.parametrize(
     "option",
-    [("--frontend", "onnx"), ("--tensorrt-python", "/a/python"), ("--plan-backend", "python")],
+    [("--frontend", "onnx"), ("--tensorrt-python", "/a/python"), ("--plan-backend", "python"), ("--mark-outputs", "a")],
     ids=lambda option: option[0],
 )
 def test_options_of_plans_are_not_dropped_by_other_engines(fault, option):

@@ -93,7 +93,7 @@ class Context:
         batch = shapes["images"][0]
         images = array("images", (batch, H, W, 3), np.uint8)
         sizes = array("image_sizes", (batch, 2), np.int32) if "image_sizes" in shapes else np.zeros((batch, 2))
-        boxes, scores, labels = self.engine.outputs
+        boxes, scores, labels, *_ = self.engine.outputs
         array(scores, (batch, 2), np.float32)[:] = images.mean(axis=(1, 2, 3))[:, None]
         array(labels, (batch, 2), np.int32)[:] = images[:, 0, 0, :2]
         array(boxes, (batch, 2, 4), np.float32)[:] = np.tile(sizes, 2)[:, None]
@@ -106,7 +106,8 @@ class Engine:
         types = {"images": "UINT8", "image_sizes": "INT32"}
         self.tensors = {name: ("INPUT", shapes.get(name, (batch, 1)), types.get(name, "FLOAT")) for name in inputs}
         # as the engine lists them, which is not the order of the contract
-        made = dict(zip(outputs, (((batch, 2, 4), wide), ((batch, 2), "FLOAT"), ((batch, 2), "INT32")), strict=False))
+        kinds = (((batch, 2, 4), wide), ((batch, 2), "FLOAT"), ((batch, 2), "INT32"), ((batch, 9, 8), "HALF"))
+        made = dict(zip(outputs, kinds, strict=False))
         self.tensors |= {name: ("OUTPUT", *made[name]) for name in sorted(made, reverse=True)}
         self.num_io_tensors = len(self.tensors)
         self.get_tensor_name = list(self.tensors).__getitem__
@@ -229,6 +230,16 @@ def test_outputs_without_names_come_in_the_order_of_their_numbers(runner_of):
     check(runner_of(Engine(outputs=("output0", "output1", "output2")))(*inputs(2)), *inputs(2))
 
 
+def test_outputs_that_only_keep_the_plan_from_fusing_get_memory_of_their_own(runner_of):
+    runner = runner_of(Engine(outputs=("boxes", "scores", "labels", "layer")), batch_sizes=(2,))
+    check(runner(*inputs(2)), *inputs(2))
+    assert [tensor.name for tensor in runner.outputs] == ["boxes", "scores", "labels"]
+    addresses = runner.context.addresses
+    assert len(set(addresses.values())) == len(addresses) == 6
+    downloads = [each for each in runner.driver.log if each[0] == "download"]
+    assert len(downloads) == 3
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -289,7 +300,7 @@ LIBCUDA = r"""
 #include <string.h>
 typedef unsigned long long Address;
 static void *const kStream = (void*)5, *const kGraph = (void*)0x123456789abcull;
-static int launches, capturing, flags, current;
+static int launches, capturing, flags, current, now;
 int cuInit(unsigned f) { return f; }
 int cuDeviceGet(int* device, int ordinal) { *device = ordinal + 40; return ordinal == 9 ? 101 : 0; }
 int cuDevicePrimaryCtxRetain(void** context, int device) { *context = (void*)(size_t)device; return 0; }
@@ -314,6 +325,10 @@ int cuStreamBeginCapture_v2(void* stream, int mode) { capturing = mode; return s
 int cuStreamEndCapture(void* stream, void** graph) { capturing = 0; *graph = kGraph; return stream != kStream; }
 int cuGraphInstantiateWithFlags(void** exec, void* graph, Address f) { *exec = graph; return f != 0; }
 int cuGraphLaunch(void* exec, void* stream) { ++launches; return exec != kGraph || stream != kStream; }
+int cuEventCreate(void** event, unsigned f) { *event = calloc(1, sizeof(float)); return f; }
+int cuEventRecord(void* event, void* stream) { *(float*)event = ++now; return stream != kStream; }
+int cuEventElapsedTime(float* ms, void* begin, void* end) { *ms = *(float*)end - *(float*)begin; return 0; }
+int cuMemGetInfo_v2(size_t* free, size_t* total) { *free = 3ull << 32; *total = 5ull << 32; return 0; }
 int cuGetErrorString(int code, char const** text) {
     *text = code == 2 ? "out of memory" : code == 101 ? "invalid device" : 0;
     return 0;
@@ -353,6 +368,11 @@ def test_the_driver_is_called_with_its_types(libcuda):
     assert libcuda.state(1) == 0
     driver.launch(graph, stream)
     assert libcuda.state(0) == 1
+    begin, end = driver.create_event(), driver.create_event()
+    driver.record(begin, stream)
+    driver.record(end, stream)
+    assert driver.elapsed_ms(begin, end) == 1.0
+    assert driver.used_memory() == 2 << 32
 
 
 def test_the_drivers_errors_are_told(libcuda):

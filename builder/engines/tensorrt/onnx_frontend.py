@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from builder.engines import EngineError
 from builder.engines.kinds import BuiltEngine
+from builder.engines.scopes import mark_outputs
 from builder.engines.tensorrt import (
     TensorRTSettings,
     onnx_8,
@@ -60,6 +61,10 @@ def build(
             onnx_8.build(program, onnx_file)
         else:
             plugin_onnx.build(program, onnx_file)
+        if settings.marked_modules:
+            model = onnx.load(onnx_file)
+            mark_outputs(model, settings.marked_modules)
+            onnx.save(model, onnx_file)
         precision = cast(Precision, precision_of(program))
         report = build_plan(onnx_file, path, _spec_of(program), precision, settings, plugin=plugin, python=python)
     check_precision(report.layers or {}, program)
@@ -144,7 +149,8 @@ def _spec_of(program: ExportedProgram) -> InputSpec:
 
 def _settings_of(settings: TensorRTSettings) -> dict[str, Any]:
     """Return the settings of TensorRT's builder, for the child."""
-    values = {name: value for name, value in asdict(settings).items() if name not in ("frontend", "python", "backend")}
+    ours = ("frontend", "python", "backend", "marked_modules")
+    values = {name: value for name, value in asdict(settings).items() if name not in ours}
     if settings.timing_cache is not None:
         values["timing_cache"] = str(settings.timing_cache.resolve())
     return values

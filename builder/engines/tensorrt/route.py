@@ -18,18 +18,21 @@ PYTHON_VARIABLE = "CODETR_TENSORRT_PYTHON"  # environment: the interpreter that 
 def frontend_of(settings: TensorRTSettings) -> Frontend:
     """Return the frontend that is asked for, or else the one that is installed.
 
-    Another interpreter that is asked for is one for the onnx frontend.
+    Another interpreter that is asked for is one for the onnx frontend, and only that marks outputs.
 
     Raises:
-        EngineError: torch-tensorrt is to run in another interpreter.
+        EngineError: torch-tensorrt is to run in another interpreter, or to mark outputs.
     """
     if settings.frontend == "torch-tensorrt" and settings.python is not None:
         raise EngineError(
             f"frontend torch-tensorrt runs in this Python, not in {settings.python}; use the onnx frontend for another"
         )
+    if settings.frontend == "torch-tensorrt" and settings.marked_modules:
+        raise EngineError("frontend torch-tensorrt marks no outputs of modules; use the onnx frontend")
     if settings.frontend is not None:
         return settings.frontend
-    return "torch-tensorrt" if settings.python is None and _is_here("torch_tensorrt") else "onnx"
+    for_onnx = settings.python is not None or settings.marked_modules
+    return "torch-tensorrt" if not for_onnx and _is_here("torch_tensorrt") else "onnx"
 
 
 def python_of(settings: TensorRTSettings) -> TensorRTPython:

@@ -28,6 +28,7 @@ class TensorRTSettings:
     immutable_weights: bool = True  # a plan that cannot be refitted may be faster
     frontend: Frontend | None = None  # None: torch-tensorrt where it is installed, else onnx
     python: Path | None = None  # that has TensorRT, for the onnx frontend; None: the environment's, or this one
+    marked_modules: tuple[str, ...] = ()  # patterns of modules whose outputs stay the plan's: nothing is fused across
     backend: Backend | None = None  # None: Python for TensorRT 8, whose plans no server of today can load itself
 
     def __post_init__(self) -> None:

@@ -225,7 +225,8 @@ def test_a_program_becomes_a_plan_of_its_precision_and_batch(monkeypatch, tmp_pa
     def ask(self, request, log):
         if request["task"] == "version":
             return {"tensorrt": "11.1"}
-        asked.append({**request, "inputs": {each.name for each in onnx.load(request["onnx"]).graph.input}})
+        graph = onnx.load(request["onnx"]).graph
+        asked.append({**request, "inputs": {each.name for each in graph.input}, "outputs": graph.output})
         linear = {"Name": "gemm", "Inputs": [{"Datatype": type_}], "Outputs": [{"Datatype": type_}]}
         return {"tensorrt": "11.1", "layers": {"Layers": [linear]}}
 
@@ -238,6 +239,8 @@ def test_a_program_becomes_a_plan_of_its_precision_and_batch(monkeypatch, tmp_pa
     )  # fmt: skip  # one comparison
     assert (asked[0]["precision"], asked[0]["batch"], asked[0]["plugin"]) == ("float16", batch, None)
     assert asked[0]["inputs"] == {"images", "image_sizes"}
+    build(program, tmp_path / "a.plan", TensorRTSettings(marked_modules=("linear",)))
+    assert len(asked[1]["outputs"]) == 4
     type_ = "Float"
     with pytest.raises(EngineError, match="the plan was not built in float16"):
         build(program, tmp_path / "a.plan")
@@ -249,8 +252,9 @@ sys.modules["plan_runner"] = sys.modules[__name__]
 __version__ = "8.5.3.1"
 OUTPUTS = ("boxes", "scores", "labels")
 class PlanError(Exception): ...
+class CudaDriver: ...
 class PlanRunner:
-    def __init__(self, plan, plugin_library, batch_sizes):
+    def __init__(self, plan, batch_sizes, plugin_library, driver):
         if plan.read_bytes() != b"plan" or plugin_library is not None or batch_sizes != [1]:
             raise PlanError("another plan")
     def __call__(self, images, image_sizes):

@@ -41,6 +41,7 @@ def python_with(folder, tensorrt):
         pytest.param(["tensorrt"], {}, "onnx", id="tensorrt alone"),
         pytest.param([], {}, "onnx", id="neither, so another Python must have it"),
         pytest.param(["torch_tensorrt"], {"python": Path("/a/python")}, "onnx", id="another Python is named"),
+        pytest.param(["torch_tensorrt"], {"marked_modules": ("a",)}, "onnx", id="outputs are to be marked"),
         pytest.param(["torch_tensorrt"], {"frontend": "onnx"}, "onnx", id="asked for"),
         pytest.param([], {"frontend": "torch-tensorrt"}, "torch-tensorrt", id="asked for, though missing"),
     ],
@@ -53,6 +54,12 @@ def test_the_frontend_is_what_is_asked_for_or_installed(installed, modules, sett
 def test_torch_tensorrt_runs_in_this_python_alone():
     settings = TensorRTSettings(frontend="torch-tensorrt", python=Path("/a/python"))
     with pytest.raises(EngineError, match=r"runs in this Python, not in /a/python; use the onnx frontend"):
+        route.frontend_of(settings)
+
+
+def test_torch_tensorrt_marks_no_outputs():
+    settings = TensorRTSettings(frontend="torch-tensorrt", marked_modules=("encoder.*",))
+    with pytest.raises(EngineError, match=r"marks no outputs of modules; use the onnx frontend"):
         route.frontend_of(settings)
 
 

@@ -1,0 +1,82 @@
+"""Which module of the detector a node of an ONNX file comes from, and what leaves a module."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from builder.engines import EngineError
+
+SCOPES = "pkg.torch.onnx.name_scopes"  # what PyTorch's exporter writes beside a node: its modules, the outermost first
+_FLOATING = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
+
+
+def keep_scopes_alone(model: ModelProto) -> None:
+    """Remove, in place, what the exporter tells of this machine (source paths) and of every operator's call."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        kept = [entry for entry in part.metadata_props if entry.key == SCOPES]
+        del part.metadata_props[:]
+        part.metadata_props.extend(kept)
+        part.doc_string = ""
+
+
+def modules_of(node: NodeProto) -> tuple[str, ...]:
+    """Return the names of the modules that a node lies in, the innermost last; () if the file does not say."""
+    for entry in node.metadata_props:
+        if entry.key == SCOPES:
+            return tuple(name for name in ast.literal_eval(entry.value)[:-1] if name)
+    return ()
+
+
+def module_outputs(model: ModelProto, patterns: Sequence[str]) -> dict[str, list[str]]:
+    """Return the floating-point tensors that leave each module whose name matches a pattern, by the module's name.
+
+    Args:
+        model: of PyTorch's exporter.
+        patterns: as the shell's: `encoder.layers.*` is every layer and all inside of them.
+
+    Raises:
+        EngineError: a pattern matches no module; names those of the first levels.
+    """
+    users: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    types = {value.name: value.type.tensor_type.elem_type for value in _values(model)}
+    found: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for module in modules_of(node):
+            if not any(fnmatchcase(module, pattern) for pattern in patterns):
+                continue
+            leaving = found.setdefault(module, [])
+            for name in node.output:
+                outside = any(module not in modules_of(user) for user in users.get(name, ()))
+                if outside and types.get(name) in _FLOATING:
+                    leaving.append(name)
+    for pattern in patterns:
+        if not any(fnmatchcase(module, pattern) for module in found):
+            known = {".".join(module.split(".")[:2]) for node in model.graph.node for module in modules_of(node)}
+            raise EngineError(f"no module is called {pattern}; there are {', '.join(sorted(known))} and those in them")
+    return found
+
+
+def mark_outputs(model: ModelProto, patterns: Sequence[str]) -> dict[str, list[str]]:
+    """Make what leaves the matching modules outputs of the graph, in place; return them as `module_outputs`.
+
+    TensorRT fuses nothing across an output of its network.
+    """
+    found = module_outputs(model, patterns)
+    values = {value.name: value for value in _values(model)}
+    outputs = {value.name for value in model.graph.output}
+    for name in dict.fromkeys(name for names in found.values() for name in names):
+        if name not in outputs:
+            model.graph.output.append(helper.make_value_info(name, values[name].type))
+    return found
+
+
+def _values(model: ModelProto) -> list[ValueInfoProto]:
+    return [*model.graph.value_info, *model.graph.output]
