@@ -160,6 +160,7 @@ def test_the_readme_is_short() -> None:
         pytest.param("sh", "kodetr build", "no program 'kodetr'", id="program"),
         pytest.param("sh", "if true; then", "unexpected end of file", id="shell"),
         pytest.param("python", "from codetr_client import Nothing", "import Nothing", id="import"),
+        pytest.param("cpp", "codetr::Client client;", "Client", id="C++"),
         pytest.param("bash", "true", "language 'bash'", id="language"),
     ],
 )

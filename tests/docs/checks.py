@@ -23,7 +23,7 @@ from tests.docs.pages import ROOT, Block
 # Programs that are not of this project, and of which nothing is checked but the files they are given.
 FOREIGN = {
     "cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git", "jq", "kill", "mkdir", "nsys", "perl",
-    "pip", "pre-commit", "printf", "source", "stat", "tritonserver", "trtexec",
+    "pip", "pre-commit", "printf", "source", "stat", "sudo", "tritonserver", "trtexec",
 }  # fmt: skip  # a set of words
 # Options of ours whose value is written, and so need not exist.
 _WRITTEN = {"--output", "--repository", "-r", "--report", "--timing-cache", "--builds", "--baseline"}
@@ -152,9 +152,17 @@ def _nothing(block: Block) -> None:
     """Diagrams and output."""
 
 
+def _cpp(block: Block) -> None:
+    """Compile against the client's header; nothing is linked."""
+    options = ["-std=c++17", "-fsyntax-only", "-Wall", "-Werror", f"-I{ROOT / 'clients/cpp/include'}"]
+    done = subprocess.run(["c++", *options, "-xc++", "-"], input=block.text, capture_output=True, text=True)
+    assert done.returncode == 0, f"{block.place}: {done.stderr}"
+
+
 CHECKS: dict[str, Callable[[Block], None]] = {
     "sh": _shell,
     "python": _python,
+    "cpp": _cpp,
     "pbtxt": _pbtxt,
     "json": lambda block: json.loads(block.text),
     "text": _nothing,

@@ -1,0 +1,165 @@
+#include "outputs.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cctype>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "picture.hpp"
+
+namespace codetr {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::array<char const*, 6> kSuffixes = {".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp"};
+
+std::string lower(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+    return text;
+}
+
+[[noreturn]] void refuse(std::string const& message) { throw Error(Error::Kind::kInvalid, message); }
+
+bool isOwnPicture(fs::path const& path) {
+    std::error_code error;
+    if (lower(path.extension().string()) != ".jpg" || fs::is_symlink(path, error) || !fs::is_regular_file(path, error)) {
+        return false;
+    }
+    std::ifstream file(path, std::ios::binary);
+    std::string head(4096, '\0');  // the mark stands in front
+    file.read(head.data(), static_cast<std::streamsize>(head.size()));
+    head.resize(static_cast<std::size_t>(file.gcount()));
+    return isOwn(head);
+}
+
+bool isOneOf(fs::path const& path, std::vector<fs::path> const& sources) {
+    return std::any_of(sources.begin(), sources.end(), [&](fs::path const& source) {
+        std::error_code error;
+        return fs::equivalent(path, source, error);
+    });
+}
+
+bool isThere(fs::path const& path) {
+    std::error_code error;
+    return fs::symlink_status(path, error).type() != fs::file_type::not_found;
+}
+
+std::vector<fs::path> imagesIn(fs::path const& folder) {
+    std::vector<fs::path> found;
+    std::error_code error;
+    fs::recursive_directory_iterator iterator(folder, fs::directory_options::skip_permission_denied, error);
+    for (fs::recursive_directory_iterator const end; !error && iterator != end; iterator.increment(error)) {
+        fs::path const& path = iterator->path();
+        bool const isHidden = path.filename().string().front() == '.';
+        std::error_code ignored;
+        if (iterator->is_directory(ignored)) {
+            if (isHidden) {
+                iterator.disable_recursion_pending();
+            }
+            continue;
+        }
+        std::string const suffix = lower(path.extension().string());
+        bool const isImage = std::find(kSuffixes.begin(), kSuffixes.end(), suffix) != kSuffixes.end();
+        if (isImage && !isHidden && !isOwnPicture(path)) {
+            found.push_back(path);
+        }
+    }
+    if (error) {
+        refuse("cannot read the folder " + folder.string() + ": " + error.message());
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+}
+
+}  // namespace
+
+std::vector<fs::path> findImages(std::vector<std::string> const& arguments) {
+    std::vector<fs::path> found;
+    std::set<fs::path> seen;
+    for (std::string const& argument : arguments) {
+        std::error_code error;
+        std::vector<fs::path> paths = {argument};
+        if (fs::is_directory(argument, error)) {
+            paths = imagesIn(argument);
+            if (paths.empty()) {
+                refuse("no images in " + argument + ": expected .bmp, .jfif, .jpeg, .jpg, .png or .webp files, other than "
+                       "annotated pictures of earlier runs");
+            }
+        }
+        for (fs::path const& path : paths) {
+            if (seen.insert(fs::absolute(path).lexically_normal()).second) {
+                found.push_back(path);
+            }
+        }
+    }
+    return found;
+}
+
+void makeFolder(fs::path const& folder) {
+    std::error_code error;
+    fs::create_directories(folder, error);
+    if (!fs::is_directory(folder)) {
+        refuse("output " + folder.string() + ": it cannot be made, or is a file; expected a folder, name another");
+    }
+}
+
+std::vector<fs::path> planPictures(fs::path const& folder, std::vector<fs::path> const& sources) {
+    std::vector<fs::path> planned;
+    std::set<std::string> taken;
+    for (fs::path const& source : sources) {
+        std::string const stem = source.stem().string();
+        fs::path picture = folder / (stem + ".jpg");
+        auto const isFree = [&] {
+            return taken.count(lower(picture.filename().string())) == 0 &&
+                   (!isThere(picture) || (isOwnPicture(picture) && !isOneOf(picture, sources)));
+        };
+        for (int count = 2; !isFree(); ++count) {
+            picture = folder / (stem + "-" + std::to_string(count) + ".jpg");
+        }
+        taken.insert(lower(picture.filename().string()));
+        planned.push_back(picture);
+    }
+    return planned;
+}
+
+void checkResults(fs::path const& results, std::vector<fs::path> const& sources) {
+    if (isOneOf(results, sources)) {
+        refuse(results.string() + " would be overwritten, but it is read; name another output");
+    }
+    if (!isThere(results)) {
+        return;
+    }
+    std::ifstream file(results);
+    nlohmann::json const document = nlohmann::json::parse(file, nullptr, false);
+    if (!document.is_object() || document.size() != 2 || !document.contains("images") || !document.contains("score_threshold")) {
+        refuse(results.string() + " would be overwritten, but no earlier run wrote it; move it away, or name another output folder");
+    }
+}
+
+void writeWhole(fs::path const& path, std::string const& content) {
+    fs::path const partial = path.parent_path() / ("." + path.filename().string() + ".partial");
+    std::error_code error;
+    fs::remove(partial, error);  // of a run that was killed
+    std::ofstream file(partial, std::ios::binary);
+    file.write(content.data(), static_cast<std::streamsize>(content.size()));
+    file.close();
+    int const reason = errno;
+    if (!file) {
+        fs::remove(partial, error);
+        refuse("cannot write " + path.string() + ": " + std::strerror(reason) + "; free its disk or name another folder");
+    }
+    fs::rename(partial, path, error);
+    if (error) {
+        std::string const message = error.message();
+        fs::remove(partial, error);
+        refuse("cannot write " + path.string() + ": " + message);
+    }
+}
+
+}  // namespace codetr
