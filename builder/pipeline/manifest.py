@@ -17,7 +17,7 @@ from builder.engines.kinds import BuiltEngine, EngineKind, engine_kind
 from builder.engines.tensorrt.settings import TensorRTSettings
 from builder.families import restore_variant
 from builder.family import DetectorConfig
-from builder.operators import plugin
+from builder.operators import interface
 from builder.pipeline.export import InputSpec
 from builder.pipeline.verify import Verification
 from builder.reading.checkpoint_file import digest
@@ -61,7 +61,7 @@ def describe(
         "versions": {
             **versions(),
             **engine.versions,
-            **({"plugin": plugin.VERSION} if engine.kind.name == "tensorrt" else {}),
+            **({"plugin": interface.PLUGIN_VERSION} if engine.kind.name == "tensorrt" else {}),
         },
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "compute_capability": capabilities[0] if len(capabilities) == 1 else None,

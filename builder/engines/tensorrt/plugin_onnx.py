@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 import builder.operators.ms_deform_attn  # noqa: F401  # defines the operator
 from builder.engines.kinds import KINDS
 from builder.engines.onnx import write
-from builder.operators import plugin
+from builder.operators import interface
 from builder.pipeline.export import InputSpec
 from serving.contract import PLUGIN_LIBRARY
 
@@ -52,26 +52,26 @@ def trtexec_line(path: Path, spec: InputSpec) -> str:
 def _schema() -> onnx.defs.OpSchema:
     parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
-    value, reference_points, sampling_offsets, attention_logits, valid_shapes = plugin.INPUT_NAMES
+    value, reference_points, sampling_offsets, attention_logits, valid_shapes = interface.INPUT_NAMES
     inputs = [parameter(value, "T"), parameter(reference_points, "tensor(float)")]
     inputs += [parameter(sampling_offsets, "T"), parameter(attention_logits, "T")]
     inputs += [parameter(valid_shapes, "tensor(int32)", param_option=optional)]
     return onnx.defs.OpSchema(
-        plugin.NAME,
+        interface.PLUGIN_NAME,
         DOMAIN,
         1,
         inputs=inputs,
         outputs=[parameter("output", "T")],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
         attributes=[
-            attribute(plugin.SPATIAL_SHAPES_FIELD, onnx.defs.OpSchema.AttrType.INTS, ""),
+            attribute(interface.SPATIAL_SHAPES_FIELD, onnx.defs.OpSchema.AttrType.INTS, ""),
             attribute("plugin_version", onnx.defs.OpSchema.AttrType.STRING, ""),
             attribute("plugin_namespace", onnx.defs.OpSchema.AttrType.STRING, ""),
         ],
     )
 
 
-_PLUGIN = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), plugin.NAME, _schema())
+_PLUGIN = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), interface.PLUGIN_NAME, _schema())
 
 
 def _plugin_node(
@@ -87,9 +87,9 @@ def _plugin_node(
     tensors += [] if valid_shapes is None else [valid_shapes]
     return _PLUGIN(
         *tensors,
-        **{plugin.SPATIAL_SHAPES_FIELD: list(spatial_shapes)},
-        plugin_version=plugin.VERSION,
-        plugin_namespace=plugin.NAMESPACE,
+        **{interface.SPATIAL_SHAPES_FIELD: list(spatial_shapes)},
+        plugin_version=interface.PLUGIN_VERSION,
+        plugin_namespace=interface.PLUGIN_NAMESPACE,
     )
 
 

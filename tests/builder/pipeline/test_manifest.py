@@ -7,7 +7,7 @@ import torch
 
 from builder.engines.kinds import PLAN_IN_PYTHON, BuiltEngine
 from builder.engines.tensorrt import TensorRTSettings
-from builder.operators import plugin
+from builder.operators import interface
 from builder.pipeline.build import BuildOptions, build_repository
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe, device_of, load_engine, variant_of
@@ -60,7 +60,7 @@ def test_a_package_for_a_cpu_tells_what_the_cpu_can_do():
 
 
 def test_the_plugins_version_is_that_of_plans():
-    assert described("tensorrt")["versions"]["plugin"] == plugin.VERSION
+    assert described("tensorrt")["versions"]["plugin"] == interface.PLUGIN_VERSION
     assert "plugin" not in described("onnx")["versions"]
     assert {"python", "torch"} < described("onnx")["versions"].keys()
 

@@ -13,7 +13,7 @@ from builder import load_detector
 from builder.engines import EngineError
 from builder.engines.onnx import write
 from builder.engines.tensorrt import onnx_8
-from builder.operators import plugin
+from builder.operators import interface
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
 from builder.pipeline.export import InputSpec, decompose, export_detector, uses_operator
 from tests.builder.detr.golden import Golden
@@ -76,7 +76,7 @@ def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, tmp_path)
     model = onnx.load(tmp_path / "model.onnx")
     check_operators(model)
     assert {value.name for value in model.graph.input} == {"images", "image_sizes"}
-    found = sum(node.op_type == plugin.NAME for node in model.graph.node)
+    found = sum(node.op_type == interface.PLUGIN_NAME for node in model.graph.node)
     assert found == sum(node.target is OPERATOR for node in program.graph.nodes)
     assert (found > 0) == uses_operator(program)
     assert not [node for node in model.graph.node if node.op_type == "GridSample"]
