@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx.defs
 import onnxscript
 import torch
@@ -41,10 +42,12 @@ def build(program: ExportedProgram, path: Path) -> None:
 
 def trtexec_line(path: Path, spec: InputSpec) -> str:
     """Return the command that builds a plan from the ONNX file `path` of inputs `spec`."""
+    inputs = [value.name for value in onnx.load(path, load_external_data=False).graph.input]
     words = ["trtexec", f"--onnx={path}", "--stronglyTyped", f"--staticPlugins=build/plugin/{PLUGIN_LIBRARY}"]
     if spec.is_dynamic:
         for option, batch in (("min", 1), ("opt", spec.max_batch_size), ("max", spec.max_batch_size)):
-            words.append(f"--{option}Shapes=images:{batch}x{spec.height}x{spec.width}x3,image_sizes:{batch}x2")
+            shapes = {"images": f"{batch}x{spec.height}x{spec.width}x3", "image_sizes": f"{batch}x2"}
+            words.append(f"--{option}Shapes={','.join(f'{name}:{shapes[name]}' for name in inputs)}")
     words += [f"--saveEngine={path.with_name('model.plan')}", "--profilingVerbosity=detailed", "--skipInference"]
     return shlex.join(words)
 
