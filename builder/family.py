@@ -101,6 +101,13 @@ class DetectorConfig:
         return replace(self, class_names=names)
 
 
+def tuples(value: Any) -> Any:
+    """Return JSON's lists, at any depth, as the tuples they were."""
+    if isinstance(value, Mapping):
+        return {key: tuples(each) for key, each in value.items()}
+    return tuple(tuples(each) for each in value) if isinstance(value, (list, tuple)) else value
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of detectors, as its folder gives it to `builder.families`."""

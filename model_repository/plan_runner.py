@@ -190,8 +190,10 @@ class PlanRunner:
         """The largest batch that the plan takes."""
         return self.inputs[0].shape[0]
 
-    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> list[NDArray[Any]]:
+    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32] | None = None) -> list[NDArray[Any]]:
         """Return boxes, scores and labels of `images` uint8 [B, H, W, 3] with valid sizes int32 [B, 2].
+
+        A plan that does not read the sizes needs none.
 
         Raises:
             PlanError: the plan does not take such arrays, or failed.
@@ -204,7 +206,7 @@ class PlanRunner:
         self.synchronize()
         return [tensor.array[:batch].copy() for tensor in self.outputs]
 
-    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], None]:
+    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32] | None = None) -> Callable[[], None]:
         """Return a call that queues the inference of these inputs, which are copied to the GPU now, on `stream`.
 
         Only the inputs prepared last are in the buffers, whatever their batch.
@@ -214,11 +216,13 @@ class PlanRunner:
         """
         self.driver.attach()
         batch = len(images)
-        if len(image_sizes) != batch:
-            raise PlanError(f"{self.plan} got {batch} images and {len(image_sizes)} sizes")
-        given: dict[str, NDArray[Any]] = {"images": images, "image_sizes": image_sizes}
+        given: dict[str, NDArray[Any]] = {"images": images}
+        if image_sizes is not None:
+            given["image_sizes"] = image_sizes
         for tensor in self.inputs:
-            array = given[tensor.name]
+            array = given.get(tensor.name, np.empty(0))
+            if len(array) != batch:
+                raise PlanError(f"{self.plan} got {batch} images and {len(array)} sizes")
             self._check(tensor, array)
             tensor.array[:batch] = array
             self.driver.upload(tensor.device, tensor.host, tensor.bytes_of(batch), self.stream)

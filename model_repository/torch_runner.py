@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import treespec_loads
 
 WARMUPS = 3  # before a capture, so that lazily loaded kernels and workspaces are there
 
@@ -36,7 +36,7 @@ class _Captured(NamedTuple):
     """A CUDA graph with the buffers it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor, Tensor]
+    inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
 
     def replay(self) -> Sequence[Tensor]:
@@ -74,23 +74,27 @@ class TorchRunner:
             torch.ops.load_library(str(operator_library))
         # One thread calls it; the synchronisation for several would query events, which no capture allows.
         self.model: Any = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
+        self.input_count = treespec_loads(self.model.loader.get_call_spec()[0]).num_leaves  # images, and sizes or not
         self.input_shape = input_shape
         self.graphs: dict[int, _Captured] = {}
         for batch_size in sorted(batch_sizes if self.device.type == "cuda" else (), reverse=True):
             self.graphs[batch_size] = self._capture(batch_size)
 
-    def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> list[NDArray[Any]]:
-        """Return boxes, scores and labels of `images` uint8 [B, H, W, 3] with valid sizes int32 [B, 2]."""
-        return [output.cpu().numpy() for output in self.prepare(images, image_sizes)()]
+    def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return boxes, scores and labels of images uint8 [B, H, W, 3] with valid sizes int32 [B, 2].
 
-    def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], Sequence[Tensor]]:
+        A package that does not read the sizes needs none.
+        """
+        return [output.cpu().numpy() for output in self.prepare(*inputs)()]
+
+    def prepare(self, *inputs: NDArray[Any]) -> Callable[[], Sequence[Tensor]]:
         """Return a call that repeats the inference of these inputs, which are copied to the device now.
 
         On a GPU it returns its outputs before the current stream has computed them, and only the last inputs prepared
         for a batch size are in the buffers of its CUDA graph.
         """
-        arrays = (torch.from_numpy(images), torch.from_numpy(image_sizes))
-        captured = self.graphs.get(len(images))
+        arrays = [torch.from_numpy(array) for array in inputs[: self.input_count]]
+        captured = self.graphs.get(len(inputs[0]))
         if captured is None:
             inference = partial(self.model, *(array.to(self.device) for array in arrays))
             return float32_products(tf32=False)(torch.inference_mode()(inference))
@@ -103,14 +107,15 @@ class TorchRunner:
         pool = next((captured.graph.pool() for captured in self.graphs.values()), None)
         images = torch.zeros((batch_size, *self.input_shape, 3), dtype=torch.uint8, device=self.device)
         sizes = torch.tensor([self.input_shape] * batch_size, dtype=torch.int32, device=self.device)
+        inputs = (images, sizes)[: self.input_count]
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), float32_products(tf32=False):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(WARMUPS):
-                    self.model(images, sizes)
+                    self.model(*inputs)
             torch.cuda.current_stream().wait_stream(stream)
             with torch.cuda.graph(graph, pool=pool):
-                outputs = self.model(images, sizes)
-        return _Captured(graph, (images, sizes), outputs)
+                outputs = self.model(*inputs)
+        return _Captured(graph, inputs, outputs)

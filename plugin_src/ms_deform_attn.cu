@@ -737,10 +737,6 @@ __global__ void __launch_bounds__(kGeneralThreads) deformAttnGeneral(__grid_cons
 // ---------------------------------------------------------------------------------------------------------------
 // Launchers
 
-int64_t elementSize(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }
-
-bool aligned(void const* pointer, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
 // Whether the queries are the tokens of a pyramid whose first level is the finest, and so can be cut into tiles.
 bool isEncoder(MsDeformAttn const& call, int64_t tokens) {
     if (call.queries != tokens || call.spatial_shapes[0] > kMaxSide || call.spatial_shapes[1] > kMaxSide) return false;
@@ -886,36 +882,6 @@ cudaError_t launchAny(MsDeformAttn const& call, bool plain, cudaStream_t stream)
 }
 
 }  // namespace
-
-int64_t countTokens(int32_t const* spatial_shapes, int32_t levels) {
-    int64_t tokens = 0;
-    for (int32_t i = 0; i < levels; ++i) tokens += static_cast<int64_t>(spatial_shapes[2 * i]) * spatial_shapes[2 * i + 1];
-    return tokens;
-}
-
-char const* findFault(MsDeformAttn const& call) {
-    if (call.type != ElementType::kFloat32 && call.type != ElementType::kFloat16 && call.type != ElementType::kBFloat16) {
-        return "value must be float32, float16 or bfloat16";
-    }
-    if (call.batch < 0 || call.queries < 0) return "batch and queries must not be negative";
-    if (call.heads < 1 || call.points < 1) return "there must be at least one head and one point";
-    if (call.dim < 4 || call.dim % 4 != 0) return "the channels of a head must be a positive multiple of 4";
-    if (call.levels < 1 || call.levels > kMaxLevels) return "there must be 1 to 8 levels";
-    if (call.reference_dim != 2 && call.reference_dim != 4) return "reference_points must end in 2 (x, y) or 4 (cx, cy, w, h)";
-    if (call.spatial_shapes == nullptr) return "spatial_shapes is missing";
-    for (int32_t i = 0; i < 2 * call.levels; ++i) {
-        if (call.spatial_shapes[i] < 1 || call.spatial_shapes[i] > (1 << 20)) return "spatial_shapes must be positive, at most 2^20";
-    }
-    if (countTokens(call.spatial_shapes, call.levels) > 0x7fffffff) return "value has more than 2^31 tokens";
-    if (call.batch == 0 || call.queries == 0) return nullptr;
-    if (!call.value || !call.reference_points || !call.sampling_offsets || !call.attention_logits || !call.output) {
-        return "a tensor is a null pointer";
-    }
-    auto const vector = static_cast<uintptr_t>(4 * elementSize(call.type));
-    if (!aligned(call.value, vector) || !aligned(call.output, vector)) return "value and output must be aligned to 4 elements";
-    if (!aligned(call.valid_shapes, 8)) return "valid_shapes must be aligned to 8 bytes";
-    return nullptr;
-}
 
 cudaError_t launchMsDeformAttn(MsDeformAttn const& call, cudaStream_t stream) { return launchAny(call, false, stream); }
 

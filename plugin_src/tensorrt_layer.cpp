@@ -13,8 +13,6 @@ using nvinfer1::DataType;
 using nvinfer1::Dims;
 using nvinfer1::PluginTensorDesc;
 
-enum Input : int32_t { kValue, kReferencePoints, kSamplingOffsets, kAttentionLogits, kValidShapes };
-
 #if NV_TENSORRT_MAJOR >= 9
 bool isBfloat16(DataType type) { return type == DataType::kBF16; }
 #else
@@ -27,11 +25,6 @@ ElementType elementType(DataType type) {
     return type == DataType::kHALF ? ElementType::kFloat16
          : isBfloat16(type)        ? ElementType::kBFloat16
                                    : ElementType::kFloat32;
-}
-
-char const* inputName(int32_t input) {
-    static char const* const kNames[] = {"value", "reference_points", "sampling_offsets", "attention_logits", "valid_shapes"};
-    return kNames[input];
 }
 
 std::string describe(Dims const& dims) {
@@ -63,7 +56,7 @@ std::string findInputFault(PluginTensorDesc const* in, int32_t count, std::vecto
     }
     for (int32_t i = 0; i < count; ++i) {
         if (!isRightType(i, in[i].type, in[kValue].type)) {
-            return std::string(inputName(i)) + " has type " + std::to_string(static_cast<int32_t>(in[i].type)) +
+            return std::string(kInputNames[i]) + " has type " + std::to_string(static_cast<int32_t>(in[i].type)) +
                    "; value must be FP32, FP16 or BF16, sampling_offsets and attention_logits as value, "
                    "reference_points FP32, valid_shapes INT32";
         }
@@ -87,15 +80,13 @@ std::string findInputFault(PluginTensorDesc const* in, int32_t count, std::vecto
         Dims wanted{};
         wanted.nbDims = static_cast<int32_t>(expected[i].size());
         for (int32_t axis = 0; axis < wanted.nbDims; ++axis) wanted.d[axis] = expected[i][axis];
-        return std::string(inputName(i)) + " has shape " + describe(in[i].dims) + ", expected " + describe(wanted) + " (-1: any size)";
+        return std::string(kInputNames[i]) + " has shape " + describe(in[i].dims) + ", expected " + describe(wanted) + " (-1: any size)";
     }
     int64_t const reference_dim = at(kReferencePoints, 3), dim = at(kValue, 3);
     if (reference_dim >= 0 && reference_dim != 2 && reference_dim != 4) {
-        return "reference_points must end in 2 (x, y) or 4 (cx, cy, w, h), got " + std::to_string(reference_dim);
+        return std::string(message::kCoordinates) + ", got " + std::to_string(reference_dim);
     }
-    if (dim >= 0 && (dim < 4 || dim % 4 != 0)) {
-        return "the channels of a head must be a positive multiple of 4, got " + std::to_string(dim);
-    }
+    if (dim >= 0 && !isHeadDim(dim)) return std::string(message::kChannels) + ", got " + std::to_string(dim);
     return {};
 }
 
@@ -144,7 +135,7 @@ std::string findShapesFault(std::vector<int32_t> const& shapes) {
         return "field spatial_shapes must hold h and w of 1 to 8 levels, got " + std::to_string(shapes.size()) + " numbers";
     }
     for (int32_t const side : shapes) {
-        if (side < 1 || side > (1 << 20)) return "field spatial_shapes must hold 1 to 2^20, got " + std::to_string(side);
+        if (!isLevelSide(side)) return "field spatial_shapes must hold 1 to 2^20, got " + std::to_string(side);
     }
     return {};
 }

@@ -3,6 +3,8 @@
 // Inputs, outputs and fields: README.md in this folder.
 #pragma once
 
+#include "interface.h"
+
 #include <NvInferRuntime.h>
 
 #include <cstdint>
@@ -11,14 +13,6 @@
 #include <vector>
 
 namespace codetr {
-
-constexpr char const* kPluginName = "CodetrMsDeformAttn";
-constexpr char const* kPluginVersion = "1";
-constexpr char const* kPluginNamespace = "";
-constexpr char const* kSpatialShapesField = "spatial_shapes";
-
-constexpr int32_t kMinInputs = 4;
-constexpr int32_t kMaxInputs = 5;  // with valid_shapes
 
 // Errors go to TensorRT's logger, and to stderr where there is none yet.
 void report(std::string const& message) noexcept;

@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <initializer_list>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -26,9 +27,19 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr char const* kSchema =
-    "ms_deform_attn(Tensor value, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
-    "int[] spatial_shapes, Tensor? valid_shapes=None) -> Tensor";
+namespace message = codetr::message;
+
+// Refuses the inputs with a message and the values in the places of its {}.
+template <typename... Values>
+void expect(bool fits, char const* words, Values const&... values) {
+    if (fits) return;
+    auto const text = [](auto const& value) {
+        std::ostringstream out;
+        out << value;
+        return out.str();
+    };
+    STD_TORCH_CHECK(false, codetr::kOperatorName, ": ", codetr::fill(words, {text(values)...}));
+}
 
 codetr::ElementType elementType(Tensor const& value) {
     switch (value.scalar_type()) {
@@ -37,18 +48,15 @@ codetr::ElementType elementType(Tensor const& value) {
         case ScalarType::BFloat16: return codetr::ElementType::kBFloat16;
         default: break;
     }
-    STD_TORCH_CHECK(false, "ms_deform_attn: value must be float32, float16 or bfloat16");
+    STD_TORCH_CHECK(false, codetr::kOperatorName, ": ", message::kValueType);
 }
 
-void checkTensor(char const* name, Tensor const& tensor, Tensor const& value, ScalarType type,
+void checkTensor(codetr::Input input, Tensor const& tensor, Tensor const& value, ScalarType type,
                  std::initializer_list<int64_t> sizes) {
-    STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == value.get_device_index(), "ms_deform_attn: ", name,
-                    " must lie on the device of value");
-    STD_TORCH_CHECK(tensor.scalar_type() == type, "ms_deform_attn: ", name,
-                    " has the wrong type; sampling_offsets and attention_logits have value's, reference_points float32, "
-                    "valid_shapes int32");
-    STD_TORCH_CHECK(tensor.dim() == static_cast<int64_t>(sizes.size()), "ms_deform_attn: ", name, " must have ", sizes.size(),
-                    " axes, got ", tensor.dim());
+    char const* const name = codetr::kInputNames[input];
+    expect(tensor.is_cuda() && tensor.get_device_index() == value.get_device_index(), message::kDevice, name);
+    expect(tensor.scalar_type() == type, message::kType, name);
+    expect(tensor.dim() == static_cast<int64_t>(sizes.size()), message::kAxes, name, sizes.size(), tensor.dim());
     bool fits = true;
     std::string wanted, actual;
     int64_t axis = 0;
@@ -59,27 +67,26 @@ void checkTensor(char const* name, Tensor const& tensor, Tensor const& value, Sc
         fits = fits && tensor.size(axis) == size;
         ++axis;
     }
-    STD_TORCH_CHECK(fits, "ms_deform_attn: ", name, " must have shape (", wanted, "), got (", actual, ")");
+    expect(fits, message::kShape, name, "(" + wanted + ")", "(" + actual + ")");
 }
 
 Tensor msDeformAttn(Tensor value, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits,
                     std::vector<int64_t> spatial_shapes, std::optional<Tensor> valid_shapes) {
-    STD_TORCH_CHECK(value.dim() == 4, "ms_deform_attn: value must have 4 axes, got ", value.dim());
-    STD_TORCH_CHECK(sampling_offsets.dim() == 6, "ms_deform_attn: sampling_offsets must have 6 axes, got ", sampling_offsets.dim());
-    STD_TORCH_CHECK(reference_points.dim() == 4, "ms_deform_attn: reference_points must have 4 axes, got ", reference_points.dim());
+    expect(value.dim() == 4, message::kAxes, codetr::kInputNames[codetr::kValue], 4, value.dim());
+    expect(sampling_offsets.dim() == 6, message::kAxes, codetr::kInputNames[codetr::kSamplingOffsets], 6, sampling_offsets.dim());
+    expect(reference_points.dim() == 4, message::kAxes, codetr::kInputNames[codetr::kReferencePoints], 4, reference_points.dim());
     int64_t const batch = value.size(0), heads = value.size(2), dim = value.size(3);
     int64_t const queries = sampling_offsets.size(1), levels = sampling_offsets.size(3), points = sampling_offsets.size(4);
     ScalarType const type = value.scalar_type();
-    STD_TORCH_CHECK(static_cast<int64_t>(spatial_shapes.size()) == 2 * levels, "ms_deform_attn: spatial_shapes must hold h and w of ",
-                    levels, " levels, got ", spatial_shapes.size(), " numbers");
+    expect(static_cast<int64_t>(spatial_shapes.size()) == 2 * levels, message::kSizes, levels, spatial_shapes.size());
     for (int64_t const side : spatial_shapes) {
-        STD_TORCH_CHECK(side >= 1 && side <= (1 << 20), "ms_deform_attn: spatial_shapes must be positive, at most 2^20, got ", side);
+        STD_TORCH_CHECK(codetr::isLevelSide(side), codetr::kOperatorName, ": ", message::kSides, ", got ", side);
     }
     std::vector<int32_t> const shapes(spatial_shapes.begin(), spatial_shapes.end());
-    checkTensor("sampling_offsets", sampling_offsets, value, type, {batch, queries, heads, levels, points, 2});
-    checkTensor("attention_logits", attention_logits, value, type, {batch, queries, heads, levels, points});
-    checkTensor("reference_points", reference_points, value, ScalarType::Float, {batch, queries, levels, reference_points.size(3)});
-    if (valid_shapes) checkTensor("valid_shapes", *valid_shapes, value, ScalarType::Int, {batch, levels, 2});
+    checkTensor(codetr::kSamplingOffsets, sampling_offsets, value, type, {batch, queries, heads, levels, points, 2});
+    checkTensor(codetr::kAttentionLogits, attention_logits, value, type, {batch, queries, heads, levels, points});
+    checkTensor(codetr::kReferencePoints, reference_points, value, ScalarType::Float, {batch, queries, levels, reference_points.size(3)});
+    if (valid_shapes) checkTensor(codetr::kValidShapes, *valid_shapes, value, ScalarType::Int, {batch, levels, 2});
 
     torch::stable::accelerator::DeviceGuard const guard(value.get_device_index());
     value = torch::stable::contiguous(value);
@@ -106,29 +113,29 @@ Tensor msDeformAttn(Tensor value, Tensor reference_points, Tensor sampling_offse
     call.reference_dim = static_cast<int32_t>(reference_points.size(3));
     call.spatial_shapes = shapes.data();
     char const* const fault = codetr::findFault(call);
-    STD_TORCH_CHECK(fault == nullptr, "ms_deform_attn: ", fault);
+    STD_TORCH_CHECK(fault == nullptr, codetr::kOperatorName, ": ", fault);
     int64_t const tokens = codetr::countTokens(call.spatial_shapes, call.levels);
-    STD_TORCH_CHECK(value.size(1) == tokens, "ms_deform_attn: value has ", value.size(1), " tokens, spatial_shapes make ", tokens);
+    expect(value.size(1) == tokens, message::kTokens, value.size(1), tokens);
 
     void* stream = nullptr;
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream) == AOTI_TORCH_SUCCESS,
-                    "ms_deform_attn: the device of value has no current stream");
+                    codetr::kOperatorName, ": the device of value has no current stream");
     cudaError_t const error = codetr::launchMsDeformAttn(call, static_cast<cudaStream_t>(stream));
-    STD_TORCH_CHECK(error == cudaSuccess, "ms_deform_attn: the launch failed: ", cudaGetErrorString(error));
+    STD_TORCH_CHECK(error == cudaSuccess, codetr::kOperatorName, ": the launch failed: ", cudaGetErrorString(error));
     return output;
 }
 
 // A program without builder.operators.ms_deform_attn gets the schema from here; builder.operators.cuda, whose schema is Python's,
 // says so in the environment, since PyTorch prints an error for every second definition.
-bool schemaIsDefined() { return std::getenv("CODETR_SCHEMA_DEFINED") != nullptr; }
+bool schemaIsDefined() { return std::getenv(codetr::kSchemaVariable) != nullptr; }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(codetr, library) {
-    if (!schemaIsDefined()) library.def(kSchema);
+    if (!schemaIsDefined()) library.def(codetr::kSchema);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(codetr, CUDA, library) { library.impl("ms_deform_attn", TORCH_BOX(&msDeformAttn)); }
+STABLE_TORCH_LIBRARY_IMPL(codetr, CUDA, library) { library.impl(codetr::kOperatorName, TORCH_BOX(&msDeformAttn)); }
 
 // For benchmarks: the plain design on raw pointers, without the dispatcher.
 extern "C" __attribute__((visibility("default"))) int codetrMsDeformAttnPlain(codetr::MsDeformAttn const* call, void* stream) {

@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"  # in the detector's folder
 # In the manifest: SHA-256 as hex digits by path within the repository.
 FILES = "files"
 # Of the manifest's keys; those of before had no `schema`, and lay in the repository itself.
-SCHEMA = 3
+SCHEMA = 4
 # In the manifest of a plan: "tensorrt" or "python", the backend of Triton that runs it; missing stands for the first.
 PLAN_BACKEND = "plan_backend"
 

@@ -20,7 +20,7 @@ from serving.preprocess import PreprocessSettings, preprocess
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
-Engine = Callable[[Array, Array], tuple[Array, Array, Array]]
+Engine = Callable[..., tuple[Array, Array, Array]]  # of the inputs that it has
 Settings = TypeVar("Settings")
 
 _BOOLEANS = {"true": True, "false": False}
@@ -236,7 +236,8 @@ def respond_together(pb_utils: Any, requests: Sequence[Any], engine: Engine, max
     Args:
         pb_utils: the module `triton_python_backend_utils`.
         requests: what `execute` received.
-        engine: takes `images` uint8 `[B, H, W, 3]` and `image_sizes` int32 `[B, 2]`; returns the outputs.
+        engine: takes `images` uint8 `[B, H, W, 3]` and, if the model has that input, `image_sizes` int32 `[B, 2]`;
+            returns the outputs.
         max_batch_size: the most images the engine takes at once.
 
     Returns:
@@ -244,22 +245,20 @@ def respond_together(pb_utils: Any, requests: Sequence[Any], engine: Engine, max
         image it was.
     """
     try:
-        inputs = [_inputs(pb_utils, DETECTOR, request) for request in requests]
-        batches = [(each["images"], each["image_sizes"]) for each in inputs]
+        batches = [tuple(_inputs(pb_utils, DETECTOR, request).values()) for request in requests]
         return [_success(pb_utils, outputs) for outputs in run_in_batches(engine, batches, max_batch_size)]
     except Exception as error:
         return [_failure(pb_utils, error) for _ in requests]
 
 
-def run_in_batches(engine: Engine, batches: Sequence[tuple[Array, Array]], max_batch_size: int) -> list[Arrays]:
+def run_in_batches(engine: Engine, batches: Sequence[tuple[Array, ...]], max_batch_size: int) -> list[Arrays]:
     """Run batches of any size as few batches of at most `max_batch_size`, and hand each its own outputs."""
-    images = np.concatenate([images for images, _ in batches])
-    sizes = np.concatenate([sizes for _, sizes in batches])
+    inputs = [np.concatenate(column) for column in zip(*batches, strict=True)]
     chunks = [
-        engine(images[start : start + max_batch_size], sizes[start : start + max_batch_size])
-        for start in range(0, len(images), max_batch_size)
+        engine(*(column[start : start + max_batch_size] for column in inputs))
+        for start in range(0, len(inputs[0]), max_batch_size)
     ]
-    ends = np.cumsum([len(images) for images, _ in batches])[:-1]
+    ends = np.cumsum([len(images) for images, *_ in batches])[:-1]
     columns = [np.split(np.concatenate(column), ends) for column in zip(*chunks, strict=True)]
     names = [tensor.name for tensor in contract(1, 1)[DETECTOR].outputs]
     return [dict(zip(names, arrays, strict=True)) for arrays in zip(*columns, strict=True)]
@@ -267,7 +266,9 @@ def run_in_batches(engine: Engine, batches: Sequence[tuple[Array, Array]], max_b
 
 def _inputs(pb_utils: Any, model: str, request: Any) -> Arrays:
     names = [tensor.name for tensor in contract(1, 1)[model].inputs]
-    return {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
+    found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
+    # A detector may lack `image_sizes`; of the other models Triton lets no request in without all inputs.
+    return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
 
 
 def _success(pb_utils: Any, outputs: Arrays) -> Any:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from builder.engines.kinds import KINDS, BuiltEngine
+from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES
 from builder.variants import SwinConfig, Variant
 
 SMALLEST = Variant(
@@ -22,6 +23,6 @@ SMALLEST = Variant(
 )
 
 
-def built(kind="onnx", device="cpu", file=Path("engine"), outputs=("boxes", "scores", "labels")):
+def built(kind="onnx", device="cpu", file=Path("engine"), outputs=OUTPUT_NAMES, inputs=INPUT_NAMES):
     """Return what a build of a kind of engine returns."""
-    return BuiltEngine(file, KINDS[kind], device, outputs)
+    return BuiltEngine(file, KINDS[kind], device, inputs, outputs)

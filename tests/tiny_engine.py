@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.pipeline.export import InputSpec
-from builder.pipeline.repository import CANDIDATES, write_repository
+from builder.pipeline.repository import CANDIDATES, INPUTS, write_repository
 from builder.variants import SwinConfig, Variant
 from serving.contract import ENSEMBLE
 
@@ -41,7 +41,8 @@ def write_tiny_repository(
 ) -> Path:
     """Write a repository of the stand-in, or add it to one that is there; batches up to 4."""
     with tempfile.TemporaryDirectory() as folder:
-        engine = BuiltEngine(write_tiny_engine(Path(folder, "tiny.onnx"), decay), KINDS["onnx"], "cpu", CANDIDATES)
+        file = write_tiny_engine(Path(folder, "tiny.onnx"), decay)
+        engine = BuiltEngine(file, KINDS["onnx"], "cpu", INPUTS, CANDIDATES)
         spec = InputSpec(height, width, 4)
         return write_repository(destination, engine, tiny_variant(class_names), spec, {}, name=name)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
 from builder.co_dino.mmdet_config import from_mmdet_config
 from builder.co_dino.presets import DEMO_NETWORK, DEMO_VARIANT, PRESETS
-from builder.family import Family
+from builder.family import Family, tuples
 from serving.rules import Rules
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _renamed(tensors: Mapping[str, Tensor], variant: Variant) -> dict[str, Tenso
 
 
 def _class_count(state: Mapping[str, Tensor]) -> int | None:
-    from builder.co_dino.weights import class_count
+    from builder.parts.checkpoints import class_count
 
     return class_count(state)
 
@@ -53,17 +53,12 @@ def _recognises(config: Mapping[str, Any]) -> bool:
 
 
 def _restore(network: Mapping[str, Any]) -> Variant:
-    settings = dict(network)
+    settings = tuples(network)
     backbone = SwinConfig if "window_size" in settings["backbone"] else ResNetConfig
-    settings["backbone"] = backbone(**_tuples(settings["backbone"]))
+    settings["backbone"] = backbone(**settings["backbone"])
     settings["rules"] = Rules.restore(settings)
     settings.pop("suppression", None)  # where older manifests have it
-    return Variant(**_tuples(settings))
-
-
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON's lists as the tuples they were."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return Variant(**settings)
 
 
 CO_DINO = Family(

@@ -19,7 +19,7 @@ from builder.co_dino.proposals import ProposalHead, Proposals
 from builder.co_dino.swin import SwinTransformer
 from builder.detector import Detector
 from builder.parts.boxes import inverse_sigmoid, top_candidates
-from builder.parts.layers import FLOAT32_LAYERS
+from builder.parts.layers import FLOAT32_LAYERS, per_channel
 from builder.parts.position import Shapes, level_valid_shapes, sine_position_embedding
 from builder.parts.precision import convert
 from builder.parts.resnet import FrozenBatchNorm2d, ResNet
@@ -53,8 +53,8 @@ class CoDINO(Detector):
         self.query_embed = nn.Embedding(variant.num_queries, variant.embed_dim)
         self.decoder = Decoder(variant)
         self.class_head = nn.Linear(variant.embed_dim, variant.num_classes)
-        self.register_buffer("pixel_mean", _per_channel(PIXEL_MEAN), persistent=False)
-        self.register_buffer("pixel_std", _per_channel(PIXEL_STD), persistent=False)
+        self.register_buffer("pixel_mean", per_channel(PIXEL_MEAN), persistent=False)
+        self.register_buffer("pixel_std", per_channel(PIXEL_STD), persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,8 +153,3 @@ class CoDINO(Detector):
             sizes = image_sizes.flip(-1).repeat(1, 2).unsqueeze(1)  # [B, 1, 4], w h w h
             corners = corners * corners.new_tensor([width, height, width, height]) / sizes
         return corners.clamp(0, 1), scores, labels
-
-
-def _per_channel(values: tuple[float, ...]) -> Tensor:
-    # An explicit device, so that a detector made on the meta device still has its constants.
-    return torch.tensor(values, device="cpu").view(-1, 1, 1)

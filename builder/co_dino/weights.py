@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor
 
 from builder.co_dino.config import SwinConfig, Variant
+from builder.parts.checkpoints import class_count, count, renamed_once, rows
 
 # mmdetection's names, and those of the authors' original release where they differ, as ours.
 _ENCODER = r"^query_head\.transformer\.encoder\.layers\.(\d+)\."
@@ -74,14 +75,8 @@ def renamed(tensors: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor
     state = {}
     for key, tensor in tensors.items():
         if not any(re.search(pattern, key) for pattern in skipped):
-            state[_rename(key, renames)] = _merging_order(key, tensor) if original_swin else tensor
+            state[renamed_once(key, renames)] = _merging_order(key, tensor) if original_swin else tensor
     return state
-
-
-def class_count(state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of renamed weights; None if they have no class head."""
-    bias = state.get("class_head.bias")
-    return None if bias is None or bias.dim() != 1 else len(bias)
 
 
 def likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], variant: Variant) -> str | None:
@@ -94,14 +89,6 @@ def likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], var
     """
     other = next((words for words, is_it in _OTHERS if is_it(tensors)), None)
     return other or _other_settings(state, variant)
-
-
-def _rename(key: str, renames: list[tuple[str, str]]) -> str:
-    for pattern, name in renames:
-        renamed, count = re.subn(pattern, name, key)
-        if count:
-            return renamed
-    return key
 
 
 def _merging_order(key: str, tensor: Tensor) -> Tensor:
@@ -183,14 +170,14 @@ def _other_settings(state: Mapping[str, Tensor], variant: Variant) -> str | None
     if found is not None and found != wanted:
         return f"this checkpoint has a {found} backbone, variant {variant.name!r} has {wanted}"
     for what, theirs, ours in (
-        ("queries", _rows(state, "query_embed.weight"), variant.num_queries),
+        ("queries", rows(state, "query_embed.weight"), variant.num_queries),
         ("classes", class_count(state), variant.num_classes),
-        ("encoder layers", _count(state, r"encoder\.layers\.(\d+)\."), variant.encoder_layers),
-        ("feature levels", _rows(state, "level_embeds"), variant.num_levels),
+        ("encoder layers", count(state, r"encoder\.layers\.(\d+)\."), variant.encoder_layers),
+        ("feature levels", rows(state, "level_embeds"), variant.num_levels),
     ):
         if theirs is not None and theirs != ours:
             return f"this checkpoint has {theirs} {what}, variant {variant.name!r} has {ours}"
-    layers = _count(state, r"decoder\.layers\.(\d+)\.")
+    layers = count(state, r"decoder\.layers\.(\d+)\.")
     if layers is not None and layers != variant.decoder_layers:
         return f"this checkpoint has {layers} decoder layers, variant {variant.name!r} has {variant.decoder_layers}"
     return None
@@ -201,19 +188,9 @@ def _backbone(state: Mapping[str, Tensor]) -> str | None:
     patches = state.get("backbone.patch_embed.weight")
     if patches is not None:
         depths = tuple(
-            _count(state, rf"backbone\.stages\.{stage}\.blocks\.(\d+)\.") or 0
-            for stage in range(_count(state, r"backbone\.stages\.(\d+)\.") or 0)
+            count(state, rf"backbone\.stages\.{stage}\.blocks\.(\d+)\.") or 0
+            for stage in range(count(state, r"backbone\.stages\.(\d+)\.") or 0)
         )
         return SwinConfig(embed_dim=len(patches), depths=depths).label if patches.dim() else None
-    blocks = _count(state, r"backbone\.layer\.3\.(\d+)\.")
+    blocks = count(state, r"backbone\.layer\.3\.(\d+)\.")
     return None if blocks is None else {6: "R50", 23: "R101", 36: "R152"}.get(blocks, "ResNet")
-
-
-def _rows(state: Mapping[str, Tensor], key: str) -> int | None:
-    return len(state[key]) if key in state and state[key].dim() else None
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int | None:
-    """Return how many different numbers stand at a pattern's group."""
-    numbers = {match[1] for key in state if (match := re.match(pattern, key))}
-    return len(numbers) or None

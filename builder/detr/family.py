@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from builder.detr.config import PRESETS, DetrConfig
 from builder.detr.reader import read_config, recognises
-from builder.family import Family
+from builder.family import Family, tuples
 from builder.parts.resnet_config import ResNetConfig
 from serving.rules import Rules
 
@@ -62,15 +62,10 @@ def _warnings(variant: DetrConfig, height: int, width: int) -> list[str]:
 
 
 def _restore(network: Mapping[str, Any]) -> DetrConfig:
-    settings = dict(network)
-    settings["backbone"] = ResNetConfig(**_tuples(settings["backbone"]))
+    settings = tuples(network)
+    settings["backbone"] = ResNetConfig(**settings["backbone"])
     settings["rules"] = Rules.restore(settings)
-    return DetrConfig(**_tuples(settings))
-
-
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON's lists as the tuples they were."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return DetrConfig(**settings)
 
 
 DETR = Family(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from builder.detector import Detector
 from builder.detr.config import DetrConfig
 from builder.parts.boxes import cxcywh_to_xyxy
-from builder.parts.layers import FLOAT32_LAYERS, MLP, BoxHead, LayerNorm, MultiHeadAttention
+from builder.parts.layers import FLOAT32_LAYERS, MLP, BoxHead, LayerNorm, MultiHeadAttention, per_channel
 from builder.parts.position import level_valid_shapes, sine_position_embedding, token_mask
 from builder.parts.precision import convert
 from builder.parts.resnet import FrozenBatchNorm2d, ResNet, fold_batch_norms
@@ -109,8 +109,8 @@ class Detr(Detector):
         self.decoder = Decoder(variant)
         self.class_head = nn.Linear(variant.embed_dim, variant.num_classes + 1)  # the last is no object
         self.box_head = BoxHead(variant.embed_dim)
-        self.register_buffer("pixel_mean", _per_channel(PIXEL_MEAN), persistent=False)
-        self.register_buffer("pixel_std", _per_channel(PIXEL_STD), persistent=False)
+        self.register_buffer("pixel_mean", per_channel(PIXEL_MEAN), persistent=False)
+        self.register_buffer("pixel_std", per_channel(PIXEL_STD), persistent=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,8 +184,3 @@ def detections(logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     scores, labels = logits.to(boxes.dtype).softmax(-1)[..., :-1].max(-1)
     return cxcywh_to_xyxy(boxes), scores, labels
-
-
-def _per_channel(values: tuple[float, ...]) -> Tensor:
-    # An explicit device, so that a detector made on the meta device still has its constants.
-    return torch.tensor(values, device="cpu").view(-1, 1, 1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from builder.detr.config import DetrConfig
-from builder.family import VariantError
+from builder.family import VariantError, tuples
 from builder.parts.resnet_config import DEPTHS, ResNetConfig
 from builder.reading.settings import FREE, WHOLE, WHOLES, Config, Rules, check, free, only, short
 
@@ -75,7 +75,7 @@ def read_config(config: Config, name: str) -> DetrConfig:
     Raises:
         VariantError: a setting is missing, is unknown, or has a value that this network does not implement.
     """
-    model = _plain(_model(config))
+    model = tuples(_model(config))
     if "bbox_head" in model:
         raise VariantError("this is mmdetection's config of DETR; expected the settings of facebookresearch/detr")
     named = isinstance(_get(model, "backbone"), str)
@@ -98,13 +98,6 @@ def read_config(config: Config, name: str) -> DetrConfig:
 def _model(config: Config) -> Config:
     model = config.get("model", config)
     return model if isinstance(model, Mapping) else config
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON's lists as tuples."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return tuple(_plain(each) for each in value) if isinstance(value, (list, tuple)) else value
 
 
 def _get(settings: Config, key: str, path: str = "") -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from builder.detr.config import PRESETS, DetrConfig
+from builder.parts.checkpoints import count, renamed_once, rows
 from builder.parts.resnet_config import DEPTHS
 
 # The original's names as ours.
@@ -32,13 +33,14 @@ UNUSED = (r"\.num_batches_tracked$", r"^backbone\.0\.body\.fc\.")
 
 def renamed(tensors: Mapping[str, Tensor], variant: DetrConfig) -> dict[str, Tensor]:
     """Return the tensors under this network's names, without what inference does not use."""
-    return {_rename(key): tensor for key, tensor in tensors.items() if not any(re.search(p, key) for p in UNUSED)}
+    kept = {key: tensor for key, tensor in tensors.items() if not any(re.search(each, key) for each in UNUSED)}
+    return {renamed_once(key, RENAMES): tensor for key, tensor in kept.items()}
 
 
 def class_count(state: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes of renamed weights, without no object; None if they have no class head."""
-    rows = _rows(state, "class_head.bias")
-    return None if rows is None else rows - 1
+    classes = rows(state, "class_head.bias")
+    return None if classes is None else classes - 1
 
 
 def likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], variant: DetrConfig) -> str | None:
@@ -72,14 +74,6 @@ def contradiction(file_name: str, arguments: Mapping[str, Any], variant: DetrCon
         if arguments.get(key, ours) != ours:
             return f"this checkpoint was trained with {key}={arguments[key]}, variant {variant.name!r} has {ours}"
     return None
-
-
-def _rename(key: str) -> str:
-    for pattern, name in RENAMES:
-        new, count = re.subn(pattern, name, key)
-        if count:
-            return new
-    return key
 
 
 _NOT_OURS = "expected are DETR's, as facebookresearch/detr writes them"
@@ -124,11 +118,11 @@ def _other_settings(state: Mapping[str, Tensor], variant: DetrConfig) -> str | N
     classes = class_count(state)
     for what, theirs, ours in (
         ("a backbone", _backbone(state), f"R{variant.backbone.depth}"),
-        ("queries", _rows(state, "query_embed.weight"), variant.num_queries),
+        ("queries", rows(state, "query_embed.weight"), variant.num_queries),
         ("channels", _columns(state, "query_embed.weight"), variant.embed_dim),
-        ("encoder layers", _count(state, r"encoder\.layers\.(\d+)\."), variant.encoder_layers),
-        ("decoder layers", _count(state, r"decoder\.layers\.(\d+)\."), variant.decoder_layers),
-        ("feed-forward channels", _rows(state, "encoder.layers.0.ffn.0.weight"), variant.feedforward_dim),
+        ("encoder layers", count(state, r"encoder\.layers\.(\d+)\."), variant.encoder_layers),
+        ("decoder layers", count(state, r"decoder\.layers\.(\d+)\."), variant.decoder_layers),
+        ("feed-forward channels", rows(state, "encoder.layers.0.ffn.0.weight"), variant.feedforward_dim),
     ):
         if theirs is not None and theirs != ours:
             if what == "a backbone":
@@ -144,7 +138,7 @@ def _other_settings(state: Mapping[str, Tensor], variant: DetrConfig) -> str | N
 
 
 def _backbone(state: Mapping[str, Tensor]) -> str | None:
-    blocks = tuple(_count(state, rf"backbone\.layer\.{stage}\.(\d+)\.") or 0 for stage in (1, 2, 3, 4))
+    blocks = tuple(count(state, rf"backbone\.layer\.{stage}\.(\d+)\.") or 0 for stage in (1, 2, 3, 4))
     if not any(blocks):
         return None
     if not any(key.endswith(".conv3.weight") for key in state):
@@ -152,15 +146,5 @@ def _backbone(state: Mapping[str, Tensor]) -> str | None:
     return next((f"R{depth}" for depth, known in DEPTHS.items() if known == blocks), f"of {blocks} blocks")
 
 
-def _rows(state: Mapping[str, Tensor], key: str) -> int | None:
-    return len(state[key]) if key in state and state[key].dim() else None
-
-
 def _columns(state: Mapping[str, Tensor], key: str) -> int | None:
     return state[key].shape[1] if key in state and state[key].dim() > 1 else None
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int | None:
-    """Return how many different numbers stand at a pattern's group."""
-    numbers = {match[1] for key in state if (match := re.match(pattern, key))}
-    return len(numbers) or None

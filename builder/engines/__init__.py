@@ -25,7 +25,7 @@ class EngineOutput(NamedTuple):
     labels: NDArray[np.int32]  # [B, K]
 
 
-# Takes images uint8 [B, H, W, 3] RGB and image_sizes int32 [B, 2], valid (h, w).
+# Takes images uint8 [B, H, W, 3] RGB and image_sizes int32 [B, 2], valid (h, w), which not every engine reads.
 Runner = Callable[[NDArray[np.uint8], NDArray[np.int32]], EngineOutput]
 
 

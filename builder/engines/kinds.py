@@ -74,6 +74,7 @@ class BuiltEngine:
     file: Path
     kind: EngineKind
     device: Device  # it was built for
+    inputs: tuple[str, ...]  # that it reads: images, and image_sizes or not
     outputs: tuple[str, ...]  # what it calls boxes, scores and labels
     extra_files: tuple[Path, ...] = ()  # what belongs beside the file, under its own name
     versions: Mapping[str, str] = field(default_factory=dict)  # of what built it elsewhere than in this interpreter

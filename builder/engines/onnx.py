@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.scopes import keep_scopes_alone
-from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator
+from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator, inputs_of
 
 OPSET = 18
 # Where a protocol buffer ends; the largest published variant needs 0.9 GB.
@@ -47,7 +47,7 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
         EngineError: an operator has no ONNX form, or the result is not valid ONNX.
     """
     write(decompose_operator(program), path)
-    return BuiltEngine(path, KINDS["onnx"], "cpu", OUTPUT_NAMES)
+    return BuiltEngine(path, KINDS["onnx"], "cpu", inputs_of(program), OUTPUT_NAMES)
 
 
 def write(
@@ -78,7 +78,7 @@ def write(
                 (),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=list(INPUT_NAMES),
+                input_names=list(inputs_of(program)),
                 output_names=list(OUTPUT_NAMES),
                 custom_translation_table=dict(translations or {}),
                 verbose=logging.getLogger("torch.onnx").isEnabledFor(logging.INFO),
@@ -106,6 +106,7 @@ class OnnxEngine:
 
     def __init__(self, session: Any) -> None:
         self.session = session
+        self.inputs = {each.name for each in session.get_inputs()}
 
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> EngineOutput:
         """Run the session, as `builder.engines.Engine` says."""
@@ -113,5 +114,6 @@ class OnnxEngine:
 
     def prepare(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32]) -> Callable[[], Any]:
         """Return a call that repeats one inference, as `builder.engines.Engine` says."""
-        inputs = dict(zip(INPUT_NAMES, (images, image_sizes), strict=True))
+        given = dict(zip(INPUT_NAMES, (images, image_sizes), strict=True))
+        inputs = {name: array for name, array in given.items() if name in self.inputs}
         return partial(self.session.run, list(OUTPUT_NAMES), inputs)

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.operators.cuda import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
-from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, uses_operator
+from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, inputs_of, uses_operator
 from model_repository import TEMPLATES
 from model_repository.torch_runner import TorchRunner
 
@@ -81,7 +81,8 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
             )
     except Exception as error:  # the compilers raise classes that have no common base
         raise EngineError(f"AOTInductor could not compile the detector: {first_line(error)}") from error
-    return BuiltEngine(path, KINDS["torch"], place, OUTPUT_NAMES, (RUNNER_SOURCE, *libraries))
+    extra_files = (RUNNER_SOURCE, *libraries)
+    return BuiltEngine(path, KINDS["torch"], place, inputs_of(program), OUTPUT_NAMES, extra_files)
 
 
 def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> TorchEngine:

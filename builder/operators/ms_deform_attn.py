@@ -16,20 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCHEMA = (
-    "ms_deform_attn(Tensor value, Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, "
-    "int[] spatial_shapes, Tensor? valid_shapes=None) -> Tensor"
+from builder.operators.interface import (
+    CHANNEL_MULTIPLE,
+    MAX_LEVEL_SIDE,
+    MAX_LEVELS,
+    MAX_TOKENS,
+    OPERATOR_NAME,
+    SCHEMA,
+    Message,
 )
-# Its gradients for the four tensors; an operator of its own, so that a faster kernel can take its place as well.
+
+# The gradients for the four tensors; an operator of its own, so that a faster kernel can take its place as well.
 BACKWARD_SCHEMA = (
     "ms_deform_attn_backward(Tensor grad, Tensor value, Tensor reference_points, Tensor sampling_offsets, "
     "Tensor attention_logits, int[] spatial_shapes, Tensor? valid_shapes) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-# What `findFault` of plugin_src/ms_deform_attn.cu can do; every implementation refuses the rest, in the same words.
-MAX_LEVELS = 8
-CHANNEL_MULTIPLE = 4
-MAX_SIDE = 2**20
-MAX_TOKENS = 2**31 - 1
 VALUE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -145,41 +146,32 @@ def _check_shapes(
         ("sampling_offsets", sampling_offsets, 6),
         ("reference_points", reference_points, 4),
     ):
-        _expect(tensor.dim() == axes, f"{name} must have {axes} axes, got {tensor.dim()}")
+        _expect(tensor.dim() == axes, Message.AXES, name, axes, tensor.dim())
     B, S, heads, _ = value.shape
     _, Q, _, levels, points, _ = sampling_offsets.shape
-    _expect(
-        len(spatial_shapes) == 2 * levels,
-        f"spatial_shapes must hold h and w of {levels} levels, got {len(spatial_shapes)} numbers",
-    )
+    _expect(len(spatial_shapes) == 2 * levels, Message.SIZES, levels, len(spatial_shapes))
     _expect_shape("sampling_offsets", sampling_offsets, B, Q, heads, levels, points, 2)
     _expect_shape("attention_logits", attention_logits, B, Q, heads, levels, points)
     coordinates = reference_points.shape[-1]
     _expect_shape("reference_points", reference_points, B, Q, levels, coordinates)
     if valid_shapes is not None:
         _expect_shape("valid_shapes", valid_shapes, B, levels, 2)
-    _expect(coordinates in (2, 4), f"reference_points must end in 2 (x, y) or 4 (cx, cy, w, h), got {coordinates}")
+    _expect(coordinates in (2, 4), f"{Message.COORDINATES}, got {coordinates}")
     tokens = sum(h * w for h, w in _pairs(spatial_shapes))
-    _expect(tokens == S, f"value has {S} tokens, spatial_shapes make {tokens}")
+    _expect(tokens == S, Message.TOKENS, S, tokens)
 
 
 def _check_limits(value: Tensor, sampling_offsets: Tensor, spatial_shapes: Sequence[int]) -> None:
     """Check what can be seen of `value`, the number of points and the levels alone, as `findFault` does."""
     types = VALUE_TYPES if value.is_cuda else (*VALUE_TYPES, torch.float64)
     heads, dim, levels, points = *value.shape[2:], *sampling_offsets.shape[3:5]
-    _expect(value.dtype in types, f"value must be float32, float16 or bfloat16, got {value.dtype}")
-    _expect(heads >= 1 and points >= 1, f"there must be at least one head and one point, got {heads} and {points}")
-    _expect(
-        dim >= CHANNEL_MULTIPLE and dim % CHANNEL_MULTIPLE == 0,
-        f"the channels of a head must be a positive multiple of {CHANNEL_MULTIPLE}, got {dim}",
-    )
-    _expect(1 <= levels <= MAX_LEVELS, f"there must be 1 to {MAX_LEVELS} levels, got {levels}")
-    _expect(
-        all(1 <= side <= MAX_SIDE for side in spatial_shapes),
-        f"spatial_shapes must be positive, at most 2^20, got {list(spatial_shapes)}",
-    )
+    _expect(value.dtype in types, f"{Message.VALUE_TYPE}, got {value.dtype}")
+    _expect(heads >= 1 and points >= 1, f"{Message.HEADS_AND_POINTS}, got {heads} and {points}")
+    _expect(dim >= CHANNEL_MULTIPLE and dim % CHANNEL_MULTIPLE == 0, f"{Message.CHANNELS}, got {dim}")
+    _expect(1 <= levels <= MAX_LEVELS, f"{Message.LEVELS}, got {levels}")
+    _expect(all(1 <= side <= MAX_LEVEL_SIDE for side in spatial_shapes), f"{Message.SIDES}, got {list(spatial_shapes)}")
     tokens = sum(h * w for h, w in _pairs(spatial_shapes))
-    _expect(tokens <= MAX_TOKENS, f"value has more than 2^31 tokens, got {tokens}")
+    _expect(tokens <= MAX_TOKENS, f"{Message.MANY_TOKENS}, got {tokens}")
 
 
 def _check_kinds(
@@ -199,22 +191,18 @@ def _check_kinds(
     ):
         if tensor is None:
             continue
-        _expect(tensor.device == value.device, f"{name} must lie on the device of value")
-        _expect(
-            tensor.dtype in types,
-            f"{name} has the wrong type; sampling_offsets and attention_logits have value's, reference_points float32, "
-            f"valid_shapes int32",
-        )
+        _expect(tensor.device == value.device, Message.DEVICE, name)
+        _expect(tensor.dtype in types, Message.TYPE, name)
 
 
-def _expect(fits: bool, message: str) -> None:
+def _expect(fits: bool, message: str, *values: object) -> None:
     if not fits:
-        raise RuntimeError(f"ms_deform_attn: {message}")
+        raise RuntimeError(f"{OPERATOR_NAME}: {message.format(*values)}")
 
 
 def _expect_shape(name: str, tensor: Tensor, *shape: int) -> None:
-    _expect(tensor.dim() == len(shape), f"{name} must have {len(shape)} axes, got {tensor.dim()}")
-    _expect(tuple(tensor.shape) == shape, f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+    _expect(tensor.dim() == len(shape), Message.AXES, name, len(shape), tensor.dim())
+    _expect(tuple(tensor.shape) == shape, Message.SHAPE, name, shape, tuple(tensor.shape))
 
 
 def _implementation(

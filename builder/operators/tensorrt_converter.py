@@ -20,7 +20,7 @@ from torch_tensorrt.dynamo.conversion import ConversionContext, dynamo_tensorrt_
 from torch_tensorrt.dynamo.conversion.converter_utils import get_trt_tensor
 
 import builder.operators.ms_deform_attn  # noqa: F401  # defines the operator
-from builder.operators import plugin
+from builder.operators import interface
 from serving.errors import CodetrError
 
 SPATIAL_SHAPES, VALID_SHAPES = 4, 5  # positions among the operator's arguments
@@ -54,11 +54,11 @@ def find_creator() -> Any:
     Raises:
         TensorRTPluginError: it is not registered.
     """
-    creator = tensorrt.get_plugin_registry().get_creator(plugin.NAME, plugin.VERSION, plugin.NAMESPACE)
+    name, version = interface.PLUGIN_NAME, interface.PLUGIN_VERSION
+    creator = tensorrt.get_plugin_registry().get_creator(name, version, interface.PLUGIN_NAMESPACE)
     if creator is None:
         raise TensorRTPluginError(
-            f"TensorRT knows no plugin {plugin.NAME} version {plugin.VERSION}: build it with make plugin and load it "
-            "first"
+            f"TensorRT knows no plugin {name} version {version}: build it with make plugin and load it first"
         )
     return creator
 
@@ -74,11 +74,11 @@ def make_plugin(name: str, spatial_shapes: Sequence[int]) -> Any:
         TensorRTPluginError: the plugin is not registered, or refused the sizes.
     """
     sizes = np.array(spatial_shapes, np.int32)
-    field = tensorrt.PluginField(plugin.SPATIAL_SHAPES_FIELD, sizes, tensorrt.PluginFieldType.INT32)
+    field = tensorrt.PluginField(interface.SPATIAL_SHAPES_FIELD, sizes, tensorrt.PluginFieldType.INT32)
     made = find_creator().create_plugin(name, tensorrt.PluginFieldCollection([field]), tensorrt.TensorRTPhase.BUILD)
     if made is None:
         raise TensorRTPluginError(
-            f"{plugin.NAME} refused spatial_shapes {list(spatial_shapes)}; TensorRT's log says why"
+            f"{interface.PLUGIN_NAME} refused spatial_shapes {list(spatial_shapes)}; TensorRT's log says why"
         )
     return made
 
@@ -94,10 +94,10 @@ def convert_ms_deform_attn(
     tensors = [*args[:SPATIAL_SHAPES], *([] if valid_shapes is None else [valid_shapes])]
     inputs = [
         get_trt_tensor(ctx, tensor, f"{name}_{input_name}")
-        for input_name, tensor in zip(plugin.INPUT_NAMES, tensors, strict=False)
+        for input_name, tensor in zip(interface.INPUT_NAMES, tensors, strict=False)
     ]
     layer = ctx.net.add_plugin_v3(inputs, [], make_plugin(name, args[SPATIAL_SHAPES]))
     if layer is None:
-        raise TensorRTPluginError(f"TensorRT could not add {plugin.NAME} as layer {name}; its log says why")
+        raise TensorRTPluginError(f"TensorRT could not add {interface.PLUGIN_NAME} as layer {name}; its log says why")
     layer.name = name
     return layer.get_output(0)

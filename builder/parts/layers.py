@@ -100,5 +100,10 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+def per_channel(values: tuple[float, ...]) -> Tensor:
+    """Return float32 [C, 1, 1]; on the CPU, so that a detector made on the meta device still has its constants."""
+    return torch.tensor(values, device="cpu").view(-1, 1, 1)
+
+
 # What keeps float32 parameters in a half-precision detector.
 FLOAT32_LAYERS = (LayerNorm, GroupNorm, Float32MLP)

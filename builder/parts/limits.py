@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from builder.family import VariantError
-from builder.operators.ms_deform_attn import CHANNEL_MULTIPLE, MAX_LEVELS
+from builder.operators.interface import CHANNEL_MULTIPLE, MAX_LEVELS
 
 # K of TensorRT's TopK layer, https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/TopK.html
 TENSORRT_MAX_TOPK = 3840

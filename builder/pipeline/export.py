@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import Node
 
 from builder.engines import Device
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
@@ -60,13 +62,52 @@ class InputSpec:
 def export_detector(detector: nn.Module, spec: InputSpec) -> ExportedProgram:
     """Return the whole detector, uint8 pixels to candidates, as a strictly exported program.
 
-    The program takes `images` uint8 [B, height, width, 3] and `image_sizes` int32 [B, 2] and returns boxes, scores
-    and labels; deformable attention stays one `codetr::ms_deform_attn` node a layer.
+    The program takes `images` uint8 [B, height, width, 3] and, if the detector reads it, `image_sizes` int32 [B, 2];
+    it returns boxes, scores and labels. Deformable attention stays one `codetr::ms_deform_attn` node a layer.
     """
     device = next(detector.parameters()).device
     inputs = tuple(tensor.to(device) for tensor in spec.sample_inputs())
+    program = _export(detector, inputs, spec)
+    if _reads_sizes(program):
+        return program
+    # Engines keep an input that nothing reads, and want to be fed it.
+    return _export(_of_images_alone(detector), inputs[:1], spec)
+
+
+def _of_images_alone(detector: nn.Module) -> nn.Module:
+    """Return the detector without its second argument, which its outputs do not depend on; modules keep their names."""
+    kind = type(detector)
+
+    class OfImagesAlone(kind):  # type: ignore[misc, valid-type]  # a class that is known when the program runs
+        def forward(self, images: Tensor) -> Any:
+            return kind.forward(self, images, torch.ones(len(images), 2, dtype=torch.int32, device=images.device))
+
+    twin = copy.copy(detector)
+    twin.__class__ = OfImagesAlone
+    return twin
+
+
+def _export(detector: nn.Module, inputs: tuple[Tensor, ...], spec: InputSpec) -> ExportedProgram:
     batch = {0: Dim("batch", min=1, max=spec.max_batch_size)} if spec.is_dynamic else {}
-    return torch.export.export(detector, inputs, dynamic_shapes=(batch, batch), strict=True)
+    return torch.export.export(detector, inputs, dynamic_shapes=(batch,) * len(inputs), strict=True)
+
+
+def _reads_sizes(program: ExportedProgram) -> bool:
+    """Return whether an output depends on the values of `image_sizes`; its batch is that of `images`."""
+    _, sizes = program.graph_signature.user_inputs
+    needed: set[Node] = set()
+    waiting = [node for node in program.graph.nodes if node.op == "output"]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed and node.target is not torch.ops.aten.sym_size.int:
+            needed.add(node)
+            waiting += node.all_input_nodes
+    return any(node.name == sizes for node in needed)
+
+
+def inputs_of(program: ExportedProgram) -> tuple[str, ...]:
+    """Return what a program's inputs are called: `INPUT_NAMES`, or the first of them alone."""
+    return INPUT_NAMES[: len(program.graph_signature.user_inputs)]
 
 
 def uses_operator(program: ExportedProgram) -> bool:

@@ -17,8 +17,8 @@ from builder.engines.kinds import BuiltEngine, EngineKind, engine_kind
 from builder.engines.tensorrt.settings import TensorRTSettings
 from builder.families import restore_variant
 from builder.family import DetectorConfig
-from builder.operators import plugin
-from builder.pipeline.export import InputSpec
+from builder.operators import interface
+from builder.pipeline.export import INPUT_NAMES, InputSpec
 from builder.pipeline.verify import Verification
 from builder.reading.checkpoint_file import digest
 from serving.contract import DETECTOR, model_name
@@ -50,6 +50,7 @@ def describe(
         "network": {"family": variant.family, **asdict(variant)},
         "engine": engine.kind.name,
         "device": engine.device,
+        "inputs": list(engine.inputs),
         "precision": precision,
         "height": spec.height,
         "width": spec.width,
@@ -61,7 +62,7 @@ def describe(
         "versions": {
             **versions(),
             **engine.versions,
-            **({"plugin": plugin.VERSION} if engine.kind.name == "tensorrt" else {}),
+            **({"plugin": interface.PLUGIN_VERSION} if engine.kind.name == "tensorrt" else {}),
         },
         "gpu": torch.cuda.get_device_name() if on_gpu else None,
         "compute_capability": capabilities[0] if len(capabilities) == 1 else None,
@@ -95,6 +96,11 @@ def spec_of(manifest: Mapping[str, Any]) -> InputSpec:
     """Return the input that a manifest's engine has; before it was declared, every batch was dynamic."""
     dynamic = manifest.get("dynamic_batch", True)
     return InputSpec(manifest["height"], manifest["width"], manifest["max_batch_size"], dynamic)
+
+
+def inputs_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what a manifest's engine reads; before it was declared, every engine had all inputs."""
+    return tuple(manifest.get("inputs", INPUT_NAMES))
 
 
 def engine_file(repository: Path, name: str, kind: EngineKind) -> Path:

@@ -36,7 +36,8 @@ _MODELS = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot: the manifest's name has one
 
 
-# What the detector's outputs are called, in the order of the contract.
+# What the detector's inputs and outputs are called, in the order of the contract.
+INPUTS = tuple(tensor.name for tensor in contract(1, 1)[DETECTOR].inputs)
 CANDIDATES = tuple(tensor.name for tensor in contract(1, 1)[DETECTOR].outputs)
 
 
@@ -60,7 +61,7 @@ def write_repository(
         destination: the repository's folder.
         engine: its file is copied under the name that its kind has for it. Where it has own names for its outputs
             (torch_tensorrt calls a plan's output0, output1, output2), the ensemble maps them, so clients see no
-            difference.
+            difference. What it does not read is not sent to it.
         variant: its rows of outputs, its rules, and its class names in label order; clients read these as the
             parameter `class_names` (JSON) of the ensemble's config.
         spec: the engine's input size and the most images in one inference; of all four models alike.
@@ -81,12 +82,14 @@ def write_repository(
     with _adding(destination, name) as folder:
         for model in contract(spec.height, spec.width, variant.max_detections).values():
             config = _read_config(model.name, engine.kind)
+            _leave_out(config, [name for name in INPUTS if name not in engine.inputs])
             _set_sizes(config, model, spec.max_batch_size)
             _customise(config, variant, engine)
             _rename(config, name)
             _write_model(folder / config.name, config, model.name, engine.kind)
         detector = folder / model_name(DETECTOR, name)
-        _write_warmup(detector, spec.height, spec.width)
+        if "image_sizes" in engine.inputs:
+            _write_warmup(detector, spec.height, spec.width)
         engines = {engine.kind.file_name: engine.file, **{path.name: path for path in engine.extra_files}}
         files = _place(folder, {f"{detector.name}/1/{file}": path for file, path in engines.items()})
         if report is not None:
@@ -157,6 +160,8 @@ def _refuse_foreign_folders(destination: Path) -> None:
 
 
 def _check_engine(engine: BuiltEngine) -> None:
+    if not {INPUTS[0]} <= set(engine.inputs) <= set(INPUTS):
+        raise CodetrError(f"inputs: expected {INPUTS[0]} and perhaps {INPUTS[1]}, got {list(engine.inputs)}")
     if len(engine.outputs) != len(CANDIDATES):
         raise CodetrError(f"outputs: expected the names of {', '.join(CANDIDATES)}, got {list(engine.outputs)}")
     for path in (engine.file, *engine.extra_files):
@@ -237,6 +242,22 @@ def _read_config(name: str, kind: EngineKind) -> Any:
     return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
 
 
+def _leave_out(config: Any, unread: Sequence[str]) -> None:
+    """Remove the inputs that the engine does not read from the detector, its warm-up and the wires to it."""
+    if config.name == DETECTOR:
+        for index in reversed(range(len(config.input))):
+            if config.input[index].name in unread:
+                del config.input[index]
+    for name in unread:
+        for warmup in config.model_warmup:
+            del warmup.inputs[name]
+        for step in config.ensemble_scheduling.step:
+            if step.model_name == PREPROCESS:
+                del step.output_map[name]
+            if step.model_name == DETECTOR:
+                del step.input_map[name]
+
+
 def _set_sizes(config: Any, model: ModelContract, max_batch_size: int) -> None:
     """Set the shapes of every tensor and the batch size; CUDA graphs and the warm-up follow."""
     config.max_batch_size = max_batch_size
@@ -250,7 +271,7 @@ def _set_sizes(config: Any, model: ModelContract, max_batch_size: int) -> None:
         # Unless told, the backend captures graphs for some batch sizes only, and runs the others without.
         for batch_size in range(1, max_batch_size + 1):
             graph = config.optimization.cuda.graph_spec.add(batch_size=batch_size)
-            for tensor in model.inputs:
+            for tensor in config.input:
                 graph.input[tensor.name].dim[:] = tensor.dims
 
 

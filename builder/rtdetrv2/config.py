@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from builder.family import DetectorConfig, VariantError
@@ -151,12 +151,4 @@ class RTDETRv2Config(DetectorConfig):
             num_classes = self.num_classes if class_names is None else len(class_names)
         if max_detections is None:
             max_detections = min(self.max_detections, self.num_queries * num_classes)
-        return replace(
-            self,
-            name=name,
-            num_classes=num_classes,
-            max_detections=max_detections,
-            class_names=class_names,
-            checkpoint=None,
-            box_ap=None,
-        )
+        return super().derive(name, num_classes=num_classes, max_detections=max_detections, class_names=class_names)

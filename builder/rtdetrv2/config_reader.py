@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from builder.family import VariantError
+from builder.family import VariantError, tuples
 from builder.reading.settings import FREE, NUMBER, REQUIRED, WHOLE, Config, Is, Rules, check, free, only, short
 from builder.rtdetrv2.config import BLOCKS, HybridEncoderConfig, PResNetConfig, RTDETRv2Config
 
@@ -100,7 +100,7 @@ def read_config(config: Mapping[str, Any], name: str = "custom") -> RTDETRv2Conf
     Raises:
         VariantError: a setting is missing, is unknown, or has a value that this network does not implement.
     """
-    config = _plain(config)
+    config = tuples(config)
     check({key: value for key, value in config.items() if key in _WHOLE}, _WHOLE)
     for key in ("PResNet", "HybridEncoder", "RTDETRTransformerv2"):
         if not isinstance(config.get(key), dict):
@@ -238,10 +238,3 @@ def _resized(config: Config) -> Any:
         if step["type"] == "Resize":
             size = step.get("size")
     return size
-
-
-def _plain(value: Any) -> Any:
-    """Return a config of dicts and tuples."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    return tuple(_plain(each) for each in value) if isinstance(value, (list, tuple)) else value

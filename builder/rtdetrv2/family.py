@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from builder.family import Family
+from builder.family import Family, tuples
 from builder.rtdetrv2.config import HybridEncoderConfig, PResNetConfig, RTDETRv2Config
 from builder.rtdetrv2.config_reader import read_config, recognises
 from builder.rtdetrv2.presets import DEMO_NETWORK, DEMO_VARIANT, PRESETS
@@ -30,7 +30,7 @@ def _renamed(tensors: Mapping[str, Tensor], variant: RTDETRv2Config) -> dict[str
 
 
 def _class_count(state: Mapping[str, Tensor]) -> int | None:
-    from builder.rtdetrv2.weights import class_count
+    from builder.parts.checkpoints import class_count
 
     return class_count(state)
 
@@ -48,18 +48,11 @@ def _check_size(variant: RTDETRv2Config, height: int, width: int, tensorrt: bool
 
 
 def _restore(network: Mapping[str, Any]) -> RTDETRv2Config:
-    settings = {
-        **network,
-        "backbone": PResNetConfig(**_tuples(network["backbone"])),
-        "encoder": HybridEncoderConfig(**_tuples(network["encoder"])),
-        "rules": Rules.restore(network),
-    }
-    return RTDETRv2Config(**_tuples(settings))
-
-
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON's lists as the tuples they were."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    settings = tuples(network)
+    settings["backbone"] = PResNetConfig(**settings["backbone"])
+    settings["encoder"] = HybridEncoderConfig(**settings["encoder"])
+    settings["rules"] = Rules.restore(settings)
+    return RTDETRv2Config(**settings)
 
 
 RTDETRV2 = Family(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from builder.parts.checkpoints import class_count, count, rows
 from builder.rtdetrv2.config import BLOCKS, RTDETRv2Config
 
 _BLOCK = r"^(backbone\.stages\.\d+\.\d+)\."
@@ -70,12 +71,6 @@ def renamed(tensors: Mapping[str, Tensor], variant: RTDETRv2Config) -> dict[str,
     return {_rename(key, renames): tensor for key, tensor in kept.items()}
 
 
-def class_count(state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of renamed weights; None if they have no class head."""
-    bias = state.get("class_head.bias")
-    return None if bias is None or bias.dim() != 1 else len(bias)
-
-
 def likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], variant: RTDETRv2Config) -> str | None:
     """Return in one sentence why weights most likely do not fit a variant, or None.
 
@@ -110,17 +105,17 @@ def _other_settings(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], 
     depth, ours = _depth(state), variant.backbone.depth
     if depth is not None and depth != ours and variant.backbone.blocks == BLOCKS[ours]:
         return f"this checkpoint has a backbone R{depth}vd, variant {variant.name!r} has R{ours}vd"
-    samples = _rows(state, "decoder.layers.0.cross_attn.attention_weights.weight")
+    samples = rows(state, "decoder.layers.0.cross_attn.attention_weights.weight")
     for what, theirs, wanted in (
         ("classes", class_count(state), variant.num_classes),
-        ("channels in its encoder", _rows(state, "encoder.input_proj.0.conv.weight"), variant.encoder.embed_dim),
+        ("channels in its encoder", rows(state, "encoder.input_proj.0.conv.weight"), variant.encoder.embed_dim),
         (
             "channels within its fusion blocks",
-            _rows(state, "encoder.fpn_blocks.0.conv1.conv.weight"),
+            rows(state, "encoder.fpn_blocks.0.conv1.conv.weight"),
             variant.encoder.fusion_dim,
         ),
-        ("channels in its decoder", _rows(state, "proposals.proj.weight"), variant.embed_dim),
-        ("decoder layers", _count(tensors, r"decoder\.decoder\.layers\.(\d+)\."), _trained_layers(variant)),
+        ("channels in its decoder", rows(state, "proposals.proj.weight"), variant.embed_dim),
+        ("decoder layers", count(tensors, r"decoder\.decoder\.layers\.(\d+)\."), _trained_layers(variant)),
         (
             "sampling points a head",
             None if samples is None else samples // variant.num_heads,
@@ -155,15 +150,5 @@ def _rename(key: str, renames: list[tuple[str, str]]) -> str:
 def _depth(state: Mapping[str, Tensor]) -> int | None:
     """Return the depth of the backbone of renamed weights; None if it is none that is known."""
     bottlenecks = any(re.match(r"backbone\.stages\.0\.0\.convs\.2\.", key) for key in state)
-    blocks = tuple(_count(state, rf"backbone\.stages\.{stage}\.(\d+)\.") for stage in range(4))
+    blocks = tuple(count(state, rf"backbone\.stages\.{stage}\.(\d+)\.") for stage in range(4))
     return next((depth for depth in BLOCKS if BLOCKS[depth] == blocks and bottlenecks == (depth >= 50)), None)
-
-
-def _rows(state: Mapping[str, Tensor], key: str) -> int | None:
-    return len(state[key]) if key in state and state[key].dim() else None
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int | None:
-    """Return how many different numbers stand at a pattern's group."""
-    numbers = {match[1] for key in state if (match := re.match(pattern, key))}
-    return len(numbers) or None

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from builder.engines.kinds import BuiltEngine, EngineKind
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe
-from builder.pipeline.repository import CANDIDATES, write_repository
+from builder.pipeline.repository import CANDIDATES, INPUTS, write_repository
 from builder.variants import SwinConfig, Variant
 from perf.cost.cases import MAX_BATCH_SIZE, Case
 from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS
@@ -31,7 +31,7 @@ def write_cost_repository(destination: Path, case: Case, cost_ms: float) -> Path
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, FIXED_COST.file_name)
         file.write_text(json.dumps({"cost_ms": cost_ms}) + "\n", encoding="utf-8")
-        engine = BuiltEngine(file, FIXED_COST, "cpu", CANDIDATES)
+        engine = BuiltEngine(file, FIXED_COST, "cpu", INPUTS, CANDIDATES)
         manifest = describe(VARIANT, None, 0, engine, "float32", spec, None)
         write_repository(destination, engine, VARIANT, spec, manifest)
     _edit(destination, DETECTOR, lambda config: _set_batching(config, case))

@@ -24,7 +24,7 @@ from builder.engines.tensorrt.plans import ChildPlan
 from builder.operators.cuda import load_cuda_operator
 from builder.pipeline.build import BuildOptions, Stage, build_repository
 from builder.pipeline.export import InputSpec
-from builder.pipeline.manifest import load_engine
+from builder.pipeline.manifest import inputs_of, load_engine
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import fit, overall, run_batched
 from builder.precision import Precision
@@ -319,7 +319,8 @@ class Bench:
             return {}
         spec = target.spec
         stem = f"trtexec-{target.variant.name}-{spec.width}x{spec.height}-batch{spec.max_batch_size}"
-        line = trtexec.command(target.file, target.spec, trtexec.write_sizes(target.spec, self.output / f"{stem}.bin"))
+        inputs = inputs_of(read_manifest(target.repository, target.name))
+        line = trtexec.command(target.file, spec, trtexec.write_sizes(spec, self.output / f"{stem}.bin"), inputs)
         try:
             return {"trtexec": line, "trtexec_ms": trtexec.run(line, self.output / f"{stem}.txt")}
         except CodetrError as error:  # our own figure stands without it

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +19,24 @@ PROGRAM = "trtexec"
 _MEDIAN = re.compile(r"GPU Compute Time:.*?median = ([0-9.]+) ms")
 
 
-def command(plan: Path, spec: InputSpec, sizes: Path) -> str:
+def command(plan: Path, spec: InputSpec, sizes: Path, inputs: Sequence[str] = INPUT_NAMES) -> str:
     """Return the line that measures `plan`, without copies to and from the GPU, as one CUDA graph.
 
     Args:
-        plan: TensorRT's file, with the plugin's library beside it.
+        plan: TensorRT's file, with the plugin's library beside it if it has plugin layers.
         spec: of its inputs; the largest batch is measured.
         sizes: what `write_sizes` wrote; without it trtexec makes up sizes.
+        inputs: that the plan reads.
     """
     shapes = (f"{spec.max_batch_size}x{spec.height}x{spec.width}x3", f"{spec.max_batch_size}x2")
-    named = ",".join(f"{name}:{shape}" for name, shape in zip(INPUT_NAMES, shapes, strict=True))
+    named = ",".join(f"{name}:{shape}" for name, shape in zip(INPUT_NAMES, shapes, strict=True) if name in inputs)
+    plugin = plan.with_name(PLUGIN_LIBRARY)
     words = [
         PROGRAM,
         f"--loadEngine={plan}",
-        f"--staticPlugins={plan.with_name(PLUGIN_LIBRARY)}",
+        *([f"--staticPlugins={plugin}"] if plugin.is_file() else []),
         *([f"--shapes={named}"] if spec.is_dynamic else []),  # a plan of one shape takes none
-        f"--loadInputs={INPUT_NAMES[1]}:{sizes}",
+        *([f"--loadInputs={INPUT_NAMES[1]}:{sizes}"] if INPUT_NAMES[1] in inputs else []),
         *("--useCudaGraph", "--useSpinWait", "--noDataTransfers"),
         *("--warmUp=1000", "--duration=10", "--percentile=50,90,99"),
     ]

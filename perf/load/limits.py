@@ -121,12 +121,3 @@ def write_samples(samples: Iterable[Sample], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(("second", "name", "milliseconds", "error"))
         writer.writerows((f"{s.second:.4f}", s.name, f"{s.milliseconds:.3f}", s.error) for s in samples)
-
-
-def read_samples(path: Path) -> list[Sample]:
-    """Return the samples of a CSV that `write_samples` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Sample(float(row["second"]), row["name"], float(row["milliseconds"]), row["error"])
-            for row in csv.DictReader(file)
-        ]

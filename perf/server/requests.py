@@ -44,10 +44,11 @@ def write_inputs(
 def _detector_request(picture: bytes, config: Mapping[str, Any]) -> dict[str, Any]:
     height, width, _ = _dims(config, "images")
     prepared = preprocess(picture, height, width)
-    return {
-        "images": _array_tensor(prepared.images),
-        "image_sizes": _array_tensor(np.array(prepared.image_size, np.int32)),
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "images": prepared.images,
+        "image_sizes": np.array(prepared.image_size, np.int32),
     }
+    return {tensor["name"]: _array_tensor(arrays[tensor["name"]]) for tensor in config["input"]}
 
 
 def _postprocess_request(size: tuple[int, int], config: Mapping[str, Any]) -> dict[str, Any]:

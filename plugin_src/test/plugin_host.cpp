@@ -141,7 +141,9 @@ Plugin make() { return make({shapesField(shapes)}); }
 void testCreator() {
     check(creator() != nullptr, "the library registers its creator when it is loaded");
     auto const* const names = creator()->getFieldNames();
-    check(names->nbFields == 1 && std::strcmp(names->fields[0].name, "spatial_shapes") == 0, "the creator names its field");
+    check(names->nbFields == 1 && std::strcmp(names->fields[0].name, "spatial_shapes") == 0 &&
+              names->fields[0].type == PluginFieldType::kINT32,
+          "the creator names its field and its type");
     check(static_cast<bool>(make()), "a plugin is made from its fields");
     check(!make({}), "missing fields are refused");
     check(!Plugin(static_cast<PluginFieldCollection const*>(nullptr)), "a missing collection is refused");

@@ -15,16 +15,22 @@ import pytest
 
 pytest.importorskip("torch")
 
+import onnx
 import torch  # after the check for it
 
 from builder import families
+from builder.engines.kinds import KINDS, BuiltEngine
 from builder.pipeline.build import BuildOptions, build_repository
-from builder.pipeline.export import InputSpec
+from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec
+from builder.pipeline.manifest import engine_file, inputs_of, spec_of, variant_of
+from builder.pipeline.recheck import verify_repository
+from builder.pipeline.repository import write_repository
 from builder.variants import from_mmdet_config
 from codetr_client.client import CoDetrClient
 from demo.shapes.dataset import encode_jpeg
 from demo.shapes.draw import generate
 from perf.accuracy.detectors import built_variant, pytorch_detect, server_detect, server_setup
+from serving.contract import DETECTOR, model_name
 from serving.launch import TritonServer, running_server
 from serving.manifest import read_manifest
 from tests.conftest import DATA
@@ -36,7 +42,37 @@ FAMILIES = {
     "rtdetrv2": ("golden_rtdetrv2_tiny.npz", (96, 160)),
     "detr": ("golden_detr_tiny.npz", (128, 160)),
 }
-ENSEMBLES = ("codetr", *FAMILIES, "toy")  # and the family that only the tests know
+OLDER = "rtdetrv2_older"  # RT-DETRv2 as it was built when every engine took image_sizes
+ENSEMBLES = ("codetr", *FAMILIES, "toy", OLDER)  # and the family that only the tests know
+# Of that build's detector; the other models were what they are.
+OLDER_MODEL = """
+import json
+from pathlib import Path
+
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+from serving.contract import DETECTOR, contract
+from serving.triton import OnnxSettings, parse_settings, respond_together
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = parse_settings(OnnxSettings, config).threads
+        path = Path(args["model_repository"], args["model_version"], "model.onnx")
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.outputs = [tensor.name for tensor in contract(1, 1)[DETECTOR].outputs]
+        self.max_batch_size = config["max_batch_size"]
+
+    def execute(self, requests):
+        return respond_together(pb_utils, requests, self.run, self.max_batch_size)
+
+    def run(self, images, image_sizes):
+        boxes, scores, labels = self.session.run(self.outputs, {"images": images, "image_sizes": image_sizes})
+        return boxes, scores, labels
+"""
 
 
 def variant_and_weights(file: str) -> tuple[Any, dict[str, Any]]:
@@ -62,7 +98,8 @@ def checkpoints(checkpoint: Path, built_once: Callable[..., Path]) -> dict[str, 
         nested = {"rtdetrv2": {"ema": {"module": weights}}, "detr": {"model": weights}}.get(name, weights)
         return built_once(f"{name}.pth", lambda path: torch.save(nested, path))
 
-    return {"codetr": checkpoint, **{name: save(name) for name in (*FAMILIES, "toy")}}
+    saved = {name: save(name) for name in (*FAMILIES, "toy")}
+    return {"codetr": checkpoint, **saved, OLDER: saved["rtdetrv2"]}
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +119,22 @@ def all_families(checkpoints: dict[str, Path], repository: Path, built_once: Cal
                     BuildOptions(variant, InputSpec(height, width, 2), checkpoints[name], name=name), growing
                 )
             build_repository(BuildOptions(SMALL, InputSpec(64, 96, 2), checkpoints["toy"], name="toy"), growing)
+            add_older(growing, Path(folder, "older.onnx"))
             growing.rename(path)
 
     return built_once("families", write)
+
+
+def add_older(repository: Path, file: Path) -> None:
+    """Add the engine `rtdetrv2` once more: with an input that nothing reads, which its manifest does not mention."""
+    manifest = read_manifest(repository, "rtdetrv2") | {"schema": 3}
+    del manifest["inputs"]
+    model = onnx.load(engine_file(repository, "rtdetrv2", KINDS["onnx"]))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("image_sizes", onnx.TensorProto.INT32, ["batch", 2]))
+    onnx.save(model, str(file))
+    engine = BuiltEngine(file, KINDS["onnx"], "cpu", INPUT_NAMES, OUTPUT_NAMES)
+    write_repository(repository, engine, variant_of(manifest), spec_of(manifest), manifest, name=OLDER)
+    (repository / model_name(DETECTOR, OLDER) / "1" / "model.py").write_text(OLDER_MODEL, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +146,21 @@ def together(all_families: Path) -> Iterator[TritonServer]:
 def test_each_family_is_built(all_families: Path) -> None:
     for name in ENSEMBLES:
         assert read_manifest(all_families, name)["verification"]["matched"] == 1
+
+
+def test_an_engine_is_sent_what_it_reads(all_families: Path) -> None:
+    inputs = {name: inputs_of(read_manifest(all_families, name)) for name in ENSEMBLES}
+    assert inputs == {**dict.fromkeys(ENSEMBLES, INPUT_NAMES), "rtdetrv2": ("images",)}
+    for name in ENSEMBLES:
+        text = (all_families / model_name(DETECTOR, name) / "config.pbtxt").read_text(encoding="utf-8")
+        assert ('"image_sizes"' in text) == ("image_sizes" in inputs[name])
+
+
+@pytest.mark.parametrize("name", ["rtdetrv2", OLDER])
+def test_an_engine_is_verified_again_with_what_it_reads(
+    all_families: Path, checkpoints: dict[str, Path], name: str
+) -> None:
+    assert verify_repository(all_families, name, [checkpoints[name]]).matched == 1
 
 
 @pytest.mark.server
@@ -128,16 +193,19 @@ def test_rules_of_each_family_reach_the_server(together: TritonServer) -> None:
         "rtdetrv2": "stretch",
         "detr": "fit",
         "toy": "stretch",
+        OLDER: "stretch",
     }
     assert {name: setup.rules.pixels.antialias for name, setup in setups.items()} == {
         "codetr": False,
         "rtdetrv2": True,
         "detr": True,
         "toy": True,
+        OLDER: True,
     }
     assert {name: (setup.rules.suppression.kind, setup.rules.suppression.clip) for name, setup in setups.items()} == {
         "codetr": ("none", True),  # the reference data has no suppression
         "rtdetrv2": ("none", False),
         "detr": ("none", False),
         "toy": ("hard", False),
+        OLDER: ("none", False),
     }

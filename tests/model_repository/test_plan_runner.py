@@ -224,6 +224,9 @@ def test_a_fixed_batch_needs_no_profile(runner_of):
 def test_a_plan_without_image_sizes_runs(runner_of):
     images, sizes = inputs(2)
     check(runner_of(Engine(inputs=("images",)))(images, sizes), images, np.zeros_like(sizes))
+    check(runner_of(Engine(inputs=("images",)))(images), images, np.zeros_like(sizes))
+    with pytest.raises(PlanError, match="got 2 images and 0 sizes"):
+        runner_of(Engine())(images)
 
 
 def test_outputs_without_names_come_in_the_order_of_their_numbers(runner_of):

@@ -5,7 +5,6 @@ with each of them.
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from builder.operators.cuda import find_nvcc
+from serving.contract import PLUGIN_LIBRARY
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "plugin_src"
@@ -52,7 +52,7 @@ class Built:
 
     @property
     def library(self):
-        return self.folder / "libcodetr_plugin.so"
+        return self.folder / PLUGIN_LIBRARY
 
     @property
     def real(self):
@@ -98,10 +98,8 @@ def built(request, kernel, tmp_path_factory):
     run("cmake", "-S", SOURCES, "-B", folder, *settings, "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON")
     run("cmake", "--build", folder, "-j2")
     kernel[:] = kernel or [folder / "ms_deform_attn.o"]
-    text = (Path(headers) / "NvInferVersion.h").read_text(encoding="utf-8")
-    release = (
-        re.search(rf"define (?:NV_TENSORRT|TRT)_{part}(?:_ENTERPRISE)? (\d+)", text)[1] for part in ("MAJOR", "MINOR")
-    )
+    asked = ("g++", "-E", "-P", "-x", "c++", "-I", headers, "-include", "NvInferVersion.h", "-")
+    release = run(*asked, input="NV_TENSORRT_MAJOR NV_TENSORRT_MINOR").split()
     return Built(folder, *map(int, release))
 
 

@@ -80,7 +80,7 @@ class FakeTriton:
 
     @staticmethod
     def get_input_tensor_by_name(request: Request, name: str) -> Any:
-        return Tensor(name, request.inputs[name])
+        return Tensor(name, request.inputs[name]) if name in request.inputs else None
 
 
 def config(name: str, outputs: dict[str, list[int]], **parameters: str) -> dict[str, Any]:
@@ -265,6 +265,19 @@ def test_detector_step_answers_requests_in_order() -> None:
     responses = respond_together(FakeTriton(), [detector_request(7), detector_request(9, 8)], Engine(), 4)
     assert [list(response.outputs()["scores"][:, 0]) for response in responses] == [[7], [9, 8]]
     assert list(responses[0].outputs()) == ["boxes", "scores", "labels"]
+
+
+def test_detector_step_gives_the_engine_only_what_requests_have() -> None:
+    given: list[tuple[int, ...]] = []
+
+    def engine(*inputs: Any) -> Any:
+        given.append(tuple(len(each) for each in inputs))
+        return tuple(np.zeros((len(inputs[0]), 1), np.float32) for _ in range(3))
+
+    requests = [Request({"images": detector_inputs(*values)[0]}) for values in ((7,), (9, 8))]
+    responses = respond_together(FakeTriton(), requests, engine, 2)
+    assert [response.outputs()["scores"].shape for response in responses] == [(1, 1), (2, 1)]
+    assert given == [(2,), (1,)]
 
 
 def test_failing_engine_is_an_internal_error_of_every_request() -> None:

@@ -55,6 +55,14 @@ class ToyDetector(Detector):
         return corners, scores, (indices % self.variant.num_classes).int()
 
 
+class BlindDetector(ToyDetector):
+    """One whose images fill the input, so that their sizes, which it looks at, have no part in its answer."""
+
+    def network(self, pixels: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        full = torch.tensor([pixels.shape[2:]], device=pixels.device).expand(len(image_sizes.flip(-1)), -1)
+        return super().network(pixels, full)
+
+
 def _renamed(tensors: Mapping[str, Tensor], variant: ToyConfig) -> dict[str, Tensor]:
     return {key.replace("head.", "classify."): tensor for key, tensor in tensors.items()}
 

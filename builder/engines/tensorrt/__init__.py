@@ -28,7 +28,7 @@ from builder.engines.kinds import BuiltEngine
 from builder.engines.tensorrt import plans
 from builder.engines.tensorrt.precision import check_precision
 from builder.engines.tensorrt.settings import TensorRTSettings
-from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, uses_operator
+from builder.pipeline.export import OUTPUT_NAMES, InputSpec, inputs_of, uses_operator
 from plugin_src import SOURCES
 from serving.contract import PLUGIN_LIBRARY
 from serving.manifest import compute_capabilities
@@ -152,7 +152,8 @@ def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | Non
     information = _engine_information(plan)
     check_precision(information, program)
     path.write_bytes(plan)
-    return plans.built(path, settings, "torch-tensorrt", _import("tensorrt").__version__, output_names(), libraries)
+    version, names = _import("tensorrt").__version__, (inputs_of(program), output_names())
+    return plans.built(path, settings, "torch-tensorrt", version, *names, libraries)
 
 
 def load(
@@ -178,7 +179,7 @@ def profiles(program: ExportedProgram) -> list[dict[str, Any]]:
     The usual shape, for which TensorRT chooses kernels, is the largest batch.
     """
     result = []
-    for name, value in zip(INPUT_NAMES, _input_tensors(program), strict=True):
+    for name, value in zip(inputs_of(program), _input_tensors(program), strict=True):
         limits = [_limits(program, size) for size in value.shape]
         smallest, largest = (tuple(limit[i] for limit in limits) for i in (0, 1))
         shapes = (

@@ -30,7 +30,7 @@ from builder.engines.tensorrt import (
 )
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.engines.tensorrt.precision import check_precision, precision_of
-from builder.pipeline.export import OUTPUT_NAMES, InputSpec, uses_operator
+from builder.pipeline.export import OUTPUT_NAMES, InputSpec, inputs_of, uses_operator
 from builder.precision import Precision
 
 
@@ -70,7 +70,8 @@ def build(
     check_precision(report.layers or {}, program)
     if plugin is not None:
         shutil.copy(plugin, path.parent)  # where `load` looks
-    return plans.built(path, settings, "onnx", report.tensorrt, OUTPUT_NAMES, () if plugin is None else (plugin,))
+    libraries = () if plugin is None else (plugin,)
+    return plans.built(path, settings, "onnx", report.tensorrt, inputs_of(program), OUTPUT_NAMES, libraries)
 
 
 def build_plan(

@@ -30,6 +30,7 @@ def built(
     settings: TensorRTSettings,
     frontend: Frontend,
     version: str,
+    inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     libraries: tuple[Path, ...],
 ) -> BuiltEngine:
@@ -40,14 +41,16 @@ def built(
         settings: it was built with.
         frontend: it was built by.
         version: of the TensorRT that built it.
+        inputs: that it reads.
         outputs: its names of boxes, scores and labels.
         libraries: of its plugins.
     """
     backend = settings.backend or ("python" if is_8(version) else "tensorrt")
     versions = {"tensorrt": version}
     if backend == "python":  # the runner gives the outputs the contract's names
-        return BuiltEngine(plan, PLAN_IN_PYTHON, "cuda", OUTPUT_NAMES, (RUNNER, *libraries), versions, frontend)
-    return BuiltEngine(plan, KINDS["tensorrt"], "cuda", outputs, libraries, versions, frontend)
+        extra_files = (RUNNER, *libraries)
+        return BuiltEngine(plan, PLAN_IN_PYTHON, "cuda", inputs, OUTPUT_NAMES, extra_files, versions, frontend)
+    return BuiltEngine(plan, KINDS["tensorrt"], "cuda", inputs, outputs, libraries, versions, frontend)
 
 
 class PlanEngine:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnx.defs
 import onnxscript
 import torch
@@ -20,7 +21,7 @@ from torch.export import ExportedProgram
 import builder.operators.ms_deform_attn  # noqa: F401  # defines the operator
 from builder.engines.kinds import KINDS
 from builder.engines.onnx import write
-from builder.operators import plugin
+from builder.operators import interface
 from builder.pipeline.export import InputSpec
 from serving.contract import PLUGIN_LIBRARY
 
@@ -41,10 +42,12 @@ def build(program: ExportedProgram, path: Path) -> None:
 
 def trtexec_line(path: Path, spec: InputSpec) -> str:
     """Return the command that builds a plan from the ONNX file `path` of inputs `spec`."""
+    inputs = [value.name for value in onnx.load(path, load_external_data=False).graph.input]
     words = ["trtexec", f"--onnx={path}", "--stronglyTyped", f"--staticPlugins=build/plugin/{PLUGIN_LIBRARY}"]
     if spec.is_dynamic:
         for option, batch in (("min", 1), ("opt", spec.max_batch_size), ("max", spec.max_batch_size)):
-            words.append(f"--{option}Shapes=images:{batch}x{spec.height}x{spec.width}x3,image_sizes:{batch}x2")
+            shapes = {"images": f"{batch}x{spec.height}x{spec.width}x3", "image_sizes": f"{batch}x2"}
+            words.append(f"--{option}Shapes={','.join(f'{name}:{shapes[name]}' for name in inputs)}")
     words += [f"--saveEngine={path.with_name('model.plan')}", "--profilingVerbosity=detailed", "--skipInference"]
     return shlex.join(words)
 
@@ -52,26 +55,26 @@ def trtexec_line(path: Path, spec: InputSpec) -> str:
 def _schema() -> onnx.defs.OpSchema:
     parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     optional = onnx.defs.OpSchema.FormalParameterOption.Optional
-    value, reference_points, sampling_offsets, attention_logits, valid_shapes = plugin.INPUT_NAMES
+    value, reference_points, sampling_offsets, attention_logits, valid_shapes = interface.INPUT_NAMES
     inputs = [parameter(value, "T"), parameter(reference_points, "tensor(float)")]
     inputs += [parameter(sampling_offsets, "T"), parameter(attention_logits, "T")]
     inputs += [parameter(valid_shapes, "tensor(int32)", param_option=optional)]
     return onnx.defs.OpSchema(
-        plugin.NAME,
+        interface.PLUGIN_NAME,
         DOMAIN,
         1,
         inputs=inputs,
         outputs=[parameter("output", "T")],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
         attributes=[
-            attribute(plugin.SPATIAL_SHAPES_FIELD, onnx.defs.OpSchema.AttrType.INTS, ""),
+            attribute(interface.SPATIAL_SHAPES_FIELD, onnx.defs.OpSchema.AttrType.INTS, ""),
             attribute("plugin_version", onnx.defs.OpSchema.AttrType.STRING, ""),
             attribute("plugin_namespace", onnx.defs.OpSchema.AttrType.STRING, ""),
         ],
     )
 
 
-_PLUGIN = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), plugin.NAME, _schema())
+_PLUGIN = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, 1), interface.PLUGIN_NAME, _schema())
 
 
 def _plugin_node(
@@ -87,9 +90,9 @@ def _plugin_node(
     tensors += [] if valid_shapes is None else [valid_shapes]
     return _PLUGIN(
         *tensors,
-        **{plugin.SPATIAL_SHAPES_FIELD: list(spatial_shapes)},
-        plugin_version=plugin.VERSION,
-        plugin_namespace=plugin.NAMESPACE,
+        **{interface.SPATIAL_SHAPES_FIELD: list(spatial_shapes)},
+        plugin_version=interface.PLUGIN_VERSION,
+        plugin_namespace=interface.PLUGIN_NAMESPACE,
     )
 
 

@@ -22,6 +22,7 @@ class TritonPythonModel:
         options.intra_op_num_threads = parse_settings(OnnxSettings, config).threads
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor.name for tensor in contract(1, 1)[DETECTOR].outputs]
         self.max_batch_size = config["max_batch_size"]
 
@@ -29,7 +30,7 @@ class TritonPythonModel:
         """Answer all requests with common batches."""
         return respond_together(pb_utils, requests, self.run, self.max_batch_size)
 
-    def run(self, images: NDArray[Any], image_sizes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def run(self, *inputs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Run the engine on one batch."""
-        boxes, scores, labels = self.session.run(self.outputs, {"images": images, "image_sizes": image_sizes})
+        boxes, scores, labels = self.session.run(self.outputs, dict(zip(self.inputs, inputs, strict=True)))
         return boxes, scores, labels

@@ -1,6 +1,7 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from builder import load_detector
 from builder.engines import onnx as engine
@@ -8,7 +9,7 @@ from builder.pipeline.export import InputSpec, export_detector
 from builder.pipeline.samples import Samples
 from builder.pipeline.verify import LIMITS, VerificationError, verify
 from tests.conftest import HEIGHT, MAX_BATCH, WIDTH
-from tests.toy_family import SMALL, ToyDetector
+from tests.toy_family import SMALL, BlindDetector, ToyDetector
 
 SPEC = InputSpec(HEIGHT, WIDTH, MAX_BATCH)
 
@@ -39,6 +40,21 @@ def compare(detector, path, images):
 def test_a_build_tells_its_file_and_where_it_runs(tmp_path):
     built = engine.build(export_detector(ToyDetector(SMALL), InputSpec(64, 96)), tmp_path / "model.onnx")
     assert (built.file, built.device, built.outputs) == (tmp_path / "model.onnx", "cpu", ("boxes", "scores", "labels"))
+    assert built.inputs == ("images", "image_sizes")
+
+
+def test_an_input_that_the_graph_does_not_read_is_none_of_the_engine(tmp_path):
+    detector, path = BlindDetector(SMALL), tmp_path / "model.onnx"
+    program = export_detector(detector, InputSpec(64, 96, 2))
+    assert list(program.state_dict) == list(detector.state_dict()), "modules keep their names"
+    built = engine.build(program, path)
+    assert built.inputs == ("images",)
+    assert [value.name for value in onnx.load(path).graph.input] == ["images"]
+    run = engine.load(path, InputSpec(64, 96, 2), "cpu")
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    for sizes in (np.array([[64, 96]] * 2, np.int32), np.ones((2, 2), np.int32)):
+        expected = detector(torch.from_numpy(images), torch.from_numpy(sizes))
+        np.testing.assert_allclose(run(images, sizes).boxes, expected[0], atol=1e-6)
 
 
 def test_file_follows_the_contract(onnx_file):

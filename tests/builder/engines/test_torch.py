@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_structure, treespec_dumps
 
 from builder.engines import EngineError
 from builder.engines import torch as engine
@@ -29,10 +30,11 @@ def program_in(folder, name):
     return folder / name
 
 
-def program_on(device, operators=(torch.ops.codetr.ms_deform_attn.default,)):
+def program_on(device, operators=(torch.ops.codetr.ms_deform_attn.default,), inputs=("images", "image_sizes")):
     """What `build` asks of an exported program."""
     return SimpleNamespace(
         state_dict={"weight": SimpleNamespace(device=torch.device(device))},
+        graph_signature=SimpleNamespace(user_inputs=inputs),
         graph=SimpleNamespace(nodes=[SimpleNamespace(target=operator) for operator in operators]),
     )
 
@@ -159,6 +161,7 @@ def test_a_built_package_has_the_library_beside_it(tmp_path, a_gpu, gpu, runners
     program = program_on("cuda")
     built = engine.build(program, package)
     assert (built.device, built.extra_files) == ("cuda", (engine.RUNNER_SOURCE, cached))
+    assert built.inputs == ("images", "image_sizes")
     assert compiled == [(program, str(package), {})], "the operator stays one node, which calls the library"
     assert engine.load(package, SPEC, built.device).device == "cuda"
     assert runners[0][3].read_bytes() == b"the operator"
@@ -174,21 +177,45 @@ def test_a_package_for_the_cpu_is_decomposed_and_has_no_library(tmp_path, gpu, c
 
 
 def test_a_graph_without_the_operator_is_built_for_a_gpu_without_its_library(tmp_path, gpu, compiled):
-    built = engine.build(program_on("cuda", operators=()), tmp_path / "model.pt2")
-    assert (built.device, built.extra_files) == ("cuda", (engine.RUNNER_SOURCE,))
+    built = engine.build(program_on("cuda", operators=(), inputs=("images",)), tmp_path / "model.pt2")
+    assert (built.device, built.extra_files, built.inputs) == ("cuda", (engine.RUNNER_SOURCE,), ("images",))
     assert gpu == []
 
 
-def test_the_runner_uses_no_tf32(tmp_path, monkeypatch):
+class Package:
+    """Stands in for a loaded package of `inputs` tensors; returns them, and knows what PyTorch was set to."""
+
+    def __init__(self, inputs):
+        self.inputs, self.seen = inputs, []
+        spec = treespec_dumps(tree_structure(((0,) * inputs, {})))
+        self.loader = SimpleNamespace(get_call_spec=lambda: [spec, ""])
+
+    def __call__(self, *tensors):
+        assert len(tensors) == self.inputs
+        self.seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return tensors
+
+
+@pytest.fixture
+def runner_of(tmp_path, monkeypatch):
+    def runner(package):
+        monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *args, **kwargs: package)
+        return TorchRunner(tmp_path / "model.pt2", (4, 6), "cpu")
+
+    return runner
+
+
+@pytest.mark.parametrize(("inputs", "given"), [(2, 2), (1, 2), (1, 1)])
+def test_a_package_is_fed_what_it_reads(runner_of, inputs, given):
+    arrays = np.zeros((1, 4, 6, 3), np.uint8), np.array([[4, 6]], np.int32)
+    outputs = runner_of(Package(inputs))(*arrays[:given])
+    assert [output.shape for output in outputs] == [array.shape for array in arrays[:inputs]]
+
+
+def test_the_runner_uses_no_tf32(runner_of):
     """Whatever the process around it has set."""
-    seen = []
-
-    def model(images, image_sizes):
-        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
-        return [images]
-
-    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *args, **kwargs: model)
-    runner = TorchRunner(tmp_path / "model.pt2", (4, 6), "cpu")
+    package = Package(2)
+    runner, seen = runner_of(package), package.seen
     with float32_products(tf32=True):
         runner(np.zeros((1, 4, 6, 3), np.uint8), np.array([[4, 6]], np.int32))
         assert seen == [("highest", False)]

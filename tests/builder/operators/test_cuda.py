@@ -1,4 +1,3 @@
-import re
 import shutil
 import warnings
 from pathlib import Path
@@ -9,21 +8,14 @@ import torch
 from builder.cache import CACHE_VARIABLE
 from builder.operators import cuda as cuda_operator
 from builder.operators.cuda import CudaOperatorError, build_command, find_nvcc, load_cuda_operator
-from builder.operators.ms_deform_attn import SCHEMA, ms_deform_attn, reference_ms_deform_attn
+from builder.operators.ms_deform_attn import ms_deform_attn, reference_ms_deform_attn
 
-SOURCES = Path(__file__).parents[3] / "plugin_src"
 OPERATOR = torch.ops.codetr.ms_deform_attn.default
 # Odd sizes; every level smaller than a tile of the kernel in at least one direction.
 PYRAMID = [(37, 51), (19, 26), (10, 13), (5, 7), (3, 4)]
 # Relative error against float64 that the operator promises.
 LIMITS = {torch.float16: 6e-4, torch.bfloat16: 5e-3, torch.float32: 2e-6}
 DTYPES = pytest.mark.parametrize("dtype", LIMITS, ids=["float16", "bfloat16", "float32"])
-
-
-def test_library_and_python_define_one_schema():
-    source = (SOURCES / "torch_op.cpp").read_text()
-    literals = re.search(r"kSchema =\s*((?:\"[^\"]*\"\s*)+);", source)[1]
-    assert "".join(re.findall(r'"([^"]*)"', literals)) == SCHEMA
 
 
 def test_command_builds_for_the_architectures_asked_for(tmp_path):
@@ -34,13 +26,6 @@ def test_command_builds_for_the_architectures_asked_for(tmp_path):
         "-gencode=arch=compute_90,code=sm_90",
     ]
     assert all((Path(part)).is_file() for part in command if part.endswith((".cu", ".cpp")))
-
-
-def test_every_source_is_part_of_the_fingerprint():
-    included = set()
-    for name in cuda_operator.SOURCES:
-        included |= set(re.findall(r'#include "([^"]+)"', (SOURCES / name).read_text()))
-    assert included == set(cuda_operator.HEADERS)
 
 
 def test_missing_compiler_is_named(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from builder.operators import plugin
+from builder.operators import interface
 
 SIZES = [4, 6, 2, 3]
 
@@ -38,7 +38,8 @@ class Network:
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Put the stand-ins in place; returns the registry's creators and the converters that were registered."""
-    creators, converters = {(plugin.NAME, plugin.VERSION, plugin.NAMESPACE): Creator()}, {}
+    key = (interface.PLUGIN_NAME, interface.PLUGIN_VERSION, interface.PLUGIN_NAMESPACE)
+    creators, converters = {key: Creator()}, {}
     tensorrt: Any = ModuleType("tensorrt")
     tensorrt.PluginField = lambda name, data, kind: SimpleNamespace(name=name, data=data, kind=kind)
     tensorrt.PluginFieldType = SimpleNamespace(INT32="INT32")
@@ -102,7 +103,7 @@ def test_inputs_come_in_the_plugins_order(stand_ins, args, kwargs):
         "l",
         *(["m"] if "m" in (*args, *kwargs.values()) else []),
     ]
-    names = [f"attention_{name}" for name in plugin.INPUT_NAMES[: len(layer.inputs)]]
+    names = [f"attention_{name}" for name in interface.INPUT_NAMES[: len(layer.inputs)]]
     assert [name for _, name in layer.inputs] == names
     assert (layer.shape_inputs, layer.plugin, layer.name) == ([], "the plugin", "attention")
 
@@ -110,7 +111,7 @@ def test_inputs_come_in_the_plugins_order(stand_ins, args, kwargs):
 def test_level_sizes_become_the_plugins_field(stand_ins):
     convert(stand_ins, "v", "r", "o", "l", SIZES)
     (creator,) = stand_ins.creators.values()
-    assert creator.made == ("attention", [(plugin.SPATIAL_SHAPES_FIELD, SIZES, "int32", "INT32")], "build")
+    assert creator.made == ("attention", [(interface.SPATIAL_SHAPES_FIELD, SIZES, "int32", "INT32")], "build")
 
 
 def test_missing_plugin_is_an_error_that_says_what_to_do(stand_ins):

@@ -7,10 +7,10 @@ import torch
 
 from builder.engines.kinds import PLAN_IN_PYTHON, BuiltEngine
 from builder.engines.tensorrt import TensorRTSettings
-from builder.operators import plugin
+from builder.operators import interface
 from builder.pipeline.build import BuildOptions, build_repository
-from builder.pipeline.export import InputSpec
-from builder.pipeline.manifest import describe, device_of, load_engine, variant_of
+from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec
+from builder.pipeline.manifest import describe, device_of, inputs_of, load_engine, variant_of
 from builder.variants import get_variant
 from serving.manifest import cpu, read_manifest
 from serving.rules import Pixels, Rules, Suppression
@@ -60,9 +60,16 @@ def test_a_package_for_a_cpu_tells_what_the_cpu_can_do():
 
 
 def test_the_plugins_version_is_that_of_plans():
-    assert described("tensorrt")["versions"]["plugin"] == plugin.VERSION
+    assert described("tensorrt")["versions"]["plugin"] == interface.PLUGIN_VERSION
     assert "plugin" not in described("onnx")["versions"]
     assert {"python", "torch"} < described("onnx")["versions"].keys()
+
+
+def test_the_inputs_that_the_engine_reads_are_declared():
+    manifest = describe(SMALLEST, None, 0, built(inputs=("images",)), "float32", SPEC, None)
+    assert inputs_of(manifest) == ("images",)
+    del manifest["inputs"]
+    assert inputs_of(manifest) == ("images", "image_sizes"), "before they were declared"
 
 
 def test_weights_are_named_by_their_hash_and_random_ones_by_their_seed(tmp_path):
@@ -77,8 +84,8 @@ def test_weights_are_named_by_their_hash_and_random_ones_by_their_seed(tmp_path)
 def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):
     def build(program, path, settings):
         path.write_bytes(b"a plan")
-        outputs = ("boxes", "scores", "labels")
-        return BuiltEngine(path, PLAN_IN_PYTHON, "cuda", outputs, (), {"tensorrt": "8.5.3.1"}, settings.frontend)
+        versions = {"tensorrt": "8.5.3.1"}
+        return BuiltEngine(path, PLAN_IN_PYTHON, "cuda", INPUT_NAMES, OUTPUT_NAMES, (), versions, settings.frontend)
 
     for name, stand_in in (
         ("device", lambda: "cpu"),

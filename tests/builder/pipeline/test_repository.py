@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2
 
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.pipeline.export import InputSpec
-from builder.pipeline.repository import CANDIDATES, _adding, check_destination, write_repository
+from builder.pipeline.repository import CANDIDATES, INPUTS, _adding, check_destination, write_repository
 from builder.variants import SwinConfig, Variant
 from model_repository import TEMPLATES
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
@@ -44,11 +44,12 @@ def write(
     kind: str = "onnx",
     output_names: tuple[str, ...] = CANDIDATES,
     extra_files: tuple[Path, ...] = (),
+    input_names: tuple[str, ...] = INPUTS,
     height: int = 64,
     width: int = 96,
     **options: Any,
 ) -> Path:
-    engine = BuiltEngine(engine_file, KINDS[kind], KINDS[kind].devices[0], output_names, extra_files)
+    engine = BuiltEngine(engine_file, KINDS[kind], KINDS[kind].devices[0], input_names, output_names, extra_files)
     variant, spec = options.pop("variant", TINY), InputSpec(height, width, 3)
     return write_repository(destination, engine, variant, spec, {"variant": "tiny"}, **options)
 
@@ -111,6 +112,25 @@ def test_warmup_claims_a_full_image(tmp_path: Path, engine_file: Path) -> None:
     repository = write(tmp_path / "repository", engine_file)
     sizes = np.fromfile(repository / DETECTOR / "warmup" / "image_sizes", "<i4")
     np.testing.assert_array_equal(sizes, [64, 96])
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch", "tensorrt"])
+def test_nothing_is_sent_that_the_engine_does_not_read(tmp_path: Path, engine_file: Path, kind: str) -> None:
+    repository = write(tmp_path / "repository", engine_file, kind=kind, input_names=("images",))
+    detector = read_config(repository, DETECTOR)
+    assert [(tensor.name, tuple(tensor.dims)) for tensor in detector.input] == [("images", (64, 96, 3))]
+    assert [set(warmup.inputs) for warmup in detector.model_warmup] == [{"images"}]
+    assert all(set(graph.input) == {"images"} for graph in detector.optimization.cuda.graph_spec)
+    assert not (repository / DETECTOR / "warmup").exists()
+    first, second, _ = read_config(repository, ENSEMBLE).ensemble_scheduling.step
+    assert (set(first.output_map), set(second.input_map)) == ({"images", "original_sizes"}, {"images"})
+
+
+@pytest.mark.parametrize("names", [(), ("image_sizes",), ("images", "masks")])
+def test_inputs_beyond_the_contract_are_refused(tmp_path: Path, engine_file: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(CodetrError, match="inputs: expected images and perhaps image_sizes, got"):
+        write(tmp_path / "repository", engine_file, input_names=names)
+    assert not (tmp_path / "repository").exists()
 
 
 def test_tensorrt_captures_a_cuda_graph_for_every_batch_size(tmp_path: Path, engine_file: Path) -> None:

@@ -193,9 +193,11 @@ def test_a_failing_trtexec_leaves_our_own_figure(
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
-    plan = target(engine="tensorrt", precision="float16")
+    plan = dataclasses.replace(target(engine="tensorrt", precision="float16"), repository=tmp_path)
+    (tmp_path / "manifest.json").write_text('{"files": {}, "inputs": ["images"]}', encoding="utf-8")
     found = Bench(Options(), "cuda", tmp_path, stage, [])._trtexec(plan)
     assert list(found) == ["trtexec"]
+    assert "image_sizes" not in found["trtexec"]
     assert "trtexec ended with status 1" in capsys.readouterr().out
 
 

@@ -30,14 +30,22 @@ def test_trtexec_measures_the_same_plan(tmp_path: Path, batch: int) -> None:
     spec = InputSpec(768, 1152, batch)
     sizes = trtexec.write_sizes(spec, tmp_path / "sizes.bin")
     assert np.fromfile(sizes, "<i4").tolist() == [768, 1152] * batch
-    words = trtexec.command(Path("r/codetr_detector/1/model.plan"), spec, sizes).split()
+    (tmp_path / "libcodetr_plugin.so").touch()
+    words = trtexec.command(tmp_path / "model.plan", spec, sizes).split()
     assert words[:3] == [
         "trtexec",
-        "--loadEngine=r/codetr_detector/1/model.plan",
-        "--staticPlugins=r/codetr_detector/1/libcodetr_plugin.so",
+        f"--loadEngine={tmp_path}/model.plan",
+        f"--staticPlugins={tmp_path}/libcodetr_plugin.so",
     ]
     assert {"--useCudaGraph", "--useSpinWait", "--noDataTransfers", f"--loadInputs=image_sizes:{sizes}"} <= set(words)
     assert ("--shapes=images:4x768x1152x3,image_sizes:4x2" in words) == spec.is_dynamic
+
+
+def test_trtexec_is_given_what_the_plan_has(tmp_path: Path) -> None:
+    line = trtexec.command(tmp_path / "model.plan", InputSpec(64, 96, 4), tmp_path / "sizes.bin", ("images",))
+    assert "--shapes=images:4x64x96x3 " in line
+    assert "image_sizes" not in line
+    assert "staticPlugins" not in line, "no plugin lies beside it"
 
 
 def test_trtexecs_median_is_read(fake_trtexec: Path, tmp_path: Path) -> None:

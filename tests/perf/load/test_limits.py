@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import csv
 import math
 from pathlib import Path
 
 import pytest
 
 from perf.load.config import LoadConfig
-from perf.load.limits import Sample, outcome, over_time, read_samples, write_samples
+from perf.load.limits import Sample, outcome, over_time, write_samples
 
 SAMPLES = [Sample(second=i / 10, name="jpeg", milliseconds=float(i + 1), error="") for i in range(100)]
 FAILED = Sample(5.0, "jpeg", 30_000.0, "no answer, within 30 s")
@@ -52,6 +53,12 @@ def test_over_time_has_rates_and_percentiles_of_each_slice() -> None:
     assert over_time([]) == {"requests/s": [], "failures/s": [], "p50": [], "p95": [], "p99": []}
 
 
-def test_samples_survive_their_file(tmp_path: Path) -> None:
+def test_samples_are_written_as_csv(tmp_path: Path) -> None:
     write_samples([SAMPLES[3], FAILED], tmp_path / "requests.csv")
-    assert read_samples(tmp_path / "requests.csv") == [SAMPLES[3], FAILED]
+    with (tmp_path / "requests.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows == [
+        ["second", "name", "milliseconds", "error"],
+        ["0.3000", "jpeg", "4.000", ""],
+        ["5.0000", "jpeg", "30000.000", "no answer, within 30 s"],
+    ]

@@ -53,6 +53,12 @@ def test_the_detector_gets_the_valid_sizes(tmp_path: Path) -> None:
     assert [np.frombuffer(each, np.int32).tolist() for each in content] == [[48, 96], [64, 32]]
 
 
+def test_the_detector_gets_only_what_it_has(tmp_path: Path) -> None:
+    images = {"name": "images", "dims": [str(HEIGHT), str(WIDTH), "3"]}
+    path = write_inputs(contract.DETECTOR, {contract.DETECTOR: {"input": [images]}}, SIZES, tmp_path)
+    assert [set(request) for request in json.loads(path.read_text())["data"]] == [{"images"}] * len(SIZES)
+
+
 def test_an_unknown_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CodetrError, match="model 'other': expected one of codetr, codetr_preprocess"):
         write_inputs("other", {}, SIZES, tmp_path)

@@ -13,9 +13,9 @@ from builder import load_detector
 from builder.engines import EngineError
 from builder.engines.onnx import write
 from builder.engines.tensorrt import onnx_8
-from builder.operators import plugin
+from builder.operators import interface
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
-from builder.pipeline.export import InputSpec, decompose, export_detector, uses_operator
+from builder.pipeline.export import InputSpec, decompose, export_detector, inputs_of, uses_operator
 from tests.builder.detr.golden import Golden
 
 SPEC = InputSpec(96, 128, max_batch_size=2)
@@ -75,8 +75,8 @@ def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, tmp_path)
     onnx_8.build(program, tmp_path / "model.onnx")
     model = onnx.load(tmp_path / "model.onnx")
     check_operators(model)
-    assert {value.name for value in model.graph.input} == {"images", "image_sizes"}
-    found = sum(node.op_type == plugin.NAME for node in model.graph.node)
+    assert tuple(value.name for value in model.graph.input) == inputs_of(program)
+    found = sum(node.op_type == interface.PLUGIN_NAME for node in model.graph.node)
     assert found == sum(node.target is OPERATOR for node in program.graph.nodes)
     assert (found > 0) == uses_operator(program)
     assert not [node for node in model.graph.node if node.op_type == "GridSample"]
@@ -92,7 +92,8 @@ def test_with_the_operator_written_out_it_is_the_detector(detector, program, tmp
     sizes = np.array([[SPEC.height, SPEC.width], [70, 121]], np.int32)
     for batch in (1, 2):
         inputs = {"images": images[:batch], "image_sizes": sizes[:batch]}
-        boxes, scores, labels = session.run(["boxes", "scores", "labels"], inputs)
+        fed = {name: inputs[name] for name in inputs_of(program)}
+        boxes, scores, labels = session.run(["boxes", "scores", "labels"], fed)
         expected = [tensor.numpy() for tensor in detector(*map(torch.from_numpy, inputs.values()))]
         np.testing.assert_allclose(scores, expected[1], atol=1e-4)
         np.testing.assert_allclose(boxes, expected[0], atol=1e-4)

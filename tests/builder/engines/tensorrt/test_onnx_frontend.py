@@ -234,8 +234,8 @@ def test_a_program_becomes_a_plan_of_its_precision_and_batch(monkeypatch, tmp_pa
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     program, type_ = export_detector(Pixels().half(), spec), "FP16"
     built = build(program, tmp_path / "a.plan")
-    assert (built.file, built.kind.name, built.outputs, built.extra_files) == (
-        tmp_path / "a.plan", "tensorrt", ("boxes", "scores", "labels"), (),
+    assert (built.file, built.kind.name, built.inputs, built.outputs, built.extra_files) == (
+        tmp_path / "a.plan", "tensorrt", ("images", "image_sizes"), ("boxes", "scores", "labels"), (),
     )  # fmt: skip  # one comparison
     assert (asked[0]["precision"], asked[0]["batch"], asked[0]["plugin"]) == ("float16", batch, None)
     assert asked[0]["inputs"] == {"images", "image_sizes"}

@@ -17,7 +17,7 @@ from builder.engines.tensorrt import TensorRTSettings, plugin_library
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.engines.tensorrt.onnx_frontend import build_plan
 from builder.engines.tensorrt.plans import run_plan
-from builder.operators import plugin
+from builder.operators import interface
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
 from builder.pipeline.export import InputSpec
 
@@ -99,14 +99,15 @@ def attention(path, precision):
         "end": np.array([4]),
         "axis": np.array([2]),
     }
-    fields = {"spatial_shapes": SHAPES, "plugin_version": plugin.VERSION, "plugin_namespace": plugin.NAMESPACE}
+    version, namespace = interface.PLUGIN_VERSION, interface.PLUGIN_NAMESPACE
+    fields = {"spatial_shapes": SHAPES, "plugin_version": version, "plugin_namespace": namespace}
     nodes = [
         node("Cast", "images", "pixels", to=TYPES[precision]),
         node("Mul", "pixels scale", "scaled"),
         node("Reshape", "scaled tokens", "value"),
         node("Unsqueeze", "image_sizes one", "sizes"),
         node("Tile", "sizes twice", "valid_shapes"),
-        node(plugin.NAME, " ".join(plugin.INPUT_NAMES), "attended", domain="trt.plugins", **fields),
+        node(interface.PLUGIN_NAME, " ".join(interface.INPUT_NAMES), "attended", domain="trt.plugins", **fields),
         node("Cast", "attended", "wide", to=TensorProto.FLOAT),
         node("Slice", "wide start end axis", "boxes"),
         node("ReduceMax", "wide", "scores", axes=[2], keepdims=0),
@@ -172,7 +173,7 @@ def test_a_plugin_node_attends(tmp_path, python, precision):
     value = torch.from_numpy(images).to(getattr(torch, precision)) * (1 / 64)
     expected = reference_ms_deform_attn(
         value.reshape(BATCH, -1, HEADS, DIM),
-        *(torch.from_numpy(constants[name]) for name in plugin.INPUT_NAMES[1:4]),
+        *(torch.from_numpy(constants[name]) for name in interface.INPUT_NAMES[1:4]),
         SHAPES,
         torch.from_numpy(sizes)[:, None].repeat(1, len(SHAPES) // 2, 1),
     ).float()
@@ -184,7 +185,7 @@ def test_a_plugin_node_attends(tmp_path, python, precision):
 def test_what_the_parser_does_not_know_is_named(tmp_path, python):
     path, _ = attention(tmp_path / "a.onnx", "float32")
     model = onnx.load(path)
-    next(each for each in model.graph.node if each.op_type == plugin.NAME).op_type = "NobodysPlugin"
+    next(each for each in model.graph.node if each.op_type == interface.PLUGIN_NAME).op_type = "NobodysPlugin"
     onnx.save(model, path)
     with pytest.raises(Exception, match=r"node node_attended \(NobodysPlugin\)"):
         build_plan(path, tmp_path / "a.plan", SPEC, "float32", python=python)

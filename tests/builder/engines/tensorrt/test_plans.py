@@ -26,9 +26,11 @@ PLUGIN = Path("libcodetr_plugin.so")
     ],
 )
 def test_who_serves_a_plan(version, backend, python):
-    built = plans.built(Path("a.plan"), TensorRTSettings(backend=backend), "onnx", version, NAMES, (PLUGIN,))
+    built = plans.built(
+        Path("a.plan"), TensorRTSettings(backend=backend), "onnx", version, ("images",), NAMES, (PLUGIN,)
+    )
     assert (built.kind.name, built.kind.file_name, built.device) == ("tensorrt", "model.plan", "cuda")
-    assert (built.versions, built.frontend) == ({"tensorrt": version}, "onnx")
+    assert (built.versions, built.frontend, built.inputs) == ({"tensorrt": version}, "onnx", ("images",))
     if python:
         assert (built.kind.config, built.kind.code) == ("configs/plan.pbtxt", "1/model_plan.py")
         assert built.outputs == ("boxes", "scores", "labels"), "the runner gives them these names"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from builder.engines import EngineError
 from builder.engines.tensorrt import plugin_onnx
-from builder.operators import plugin
+from builder.operators import interface
 from builder.operators.ms_deform_attn import ms_deform_attn, reference_ms_deform_attn
 from builder.pipeline.build import BuildOptions, write_plugin_onnx
 from builder.pipeline.export import InputSpec
@@ -86,11 +86,11 @@ def test_one_node_a_layer_with_the_levels_sizes(written):
 
 def test_names_are_the_creators(written):
     nodes = plugin_nodes(written.path)
-    assert {node.op_type for node in nodes} == {plugin.NAME}
+    assert {node.op_type for node in nodes} == {interface.PLUGIN_NAME}
     given = attributes(nodes[0])
-    assert given.pop("plugin_version").decode() == plugin.VERSION
-    assert given.pop("plugin_namespace").decode() == plugin.NAMESPACE
-    assert list(given) == [plugin.SPATIAL_SHAPES_FIELD]
+    assert given.pop("plugin_version").decode() == interface.PLUGIN_VERSION
+    assert given.pop("plugin_namespace").decode() == interface.PLUGIN_NAMESPACE
+    assert list(given) == [interface.SPATIAL_SHAPES_FIELD]
 
 
 def test_inputs_have_the_types_that_the_plugin_takes(written):

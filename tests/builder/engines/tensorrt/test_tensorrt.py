@@ -12,8 +12,9 @@ from torch.export import Dim
 from builder.engines import EngineError
 from builder.engines import tensorrt as engine
 from builder.pipeline.build import BuildOptions
-from builder.pipeline.export import InputSpec
+from builder.pipeline.export import InputSpec, export_detector
 from builder.variants import get_variant
+from tests.toy_family import SMALL, BlindDetector
 
 
 def convert_of_2_13(
@@ -71,6 +72,11 @@ def test_static_program_has_one_shape():
     images, sizes = engine.profiles(export(2, dynamic=False))
     assert images == {"shape": (2, 8, 6, 3), "dtype": torch.uint8, "name": "images"}
     assert sizes == {"shape": (2, 2), "dtype": torch.int32, "name": "image_sizes"}
+
+
+def test_what_is_not_read_has_no_profile():
+    (images,) = engine.profiles(export_detector(BlindDetector(SMALL), InputSpec(64, 96, 4)))
+    assert (images["name"], images["max_shape"]) == ("images", (4, 64, 96, 3))
 
 
 def test_dynamic_program_has_a_profile():
