@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codetr_client.errors import CodetrError
+from codetr_client.threshold import check_threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,8 @@ class Detections:
         return len(self.scores)
 
     def above(self, score_threshold: float) -> Detections:
-        """Return the detections whose score is at least `score_threshold`, in the same order."""
-        return self._rows(self.scores >= score_threshold)
+        """Return the detections whose score is at least `score_threshold` (0..1, as float32), in the same order."""
+        return self._rows(self.scores >= np.float32(check_threshold(score_threshold)))
 
     def of_labels(self, labels: Container[int]) -> Detections:
         """Return the detections whose label is one of `labels`, in the same order."""
