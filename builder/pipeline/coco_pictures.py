@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+import cv2
+import numpy as np
 from PIL import Image
 
 from builder.pipeline.coco import CocoFile
@@ -116,8 +118,28 @@ def read_header(path: Path) -> Header:
                 if image.format not in _FORMATS:
                     raise CodetrError(f"{image.format}, expected JPEG, PNG, WEBP or BMP")
                 return Header(image.size, _orientation(image.info.get("exif")))
-    except _DAMAGED as error:
-        raise CodetrError("no picture, or damaged") from error
+    except _DAMAGED:
+        return _decoded_header(path)  # Pillow also refuses what has large or damaged metadata
+
+
+def _decoded_header(path: Path) -> Header:
+    """Return the same by decoding the picture as it is stored and upright."""
+    stored: Any = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    upright: Any = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if stored is None or upright is None:
+        raise CodetrError("no picture, or damaged")
+    turns = (
+        stored,
+        stored[:, ::-1],
+        stored[::-1, ::-1],
+        stored[::-1],
+        stored.swapaxes(0, 1),
+        np.rot90(stored, -1),
+        stored[::-1, ::-1].swapaxes(0, 1),
+        np.rot90(stored),
+    )
+    orientations = (number for number, turned in enumerate(turns, 1) if np.array_equal(turned, upright))
+    return Header((stored.shape[1], stored.shape[0]), next(orientations, 1))
 
 
 def _orientation(exif: object) -> int:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,19 @@ def test_metadata_never_keep_a_header_from_being_read(tmp_path: Path) -> None:
         path = tmp_path / f"{count}.jpg"
         Image.new("RGB", STORED).save(path, exif=exif)
         assert read_header(path) == Header(STORED, 1)
+
+
+@pytest.mark.parametrize("orientation", ALL)
+def test_large_metadata_do_not_keep_a_header_from_being_read(tmp_path: Path, orientation: int) -> None:
+    path = picture(tmp_path / "a.png", orientation)
+    whole = path.read_bytes()
+    body = b"zTXtComment\0\0" + zlib.compress(bytes(2**21))
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path.write_bytes(whole[:33] + chunk + whole[33:])
+    with pytest.raises(ValueError, match="Decompressed"):
+        Image.open(path)
+    header = read_header(path)
+    assert header == Header(STORED, orientation)
 
 
 def test_a_large_picture_is_read_without_a_warning(tmp_path: Path) -> None:
