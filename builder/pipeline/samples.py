@@ -93,17 +93,28 @@ def _find_truth(folder: Path, names: Sequence[str], class_names: Sequence[str], 
     path = given or next((path for path in beside if path.is_file()), None)
     if path is None:
         return None
+    try:
+        truth = _truth(path, folder, names, class_names)
+    except CodetrError as error:
+        if given is not None:
+            raise
+        raise CodetrError(f"{error}; it was found beside the images, so move it away if it is not of them") from None
+    if truth is None and given is not None:
+        raise CodetrError(f"annotations {given}: the file lists none of the images in {folder}")
+    return truth
+
+
+def _truth(path: Path, folder: Path, names: Sequence[str], class_names: Sequence[str]) -> Truth | None:
+    """Read the annotations of the files `names` in `folder`; None if there are none of them."""
     coco = read_coco(path)
     image_ids = _listed(coco, folder, names)
-    if image_ids:
-        coco = compare_with_pictures(coco, {number: folder / names[index] for index, number in image_ids.items()})
-        matched = match_categories(coco, class_names, "verify on other images, or move the file away")
-        for note in (*coco.notes, *matched.notes):
-            logger.warning("note: %s", note)  # on standard error, unless a program sets up logging
-        return Truth(coco.content(), image_ids, matched.categories)
-    if given is not None:
-        raise CodetrError(f"annotations {given}: the file lists none of the images in {folder}")
-    return None
+    if not image_ids:
+        return None
+    coco = compare_with_pictures(coco, {number: folder / names[index] for index, number in image_ids.items()})
+    matched = match_categories(coco, class_names, "verify on other images, or give annotations of its classes")
+    for note in (*coco.notes, *matched.notes):
+        logger.warning("note: %s", note)  # on standard error, unless a program sets up logging
+    return Truth(coco.content(), image_ids, matched.categories)
 
 
 def _listed(coco: CocoFile, folder: Path, names: Sequence[str]) -> dict[int, int]:

@@ -173,3 +173,15 @@ def test_what_is_left_out_of_annotations_is_said(tmp_path, caplog):
         "1 of 2 annotations have no box; they are left out",
         "1 categories that nothing is annotated with are left out, since the detector does not know them: 'unicorn'",
     ]
+
+
+def test_a_file_that_was_not_named_says_where_it_was_found(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "annotations.json").write_text('{"shapes": []}')
+    message = (
+        r"annotations\.json: it is no COCO annotation file but LabelMe's .*; it was found beside the images, so move"
+    )
+    with pytest.raises(CodetrError, match=message):
+        sample_images(CLASS_NAMES, tmp_path)
+    with pytest.raises(CodetrError, match=r"export COCO's JSON$"):
+        sample_images(CLASS_NAMES, tmp_path, tmp_path / "annotations.json")
