@@ -240,7 +240,8 @@ def _turned(
     doubtful = [image for image in unclear if boxes[image.number]]
     mirrored = [image for image in images if headers[image.number].is_mirrored]
     if not doubtful:
-        return set(), _note_mirrored(path, [image for image in mirrored if boxes[image.number]])
+        told = len(unclear) < len(rotated)  # upright sizes, so whatever wrote them knew of the orientation
+        return set(), _note_mirrored(path, [] if told else [image for image in mirrored if boxes[image.number]])
     pairs = [(box, headers[image.number]) for image in doubtful for box in boxes[image.number]]
     beyond_stored = sum(_reaches(box, header.stored) > _PIXEL for box, header in pairs)
     beyond_upright = sum(_reaches(box, header.upright) > _PIXEL for box, header in pairs)
@@ -266,8 +267,9 @@ def _note_mirrored(path: Path, images: Sequence[CocoImage]) -> list[str]:
     if not images:
         return []
     return [
-        f"{path}: {len(images)} pictures are stored upside down or mirrored (EXIF orientation); their boxes are taken "
-        f"to be of the upright pictures ({_some([image.file_name for image in images])})"
+        f"{path}: {len(images)} pictures are stored turned (EXIF orientation) in a way that no size tells, upside down "
+        f"or mirrored; their boxes are taken to be of the upright pictures "
+        f"({_some([image.file_name for image in images])})"
     ]
 
 

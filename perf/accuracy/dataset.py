@@ -73,7 +73,7 @@ def read_dataset(annotations: Path, images: Path, limit: int | None = None, skip
     if missing and (not skip_missing or not paths):
         raise CodetrError(
             f"{len(missing)} of {len(listed)} images are not in {images}: {_some(missing)}; give the folder that the "
-            "file names are relative to, or leave the missing ones out with --skip-missing"
+            "file names are relative to, or leave out what is missing (skip_missing)"
         )
     chosen = [image.number for image in listed if image.number in paths][:limit]
     coco = compare_with_pictures(coco, {number: paths[number] for number in chosen})

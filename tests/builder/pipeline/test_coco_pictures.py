@@ -232,7 +232,16 @@ def test_mirrored_pictures_are_noted_where_nothing_tells(tmp_path: Path) -> None
     coco, paths = annotated(tmp_path, {"a.jpg": [OF_BOTH]}, {"a.jpg": STORED})
     found = compare_with_pictures(coco, paths)
     assert boxes_of(found) == [OF_BOTH]
-    assert "1 pictures are stored upside down or mirrored (EXIF orientation)" in found.notes[0]
+    assert "1 pictures are stored turned (EXIF orientation) in a way that no size tells" in found.notes[0]
+
+
+def test_mirrored_pictures_are_upright_beside_upright_sizes(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg", 3)
+    picture(tmp_path / "b.jpg", 6)
+    coco, paths = annotated(
+        tmp_path, {"a.jpg": [OF_BOTH], "b.jpg": [OF_UPRIGHT]}, {"a.jpg": STORED, "b.jpg": STORED[::-1]}
+    )
+    assert compare_with_pictures(coco, paths) == coco
 
 
 @pytest.mark.parametrize(
