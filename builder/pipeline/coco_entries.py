@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from serving.errors import CodetrError
 
@@ -59,7 +60,7 @@ def read_images(entries: Sequence[Mapping[str, Any]], notes: list[str]) -> dict[
     for index, entry in enumerate(entries):
         place = f"images[{index}]"
         key = _required_id(entry, "id", place)
-        name = _required_text(entry, "file_name", place)
+        name = _file_name(entry, place)
         image = CocoImage(0, entry["id"], name, _size(entry, "width", place), _size(entry, "height", place))
         first = found.setdefault(key, image)
         if first is not image:
@@ -74,10 +75,21 @@ def read_images(entries: Sequence[Mapping[str, Any]], notes: list[str]) -> dict[
                 f"{place}.file_name: {name!r} is the file of image {_shown(found[files[name]].id)} already; expected "
                 "one entry a picture, with all its annotations"
             )
+    if any("not_exhaustive_category_ids" in entry for entry in entries):
+        notes.append(
+            "as in LVIS, not all objects are annotated; COCO's AP, which is measured here, counts others as wrong"
+        )
     if repeated:
         notes.append(f"{repeated} images are listed again with the same content; each counts once")
     numbers = {key: number for number, key in enumerate(_ascending(list(found)), 1)}
     return {key: replace(image, number=numbers[key]) for key, image in found.items()}
+
+
+def _file_name(entry: Mapping[str, Any], place: str) -> str:
+    """Return the file of an image; LVIS states only where on the web COCO's picture is."""
+    url = entry.get("coco_url")
+    path = urlsplit(url).path.lstrip("/") if isinstance(url, str) and entry.get("file_name") is None else ""
+    return path or _required_text(entry, "file_name", place)
 
 
 def read_categories(
@@ -341,6 +353,12 @@ def _number(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def in_words(names: Sequence[object], most: int = 3) -> str:
+    """Return the first names as a list in one line."""
+    shown = [name if name.isprintable() else repr(name) for name in map(str, names[:most])]
+    return ", ".join(shown) + (", ..." if len(names) > most else "")
 
 
 def _shown(value: Any) -> str:

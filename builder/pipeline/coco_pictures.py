@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from builder.pipeline.coco import CocoFile
-from builder.pipeline.coco_entries import Annotation, Box, CocoImage
+from builder.pipeline.coco_entries import Annotation, Box, CocoImage, in_words
 from serving.errors import CodetrError
 
 # What the service decodes; cameras' JPEGs with a second picture behind the first are MPO to Pillow.
@@ -34,7 +34,6 @@ _DAMAGED = (
 _PIXEL = 1.0  # a box may reach beyond its picture by so much, as rounding has it
 _FAR = 0.1  # of a side: more is no rounding
 _CLEARLY = 10  # times as many boxes fit one way as the other; a few reach beyond their picture in any data set
-_NAMED = 3  # pictures that a message names
 
 Size = tuple[int, int]  # width, height in pixels
 
@@ -100,8 +99,8 @@ def _refuse_shared(found: Mapping[int, Path], images: Sequence[CocoImage]) -> No
         path = found.get(image.number)
         if path is not None and first.setdefault(path, image) is not image:
             raise CodetrError(
-                f"images {first[path].id!r} and {image.id!r} are both {path}; expected one entry a picture, with all "
-                "its annotations"
+                f"images {first[path].id!r} and {image.id!r} are both {in_words([path])}; expected one entry a "
+                "picture, with all its annotations"
             )
 
 
@@ -201,12 +200,8 @@ def _headers(images: Sequence[CocoImage], paths: Mapping[int, Path]) -> dict[int
         except CodetrError as error:
             faults.append(f"{paths[image.number]} ({error})")
     if faults:
-        raise CodetrError(f"{len(faults)} of {len(images)} images cannot be read: {_some(faults)}; take them out")
+        raise CodetrError(f"{len(faults)} of {len(images)} images cannot be read: {in_words(faults)}; take them out")
     return headers
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def _stated(image: CocoImage) -> Size | None:
@@ -223,7 +218,7 @@ def _refuse_other_sizes(path: Path, images: Sequence[CocoImage], headers: Mappin
     if others:
         raise CodetrError(
             f"{path}: {len(others)} of {len(images)} pictures have another size than the file states "
-            f"({_some(others)}); give the pictures that were annotated, or the annotations of these"
+            f"({in_words(others)}); give the pictures that were annotated, or the annotations of these"
         )
 
 
@@ -257,9 +252,9 @@ def _turned(
         return set(), [f"{which}; their boxes are taken to be of the upright pictures"]
     name, header = doubtful[0].file_name, headers[doubtful[0].number]
     raise CodetrError(
-        f"{which}, and whether their boxes are of the stored or of the upright pixels cannot be told ({name}: "
-        f"{_times(header.stored)} stored, {_times(header.upright)} upright); state width and height of the upright "
-        "pictures with boxes of those, or take the orientation out of the pictures' metadata"
+        f"{which}, and whether their boxes are of the stored or of the upright pixels cannot be told "
+        f"({in_words([name])}: {_times(header.stored)} stored, {_times(header.upright)} upright); state width and "
+        "height of the upright pictures with boxes of those, or take the orientation out of the pictures' metadata"
     )
 
 
@@ -269,7 +264,7 @@ def _note_mirrored(path: Path, images: Sequence[CocoImage]) -> list[str]:
     return [
         f"{path}: {len(images)} pictures are stored turned (EXIF orientation) in a way that no size tells, upside down "
         f"or mirrored; their boxes are taken to be of the upright pictures "
-        f"({_some([image.file_name for image in images])})"
+        f"({in_words([image.file_name for image in images])})"
     ]
 
 

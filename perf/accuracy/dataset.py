@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from builder.pipeline.coco import CocoFile, Matched, match_categories, read_coco
-from builder.pipeline.coco_entries import Id
+from builder.pipeline.coco_entries import Id, in_words
 from builder.pipeline.coco_pictures import compare_with_pictures, find_pictures
 from serving.errors import CodetrError
 
 # An image counts as portrait or landscape if its sides differ by more than this share.
 SQUARE_TOLERANCE = 0.05
-_NAMED = 3  # missing pictures that a message names
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,13 @@ def read_dataset(annotations: Path, images: Path, limit: int | None = None, skip
     missing = [image.file_name for image in listed if image.number not in paths]
     if missing and (not skip_missing or not paths):
         raise CodetrError(
-            f"{len(missing)} of {len(listed)} images are not in {images}: {_some(missing)}; give the folder that the "
-            "file names are relative to, or leave out what is missing (skip_missing)"
+            f"{len(missing)} of {len(listed)} images are not in {images}: {in_words(missing)}; give the folder "
+            "that the file names are relative to, or leave out what is missing (skip_missing)"
         )
     chosen = [image.number for image in listed if image.number in paths][:limit]
     coco = compare_with_pictures(coco, {number: paths[number] for number in chosen})
     if missing:
-        note = f"{len(missing)} of {len(listed)} images are not in {images} and left out: {_some(missing)}"
+        note = f"{len(missing)} of {len(listed)} images are not in {images} and left out: {in_words(missing)}"
         coco = replace(coco, notes=(*coco.notes, f"{annotations}: {note}"))
     if not coco.annotations:
         coco = replace(coco, notes=(*coco.notes, f"{annotations}: nothing is annotated, so there is no AP"))
@@ -89,10 +88,6 @@ def read_dataset(annotations: Path, images: Path, limit: int | None = None, skip
         if image.number in wanted
     )
     return Dataset(coco, found, len(found) == len(coco.images))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
 
 
 def category_of_label(dataset: Dataset, class_names: Sequence[str]) -> Matched:

@@ -260,6 +260,17 @@ def test_an_unknown_size_is_none(tmp_path: Path, size: Any) -> None:
     assert (image.width, image.height) == (None, None)
 
 
+def test_lvis_names_pictures_by_their_place_on_the_web(tmp_path: Path) -> None:
+    url = "http://images.cocodataset.org/train2017/000000391895.jpg"
+    entry = {"id": 4, "coco_url": url, "neg_category_ids": [], "not_exhaustive_category_ids": []}
+    coco = read(tmp_path, images=[entry], annotations=[annotation()])
+    assert coco.images[0].file_name == "train2017/000000391895.jpg"
+    assert "as in LVIS, not all objects are annotated" in coco.notes[0]
+    assert read(tmp_path, images=[{**entry, "file_name": "a.jpg"}]).images[0].file_name == "a.jpg"
+    with pytest.raises(CodetrError, match=r"images\[0\].file_name: expected text, got nothing"):
+        read(tmp_path, images=[{**entry, "coco_url": None}])
+
+
 def test_a_size_may_be_text(tmp_path: Path) -> None:
     (image,) = read(tmp_path, images=[{"id": 4, "file_name": "a.jpg", "width": "60", "height": 50.0}]).images
     assert (image.width, image.height) == (60, 50)

@@ -296,6 +296,14 @@ def test_boxes_given_by_their_corners_are_refused(tmp_path: Path) -> None:
         compare_with_pictures(coco, paths)
 
 
+def test_a_line_break_in_a_file_name_makes_no_second_line(tmp_path: Path) -> None:
+    picture(tmp_path / "a\nb.jpg")
+    coco, paths = annotated(tmp_path, {"a\nb.jpg": [OF_BOTH]}, {"a\nb.jpg": (1, 1)})
+    with pytest.raises(CodetrError, match=r"\('a\\nb\.jpg: 1x1 in the file, 64x48 in the picture'\)") as caught:
+        compare_with_pictures(coco, paths)
+    assert "\n" not in str(caught.value)
+
+
 def test_some_boxes_that_reach_beyond_are_noted(tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg")
     coco, paths = annotated(tmp_path, {"a.jpg": [[40.0, 30, 60, 45], OF_BOTH, [0.0, 0, 64.9, 48.9], OF_STORED]}, {})
