@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,7 +11,8 @@ from codetr_client.threshold import check_threshold
 from serving.errors import CodetrError
 
 SCORE_THRESHOLD = "score_threshold"
-KNOWN = (SCORE_THRESHOLD,)
+DEADLINE = "deadline_unix_ms"  # when the client stops waiting
+KNOWN = (SCORE_THRESHOLD, DEADLINE)
 
 UnknownParameters = Literal["refuse", "ignore"]
 _WAYS: tuple[UnknownParameters, ...] = ("refuse", "ignore")
@@ -76,11 +78,15 @@ def read_parameters(parameters: Mapping[str, Any], unknown: UnknownParameters = 
         unknown: what is done about others, which are misspelt most likely.
 
     Raises:
-        CodetrError: there is an unknown parameter, or `score_threshold` is no number in 0..1.
+        CodetrError: there is an unknown parameter, `score_threshold` is no number in 0..1, or `deadline_unix_ms` no
+            time.
     """
     others = sorted(name for name in parameters if not _is_expected(name))
     if others and unknown == "refuse":
         raise CodetrError(f"unknown request parameter {reprlib.repr(others[0])}; expected some of {', '.join(KNOWN)}")
+    deadline = parameters.get(DEADLINE, 0)
+    if not isinstance(deadline, (int, float)) or isinstance(deadline, bool) or not 0 <= deadline < math.inf:
+        raise CodetrError(f"{DEADLINE}: expected milliseconds since 1970, got {reprlib.repr(deadline)}")
     return check_threshold(parameters[SCORE_THRESHOLD]) if SCORE_THRESHOLD in parameters else None
 
 

@@ -24,7 +24,9 @@ from serving.parameters import read_parameters
 def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
     with pytest.raises(CodetrError) as caught:
         read_parameters({"score_threshold": 0.5, name: 0.5})
-    assert str(caught.value) == f"unknown request parameter {name!r}; expected some of score_threshold"
+    assert (
+        str(caught.value) == f"unknown request parameter {name!r}; expected some of score_threshold, deadline_unix_ms"
+    )
     assert read_parameters({"score_threshold": 0.5, name: 0.5}, "ignore") == 0.5
 
 
@@ -58,6 +60,17 @@ def test_impossible_score_thresholds_of_a_request_are_refused(text: str) -> None
     for way in ("refuse", "ignore"):
         with pytest.raises(CodetrError, match=r"score_threshold: expected a number in 0..1, got "):
             read_parameters(parameters, way)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ['"soon"', "true", "null", "-1", "NaN", "Infinity", "[1]"])
+def test_a_deadline_that_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(CodetrError, match="deadline_unix_ms: expected milliseconds since 1970, got "):
+        read_parameters(json.loads(f'{{"deadline_unix_ms": {text}}}'))
+
+
+@pytest.mark.parametrize("text", ["1795665600000", "1795665600000.5", "0"])
+def test_a_deadline_is_let_through(text: str) -> None:
+    assert read_parameters(json.loads(f'{{"deadline_unix_ms": {text}}}')) is None
 
 
 @pytest.mark.parametrize(("text", "expected"), [("0", 0.0), ("1", 1.0), ("0.3", 0.3)])
