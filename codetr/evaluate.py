@@ -12,7 +12,7 @@ from codetr.config import ConfigOption, ExecuteOption, given_variant, read_varia
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from rich.table import Table
 
@@ -52,6 +52,7 @@ def evaluate(
         typer.Option(help="Of the engine that detects or is served; its manifest tells variant, size and rules."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
+    skip_missing: Annotated[bool, typer.Option(help="Leave out images that are not in --images.")] = False,
 ) -> None:
     """Measure COCO accuracy; killed and started again, it goes on where it was."""
     from rich.console import Console
@@ -63,7 +64,8 @@ def evaluate(
     from perf.accuracy.scores import RESULTS, check_output, report
 
     console = Console()
-    dataset = read_dataset(annotations, images, limit)
+    dataset = read_dataset(annotations, images, limit, skip_missing)
+    _note(dataset.coco.notes)
     sources = [
         annotations,
         weights,
@@ -90,10 +92,11 @@ def evaluate(
         make, name, concurrency = (lambda: detect), "onnx", 1
     else:
         make, names, name, concurrency = *pytorch.load(), pytorch.name, 1
-    category_ids = category_of_label(dataset, names)
+    matched = category_of_label(dataset, names)
+    _note(matched.notes)
     with _bar(console, name, len(dataset.images)) as advance:
         found = collect(dataset, output / RESULTS, name, make, names, concurrency, advance)
-    result = report(dataset, name, found, category_ids, output)
+    result = report(dataset, name, found, matched, output)
     console.print(class_table(result))
     console.print(summary_line(result), highlight=False, soft_wrap=True)
     if given is not None or built is not None:
@@ -105,6 +108,11 @@ def evaluate(
         for path, value in draw_worst(dataset, found, other[0], output / "worst"):
             console.print(f"agreement {value:.3f}  {path}", highlight=False, soft_wrap=True)
     console.print(f"results are in {output}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _note(notes: Iterable[str]) -> None:
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 def _given(name: str | None, config: Path | None, execute: bool) -> DetectorConfig | None:
@@ -174,9 +182,10 @@ def _against(
 
     folder = output / AGAINST
     make, names = pytorch.load()
+    matched = category_of_label(dataset, names)
     with _bar(console, pytorch.name, len(dataset.images)) as advance:
         found = collect(dataset, folder / RESULTS, pytorch.name, make, names, 1, advance)
-    return found, report(dataset, pytorch.name, found, category_of_label(dataset, names), folder)
+    return found, report(dataset, pytorch.name, found, matched, folder)
 
 
 class _bar:  # noqa: N801  # a context manager used like a function

@@ -18,6 +18,7 @@ from serving.contract import (
     SOFT_NMS_MIN_SCORE,
 )
 from serving.errors import CodetrError
+from serving.parameters import UnknownParameters, check_way
 from serving.rules import Suppression, SuppressionKind
 
 Floats = npt.NDArray[np.float32]
@@ -40,6 +41,7 @@ class PostprocessSettings:
     class_agnostic: bool = False  # let boxes of different classes suppress each other
     clip: bool = True  # cut boxes at the image's border
     max_detections: int = MAX_DETECTIONS  # rows returned
+    unknown_parameters: UnknownParameters = "refuse"  # of a request
 
     @classmethod
     def of(cls, rule: Suppression, max_detections: int) -> PostprocessSettings:
@@ -63,6 +65,7 @@ class PostprocessSettings:
 
     def __post_init__(self) -> None:
         _ = self.suppression  # checks it
+        check_way(self.unknown_parameters)
         if self.max_detections < 1:
             raise CodetrError(f"max_detections: expected at least 1, got {self.max_detections}")
 
@@ -78,7 +81,12 @@ class Postprocessed(NamedTuple):
 
 
 def postprocess(
-    boxes: Floats, scores: Floats, labels: Ints, original_size: tuple[int, int], settings: PostprocessSettings
+    boxes: Floats,
+    scores: Floats,
+    labels: Ints,
+    original_size: tuple[int, int],
+    settings: PostprocessSettings,
+    lowest_score: float | None = None,
 ) -> Postprocessed:
     """Turn one image's candidates into its detections.
 
@@ -91,11 +99,16 @@ def postprocess(
         labels: int32 `[K]`.
         original_size: (height, width) of the upright original in pixels.
         settings: thresholds and the kind of NMS.
+        lowest_score: that a request wants to see, in place of the setting `score_threshold`. The setting is
+            mmdetection's: candidates above it go into NMS. This one holds for the answer: scores of at least it are
+            kept, and those that soft NMS has brought below it are not. Both are rounded to float32, as scores are.
     """
     finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
-    keep = finite & (scores > settings.score_threshold) if settings.score_threshold > 0 else finite
+    keep = finite & _are_candidates(scores, settings, lowest_score)
     boxes, scores, labels = to_pixels(boxes[keep], original_size, settings.clip), scores[keep], labels[keep]
     picks, scores = pick(boxes, scores, labels, settings)
+    if lowest_score is not None:
+        picks, scores = picks[scores >= np.float32(lowest_score)], scores[scores >= np.float32(lowest_score)]
     picks, scores = picks[: settings.max_detections], scores[: settings.max_detections]
     return Postprocessed(
         boxes=_rows(boxes[picks], settings.max_detections, PADDING_BOX),
@@ -104,6 +117,12 @@ def postprocess(
         num_detections=len(picks),
         num_dropped=int(np.count_nonzero(~finite)),
     )
+
+
+def _are_candidates(scores: Floats, settings: PostprocessSettings, lowest_score: float | None) -> npt.NDArray[np.bool_]:
+    if lowest_score is not None:
+        return scores >= np.float32(lowest_score)  # a lower score changes no higher one
+    return scores > np.float32(settings.score_threshold) if settings.score_threshold > 0 else np.ones(len(scores), bool)
 
 
 def to_pixels(boxes: Floats, original_size: tuple[int, int], clip: bool = True) -> Floats:

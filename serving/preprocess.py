@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from serving.decode import Image8, ImageLimits, decode_image
+from serving.parameters import UnknownParameters, check_way
 from serving.rules import Pixels, Resize
 
 DEFAULT_PIXELS = Pixels()
@@ -31,10 +32,12 @@ class PreprocessSettings(ImageLimits):
     antialias: bool = DEFAULT_PIXELS.antialias
     shortest_edge: int = DEFAULT_PIXELS.shortest_edge
     longest_edge: int = DEFAULT_PIXELS.longest_edge
+    unknown_parameters: UnknownParameters = "refuse"  # of a request
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.pixels  # checks it
+        check_way(self.unknown_parameters)
 
     @property
     def pixels(self) -> Pixels:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from serving.contract import DETECTOR, contract
 from serving.errors import CodetrError, InvalidImageError
+from serving.parameters import read_parameters
 from serving.postprocess import PostprocessSettings, postprocess
 from serving.preprocess import PreprocessSettings, preprocess
 
@@ -121,8 +122,10 @@ class Preprocess:
         """Answer one request: `image` bytes `[B, 1]` to `images`, `image_sizes` and `original_sizes`, `[B, ...]`.
 
         Raises:
+            CodetrError: as `read_parameters`: what the ensemble's last step would refuse costs no inference.
             InvalidImageError: an image cannot be used; of several, the first such, named by its index.
         """
+        read_parameters(parameters, self.settings.unknown_parameters)
         images = inputs["image"].reshape(-1)
         if not len(images):
             raise InvalidImageError("the request holds no image")
@@ -169,11 +172,14 @@ class Postprocess:
         """Answer one request: the detector's outputs and `original_sizes`, all `[B, ...]`, to the ensemble's outputs.
 
         Raises:
-            CodetrError: `score_threshold` is not a number in 0..1.
+            CodetrError: as `read_parameters`.
         """
-        settings = with_request_parameters(self.settings, parameters)
+        lowest = read_parameters(parameters, self.settings.unknown_parameters)
         columns = zip(inputs["boxes"], inputs["scores"], inputs["labels"], inputs["original_sizes"], strict=True)
-        rows = [postprocess(boxes, scores, labels, (h, w), settings) for boxes, scores, labels, (h, w) in columns]
+        rows = [
+            postprocess(boxes, scores, labels, (h, w), self.settings, lowest)
+            for boxes, scores, labels, (h, w) in columns
+        ]
         dropped = sum(row.num_dropped for row in rows)
         if dropped:
             self.warn(f"dropped {dropped} candidates that were NaN or infinite: the engine computes outside its range")
@@ -183,23 +189,6 @@ class Postprocess:
             "labels": np.stack([row.labels for row in rows]),
             "num_detections": np.array([[row.num_detections] for row in rows], np.int32),
         }
-
-
-def with_request_parameters(settings: PostprocessSettings, parameters: Mapping[str, Any]) -> PostprocessSettings:
-    """Return the settings with a request's own `score_threshold`, if it has one: the lowest score it wants to see.
-
-    Unlike the setting, which is mmdetection's and looks at scores before NMS, it also holds for the scores that soft
-    NMS has lowered; what it removes could not have changed a higher score.
-
-    Raises:
-        CodetrError: `score_threshold` is not a number in 0..1.
-    """
-    if "score_threshold" not in parameters:
-        return settings
-    value = parameters["score_threshold"]
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise CodetrError(f"score_threshold: expected a number in 0..1, got {value!r}")
-    return replace(settings, score_threshold=value, min_score=max(settings.min_score, value))
 
 
 def respond(

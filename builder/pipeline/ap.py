@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +18,16 @@ class Figures(NamedTuple):
 
 
 def evaluate(
-    annotations: Path | dict[str, Any],
+    annotations: dict[str, Any],
     rows: list[dict[str, Any]],
     image_ids: Iterable[int],
     category_ids: Iterable[int],
 ) -> Figures:
-    """Return COCO's figures of result records on some images and categories of an annotation file or its content."""
-    truth = COCO(annotations if isinstance(annotations, dict) else str(annotations), print_function=_quiet)
+    """Return COCO's figures of result records on some images and categories of COCO's object.
+
+    Ids are whole numbers from 1: COCO's evaluators take an annotation of id 0 for none.
+    """
+    truth = COCO(annotations, print_function=_quiet)
     results = truth.loadRes(rows) if rows else COCO()
     evaluation = COCOeval_faster(truth, results, "bbox", print_function=_quiet)
     evaluation.params.imgIds, evaluation.params.catIds = list(image_ids), list(category_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from builder.pipeline.coco import match_categories, read_coco
+from builder.pipeline.coco import CocoFile, match_categories, read_coco
+from builder.pipeline.coco_entries import CocoImage
+from builder.pipeline.coco_pictures import compare_with_pictures, spellings
 from demo.shapes import CLASS_NAMES
 from demo.shapes.dataset import coco_annotations
 from demo.shapes.draw import generate
 from serving.errors import CodetrError
+
+logger = logging.getLogger(__name__)
 
 # The data set and number of generated images that engines are verified on when no other images are given.
 SEED, IMAGES = 20, 8
@@ -25,9 +30,9 @@ ANNOTATIONS = "annotations.json"  # looked for in the folder of images and besid
 
 @dataclass(frozen=True)
 class Truth:
-    """COCO annotations of sample images."""
+    """COCO annotations of sample images, in pixels of the upright ones."""
 
-    content: dict[str, Any]
+    content: dict[str, Any]  # with ids of ours
     image_ids: Mapping[int, int]  # by the sample's index; images without an entry are not annotated
     category_ids: Mapping[int, int]  # by the detector's label
 
@@ -88,12 +93,51 @@ def _find_truth(folder: Path, names: Sequence[str], class_names: Sequence[str], 
     path = given or next((path for path in beside if path.is_file()), None)
     if path is None:
         return None
-    content, images, categories = read_coco(path)
-    ids = {image["file_name"].name: image["id"] for image in images}
-    image_ids = {index: ids[name] for index, name in enumerate(names) if name in ids}
-    if image_ids:
-        remedy = "verify on other images, or move the file away"
-        return Truth(content, image_ids, match_categories(categories, class_names, path, remedy))
-    if given is not None:
+    try:
+        truth = _truth(path, folder, names, class_names)
+    except CodetrError as error:
+        if given is not None:
+            raise
+        raise CodetrError(f"{error}; it was found beside the images, so move it away if it is not of them") from None
+    if truth is None and given is not None:
         raise CodetrError(f"annotations {given}: the file lists none of the images in {folder}")
-    return None
+    return truth
+
+
+def _truth(path: Path, folder: Path, names: Sequence[str], class_names: Sequence[str]) -> Truth | None:
+    """Read the annotations of the files `names` in `folder`; None if there are none of them."""
+    coco = read_coco(path)
+    image_ids = _listed(coco, folder, names)
+    if not image_ids:
+        return None
+    coco = compare_with_pictures(coco, {number: folder / names[index] for index, number in image_ids.items()})
+    matched = match_categories(coco, class_names, "verify on other images, or give annotations of its classes")
+    for note in (*coco.notes, *matched.notes):
+        logger.warning("note: %s", note)  # on standard error, unless a program sets up logging
+    return Truth(coco.content(), image_ids, matched.categories)
+
+
+def _listed(coco: CocoFile, folder: Path, names: Sequence[str]) -> dict[int, int]:
+    """Return the images of a file by the indices of `names`, the files in `folder`."""
+    by_name: dict[str, dict[int, CocoImage]] = {}
+    for image in coco.images:
+        for spelling in spellings(image.file_name):
+            by_name.setdefault(spelling.name, {})[image.number] = image
+    found: dict[int, int] = {}
+    for index, name in enumerate(names):
+        images = list(by_name.get(name, {}).values())
+        if len(images) > 1:
+            images = [image for image in images if _ends_in(folder / name, image)] or images
+        if len(images) > 1:
+            raise CodetrError(
+                f"{coco.path}: {images[0].file_name!r} and {images[1].file_name!r} may both be {folder / name}; "
+                "expected file names that tell them apart by their folders"
+            )
+        if images:
+            found[index] = images[0].number
+    return found
+
+
+def _ends_in(path: Path, image: CocoImage) -> bool:
+    whole = path.absolute().parts
+    return any(whole[-len(name.parts) :] == name.parts for name in spellings(image.file_name))

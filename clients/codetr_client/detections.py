@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from codetr_client.errors import CodetrError
+from codetr_client.threshold import check_threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +51,8 @@ class Detections:
         return len(self.scores)
 
     def above(self, score_threshold: float) -> Detections:
-        """Return the detections whose score is at least `score_threshold`, in the same order."""
-        return self._rows(self.scores >= score_threshold)
+        """Return the detections whose score is at least `score_threshold` (0..1, as float32), in the same order."""
+        return self._rows(self.scores >= np.float32(check_threshold(score_threshold)))
 
     def of_labels(self, labels: Container[int]) -> Detections:
         """Return the detections whose label is one of `labels`, in the same order."""
@@ -70,9 +71,12 @@ class Detections:
             )
         ]
 
-    def to_coco(self, image_id: int, category_ids: Sequence[int] | Mapping[int, int]) -> list[dict[str, Any]]:
-        """Return COCO results: `bbox` is x, y, width, height in pixels; `category_ids[label]` is COCO's number.
+    def to_coco(
+        self, image_id: int | str, category_ids: Sequence[int | str] | Mapping[int, int] | Mapping[int, str]
+    ) -> list[dict[str, Any]]:
+        """Return COCO results: `bbox` is x, y, width, height in pixels; `category_ids[label]` is the category's id.
 
+        Ids are those of the annotation file, numbers or text.
         Raises CodetrError for a label that `category_ids` does not hold.
         """
         known = category_ids if isinstance(category_ids, Mapping) else range(len(category_ids))
@@ -85,6 +89,10 @@ class Detections:
         corners = self.boxes.astype(np.float64)
         sized = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
         return [
-            {"image_id": image_id, "category_id": int(category_ids[label]), "bbox": bbox, "score": score}
+            {"image_id": image_id, "category_id": _plain(category_ids[label]), "bbox": bbox, "score": score}
             for bbox, score, label in zip(sized.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
         ]
+
+
+def _plain(category_id: int | str) -> int | str:
+    return category_id if isinstance(category_id, str) else int(category_id)  # NumPy's are no JSON

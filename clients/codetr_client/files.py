@@ -22,6 +22,7 @@ from codetr_client.outputs import (
     save_picture,
     write_whole,
 )
+from codetr_client.threshold import check_threshold
 
 # What a folder is searched for; a file named outright may have any name.
 IMAGE_SUFFIXES = frozenset({".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp"})
@@ -128,19 +129,20 @@ def detect_files(
     then, and at Ctrl-C, the results so far are still written. `on_result` hears of each result as it comes.
 
     Raises:
-        CodetrError: `output` is a file, or its `detections.json` is a source or no earlier run's; nothing was asked of
-            the detector yet.
+        CodetrError: `score_threshold` is no number in 0..1, `output` is a file, or its `detections.json` is a source or
+            no earlier run's; nothing was asked of the detector yet.
     """
+    threshold = None if score_threshold is None else check_threshold(score_threshold)
     make_folder(output)
     _check_results(output / RESULTS_NAME, paths)
     pictures = plan_pictures(output, [path.stem for path in paths], paths)
     results: list[Detected | Failed] = []
     try:
         for path, picture in zip(paths, pictures, strict=True):
-            results.append(_detect_file(client, path, picture, score_threshold))
+            results.append(_detect_file(client, path, picture, threshold))
             on_result(results[-1])
     finally:
-        document = {"score_threshold": score_threshold, "images": [result.to_json() for result in results]}
+        document = {"score_threshold": threshold, "images": [result.to_json() for result in results]}
         write_whole(output / RESULTS_NAME, (json.dumps(document, indent=1) + "\n").encode())
     return results
 

@@ -16,6 +16,7 @@ import numpy as np
 from codetr_client import contract, errors
 from codetr_client.detections import Detections
 from codetr_client.errors import CodetrError
+from codetr_client.threshold import check_threshold
 
 Protocol = Literal["grpc", "http"]
 # Class names to use: COCO's 80, a list in label order, or None for what the server's configuration says.
@@ -56,7 +57,7 @@ class Endpoint:
         """Return the arguments of tritonclient's `infer` for one request with one encoded image a payload."""
         image = self.library().InferInput("image", [len(payloads), 1], "BYTES")
         image.set_data_from_numpy(np.array(payloads, dtype=object).reshape(-1, 1))
-        parameters = None if score_threshold is None else {"score_threshold": float(score_threshold)}
+        parameters = None if score_threshold is None else {"score_threshold": check_threshold(score_threshold)}
         return {"model_name": self.model, "inputs": [image], "parameters": parameters, **self.call_options}
 
     @contextlib.contextmanager

@@ -41,10 +41,12 @@ def draw_worst(
 ) -> list[tuple[Path, float]]:
     """Draw the images on which `a` (left) and `b` (right) agree least; return the pictures with their agreement."""
     make_folder(output)
-    ranked = sorted((agreement(a[image.id], b[image.id]), image.id, image) for image in dataset.images)[:count]
+    ranked = sorted((agreement(a[image.number], b[image.number]), image.number, image) for image in dataset.images)[
+        :count
+    ]
     stems = [f"{rank:02d}-{image.path.stem}" for rank, (_, _, image) in enumerate(ranked, 1)]
     paths = plan_pictures(output, stems, [image.path for image in dataset.images])
     for path, (_, _, image) in zip(paths, ranked, strict=True):
-        left, right = (draw(image.path, found[image.id].above(SHOWN_SCORE)) for found in (a, b))
+        left, right = (draw(image.path, found[image.number].above(SHOWN_SCORE)) for found in (a, b))
         save_picture(side_by_side(left, right), path)
     return [(path, value) for path, (value, _, _) in zip(paths, ranked, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +13,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from builder.pipeline.coco_entries import Id
 from codetr_client.detections import Detections
-from perf.accuracy.dataset import CocoImage, Dataset
+from perf.accuracy.dataset import Dataset, Picture
 from perf.accuracy.detectors import Detect
 from serving.errors import CodetrError
 
@@ -29,7 +29,7 @@ def collect(
     concurrency: int = 1,
     on_image: Callable[[int], object] = lambda done: None,
 ) -> dict[int, Detections]:
-    """Detect on every image of the data set that the results file lacks, and return all detections by image id.
+    """Detect on every image of the data set that the results file lacks, and return all detections by our numbers.
 
     Args:
         dataset: what to detect on.
@@ -45,15 +45,15 @@ def collect(
             the rest is kept.
     """
     with _sole_writer(results):
-        header = {"source": source, "annotations_sha256": hashlib.sha256(dataset.annotations.read_bytes()).hexdigest()}
-        found = _read_results(results, header, class_names)
-        wanted = {image.id for image in dataset.images}
-        missing = [image for image in dataset.images if image.id not in found]
+        header = {"source": source, "annotations_sha256": dataset.coco.sha256}
+        numbers = {image.id: image.number for image in dataset.images}
+        found = _read_results(results, header, numbers, class_names)
+        missing = [image for image in dataset.images if image.number not in found]
         on_image(len(dataset.images) - len(missing))
         with results.open("a", encoding="utf-8") as file, ThreadPoolExecutor(concurrency) as pool:
             local = threading.local()
 
-            def work(image: CocoImage) -> tuple[CocoImage, Detections]:
+            def work(image: Picture) -> tuple[Picture, Detections]:
                 if not hasattr(local, "detect"):
                     local.detect = make_detect()
                 return image, local.detect(image.path.read_bytes())
@@ -65,12 +65,12 @@ def collect(
                     line = _to_line(image.id, detections)
                     file.write(line + "\n")
                     file.flush()
-                    found[image.id] = _from_line(json.loads(line), class_names)
-                    on_image(len(wanted & found.keys()))
+                    found[image.number] = _from_line(json.loads(line), class_names)
+                    on_image(len(found))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        return {id_: detections for id_, detections in found.items() if id_ in wanted}
+        return found
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def _sole_writer(results: Path) -> Iterator[None]:
         yield
 
 
-def _to_line(image_id: int, detections: Detections) -> str:
+def _to_line(image_id: Id, detections: Detections) -> str:
     """Return one image's JSON line; a thousandth of a pixel and a millionth of a score are finer than any metric."""
     boxes = np.round(detections.boxes.astype(float), 3).tolist()
     scores = np.round(detections.scores.astype(float), 6).tolist()
@@ -98,8 +98,10 @@ def _from_line(line: Mapping[str, Any], class_names: Sequence[str]) -> Detection
     return Detections.named(boxes, np.array(line["scores"], np.float32), labels, class_names)
 
 
-def _read_results(results: Path, header: dict[str, str], class_names: Sequence[str]) -> dict[int, Detections]:
-    """Return the detections in a results file, start the file if there is none, and drop a line cut by a kill."""
+def _read_results(
+    results: Path, header: dict[str, str], numbers: Mapping[Id, int], class_names: Sequence[str]
+) -> dict[int, Detections]:
+    """Return the wanted detections in a results file; start it if there is none, and drop a line cut by a kill."""
     if not results.exists():
         results.write_text(json.dumps(header) + "\n", encoding="utf-8")
         return {}
@@ -117,4 +119,4 @@ def _read_results(results: Path, header: dict[str, str], class_names: Sequence[s
         raise CodetrError(f"{results} is damaged: {error}; delete it") from error
     if complete != text:
         results.write_text(complete, encoding="utf-8")
-    return {line["image_id"]: _from_line(line, class_names) for line in found}
+    return {numbers[line["image_id"]]: _from_line(line, class_names) for line in found if line["image_id"] in numbers}

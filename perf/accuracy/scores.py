@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from builder.pipeline.ap import evaluate
+from builder.pipeline.coco import Matched
 from codetr_client.detections import Detections
 from codetr_client.outputs import make_folder, refuse_overwriting, write_whole
 from perf import machine
-from perf.accuracy.dataset import CocoImage, Dataset, by_orientation
+from perf.accuracy.dataset import Dataset, Picture, by_orientation
 from perf.records import write_record
 from serving.errors import CodetrError
 
@@ -41,19 +42,27 @@ class Accuracy:
     classes: dict[str, dict[str, float]]  # AP and AP50 of each class
 
 
-def coco_results(found: Mapping[int, Detections], category_ids: Mapping[int, int]) -> list[dict[str, Any]]:
-    """Return COCO result records of all detections whose label has a category."""
+def coco_results(found: Mapping[int, Detections], categories: Mapping[int, int]) -> list[dict[str, Any]]:
+    """Return COCO result records of all detections whose label has a category, in numbers of ours."""
     return [
-        row
-        for image_id, each in sorted(found.items())
-        for row in each.of_labels(category_ids).to_coco(image_id, category_ids)
+        row for number, each in sorted(found.items()) for row in each.of_labels(categories).to_coco(number, categories)
     ]
 
 
-def score(dataset: Dataset, results: list[dict[str, Any]], images: Iterable[CocoImage] | None = None) -> Accuracy:
+def with_own_ids(dataset: Dataset, results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return result records with the ids that the annotation file gives its images and categories."""
+    images = {image.number: image.id for image in dataset.images}
+    categories = {category.number: category.id for category in dataset.coco.categories}
+    return [
+        {**row, "image_id": images[row["image_id"]], "category_id": categories[row["category_id"]]} for row in results
+    ]
+
+
+def score(dataset: Dataset, results: list[dict[str, Any]], images: Iterable[Picture] | None = None) -> Accuracy:
     """Return COCO's AP and AR of `results` on the data set, or on some of its images."""
-    image_ids = [image.id for image in (dataset.images if images is None else images)]
-    stats, precision = evaluate(dataset.annotations, results, image_ids, dataset.category_ids)
+    numbers = [image.number for image in (dataset.images if images is None else images)]
+    categories = [category.number for category in dataset.coco.categories]
+    stats, precision = evaluate(dataset.content, results, numbers, categories)
     ap, ap50, ap75, small, medium, large, _, _, *recalls = stats.tolist()
     ar100, ar_small, ar_medium, ar_large = recalls
     classes = {
@@ -85,17 +94,21 @@ def check_output(output: Path, sources: Iterable[Path | None]) -> None:
 
 
 def report(
-    dataset: Dataset, source: str, found: Mapping[int, Detections], category_ids: Mapping[int, int], output: Path
+    dataset: Dataset, source: str, found: Mapping[int, Detections], matched: Matched, output: Path
 ) -> dict[str, Any]:
-    """Write `detections.json` (COCO results) and `accuracy.json` to `output` and return the latter's content."""
-    results = coco_results(found, category_ids)
-    write_whole(output / DETECTIONS, json.dumps(results).encode())
-    annotated = {a["image_id"] for a in json.loads(dataset.annotations.read_text(encoding="utf-8"))["annotations"]}
-    empty = [found[image.id].scores for image in dataset.images if image.id not in annotated]
+    """Write `detections.json` and `accuracy.json` to `output` and return the latter's content.
+
+    `detections.json` are COCO results with the annotation file's own ids.
+    """
+    results = coco_results(found, matched.categories)
+    write_whole(output / DETECTIONS, json.dumps(with_own_ids(dataset, results)).encode())
+    annotated = {annotation.image for annotation in dataset.coco.annotations}
+    empty = [found[image.number].scores for image in dataset.images if image.number not in annotated]
     content = {
         **machine.header("accuracy"),
         "source": source,
         "images": len(dataset.images),
+        "notes": [*dataset.coco.notes, *matched.notes],
         **asdict(score(dataset, results)),
         "orientations": {
             name: {"images": len(images), "ap": score(dataset, results, images).ap}

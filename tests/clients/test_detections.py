@@ -63,6 +63,13 @@ def test_to_coco_takes_categories_by_label(detections: Detections) -> None:
     assert [row["category_id"] for row in detections.to_coco(7, {0: 5, 2: 90})] == [90, 5]
 
 
+def test_to_coco_keeps_ids_of_text_and_makes_numbers_of_numpys(detections: Detections) -> None:
+    rows = detections.to_coco("image 7", {0: "01", 2: "dog"})
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [("image 7", "dog"), ("image 7", "01")]
+    json.dumps(detections.to_coco(7, np.array([1, 3, 6]).tolist()))
+    json.dumps(detections.to_coco(7, dict(enumerate(np.array([1, 3, 6])))))
+
+
 def test_nothing_found_is_empty_everywhere() -> None:
     nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), ())
     assert (len(nothing), nothing.to_json(), nothing.to_coco(1, []), len(nothing.above(0))) == (0, [], [], 0)

@@ -220,7 +220,10 @@ class TestEvaluate:
             raise CodetrError(f"{variant.name} {variant.num_queries} {weights.name}")
 
         monkeypatch.setattr("perf.accuracy.detectors.pytorch_detect", detect)
-        monkeypatch.setattr("perf.accuracy.dataset.read_dataset", lambda *arguments: SimpleNamespace(images=()))
+        monkeypatch.setattr(
+            "perf.accuracy.dataset.read_dataset",
+            lambda *arguments: SimpleNamespace(images=(), coco=SimpleNamespace(notes=())),
+        )
 
     def test_it_measures_the_configs_network(self, fault, config, data):
         options = ["--source", "pytorch", "--config", config, "--weights", "w.pth"]

@@ -20,6 +20,7 @@ from codetr_client.wire import Protocol
 from demo.shapes.dataset import encode_jpeg
 from demo.shapes.draw import generate
 from perf.accuracy.detectors import built_variant, server_setup
+from serving.errors import CodetrError
 from serving.launch import TritonServer
 
 pytestmark = pytest.mark.server
@@ -109,6 +110,66 @@ def test_killed_and_started_again_gives_the_same_figures(server: TritonServer, d
     assert json.loads((uninterrupted / "detections.json").read_text()) == json.loads(
         (killed / "detections.json").read_text()
     )
+
+
+def evaluate(server: TritonServer, annotations: Path, images: Path, output: Path) -> dict[str, Any]:
+    """Return the figures of the first images."""
+    words = ["--annotations", annotations, "--images", images, "--limit", 10]
+    # An option that stands twice is what it is at last.
+    done = CliRunner().invoke(app, [*command(server, images, output), *map(str, words)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return {
+        "figures": json.loads((output / "accuracy.json").read_text()),
+        "rows": json.loads((output / "detections.json").read_text()),
+        "said": done.output,
+    }
+
+
+def test_an_odd_annotation_file_has_the_same_ap_and_gets_its_own_ids_back(
+    server: TritonServer, dataset: Path, tmp_path: Path
+) -> None:
+    whole = json.loads((dataset / "annotations.json").read_text())
+    for each in whole["annotations"][::2]:
+        each["bbox"][0] += each["bbox"][2] / 4  # an IoU of 0.6
+    usual = tmp_path / "usual.json"
+    usual.write_text(json.dumps(whole))
+    for image in whole["images"]:
+        image["id"] = f"image {image['id']}"
+    for index, each in enumerate(whole["annotations"]):
+        each.update(id=index // 2, image_id=f"image {each['image_id']}", category_id=each["category_id"] + 6)
+    for category in whole["categories"]:
+        category.update(id=category["id"] + 6, supercategory="all")
+    whole["categories"].insert(0, {"id": 0, "name": "all", "supercategory": "none"})
+    whole["annotations"].append({"image_id": "image 0", "category_id": 7, "bbox": []})
+    odd = tmp_path / "odd.json"
+    odd.write_text(json.dumps(whole), encoding="utf-16")
+    expected = evaluate(server, usual, dataset, tmp_path / "expected")
+    found = evaluate(server, odd, dataset, tmp_path / "found")
+    assert 0.1 < expected["figures"]["ap"] < 1
+    for name in ("ap", "ap50", "ap_small", "ap_medium", "ap_large", "ar100", "classes", "images"):
+        assert found["figures"][name] == expected["figures"][name], name
+    renamed = [
+        {**row, "image_id": f"image {row['image_id']}", "category_id": row["category_id"] + 6}
+        for row in expected["rows"]
+    ]
+    assert found["rows"] == renamed
+    for words in ("supercategory 'all' is left out", "1 of 81 annotations have no box; they are left out"):
+        assert words in found["said"]
+
+
+def test_a_bad_annotation_file_is_refused_before_anything_is_detected(
+    server: TritonServer, dataset: Path, tmp_path: Path
+) -> None:
+    whole = json.loads((dataset / "annotations.json").read_text())
+    whole["annotations"][-1]["bbox"] = [1, 2, 3]
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(whole))
+    words = [*command(server, dataset, tmp_path / "out"), "--annotations", str(bad)]
+    with pytest.raises(
+        CodetrError, match=r"bad\.json: annotations\[79\]\.bbox: expected .*; 1 of 80 annotations cannot"
+    ):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -204,3 +204,37 @@ def iou(a: Any, b: Any) -> float:
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(CodetrError, match=message):
         PostprocessSettings(**settings)
+
+
+# float32(0.7) is below 0.7, float32(0.3) above 0.3: compared as they are, one threshold would lose its own score.
+@pytest.mark.parametrize("value", [0.3, 0.7])
+@pytest.mark.parametrize("nms", ["soft", "hard", "none"])
+def test_a_requests_threshold_keeps_its_own_score_and_the_setting_drops_it(nms: Any, value: float) -> None:
+    score = np.float32(value)
+    scores = np.array([np.nextafter(score, np.float32(0)), score, np.nextafter(score, np.float32(1))])
+    candidates = (np.float32([[0, 0, 0.1, 0.1]] * 3), scores, np.array([0, 1, 2], np.int32), (10, 10))
+    settings = PostprocessSettings(nms=nms, max_detections=3)
+    assert postprocess(*candidates, settings, value).labels.tolist() == [2, 1, -1]
+    assert postprocess(*candidates, replace(settings, score_threshold=value)).labels.tolist() == [2, -1, -1]
+
+
+def test_a_requests_threshold_takes_the_settings_place() -> None:
+    candidates = (np.float32([[0, 0, 0.1, 0.1]] * 2), np.float32([0.0, 0.4]), np.array([0, 1], np.int32), (10, 10))
+    settings = PostprocessSettings(score_threshold=0.5, nms="none", max_detections=2)
+    assert postprocess(*candidates, settings).num_detections == 0
+    assert postprocess(*candidates, settings, 0.0).num_detections == 2
+    assert postprocess(*candidates, settings, 1.0).num_detections == 0
+
+
+def test_a_requests_threshold_equals_leaving_out_what_is_below_it_at_the_end() -> None:
+    generator = np.random.default_rng(4)
+    corners = generator.random((60, 2), np.float32) * 0.3
+    boxes = np.concatenate([corners, corners + 0.3], axis=1)
+    candidates = (boxes, generator.random(60, np.float32), generator.integers(0, 2, 60, np.int32), (100, 100))
+    settings = PostprocessSettings(iou_threshold=0.3, max_detections=60)
+    whole = postprocess(*candidates, settings, 0.0)
+    for lowest in (0.05, 0.3, float(whole.scores[10])):
+        part, kept = postprocess(*candidates, settings, lowest), int((whole.scores >= np.float32(lowest)).sum())
+        assert 0 < kept == part.num_detections < whole.num_detections
+        np.testing.assert_array_equal(part.scores[:kept], whole.scores[:kept])
+        np.testing.assert_array_equal(part.boxes[:kept], whole.boxes[:kept])

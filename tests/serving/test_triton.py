@@ -24,7 +24,6 @@ from serving.triton import (
     respond,
     respond_together,
     run_in_batches,
-    with_request_parameters,
 )
 
 
@@ -201,10 +200,23 @@ def test_a_requests_threshold_also_holds_for_what_soft_nms_has_lowered() -> None
     assert outputs["scores"][0, 0] == np.float32(0.9)
 
 
-@pytest.mark.parametrize("value", ["0.3", True, None, -0.1, 1.5, float("nan"), [0.3]])
-def test_impossible_score_thresholds_of_a_request_are_refused(value: Any) -> None:
-    with pytest.raises(CodetrError, match=r"score_threshold: expected a number in 0..1, got "):
-        with_request_parameters(PostprocessSettings(), {"score_threshold": value})
+@pytest.mark.parametrize("text", ['{"score_threshold": "0.3"}', '{"score_treshold": 0.3}'], ids=["a value", "a name"])
+def test_parameters_are_refused_before_the_engine_and_by_the_last_step(text: str) -> None:
+    first = image_request(b"no image, which is looked at later")
+    first.text = text
+    (early,) = respond(FakeTriton(), PREPROCESS, [first], PREPROCESS_STEP)
+    (late,) = respond(FakeTriton(), "codetr_postprocess", [Request(candidates(0.5), text)], postprocess_step())
+    assert early.error == late.error
+    assert early.error.code == TritonError.INVALID_ARG
+    assert early.error.message.startswith(("score_threshold: expected", "unknown request parameter 'score_treshold'"))
+
+
+def test_unknown_parameters_are_ignored_where_the_config_says_so() -> None:
+    ignoring = {"unknown_parameters": "ignore"}
+    step = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}, **ignoring))
+    assert len(step({"image": np.array([[png(9, 9)]], np.object_)}, {"iou": 1})["images"]) == 1
+    last = Postprocess(config("codetr_postprocess", {"boxes": [4, 4]}, max_detections="4", **ignoring), print)
+    assert last(candidates(0.2, 0.9), {"iou": 1, "score_threshold": 0.5})["num_detections"] == [[1]]
 
 
 def test_dropped_candidates_are_warned_about() -> None:
@@ -325,6 +337,20 @@ def test_settings_are_read_by_their_types() -> None:
         ),
         pytest.param(
             PreprocessSettings, "max_pixels", "1e6", "max_pixels: expected a whole number, got '1e6'", id="integer"
+        ),
+        pytest.param(
+            PreprocessSettings,
+            "unknown_parameters",
+            "warn",
+            "unknown_parameters: expected one of refuse, ignore, got 'warn'",
+            id="a way with unknown parameters",
+        ),
+        pytest.param(
+            PostprocessSettings,
+            "unknown_parameters",
+            "",
+            "unknown_parameters: expected one of refuse, ignore, got ''",
+            id="no way with unknown parameters",
         ),
         pytest.param(PreprocessSettings, "formats", "JPEG,GIF", "formats: expected some of JPEG", id="list"),
         pytest.param(OnnxSettings, "threads", "-1", r"threads: expected 0 \(all cores\) or more, got -1", id="threads"),

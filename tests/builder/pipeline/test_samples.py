@@ -70,8 +70,9 @@ def test_annotations_are_found_and_matched_by_name(tmp_path, place):
         save(tmp_path / "images" / name)
     annotations(tmp_path / place / "annotations.json", ["b.png", "elsewhere.png"], ("heart", "circle"))
     truth = sample_images(CLASS_NAMES, tmp_path / "images").truth
-    assert truth.image_ids == {1: 7}
-    assert truth.category_ids == {7: 0, 0: 10}
+    assert truth.image_ids == {1: 1}
+    assert truth.category_ids == {7: 1, 0: 2}
+    assert truth.content["images"][0] == {"id": 1, "file_name": "images/b.png", "width": 6, "height": 4}
 
 
 def test_an_unrelated_file_beside_the_folder_is_no_annotation(tmp_path):
@@ -88,7 +89,9 @@ def test_an_unrelated_file_beside_the_folder_is_no_annotation(tmp_path):
     [
         pytest.param(None, r"annotations .*some\.json: No such file", id="missing"),
         pytest.param("{", "is no COCO annotation file", id="not JSON"),
-        pytest.param('{"images": []}', "is no COCO annotation file: KeyError 'categories'", id="incomplete"),
+        pytest.param(
+            '{"images": []}', "it is no COCO annotation file: it has no annotations and no categories", id="incomplete"
+        ),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, content, message):
@@ -103,6 +106,10 @@ def test_bad_annotations_are_named(tmp_path, content, message):
 def test_classes_the_detector_does_not_know_are_named(tmp_path):
     save(tmp_path / "a.png")
     path = annotations(tmp_path / "some.json", ["a.png"], ("circle", "unicorn"))
+    whole = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**whole, "annotations": [{"image_id": 7, "category_id": 10, "bbox": [0, 0, 2, 2], "area": 4}]})
+    )
     with pytest.raises(CodetrError, match=r"does not know 1 of the 2 categories of .*some\.json, among them 'unicorn'"):
         sample_images(CLASS_NAMES, tmp_path, path)
 
@@ -110,3 +117,71 @@ def test_classes_the_detector_does_not_know_are_named(tmp_path):
 def test_annotations_need_their_images(tmp_path):
     with pytest.raises(CodetrError, match="annotations are given without the folder of their images; name that too"):
         sample_images(CLASS_NAMES, None, tmp_path / "some.json")
+
+
+def two_of_a_name(folder, first, second):
+    for inner in ("train", "val"):
+        (folder / inner).mkdir()
+        save(folder / inner / "a.png")
+    return annotations(folder / "annotations.json", [first, second])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("train/a.png", "val/a.png"), ("train\\a.png", "val\\a.png")], ids=["slashes", "Windows"]
+)
+def test_two_images_of_one_name_are_told_apart_by_their_folders(tmp_path, first, second):
+    path = two_of_a_name(tmp_path, first, second)
+    whole = json.loads(path.read_text())
+    for image, name in zip(whole["images"], (first, second), strict=True):
+        image["file_name"] = name
+    path.write_text(json.dumps(whole))
+    assert sample_images(CLASS_NAMES, tmp_path / "val").truth.image_ids == {0: 2}
+
+
+def test_two_images_that_may_be_one_file_are_refused(tmp_path):
+    two_of_a_name(tmp_path, "b/a.png", "c/a.png")
+    with pytest.raises(
+        CodetrError, match=r"'images/b/a\.png' and 'images/c/a\.png' may both be .*val/a\.png; expected"
+    ):
+        sample_images(CLASS_NAMES, tmp_path / "val")
+
+
+def test_a_name_that_is_url_encoded_is_that_file(tmp_path):
+    save(tmp_path / "a b.png")
+    path = annotations(tmp_path / "some.json", ["a%20b.png"])
+    assert sample_images(CLASS_NAMES, tmp_path, path).truth.image_ids == {0: 1}
+
+
+def test_annotations_of_images_of_another_size_are_refused(tmp_path):
+    Image.new("RGB", (12, 8)).save(tmp_path / "a.png")
+    path = annotations(tmp_path / "some.json", ["a.png"])
+    with pytest.raises(
+        CodetrError, match=r"1 of 1 pictures have another size .*: 6x4 in the file, 12x8 in the picture"
+    ):
+        sample_images(CLASS_NAMES, tmp_path, path)
+
+
+def test_what_is_left_out_of_annotations_is_said(tmp_path, caplog):
+    save(tmp_path / "a.png")
+    path = annotations(tmp_path / "some.json", ["a.png"], (*CLASS_NAMES, "unicorn"))
+    whole = json.loads(path.read_text())
+    whole["annotations"] = [{"image_id": 7, "category_id": 0, "bbox": box, "area": 4} for box in ([], [0, 0, 2, 2])]
+    path.write_text(json.dumps(whole))
+    truth = sample_images(CLASS_NAMES, tmp_path, path).truth
+    assert [each["bbox"] for each in truth.content["annotations"]] == [[0, 0, 2, 2]]
+    assert [record.message.split("some.json: ")[1] for record in caplog.records] == [
+        "1 of 2 annotations have no box; they are left out",
+        "1 categories that nothing is annotated with are left out, since the detector does not know them: 'unicorn'",
+    ]
+
+
+def test_a_file_that_was_not_named_says_where_it_was_found(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "annotations.json").write_text('{"shapes": []}')
+    message = (
+        r"annotations\.json: it is no COCO annotation file but LabelMe's .*; it was found beside the images, so move"
+    )
+    with pytest.raises(CodetrError, match=message):
+        sample_images(CLASS_NAMES, tmp_path)
+    with pytest.raises(CodetrError, match=r"export COCO's JSON$"):
+        sample_images(CLASS_NAMES, tmp_path, tmp_path / "annotations.json")

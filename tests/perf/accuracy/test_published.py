@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from perf.accuracy.dataset import CocoImage, Dataset
+from builder.pipeline.coco import CocoFile
+from builder.pipeline.coco_entries import CocoCategory
+from perf.accuracy.dataset import Dataset, Picture
 from perf.accuracy.published import verdict
 from serving.contract import coco_class_names
 
@@ -11,8 +13,9 @@ SIZE = (800, 1333)
 
 
 def val2017(images: int = 5000, names: tuple[str, ...] = coco_class_names()) -> Dataset:
-    found = tuple(CocoImage(i, Path("x.jpg"), 10, 10) for i in range(images))
-    return Dataset(Path("instances_val2017.json"), found, tuple(range(len(names))), names)
+    found = tuple(Picture(i, i, Path("x.jpg"), 10, 10) for i in range(images))
+    categories = tuple(CocoCategory(i, i, name) for i, name in enumerate(names))
+    return Dataset(CocoFile(Path("instances_val2017.json"), "", (), categories, ()), found)
 
 
 @pytest.mark.parametrize(
