@@ -1,8 +1,8 @@
 """Encoded bytes to upright RGB pixels, or an error that names the fault.
 
-The file's structure is read here first (`containers`, `jpeg`): size and format are known before anything is
-decompressed, and no metadata, whatever state they are in, decide about anything but the orientation. OpenCV decodes,
-to the very pixels mmdetection trains and evaluates on; Pillow decodes CMYK, and what OpenCV cannot.
+The file's structure is read first (`codetr_client.containers`, `codetr_client.jpeg`): size and format are known before
+anything is decompressed, and no metadata, whatever state they are in, decide about anything but the orientation. OpenCV
+decodes, to the very pixels mmdetection trains and evaluates on; Pillow decodes CMYK, and what OpenCV cannot.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from serving import containers, jpeg
+from codetr_client import containers, jpeg
+from codetr_client.exif import read_orientation
 from serving.errors import CodetrError, InvalidImageError
-from serving.exif import read_orientation
 
 Image8 = npt.NDArray[np.uint8]
 OnDamage = Literal["refuse", "accept"]
@@ -33,7 +33,6 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "WEBP": WebPImagePlugin.WebPImageFile,
     "BMP": BmpImagePlugin.BmpImageFile,
 }
-_READERS = {"PNG": containers.read_png, "WEBP": containers.read_webp, "BMP": containers.read_bmp}
 
 # What Pillow's plugins raise on malformed bytes, seen by feeding them damaged files.
 _PLUGIN_ERRORS = (
@@ -112,15 +111,7 @@ def _format(data: bytes, limits: ImageLimits) -> str:
         raise InvalidImageError("the image is empty (0 bytes)")
     if len(data) > limits.max_bytes:
         raise InvalidImageError(f"the image has {len(data)} bytes, more than the limit of {limits.max_bytes}")
-    name = None
-    if data.startswith(b"\xff\xd8\xff"):
-        name = "JPEG"
-    elif data.startswith(containers.PNG_SIGNATURE):
-        name = "PNG"
-    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        name = "WEBP"
-    elif data.startswith(b"BM"):
-        name = "BMP"
+    name = containers.image_format(data)
     if name is None or name not in limits.formats:
         raise InvalidImageError(
             f"expected a {', '.join(limits.formats)} image, got {name or 'bytes that begin with ' + repr(data[:8])}"
@@ -163,7 +154,7 @@ def _damaged(fault: str) -> InvalidImageError:
 
 
 def _decode_other(data: bytes, name: str, limits: ImageLimits) -> Image8:
-    container = _READERS[name](data)
+    container = containers.READERS[name](data)
     _check_size(name, container.width, container.height, limits)
     pixels = _decode_with_opencv(container.pixels)
     if pixels is None:

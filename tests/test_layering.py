@@ -20,7 +20,15 @@ FOLDERS = (
 # Everyone reports faults with the same exceptions.
 ERRORS = {"serving.errors"}
 ALLOWED: dict[str, set[str]] = {
-    "serving": {"serving", "codetr_client.contract", "codetr_client.errors"},
+    # what an image file's metadata are must be the same to the server and to a client that encodes and draws
+    "serving": {
+        "serving",
+        "codetr_client.containers",
+        "codetr_client.contract",
+        "codetr_client.errors",
+        "codetr_client.exif",
+        "codetr_client.jpeg",
+    },
     # serving.manifest: what the builder writes and the launcher checks
     # serving.postprocess: the AP of an engine is that of what the server answers
     # codetr_client: what a server answers, and how boxes are drawn, are the client's; verification shows the same

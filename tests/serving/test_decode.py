@@ -11,7 +11,7 @@ from PIL import Image
 
 from serving.decode import ImageLimits, decode_image
 from serving.errors import CodetrError, InvalidImageError
-from tests.serving.pictures import RGB, RGBA, SMOOTH, chunk, encode, png, png_parts, riff, riff_chunk, smooth_image
+from tests.pictures import RGB, RGBA, SMOOTH, chunk, encode, png, png_parts, riff, riff_chunk, smooth_image
 
 
 def opencv(data: bytes) -> np.ndarray:

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from serving.exif import read_orientation
+from codetr_client.exif import read_orientation
 
 SHORT, LONG, TEXT = 3, 4, 2
 

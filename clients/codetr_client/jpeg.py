@@ -12,20 +12,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import JpegImagePlugin
 
-from serving.containers import MAX_PARTS
-from serving.errors import InvalidImageError
+from codetr_client.containers import MAX_PARTS
+from codetr_client.errors import InvalidImageError
 
 END = b"\xff\xd9"
 # A marker among segments, and one behind the data of a scan: stuffed zeros and restart markers belong to those.
 _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _MARKER_BEHIND_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-_SOI, _EOI, _SOS, _DRI, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE1, 0xEE
+_SOI, _EOI, _SOS, _DRI, _APP1 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE1
 _RESTART = 0xD0  # the first of eight, which take turns
 _BARE = frozenset({0x01, _SOI, *range(_RESTART, _RESTART + 8)})  # markers without a segment
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE, _EXTENDED, _PROGRESSIVE, _ARITHMETIC_PROGRESSIVE = 0xC0, 0xC1, 0xC2, 0xCA
 _METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})  # APP0..15 and COM
-_APP14_BYTES = 12  # of Adobe's, which tells the colours; libjpeg ignores a shorter one
+# JFIF's and Adobe's segments tell the colours; libjpeg ignores shorter ones.
+_COLOURS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
 _BLOCK = 8  # pixels of a side
 _COEFFICIENTS = _BLOCK**2
 
@@ -144,7 +145,8 @@ def _sixteen_bits(data: bytes, start: int) -> int:
 def _read_metadata(jpeg: Jpeg, marker: int, body: bytes, place: tuple[int, int]) -> None:
     if marker == _APP1 and body.startswith(b"Exif\0") and not jpeg.exif:
         jpeg.exif = body
-    if marker != _APP14 or len(body) < _APP14_BYTES:
+    name, length = _COLOURS.get(marker, (b"", None))
+    if length is None or not body.startswith(name) or len(body) < length:
         jpeg.metadata.append(place)
 
 

@@ -4,10 +4,10 @@ import struct
 
 import pytest
 
-from serving.containers import read_bmp, read_png, read_webp
-from serving.errors import InvalidImageError
-from tests.serving import pictures
-from tests.serving.pictures import chunk, encode, png_parts, riff, riff_chunk
+from codetr_client.containers import read_bmp, read_png, read_webp
+from codetr_client.errors import InvalidImageError
+from tests import pictures
+from tests.pictures import chunk, encode, png_parts, riff, riff_chunk
 
 
 def test_a_png_is_handed_on_without_its_metadata() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from codetr_client.errors import InvalidImageError
+from codetr_client.jpeg import END, fault, reaches_the_end, read_jpeg, without_metadata
 from serving.decode import ImageLimits, decode_image
-from serving.errors import InvalidImageError
-from serving.jpeg import END, fault, reaches_the_end, read_jpeg, without_metadata
-from tests.serving.pictures import encode, photograph, segment
+from tests.pictures import encode, photograph, segment
 
 PHOTOGRAPH = Image.fromarray(photograph())
 GRAY = Image.new("RGB", (130, 90), (128, 128, 128))  # the colour that libjpeg gives to what is missing
@@ -229,7 +229,7 @@ def test_restart_markers_are_counted_across_the_pieces_that_are_searched(monkeyp
     whole = FORMS["restart markers"]
     lost = whole[: whole.index(b"\xff\xd1")] + whole[whole.index(b"\xff\xd2") :]
     for size in (1, 7, 64):
-        monkeypatch.setattr("serving.jpeg._PIECE", size)
+        monkeypatch.setattr("codetr_client.jpeg._PIECE", size)
         assert fault(read_jpeg(whole), whole) is None
         assert fault(read_jpeg(lost), lost) == "restart markers are missing"
 

@@ -6,7 +6,7 @@ import struct
 
 _PREFIX = b"Exif\0\0"  # of a JPEG's segment; some programs write it into PNG and WebP too
 _BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
-_TAG = 0x0112
+ORIENTATION = 0x0112  # the tag
 _ENTRY_BYTES = 12
 
 
@@ -25,7 +25,7 @@ def read_orientation(exif: bytes) -> int:
         (count,) = struct.unpack_from(f"{order}H", tiff, directory)
         for entry in range(directory + 2, directory + 2 + count * _ENTRY_BYTES, _ENTRY_BYTES):
             tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, entry)
-            if tag == _TAG:
+            if tag == ORIENTATION:
                 return value if 1 <= value <= 8 else 1
     except struct.error:  # it points outside
         pass

@@ -1,4 +1,4 @@
-"""PNG, WebP and BMP files: the size of the picture, its EXIF data and the bytes that make its pixels.
+"""Image files: their format; of PNG, WebP and BMP the picture's size, its EXIF data and the bytes of its pixels.
 
 Nothing is decompressed here. What does not make pixels (text, profiles, thumbnails) is stepped over, whatever state it
 is in, and no decoder gets to see it.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from serving.errors import InvalidImageError
+from codetr_client.errors import InvalidImageError
 
 # Of a file; each costs a step in Python. A PNG of 64 MiB in pieces of 4 KiB has 16,384.
 MAX_PARTS = 100_000
@@ -32,6 +32,17 @@ class Container:
     height: int
     pixels: bytes
     exif: bytes = b""
+
+
+def image_format(data: bytes) -> str | None:
+    """Return what a file is by its first bytes: JPEG, PNG, WEBP or BMP, or None if it is nothing of these."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(PNG_SIGNATURE):
+        return "PNG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    return "BMP" if data.startswith(b"BM") else None
 
 
 def read_png(data: bytes) -> Container:
@@ -138,3 +149,7 @@ def read_bmp(data: bytes) -> Container:
     is_core = int.from_bytes(data[14:18], "little") == _BMP_CORE_HEADER
     width, height = struct.unpack_from("<HH" if is_core else "<ii", data, 18)
     return Container(width, abs(height), data)  # a negative height: the rows stand top down
+
+
+# By the name that `image_format` gives; JPEG files are read by `codetr_client.jpeg`.
+READERS: dict[str, Callable[[bytes], Container]] = {"PNG": read_png, "WEBP": read_webp, "BMP": read_bmp}
