@@ -96,7 +96,7 @@ def build(
     from codetr.config import given_variant
     from codetr.labels import read_class_names
     from codetr.stages import Stages, own_console
-    from codetr_client.outputs import refuse_inside, refuse_overwriting
+    from codetr_client.outputs import check_folder, refuse_inside, refuse_overwriting
     from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
     from serving.errors import CodetrError
 
@@ -155,6 +155,9 @@ def build(
             backend=plan_backend,
         ),
     )
+    for folder in (repository, report):
+        if folder is not None:
+            check_folder(folder)
     sources = (weights, classes, verify_images, verify_annotations)
     refuse_inside(
         (repository / model_name(model, name) for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)), sources

@@ -42,7 +42,9 @@ def detect(
 
     from codetr_client.client import CoDetrClient
     from codetr_client.files import RESULTS_NAME, detect_files, find_images
+    from codetr_client.outputs import check_folder
 
+    check_folder(output)
     paths = find_images(images)
     console = Console()
     with (

@@ -26,9 +26,11 @@ def train_demo(
     from rich.progress import track
 
     from codetr.evaluate import summary_line
+    from codetr_client.outputs import check_folder
     from demo.train import recipes
     from perf.accuracy.held_out import record_accuracy
 
+    check_folder(output)
     console = Console()
     name = recipes.RECIPES[family].variant.name
     command = "codetr train-demo" if family == "co_dino" else f"codetr train-demo --family {family}"
@@ -59,8 +61,10 @@ def demo_data(
     """Draw a data set of shapes as JPEG files with COCO annotations."""
     from rich.progress import track
 
+    from codetr_client.outputs import check_folder
     from demo.shapes.dataset import write_dataset
 
+    check_folder(output)
     try:
         path = write_dataset(output, images, seed, progress=lambda indices: track(indices, "drawing", total=images))
     except FileExistsError as error:

@@ -25,8 +25,10 @@ def verify(
 ) -> None:
     """Check a repository's files and compare its engines with the float32 detectors again."""
     from builder.pipeline.recheck import check_network, chosen_names, verify_repository
-    from codetr_client.outputs import refuse_inside
+    from codetr_client.outputs import check_folder, refuse_inside
 
+    if report is not None:
+        check_folder(report)
     variant = read_variant(config, execute_config)
     for each in chosen_names(repository, name):
         if variant is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,11 @@ JPEG_QUALITY = 92  # of the annotated pictures: no visible loss
 # The JPEG comment by which a picture of an earlier run is known again, wherever it lies.
 MARK = b"annotated by codetr"
 
+# Pillow writes it behind the JFIF segment of 20 bytes.
+_MARK_SEGMENT = b"\xff\xfe" + (len(MARK) + 2).to_bytes(2, "big") + MARK
+_MARK_WITHIN = 64
+_STEM_BYTES = 240  # of a name's 255, which leaves room for a number and the suffix
+
 _Identity = tuple[int, int]
 
 
@@ -23,10 +29,11 @@ def is_own_picture(path: Path) -> bool:
     if path.suffix.lower() != ".jpg" or path.is_symlink() or not path.is_file():
         return False
     try:
-        with Image.open(path) as opened:
-            return bool(opened.info.get("comment") == MARK)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with path.open("rb") as file:
+            start = file.read(_MARK_WITHIN)
+    except OSError:
         return False
+    return start.startswith(b"\xff\xd8") and _MARK_SEGMENT in start
 
 
 def plan_pictures(output: Path, stems: Sequence[str], sources: Iterable[Path]) -> list[Path]:
@@ -36,7 +43,7 @@ def plan_pictures(output: Path, stems: Sequence[str], sources: Iterable[Path]) -
     that no earlier run wrote. Pictures of earlier runs are overwritten.
     """
     kept, taken, planned = _identities(sources), set[str](), []
-    for stem in stems:
+    for stem in map(_shortened, stems):
         picture, count = output / f"{stem}.jpg", 1
         while picture.name.casefold() in taken or not _is_free(picture, kept):
             count += 1
@@ -44,6 +51,12 @@ def plan_pictures(output: Path, stems: Sequence[str], sources: Iterable[Path]) -
         taken.add(picture.name.casefold())
         planned.append(picture)
     return planned
+
+
+def _shortened(stem: str) -> str:
+    while len(os.fsencode(stem)) > _STEM_BYTES:
+        stem = stem[:-1]
+    return stem
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
@@ -59,7 +72,8 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         CodetrError: it cannot be written; `path` is as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # By a number, because the name itself can have all the bytes that a name may have.
+    partial = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.partial")
     try:
         partial.unlink(missing_ok=True)  # of a run that was killed
         with partial.open("xb") as file:
@@ -71,16 +85,25 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_folder(output: Path) -> None:
+    """Check that results could go to the folder `output`, before anything that takes time; it is not made.
+
+    Raises:
+        CodetrError: it is a file or lies in one.
+    """
+    if any(os.path.lexists(path) and not path.is_dir() for path in (output, *output.parents)):
+        raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another")
+
+
 def make_folder(output: Path) -> None:
     """Make the folder that results go to.
 
     Raises:
         CodetrError: it is a file, or cannot be made or written.
     """
+    check_folder(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another") from error
     except OSError as error:
         raise CodetrError(f"output {output}: cannot be made ({error.strerror}); name another folder") from error
     if not os.access(output, os.W_OK | os.X_OK):

@@ -169,7 +169,7 @@ def test_a_file_as_the_plugin_files_folder(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("builder.pipeline.build.load", lambda options: pytest.fail("the weights were loaded"))
     with pytest.raises(SystemExit):
         cli.main()
-    assert f"error: {tmp_path / 'file'} cannot be written (Not a directory)" in capsys.readouterr().err
+    assert f"error: output {tmp_path / 'file'}: it is a file or lies in one" in capsys.readouterr().err
 
 
 def test_no_gpu(fault, monkeypatch):
