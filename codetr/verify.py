@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from codetr.config import ConfigOption, ExecuteOption, read_variant
+from codetr.shown import DONE, line, new_console
 
 
 def verify(
@@ -37,4 +37,4 @@ def verify(
         if folder is not None:
             refuse_inside([folder], (*(weights or ()), verify_images, verify_annotations))
         result = verify_repository(repository, each, weights or (), verify_images, verify_annotations, folder)
-        Console().print(f"[green]✓[/] {each}: engine and detector agree: {result}", highlight=False, soft_wrap=True)
+        new_console().print(line(DONE, f" {each}: engine and detector agree: {result}"), soft_wrap=True)

@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
         "builder",
         "codetr_client.detections",
         "codetr_client.drawing",
+        "codetr_client.text",  # text from files is shown alike by everyone
         "serving.contract",
         "serving.preprocess",
         "serving.postprocess",
@@ -62,7 +63,7 @@ FAMILIES = tuple(sorted(path.parent.name for path in (ROOT / "builder").glob("*/
 # words, as is `pipeline.export`, the program and the input size that every kind of engine starts from.
 LAYERS: dict[str, set[str]] = {
     "demo.shapes": {"demo.shapes"},
-    "builder.reading": {"builder.reading", "serving.manifest"} | ERRORS,
+    "builder.reading": {"builder.reading", "codetr_client.text", "serving.manifest"} | ERRORS,
     # what readers of a family's configs share; the family is for its VariantError, as in parts
     "builder.reading.settings": {"builder.reading.config_values", "builder.family"} | ERRORS,
     "builder.precision": set(),
@@ -81,7 +82,7 @@ LAYERS: dict[str, set[str]] = {
     "builder.variants": {"builder.families", "builder.family", "builder.co_dino.config"},  # names that users import
     "builder.checkpoint": {
         "builder.reading", "builder.detector", "builder.family", "builder.families", "builder.variants",
-        "builder.precision",
+        "builder.precision", "codetr_client.text",
     } | ERRORS,
     "builder.engines": {
         "builder.engines", "builder.detector", "builder.operators", "builder.pipeline.export", "builder.precision",

@@ -16,7 +16,7 @@ from codetr_client import contract
 from serving import contract as internal
 
 FOLDER = Path(codetr_client.__file__).parent
-NEW_MODULES = ("containers", "contract", "exif", "jpeg", "outputs")  # of after the package had its name
+NEW_MODULES = ("containers", "contract", "exif", "jpeg", "outputs", "text")  # of after the package had its name
 OLD_MODULES = {
     name: name for name in ("aio", "client", "detections", "errors", "files", "images", "wire")
 } | {"draw": "drawing"}  # fmt: skip
