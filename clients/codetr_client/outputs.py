@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import zlib
@@ -13,12 +14,12 @@ from PIL import Image
 from codetr_client.errors import CodetrError
 
 JPEG_QUALITY = 92  # of the annotated pictures: no visible loss
-# The JPEG comment by which a picture of an earlier run is known again, wherever it lies.
-MARK = b"annotated by codetr"
-
-# Pillow writes it behind the JFIF segment of 20 bytes.
-_MARK_SEGMENT = b"\xff\xfe" + (len(MARK) + 2).to_bytes(2, "big") + MARK
-_MARK_WITHIN = 64
+# The JPEG comment by which a picture of an earlier run is known again, wherever it lies: these words and a digest of
+# the rest of the file. Programs that change a picture keep its comment, and a changed picture is no longer ours.
+MARK = b"annotated by codetr "
+_DIGEST_BYTES = 16  # of hexadecimal SHA-256
+_NO_DIGEST = b"0" * _DIGEST_BYTES
+_MARK_WITHIN = 64  # Pillow writes the comment behind the JFIF segment of 20 bytes
 _STEM_BYTES = 240  # of a name's 255, which leaves room for a number and the suffix
 
 _Identity = tuple[int, int]
@@ -31,9 +32,17 @@ def is_own_picture(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             start = file.read(_MARK_WITHIN)
+            if not start.startswith(b"\xff\xd8") or MARK not in start:
+                return False
+            content = start + file.read()
     except OSError:
         return False
-    return start.startswith(b"\xff\xd8") and _MARK_SEGMENT in start
+    at = content.index(MARK) + len(MARK)
+    return content[at : at + _DIGEST_BYTES] == _digest(content[:at] + _NO_DIGEST + content[at + _DIGEST_BYTES :])
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:_DIGEST_BYTES].encode()
 
 
 def plan_pictures(output: Path, stems: Sequence[str], sources: Iterable[Path]) -> list[Path]:
@@ -62,8 +71,9 @@ def _shortened(stem: str) -> str:
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture as JPEG with the mark of this project, whole or not at all."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=MARK)
-    write_whole(path, buffer.getvalue())
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=MARK + _NO_DIGEST)
+    content = buffer.getvalue()
+    write_whole(path, content.replace(MARK + _NO_DIGEST, MARK + _digest(content), 1))
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -145,6 +145,22 @@ def test_a_photograph_put_in_place_of_a_picture_is_a_photograph(folder: Path) ->
     assert (folder / "out" / "b.jpg").read_bytes() == before[str(folder / "out" / "b.jpg")]
 
 
+@pytest.mark.parametrize("change", ["of its pixels", "of a byte behind its end"])
+def test_a_picture_that_was_changed_is_kept(folder: Path, change: str) -> None:
+    detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
+    picture = folder / "out" / "b.jpg"
+    if change == "of its pixels":  # programs that edit pictures keep their comments
+        with Image.open(picture) as opened:
+            opened.convert("L").save(picture, comment=opened.info["comment"])
+    else:
+        picture.write_bytes(picture.read_bytes() + b"x")
+    before = picture.read_bytes()
+    (result,) = detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
+    assert isinstance(result, Detected)
+    assert result.picture.name == "b-2.jpg"
+    assert picture.read_bytes() == before
+
+
 def link(kind: str, source: Path, name: Path) -> None:
     (name.symlink_to if kind == "symlink" else name.hardlink_to)(source)
 
