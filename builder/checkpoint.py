@@ -15,9 +15,10 @@ from builder.detector import Detector
 from builder.families import family_of, read_variant
 from builder.family import DetectorConfig
 from builder.precision import PRECISIONS, Precision
-from builder.reading.checkpoint_file import METADATA, CheckpointError, printable, read_file
+from builder.reading.checkpoint_file import METADATA, CheckpointError, read_file
 from builder.reading.unpickle import StandIn
 from builder.variants import get_variant
+from codetr_client.text import printable
 
 __all__ = ["DTYPES", "CheckpointError", "Precision", "load_detector", "random_detector", "read_checkpoint"]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codetr.shown import say
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def bench_canvas(
     assert isinstance(detector, Detr)
     name = "random" if weights is None else weights.name
     run(detector.to(device), name, images, canvases, output, print_shift)
-    typer.echo(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 def print_shift(shift: Shift) -> None:
@@ -48,4 +49,4 @@ def print_shift(shift: Shift) -> None:
     from dataclasses import asdict
 
     values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(shift).items()}
-    typer.echo(" ".join(f"{name}={value}" for name, value in values.items()))
+    say(" ".join(f"{name}={value}" for name, value in values.items()))

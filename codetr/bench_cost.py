@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codetr.bench_preprocess import parse_counts, parse_size
+from codetr.shown import say
 
 if TYPE_CHECKING:
     from perf.cost.cases import Case
@@ -49,12 +50,12 @@ def bench_cost(
     installation = find()
     with reporting(output, lambda record: write_cost_report(record, output)):
         run(partial(measure_case, installation, plan, output), plan, output, print_result)
-    typer.echo(f"wrote {output / 'report.html'}, report.md and results.json")
+    say(f"wrote {output / 'report.html'}, report.md and results.json")
 
 
 def print_result(case: Case, result: Result) -> None:
     """Print one parsable line a level."""
     from codetr.bench_server import print_result as print_level
 
-    typer.echo(f"case={case.name!r} ", nl=False)
+    say(f"case={case.name!r} ", nl=False)
     print_level(result)

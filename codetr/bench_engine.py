@@ -11,6 +11,7 @@ from rich.console import Console
 from builder.precision import PRECISIONS
 from codetr.bench_preprocess import parse_size
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
+from codetr.shown import say
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def bench_engine(
         targets = _existing(variant, repository, name, read_variant(config, execute_config))
     options = Options(weights, seconds, tf32, profile, compare_images)
     run(targets, options, output, print_case, Stages(Console(stderr=True)), device, resume)
-    typer.echo(f"wrote {output / 'engine.json'} and {output / 'engine.md'}")
+    say(f"wrote {output / 'engine.json'} and {output / 'engine.md'}")
 
 
 def _chosen(
@@ -152,6 +153,6 @@ def print_case(case: EngineCase) -> None:
         "score_difference": f"{found['max_score_difference']:.1e}" if found else "-",
         "build_s": "-" if case.build_seconds is None else f"{case.build_seconds:.0f}",
     }
-    typer.echo(" ".join(f"{name}={value}" for name, value in values.items()))
+    say(" ".join(f"{name}={value}" for name, value in values.items()))
     if case.trtexec:
-        typer.echo(case.trtexec)
+        say(case.trtexec)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from codetr.shown import say
 from serving.contract import ENSEMBLE
 
 
@@ -83,4 +84,4 @@ def bench_load(
     check_output(output)
     run(config, web, options)
     if "--worker" not in options:  # the master judges and reports
-        typer.echo(f"all limits kept; report in {output / 'report.html'}")
+        say(f"all limits kept; report in {output / 'report.html'}")

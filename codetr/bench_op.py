@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codetr.shown import say
+
 if TYPE_CHECKING:
     from perf.operator.run import OperatorCase
 
@@ -23,12 +25,12 @@ def bench_op(
 
     check_output(output, "operator.json", ["operator.md"])
     run(output, print_case, seed)
-    typer.echo(f"wrote {output / 'operator.json'} and {output / 'operator.md'}")
+    say(f"wrote {output / 'operator.json'} and {output / 'operator.md'}")
 
 
 def print_case(case: OperatorCase) -> None:
     """Print one parsable line a case."""
-    typer.echo(
+    say(
         f"role={case.role} design={case.design} dtype={case.dtype} size={case.height}x{case.width} batch={case.batch} "
         f"us={case.microseconds:.1f} spread={case.spread:.1%} cold_us={case.cold_microseconds:.1f} "
         f"error={case.error:.2e}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codetr.shown import say
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def bench_preprocess(
     check_output(output, "preprocess.json", ["preprocess.md"])
     record = run(parse_size(size), chosen, parse_counts("--candidates", candidates), seconds, output, print_case)
     if verdict := goal_verdict(record):
-        typer.echo(verdict)
-    typer.echo(f"wrote {output / 'preprocess.json'} and {output / 'preprocess.md'}")
+        say(verdict)
+    say(f"wrote {output / 'preprocess.json'} and {output / 'preprocess.md'}")
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -59,4 +60,4 @@ def print_case(case: PreprocessCase | PostprocessCase) -> None:
     from dataclasses import asdict
 
     values = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in asdict(case).items()}
-    typer.echo(" ".join([type(case).__name__, *(f"{name}={value}" for name, value in values.items())]))
+    say(" ".join([type(case).__name__, *(f"{name}={value}" for name, value in values.items())]))

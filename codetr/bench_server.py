@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from codetr.bench_preprocess import parse_counts, parse_size
+from codetr.shown import say
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
@@ -21,7 +22,7 @@ def install_perf_analyzer(
     """Set up NVIDIA's perf_analyzer from wheels (x86-64 Linux)."""
     from perf.server.perf_analyzer import install
 
-    typer.echo(f"perf_analyzer is at {install(folder).binary}")
+    say(f"perf_analyzer is at {install(folder).binary}")
 
 
 def bench_server(
@@ -77,7 +78,7 @@ def bench_server(
         bench = server.ServerBench(installation, connection, metrics_url, configs, plan.picture_sizes, output)
         with reporting(output, lambda record: write_server_report(record, output, earlier)):
             server.run(bench, plan, output, server.describe(connection, configs), print_result)
-    typer.echo(f"wrote {output / 'report.html'}, report.md and {RESULTS_NAME}")
+    say(f"wrote {output / 'report.html'}, report.md and {RESULTS_NAME}")
 
 
 def parse_models(text: str) -> tuple[str, ...]:
@@ -108,9 +109,9 @@ def print_result(result: Result) -> None:
     level, reading = result.level, result.reading
     line = f"model={level.model} {level.mode}={level.value:g} batch={level.batch} repeat={result.repeat}"
     if reading is None:
-        typer.echo(f"{line} error={result.error!r}")
+        say(f"{line} error={result.error!r}")
         return
-    typer.echo(
+    say(
         f"{line} images_per_s={reading.throughput:.2f} p50_ms={reading.p50:.2f} p95_ms={reading.p95:.2f} "
         f"p99_ms={reading.p99:.2f} stable={'yes' if result.stable else 'no'}"
     )

@@ -95,8 +95,9 @@ def build(
     from builder.pipeline.export import InputSpec
     from codetr.config import given_variant
     from codetr.labels import read_class_names
+    from codetr.shown import line, say, shown
     from codetr.stages import Stages, own_console
-    from codetr_client.outputs import refuse_inside, refuse_overwriting
+    from codetr_client.outputs import check_folder, refuse_inside, refuse_overwriting
     from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
     from serving.errors import CodetrError
 
@@ -129,7 +130,7 @@ def build(
         not static_batch,
     )
     for warning in family_of(chosen).warnings(chosen, spec.height, spec.width):
-        typer.echo(f"note: {warning}", err=True)
+        say(f"note: {warning}", err=True)
     options = BuildOptions(
         variant=chosen,
         spec=spec,
@@ -155,6 +156,9 @@ def build(
             backend=plan_backend,
         ),
     )
+    for folder in (repository, report):
+        if folder is not None:
+            check_folder(folder)
     sources = (weights, classes, verify_images, verify_annotations)
     refuse_inside(
         (repository / model_name(model, name) for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)), sources
@@ -166,15 +170,15 @@ def build(
     if plugin_nodes:
         with _sigterm_cleans_up():
             path = write_plugin_onnx(options, repository, Stages(console))
-        console.print(f"[bold]{path}[/] is ready:\n{trtexec_line(path, spec)}", highlight=False, soft_wrap=True)
+        console.print(line(shown(path, "bold"), " is ready:"), soft_wrap=True)
+        console.print(line(trtexec_line(path, spec)), soft_wrap=True)
         return
     with _sigterm_cleans_up():
         result = build_repository(options, repository, Stages(console))
     if result is not None:
-        console.print(f"engine and detector agree: {result}", highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]{repository}[/] is ready: codetr serve --repository {repository}", highlight=False, soft_wrap=True
-    )
+        console.print(line(f"engine and detector agree: {result}"), soft_wrap=True)
+    ready = line(shown(repository, "bold"), f" is ready: codetr serve --repository {repository}")
+    console.print(ready, soft_wrap=True)
 
 
 def _with_suppression(variant: DetectorConfig, **given: Any) -> DetectorConfig:

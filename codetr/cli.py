@@ -7,8 +7,7 @@ from importlib import metadata
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from codetr.bench_canvas import bench_canvas
 from codetr.bench_cost import bench_cost
@@ -23,6 +22,7 @@ from codetr.demo import demo
 from codetr.detect import detect
 from codetr.evaluate import evaluate
 from codetr.serve import serve
+from codetr.shown import escape_what_cannot_be_encoded, line, new_console, say
 from codetr.train_demo import demo_data, train_demo
 from codetr.variants import variants
 from codetr.verify import verify
@@ -59,7 +59,7 @@ bench.command()(precision)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"codetr-triton {metadata.version('codetr-triton')}")
+        say(f"codetr-triton {metadata.version('codetr-triton')}")
         raise typer.Exit
 
 
@@ -74,8 +74,11 @@ def options(
 
 def main() -> None:
     """Run the command; a `CodetrError` becomes one line on standard error and exit status 1."""
+    escape_what_cannot_be_encoded()
     try:
         app()
     except CodetrError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        lines = [line(text) for text in str(error).split("\n")]  # of a few the second says where to read on
+        message = line(Text("error:", "bold red"), " ", Text("\n").join(lines))
+        new_console(stderr=True).print(message, soft_wrap=True)
         sys.exit(1)

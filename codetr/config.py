@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codetr.shown import say
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _read(config: Path, execute: bool) -> DetectorConfig:
     settings = read_config(config, execute)
     variant = from_mmdet_config(settings, variant_name(config))
     for note in settings.get(NOTES, ()):
-        typer.echo(f"note: {config}: {note}", err=True)
+        say(f"note: {config}: {note}", err=True)
     return variant
 
 

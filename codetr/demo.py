@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codetr.shown import DONE, line, shown
 from demo import Family
 from serving.errors import CodetrError
 
@@ -43,12 +44,14 @@ def demo(
     refuse_inside([repository], [image])
     prepare_repository(repository, Stages(console), family)
     with console.status("starting tritonserver"), running_server(repository) as server:
-        console.print(f"[green]✓[/] serving on {server.grpc_url} (gRPC) and {server.http_url} (HTTP)", highlight=False)
+        console.print(line(DONE, f" serving on {server.grpc_url} (gRPC) and {server.http_url} (HTTP)"))
         with CoDetrClient(server.grpc_url) as client:
             results = detect_files(client, [image or SAMPLE_IMAGE], output, SCORE_THRESHOLD)
     console.print(results_table(results))
     raise_failures(results)
-    console.print(f"annotated picture: [bold]{results[0].picture}[/]\nboxes: [bold]{output / RESULTS_NAME}[/]")  # type: ignore[union-attr]
+    picture: Path = results[0].picture  # type: ignore[union-attr]  # none failed
+    for name, path in (("annotated picture", picture), ("boxes", output / RESULTS_NAME)):
+        console.print(line(f"{name}: ", shown(path, "bold")), soft_wrap=True)
 
 
 def default_output(family: Family) -> Path:
@@ -70,7 +73,7 @@ def prepare_repository(repository: Path, stages: Stages, family: Family = "co_di
     if built.is_file():
         manifest = json.loads(built.read_text(encoding="utf-8"))
         if (manifest.get("weights") or {}).get("sha256") == sha256(weights):
-            stages.console.print(f"[green]✓[/] {repository} is up to date")
+            stages.console.print(line(DONE, f" {repository} is up to date"), soft_wrap=True)
             return
         network = (manifest.get("network") or {}).get("name")
         if network != variant.name:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from codetr.labels import read_class_names
+from codetr.shown import line, new_console, progress_bar, shown
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -37,23 +38,22 @@ def detect(
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = "codetr",
 ) -> None:
     """Detect objects in pictures with a running server."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from codetr_client.client import CoDetrClient
     from codetr_client.files import RESULTS_NAME, detect_files, find_images
+    from codetr_client.outputs import check_folder
 
+    check_folder(output)
     paths = find_images(images)
-    console = Console()
+    console = new_console()
     with (
         CoDetrClient(url, protocol, timeout, read_labels(labels), model) as client,
-        Progress(console=console, transient=True) as progress,
+        progress_bar(console) as progress,
     ):
         client.check()
         task = progress.add_task("detecting", total=len(paths))
         results = detect_files(client, paths, output, score_threshold, lambda result: progress.advance(task))
     console.print(results_table(results))
-    console.print(f"pictures and {RESULTS_NAME} are in {output}", soft_wrap=True, markup=False, highlight=False)
+    console.print(line(f"pictures and {RESULTS_NAME} are in {output}"), soft_wrap=True)
     raise_failures(results)
 
 
@@ -77,14 +77,16 @@ def results_table(results: Sequence[Detected | Failed]) -> Table:
     if not full:
         table = Table("image", "detections", "classes")
     for result in results:
-        name = result.path.name
+        name = shown(result.path.name)
         if isinstance(result, Failed):
             table.add_row(name, "failed")
         elif full:
             _add_detections(table, result)
         else:
             classes = Counter(result.detections.names)
-            table.add_row(name, str(len(result.detections)), ", ".join(f"{n} {c}" for c, n in classes.most_common()))
+            table.add_row(
+                name, str(len(result.detections)), shown(", ".join(f"{n} {c}" for c, n in classes.most_common()))
+            )
     return table
 
 
@@ -92,9 +94,9 @@ def _add_detections(table: Table, result: Detected) -> None:
     found = sorted(result.detections.to_json(), key=lambda detection: -detection["score"])
     for detection in found:
         box = " ".join(f"{side:.1f}" for side in detection["box"])
-        table.add_row(result.path.name, detection["name"], f"{detection['score']:.3f}", box)
+        table.add_row(shown(result.path.name), shown(detection["name"]), f"{detection['score']:.3f}", box)
     if not found:
-        table.add_row(result.path.name, "nothing found")
+        table.add_row(shown(result.path.name), "nothing found")
 
 
 def raise_failures(results: Sequence[Detected | Failed]) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from builder.precision import PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
+from codetr.shown import line, new_console, progress_bar, shown
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -55,15 +56,13 @@ def evaluate(
     skip_missing: Annotated[bool, typer.Option(help="Leave out images that are not in --images.")] = False,
 ) -> None:
     """Measure COCO accuracy; killed and started again, it goes on where it was."""
-    from rich.console import Console
-
     from perf.accuracy.agreement import draw_worst
     from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label, read_dataset
     from perf.accuracy.detectors import built_variant, onnx_detect, open_server, server_setup
     from perf.accuracy.scores import RESULTS, check_output, report
 
-    console = Console()
+    console = new_console()
     dataset = read_dataset(annotations, images, limit, skip_missing)
     _note(dataset.coco.notes)
     sources = [
@@ -98,16 +97,16 @@ def evaluate(
         found = collect(dataset, output / RESULTS, name, make, names, concurrency, advance)
     result = report(dataset, name, found, matched, output)
     console.print(class_table(result))
-    console.print(summary_line(result), highlight=False, soft_wrap=True)
+    console.print(line(summary_line(result)), soft_wrap=True)
     if given is not None or built is not None:
         _compare_published(result["ap"], dataset, pytorch, console)
     if against is not None:
         other = _against(dataset, pytorch, output, console)
         difference = result["ap"] - other[1]["ap"]
-        console.print(f"AP {name} - {pytorch.name}: {difference:+.4f}", highlight=False)
+        console.print(line(f"AP {name} - {pytorch.name}: {difference:+.4f}"), soft_wrap=True)
         for path, value in draw_worst(dataset, found, other[0], output / "worst"):
-            console.print(f"agreement {value:.3f}  {path}", highlight=False, soft_wrap=True)
-    console.print(f"results are in {output}", soft_wrap=True, markup=False, highlight=False)
+            console.print(line(f"agreement {value:.3f}  {path}"), soft_wrap=True)
+    console.print(line(f"results are in {output}"), soft_wrap=True)
 
 
 def _note(notes: Iterable[str]) -> None:
@@ -129,8 +128,8 @@ def _compare_published(ap: float, dataset: Dataset, pytorch: _PyTorch, console: 
     variant = pytorch.variant
     if variant.box_ap is not None:
         size = pytorch.setup[:2] if pytorch.setup else variant.input_size
-        line = verdict(ap, variant.box_ap, variant.real_classes, dataset, size, variant.input_size)
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        text = verdict(ap, variant.box_ap, variant.real_classes, dataset, size, variant.input_size)
+        console.print(line(text), soft_wrap=True)
 
 
 class _PyTorch:
@@ -192,9 +191,7 @@ class _bar:  # noqa: N801  # a context manager used like a function
     """A progress bar that is told how many images are done."""
 
     def __init__(self, console: Any, name: str, total: int) -> None:
-        from rich.progress import Progress
-
-        self.progress = Progress(console=console, transient=True)
+        self.progress = progress_bar(console)
         self.task = self.progress.add_task(name, total=total)
 
     def __enter__(self) -> Callable[[int], None]:
@@ -211,7 +208,7 @@ def class_table(result: Mapping[str, Any]) -> Table:
 
     table = Table("class", "AP", "AP50")
     for name, figures in result["classes"].items():
-        table.add_row(name, f"{figures['ap']:.3f}", f"{figures['ap50']:.3f}")
+        table.add_row(shown(name), f"{figures['ap']:.3f}", f"{figures['ap50']:.3f}")
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codetr_client.text import decode_text
 from serving.errors import CodetrError
 
 
@@ -14,10 +15,11 @@ def read_class_names(file: Path, option: str, expected: str = "expected a file w
         CodetrError: it cannot be read, it is empty, or a line of it is; the message holds `option` and `expected`.
     """
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        text = decode_text(file.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise CodetrError(f"{option} {file}: {reason}; {expected}") from error
+    names = [line.strip() for line in text.rstrip().split("\n")]
     if not all(names) or not names:
         raise CodetrError(f"{option} {file}: line {names.index('') + 1 if names else 1} is empty; {expected}")
     return names

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from codetr.shown import DONE, line, new_console
+
 GPU_SAMPLING_SECONDS = 0.2
 
 
@@ -20,7 +22,7 @@ class Stages:
     """Called with a stage's name, a context manager that reports it on the console."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or new_console()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -32,7 +34,7 @@ class Stages:
         memory = f"peak {peak_memory_gib():5.2f} GiB"
         if gpu.peak_gib is not None:
             memory += f"   GPU {gpu.peak_gib:5.2f} GiB"
-        self.console.print(f"[green]✓[/] {name:<18} {elapsed:7.1f} s   {memory}", highlight=False)
+        self.console.print(line(DONE, f" {name:<18} {elapsed:7.1f} s   {memory}"))
 
 
 class GpuPeak:
@@ -72,8 +74,9 @@ def own_console() -> Console:
     try:
         copy = os.dup(sys.stdout.fileno())
     except OSError:  # a stand-in without a file
-        return Console(file=sys.stdout)
-    return Console(file=os.fdopen(copy, "w", encoding=sys.stdout.encoding, buffering=1))
+        return new_console(sys.stdout)
+    file = os.fdopen(copy, "w", encoding=sys.stdout.encoding, errors="backslashreplace", buffering=1)
+    return new_console(file)
 
 
 def gpu_memory() -> int | None:

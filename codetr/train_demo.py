@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from codetr.shown import line, new_console, say, shown
 from demo import Family
 from serving.errors import CodetrError
 
@@ -22,14 +23,15 @@ def train_demo(
     ] = None,
 ) -> None:
     """Train a demo detector on generated shapes, as the weights that come along were trained, and measure its AP."""
-    from rich.console import Console
     from rich.progress import track
 
     from codetr.evaluate import summary_line
+    from codetr_client.outputs import check_folder
     from demo.train import recipes
     from perf.accuracy.held_out import record_accuracy
 
-    console = Console()
+    check_folder(output)
+    console = new_console()
     name = recipes.RECIPES[family].variant.name
     command = "codetr train-demo" if family == "co_dino" else f"codetr train-demo --family {family}"
     weights = recipes.train_demo(
@@ -42,13 +44,13 @@ def train_demo(
         minutes=math.inf if minutes is None else minutes,
     )
     if weights is None:
-        console.print(f"time is up; the same command continues from {output}", highlight=False, soft_wrap=True)
+        console.print(line(f"time is up; the same command continues from {output}"), soft_wrap=True)
         return
     result = record_accuracy(
         name, weights, output / "held-out", device, progress=lambda indices: track(indices, "drawing")
     )
-    console.print(summary_line(result), highlight=False, soft_wrap=True)
-    console.print(f"[bold]{weights}[/]: codetr build {name} --weights {weights} ...", highlight=False)
+    console.print(line(summary_line(result)), soft_wrap=True)
+    console.print(line(shown(weights, "bold"), f": codetr build {name} --weights {weights} ..."), soft_wrap=True)
 
 
 def demo_data(
@@ -59,10 +61,12 @@ def demo_data(
     """Draw a data set of shapes as JPEG files with COCO annotations."""
     from rich.progress import track
 
+    from codetr_client.outputs import check_folder
     from demo.shapes.dataset import write_dataset
 
+    check_folder(output)
     try:
         path = write_dataset(output, images, seed, progress=lambda indices: track(indices, "drawing", total=images))
     except FileExistsError as error:
         raise CodetrError(str(error)) from error
-    typer.echo(f"{images} images and {path}")
+    say(f"{images} images and {path}")

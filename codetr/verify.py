@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from codetr.config import ConfigOption, ExecuteOption, read_variant
+from codetr.shown import DONE, line, new_console
+from serving.errors import CodetrError
 
 
 def verify(
@@ -25,8 +26,10 @@ def verify(
 ) -> None:
     """Check a repository's files and compare its engines with the float32 detectors again."""
     from builder.pipeline.recheck import check_network, chosen_names, verify_repository
-    from codetr_client.outputs import refuse_inside
+    from codetr_client.outputs import check_folder, refuse_inside
 
+    if report is not None:
+        check_folder(report)  # before the engines' names are read
     variant = read_variant(config, execute_config)
     for each in chosen_names(repository, name):
         if variant is not None:
@@ -34,5 +37,16 @@ def verify(
         folder = None if report is None else report / each
         if folder is not None:
             refuse_inside([folder], (*(weights or ()), verify_images, verify_annotations))
+            _check_report(folder)
         result = verify_repository(repository, each, weights or (), verify_images, verify_annotations, folder)
-        Console().print(f"[green]✓[/] {each}: engine and detector agree: {result}", highlight=False, soft_wrap=True)
+        new_console().print(line(DONE, f" {each}: engine and detector agree: {result}"), soft_wrap=True)
+
+
+def _check_report(folder: Path) -> None:
+    """Refuse a folder with anything else in it than an earlier report."""
+    from builder.pipeline.report import FIGURES, REPORT
+    from perf.records import check_output
+
+    check_output(folder, FIGURES, [REPORT], key="agrees")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FIGURES).is_file():
+        raise CodetrError(f"{folder} holds something else than a report; move it away, or name another --report")

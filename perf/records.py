@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from codetr_client.outputs import refuse_overwriting, write_whole
+from codetr_client.outputs import check_folder, refuse_overwriting, write_whole
 from serving.errors import CodetrError
 
 RESULTS_NAME = "results.json"
@@ -30,8 +30,7 @@ def check_output(
     Raises:
         CodetrError: `output` is a file, or a source or a file of somebody else would be replaced.
     """
-    if any(path.is_file() for path in (output, *output.parents)):
-        raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another")
+    check_folder(output)
     refuse_overwriting((output / name for name in (record, *reports)), sources)
     foreign = [name for name in (record, *reports) if os.path.lexists(output / name)]
     if foreign and not _is_own(output / record, key):

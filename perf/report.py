@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codetr_client.text import markdown
 from perf import plots
 from perf.machine import summary
 from perf.summaries import Comparison, LevelSummary, compare, summarise_levels
@@ -235,6 +236,6 @@ def to_markdown(title: str, record: Mapping[str, Any], sections: Sequence[Sectio
         if section.text:
             parts.append(section.text)
         if section.rows:
-            parts.append(markdown_table(section.columns, section.rows))
+            parts.append(markdown_table(section.columns, [[markdown(cell) for cell in row] for row in section.rows]))
         parts.extend(f"![{name}]({name}.svg)" for name, _ in section.plots)
     return "\n\n".join(parts) + "\n"

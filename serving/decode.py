@@ -1,7 +1,8 @@
 """Encoded bytes to upright RGB pixels, or an error that names the fault.
 
-Pillow reads the header, so that size and format are known before anything is decompressed. OpenCV then decodes
-ordinary JPEGs, with the very pixels mmdetection trains and evaluates on; Pillow decodes the rest.
+The file's structure is read first (`codetr_client.containers`, `codetr_client.jpeg`): size and format are known before
+anything is decompressed, and no metadata, whatever state they are in, decide about anything but the orientation. OpenCV
+decodes, to the very pixels mmdetection trains and evaluates on; Pillow decodes CMYK, and what OpenCV cannot.
 """
 
 from __future__ import annotations
@@ -10,24 +11,27 @@ import struct
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from codetr_client import containers, jpeg
+from codetr_client.exif import read_orientation
 from serving.errors import CodetrError, InvalidImageError
 
 Image8 = npt.NDArray[np.uint8]
+OnDamage = Literal["refuse", "accept"]
 
-# The format's plugin by its first bytes. The plugins are called directly: `Image.open` would warn about every image
-# above a limit of its own, and answer for a JPEG with two pictures in it (MPO) with another format.
-_PLUGINS: dict[str, tuple[bytes, type[ImageFile.ImageFile]]] = {
-    "JPEG": (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    "PNG": (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
-    "WEBP": (b"RIFF", WebPImagePlugin.WebPImageFile),
-    "BMP": (b"BM", BmpImagePlugin.BmpImageFile),
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+# Called directly: `Image.open` would warn about every image above a limit of its own.
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
 }
 
 # What Pillow's plugins raise on malformed bytes, seen by feeding them damaged files.
@@ -45,9 +49,6 @@ _PLUGIN_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-_JPEG_END = b"\xff\xd9"
-_ORIENTATION_TAG = 0x0112
 
 # EXIF orientation -> (transpose first?, `cv2.flip` code afterwards), EXIF 2.3 section 4.6.4.
 _UPRIGHT: dict[int, tuple[bool, int | None]] = {
@@ -67,15 +68,18 @@ class ImageLimits:
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 64_000_000  # a 64-megapixel photograph: 192 MB decoded
-    formats: tuple[str, ...] = tuple(_PLUGINS)
+    formats: tuple[str, ...] = FORMATS
+    damaged_jpeg: OnDamage = "refuse"  # one whose data end too early; accepted, its lower part is gray or coarse
 
     def __post_init__(self) -> None:
         for key in ("max_bytes", "max_pixels"):
             value = getattr(self, key)
             if value < 1:
                 raise CodetrError(f"{key}: expected at least 1, got {value}")
-        if not self.formats or not set(self.formats) <= set(_PLUGINS):
-            raise CodetrError(f"formats: expected some of {', '.join(_PLUGINS)}, got {','.join(self.formats)!r}")
+        if not self.formats or not set(self.formats) <= set(FORMATS):
+            raise CodetrError(f"formats: expected some of {', '.join(FORMATS)}, got {','.join(self.formats)!r}")
+        if self.damaged_jpeg not in get_args(OnDamage):
+            raise CodetrError(f"damaged_jpeg: expected refuse or accept, got {self.damaged_jpeg!r}")
 
 
 def decode_image(data: bytes, limits: ImageLimits | None = None) -> Image8:
@@ -93,72 +97,91 @@ def decode_image(data: bytes, limits: ImageLimits | None = None) -> Image8:
         InvalidImageError: the bytes are empty, of another format, beyond a limit, damaged or cut short.
     """
     limits = limits or ImageLimits()
-    image, name = _sniff(data, limits)
+    name = _format(data, limits)
     try:
-        return _upright(_decode(image, name, data), _orientation(image))
+        return _decode_jpeg(data, limits) if name == "JPEG" else _decode_other(data, name, limits)
     except _PLUGIN_ERRORS as error:
         raise InvalidImageError(f"damaged {name} image: {error}") from error
     except cv2.error as error:
         raise InvalidImageError(f"damaged {name} image: {error.err}") from error
 
 
-def _sniff(data: bytes, limits: ImageLimits) -> tuple[ImageFile.ImageFile, str]:
+def _format(data: bytes, limits: ImageLimits) -> str:
     if not data:
         raise InvalidImageError("the image is empty (0 bytes)")
     if len(data) > limits.max_bytes:
         raise InvalidImageError(f"the image has {len(data)} bytes, more than the limit of {limits.max_bytes}")
-    name = next((name for name, (magic, _) in _PLUGINS.items() if data.startswith(magic)), None)
+    name = containers.image_format(data)
     if name is None or name not in limits.formats:
         raise InvalidImageError(
             f"expected a {', '.join(limits.formats)} image, got {name or 'bytes that begin with ' + repr(data[:8])}"
         )
-    try:
-        image = _PLUGINS[name][1](BytesIO(data))
-    except _PLUGIN_ERRORS as error:
-        raise InvalidImageError(f"damaged {name} header: {error}") from error
-    width, height = image.size
+    return name
+
+
+def _check_size(name: str, width: int, height: int, limits: ImageLimits) -> None:
     if width < 1 or height < 1:
         raise InvalidImageError(f"the {name} header claims {width}x{height} pixels")
     if width * height > limits.max_pixels:
         raise InvalidImageError(
             f"the image has {width}x{height} pixels, more than the limit of {limits.max_pixels} in all"
         )
-    return image, name
 
 
-def _decode(image: ImageFile.ImageFile, name: str, data: bytes) -> Image8:
-    if name == "JPEG" and image.mode in ("RGB", "L"):
-        # Whether OpenCV refuses a truncated file or fills it with gray is up to its release. The entropy-coded data
-        # cannot hold the end marker, so its absence behind the start of scan (where Pillow stopped reading) tells.
-        if data.find(_JPEG_END, _position(image)) < 0:
-            raise InvalidImageError("damaged JPEG image: it is cut short, its end marker is missing")
-        return _decode_with_opencv(data)
+def _decode_jpeg(data: bytes, limits: ImageLimits) -> Image8:
+    markers = jpeg.read_jpeg(data)
+    _check_size("JPEG", markers.width, markers.height, limits)
+    is_strict = limits.damaged_jpeg == "refuse"
+    if is_strict and (fault := jpeg.fault(markers, data)) is not None:
+        raise _damaged(fault)
+    # Whether OpenCV refuses a file without the marker, or fills it up, is up to its release.
+    complete = data if markers.is_ended or not markers.scans else data[: markers.scans[-1].end] + jpeg.END
+    if markers.is_cmyk:
+        pixels = _decode_with_pillow("JPEG", jpeg.without_metadata(complete, markers))
+    elif (decoded := _decode_with_opencv(complete)) is not None:
+        pixels = decoded
+    else:
+        raise _damaged("it cannot be decoded")
+    # To ask costs about half a decoding, so only a picture whose last pixel looks missing is asked about.
+    looks_missing = markers.is_cmyk or (pixels[-1, -1] == jpeg.MISSING).all()
+    if is_strict and looks_missing and not jpeg.reaches_the_end(markers, data):
+        raise _damaged("its data end before its last row")
+    return _finished(pixels, "JPEG", markers.width, markers.height, markers.exif)
+
+
+def _damaged(fault: str) -> InvalidImageError:
+    return InvalidImageError(f"damaged JPEG image: {fault}")
+
+
+def _decode_other(data: bytes, name: str, limits: ImageLimits) -> Image8:
+    container = containers.READERS[name](data)
+    _check_size(name, container.width, container.height, limits)
+    pixels = _decode_with_opencv(container.pixels)
+    if pixels is None:
+        pixels = _decode_with_pillow(name, container.pixels)
+    return _finished(pixels, name, container.width, container.height, container.exif)
+
+
+def _decode_with_opencv(data: bytes) -> Image8 | None:
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return None if pixels is None else pixels
+
+
+def _decode_with_pillow(name: str, data: bytes) -> Image8:
+    image = _PLUGINS[name](BytesIO(data))
     image.load()
     if image.mode.startswith("I"):  # 16-bit grayscale
         gray = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
-    image.info.pop("transparency", None)  # or converting a palette would weigh it, with a warning
     return np.array(image.convert("RGB"))
 
 
-def _position(image: ImageFile.ImageFile) -> int:
-    return image.fp.tell() if image.fp is not None else 0
-
-
-def _decode_with_opencv(data: bytes) -> Image8:
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if pixels is None:
-        raise InvalidImageError("damaged JPEG image: it cannot be decoded")
-    decoded: Image8 = pixels
-    return decoded
-
-
-def _orientation(image: ImageFile.ImageFile) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _PLUGIN_ERRORS:
-        return 1  # broken metadata do not make the pixels unusable
+def _finished(pixels: Image8, name: str, width: int, height: int, exif: bytes) -> Image8:
+    if pixels.shape[:2] != (height, width):  # what was checked is not what was decoded
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise InvalidImageError(f"damaged {name} image: its header claims {width}x{height} pixels, it has {size}")
+    return _upright(pixels, read_orientation(exif))
 
 
 def _upright(pixels: Image8, orientation: int) -> Image8:

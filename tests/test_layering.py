@@ -20,7 +20,16 @@ FOLDERS = (
 # Everyone reports faults with the same exceptions.
 ERRORS = {"serving.errors"}
 ALLOWED: dict[str, set[str]] = {
-    "serving": {"serving", "codetr_client.contract", "codetr_client.errors", "codetr_client.threshold"},
+    # what an image file's metadata are must be the same to the server and to a client that encodes and draws
+    "serving": {
+        "serving",
+        "codetr_client.containers",
+        "codetr_client.contract",
+        "codetr_client.errors",
+        "codetr_client.exif",
+        "codetr_client.jpeg",
+        "codetr_client.threshold",
+    },
     # serving.manifest: what the builder writes and the launcher checks
     # serving.postprocess: the AP of an engine is that of what the server answers
     # codetr_client: what a server answers, and how boxes are drawn, are the client's; verification shows the same
@@ -28,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
         "builder",
         "codetr_client.detections",
         "codetr_client.drawing",
+        "codetr_client.text",  # text from files is shown alike by everyone
         "serving.contract",
         "serving.preprocess",
         "serving.postprocess",
@@ -54,7 +64,7 @@ FAMILIES = tuple(sorted(path.parent.name for path in (ROOT / "builder").glob("*/
 # words, as is `pipeline.export`, the program and the input size that every kind of engine starts from.
 LAYERS: dict[str, set[str]] = {
     "demo.shapes": {"demo.shapes"},
-    "builder.reading": {"builder.reading", "serving.manifest"} | ERRORS,
+    "builder.reading": {"builder.reading", "codetr_client.text", "serving.manifest"} | ERRORS,
     # what readers of a family's configs share; the family is for its VariantError, as in parts
     "builder.reading.settings": {"builder.reading.config_values", "builder.family"} | ERRORS,
     "builder.precision": set(),
@@ -73,7 +83,7 @@ LAYERS: dict[str, set[str]] = {
     "builder.variants": {"builder.families", "builder.family", "builder.co_dino.config"},  # names that users import
     "builder.checkpoint": {
         "builder.reading", "builder.detector", "builder.family", "builder.families", "builder.variants",
-        "builder.precision",
+        "builder.precision", "codetr_client.text",
     } | ERRORS,
     "builder.engines": {
         "builder.engines", "builder.detector", "builder.operators", "builder.pipeline.export", "builder.precision",

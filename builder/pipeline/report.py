@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from builder.pipeline.samples import Samples
 from builder.pipeline.verify import Agreement, Comparison, detections
 from codetr_client.detections import Detections
 from codetr_client.drawing import draw, side_by_side
+from codetr_client.text import markdown
 
 REPORT, FIGURES = "report.md", "verification.json"
 WORST = 4  # images that are drawn
@@ -99,12 +101,12 @@ def _text(
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {name} | {one.matched:.1%} | {one.matched_back:.1%} | {one.usual_score_difference:.2e} | "
+        f"| {markdown(name)} | {one.matched:.1%} | {one.matched_back:.1%} | {one.usual_score_difference:.2e} | "
         f"{one.max_score_difference:.2e} | {one.mean_box_iou:.5f} |"
         for name, one in zip(samples.names, comparison.per_image, strict=True)
     ]
     lines += ["", "The images that differ most, PyTorch float32 at the left, the engine at the right:", ""]
-    lines += [f"![{path.stem}]({path.name})" for path in pictures]
+    lines += [f"![{markdown(path.stem)}]({quote(path.name)})" for path in pictures]
     lines += ["", "Built with: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()) + "."]
     return "\n".join(lines) + "\n"
 

@@ -19,6 +19,7 @@ import safetensors
 
 from builder.reading import unpickle
 from builder.reading.unpickle import StandIn
+from codetr_client.text import printable
 from serving.errors import CodetrError
 from serving.manifest import sha256
 
@@ -95,11 +96,6 @@ def digest(path: Path) -> str:
         return sha256(path)
     lines = "".join(f"{sha256(shard)}  {shard.name}\n" for shard in (path, *_shards(path)))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def printable(text: object) -> str:
-    """Return text from a file with everything escaped that a terminal would not just show."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
 
 
 def _reader(path: Path, head: bytes) -> Callable[[Path], Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from builder.reading.config_syntax import Evaluator
 from builder.reading.config_values import Budget, ConfigFileError, Unknown, Unreadable
+from codetr_client.text import decode_text
 
 __all__ = ["NOTES", "ConfigFileError", "read_config"]
 
@@ -83,11 +84,11 @@ class _Reader:
                 raise ConfigFileError(f"{path} is among its own bases; take it out of _base_")
             if path.stat().st_size > MAX_BYTES:
                 raise ConfigFileError(f"{path} is larger than the {MAX_BYTES} bytes that a config may have")
-            return path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ConfigFileError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+            return decode_text(path.read_bytes())
         except OSError as error:
             raise ConfigFileError(f"{path} cannot be read: {error.strerror}; look at its permissions") from error
+        except ValueError as error:
+            raise ConfigFileError(f"{path} is {error}") from error
 
     def _asked_by(self) -> str:
         return f", which is in _base_ of {self.open[-1].name}" if self.open else ""

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from codetr_client.detections import Detections
 from codetr_client.images import ImageInput, open_upright
+from codetr_client.text import printable
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -66,7 +67,7 @@ def _draw_label(
     index: int,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    text = f"{detections.names[index]} {detections.scores[index]:.0%}"
+    text = f"{printable(detections.names[index])} {detections.scores[index]:.0%}"
     x1, y1, _, _ = _box(detections, index)
     _, _, width, height = canvas.textbbox((0, 0), text, font=font)
     pad = max(1, round(height / 6))

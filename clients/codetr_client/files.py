@@ -25,7 +25,9 @@ from codetr_client.outputs import (
 from codetr_client.threshold import check_threshold
 
 # What a folder is searched for; a file named outright may have any name.
-IMAGE_SUFFIXES = frozenset({".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"})
+# Folders in which systems keep copies of pictures: of macOS's archives, of Synology's disks, Windows' deleted ones.
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 RESULTS_NAME = "detections.json"
 # The keys of `detections.json`, by which an earlier run's is known again.
 RESULTS_KEYS = frozenset({"score_threshold", "images"})
@@ -78,35 +80,43 @@ class Failed:
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """Return the files that `patterns` name, each once: files as they are, the images in folders, globs (`**` too).
 
-    Folders and globs give no annotated pictures of earlier runs, and folders no hidden files. A name that matches
-    nothing is returned as it is, so that reading it says so. Raises CodetrError for a folder or glob without images.
+    Folders and globs give no annotated pictures of earlier runs, no hidden files and nothing of `SYSTEM_FOLDERS`, and
+    do not follow links to folders. A name that matches nothing is returned as it is, so that reading it says so.
+    Raises CodetrError for a folder or glob without images.
     """
     found: dict[str, Path] = {}
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            paths = _images_in(path)
-        elif path.exists() or not (matches := sorted(glob.glob(pattern, recursive=True))):
-            paths = [path]
-        else:
-            paths = _photographs(map(Path, matches), pattern)
-        for each in paths:
-            found.setdefault(os.path.abspath(each), each)
+        for path in _named_by(pattern):
+            found.setdefault(os.path.realpath(path), path)
     return list(found.values())
 
 
-def _images_in(folder: Path) -> list[Path]:
-    images = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+def _named_by(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    try:
+        if path.is_dir():
+            images = (each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
+            return _photographs((each for each in images if _is_shown(each.relative_to(path))), pattern)
+        if path.exists() or not glob.has_magic(pattern):
+            return [path]
+        matches = list(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise CodetrError(f"cannot look for {pattern}: {error}; name a file, a folder or a glob") from error
+    # A glob can end in `*`: what has another suffix was hardly meant. What it names itself is not hidden.
+    images = (each for each in matches if each.suffix.lower() in {*IMAGE_SUFFIXES, ""})
+    return _photographs((each for each in images if _is_shown(each, path.parts)), pattern) if matches else [path]
+
+
+def _is_shown(path: Path, named: Sequence[str] = ()) -> bool:
+    """Return whether no part of a path is hidden, or of the system, other than those that the user `named`."""
+    parts = (part for part in path.parts if part not in named and part != "..")
     # Hidden are also the `._a.jpg` that some systems put beside `a.jpg`.
-    return _photographs((path for path in images if not _is_hidden(path.relative_to(folder))), str(folder))
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return not any(part.startswith(".") or part in SYSTEM_FOLDERS for part in parts)
 
 
 def _photographs(paths: Iterable[Path], searched: str) -> list[Path]:
-    images = sorted(path for path in paths if not path.is_dir() and not is_own_picture(path))
+    """Return the files that are no pictures of earlier runs; a broken link is one, a pipe or a device is none."""
+    images = sorted(path for path in paths if (path.is_file() or not path.exists()) and not is_own_picture(path))
     if not images:
         raise CodetrError(
             f"no images in {searched}: expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, other than "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,8 +14,13 @@ from PIL import Image
 from codetr_client.errors import CodetrError
 
 JPEG_QUALITY = 92  # of the annotated pictures: no visible loss
-# The JPEG comment by which a picture of an earlier run is known again, wherever it lies.
-MARK = b"annotated by codetr"
+# The JPEG comment by which a picture of an earlier run is known again, wherever it lies: these words and a digest of
+# the rest of the file. Programs that change a picture keep its comment, and a changed picture is no longer ours.
+MARK = b"annotated by codetr "
+_DIGEST_BYTES = 16  # of hexadecimal SHA-256
+_NO_DIGEST = b"0" * _DIGEST_BYTES
+_MARK_WITHIN = 64  # Pillow writes the comment behind the JFIF segment of 20 bytes
+_STEM_BYTES = 240  # of a name's 255, which leaves room for a number and the suffix
 
 _Identity = tuple[int, int]
 
@@ -23,10 +30,19 @@ def is_own_picture(path: Path) -> bool:
     if path.suffix.lower() != ".jpg" or path.is_symlink() or not path.is_file():
         return False
     try:
-        with Image.open(path) as opened:
-            return bool(opened.info.get("comment") == MARK)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with path.open("rb") as file:
+            start = file.read(_MARK_WITHIN)
+            if not start.startswith(b"\xff\xd8") or MARK not in start:
+                return False
+            content = start + file.read()
+    except OSError:
         return False
+    at = content.index(MARK) + len(MARK)
+    return content[at : at + _DIGEST_BYTES] == _digest(content[:at] + _NO_DIGEST + content[at + _DIGEST_BYTES :])
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:_DIGEST_BYTES].encode()
 
 
 def plan_pictures(output: Path, stems: Sequence[str], sources: Iterable[Path]) -> list[Path]:
@@ -36,7 +52,7 @@ def plan_pictures(output: Path, stems: Sequence[str], sources: Iterable[Path]) -
     that no earlier run wrote. Pictures of earlier runs are overwritten.
     """
     kept, taken, planned = _identities(sources), set[str](), []
-    for stem in stems:
+    for stem in map(_shortened, stems):
         picture, count = output / f"{stem}.jpg", 1
         while picture.name.casefold() in taken or not _is_free(picture, kept):
             count += 1
@@ -46,11 +62,18 @@ def plan_pictures(output: Path, stems: Sequence[str], sources: Iterable[Path]) -
     return planned
 
 
+def _shortened(stem: str) -> str:
+    while len(os.fsencode(stem)) > _STEM_BYTES:
+        stem = stem[:-1]
+    return stem
+
+
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture as JPEG with the mark of this project, whole or not at all."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=MARK)
-    write_whole(path, buffer.getvalue())
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=MARK + _NO_DIGEST)
+    content = buffer.getvalue()
+    write_whole(path, content.replace(MARK + _NO_DIGEST, MARK + _digest(content), 1))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -59,7 +82,8 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         CodetrError: it cannot be written; `path` is as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # By a number, because the name itself can have all the bytes that a name may have.
+    partial = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.partial")
     try:
         partial.unlink(missing_ok=True)  # of a run that was killed
         with partial.open("xb") as file:
@@ -71,16 +95,25 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def check_folder(output: Path) -> None:
+    """Check that results could go to the folder `output`, before anything that takes time; it is not made.
+
+    Raises:
+        CodetrError: it is a file or lies in one.
+    """
+    if any(os.path.lexists(path) and not path.is_dir() for path in (output, *output.parents)):
+        raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another")
+
+
 def make_folder(output: Path) -> None:
     """Make the folder that results go to.
 
     Raises:
         CodetrError: it is a file, or cannot be made or written.
     """
+    check_folder(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another") from error
     except OSError as error:
         raise CodetrError(f"output {output}: cannot be made ({error.strerror}); name another folder") from error
     if not os.access(output, os.W_OK | os.X_OK):

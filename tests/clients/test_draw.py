@@ -72,6 +72,22 @@ def test_boxes_with_swapped_corners_do_not_stop_the_drawing() -> None:
     assert draw(Image.new("RGB", (100, 100)), detections([50, 50, 40, 40])).getpixel((50, 50)) == colour(3)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        pytest.param("a\nb", r"a\nb", id="two lines"),
+        pytest.param("\x1b[31ma", r"\x1b[31ma", id="control characters"),
+        pytest.param("caf\udce9", r"caf\udce9", id="no text"),
+    ],
+)
+def test_names_of_every_kind_are_drawn_in_one_line(name: str, shown: str) -> None:
+    found, picture = detections([20, 40, 60, 80]), Image.new("RGB", (200, 100))
+    drawn, expected = (
+        draw(picture, Detections(found.boxes, found.scores, found.labels, (each,))) for each in (name, shown)
+    )
+    assert np.array_equal(np.asarray(drawn), np.asarray(expected))
+
+
 def test_colours_are_stable_and_neighbours_differ() -> None:
     assert colour(17) == colour(17)
     for first in range(80):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,22 @@ def test_a_photograph_put_in_place_of_a_picture_is_a_photograph(folder: Path) ->
     assert (folder / "out" / "b.jpg").read_bytes() == before[str(folder / "out" / "b.jpg")]
 
 
+@pytest.mark.parametrize("change", ["of its pixels", "of a byte behind its end"])
+def test_a_picture_that_was_changed_is_kept(folder: Path, change: str) -> None:
+    detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
+    picture = folder / "out" / "b.jpg"
+    if change == "of its pixels":  # programs that edit pictures keep their comments
+        with Image.open(picture) as opened:
+            opened.convert("L").save(picture, comment=opened.info["comment"])
+    else:
+        picture.write_bytes(picture.read_bytes() + b"x")
+    before = picture.read_bytes()
+    (result,) = detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
+    assert isinstance(result, Detected)
+    assert result.picture.name == "b-2.jpg"
+    assert picture.read_bytes() == before
+
+
 def link(kind: str, source: Path, name: Path) -> None:
     (name.symlink_to if kind == "symlink" else name.hardlink_to)(source)
 
@@ -204,6 +222,91 @@ def test_hidden_files_and_folders_of_a_folder_are_left_out(folder: Path) -> None
     for name in ("._b.jpg", ".DS_Store", ".thumbnails/b.jpg"):
         (folder / name).write_bytes(b"\xff\xd8")
     assert find_images([str(folder)]) == before
+
+
+@pytest.mark.parametrize("name", ["a.jfif", "a.JPE", "a.JPG", "a.Webp", "a.BMP", "a.jif", "a.jfi", "a.PNG"])
+def test_every_suffix_of_a_picture_is_found_in_any_case(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    for other in ("a.txt", "Thumbs.db", "a.jpg.bak", "a.json"):
+        (tmp_path / other).touch()
+    assert find_images([str(tmp_path)]) == [tmp_path / name]
+    assert find_images([f"{tmp_path}/*"]) == [tmp_path / name]
+
+
+def test_copies_that_systems_keep_are_left_out_of_folders_and_globs(folder: Path) -> None:
+    before = find_images([str(folder)])
+    for name in ("__MACOSX/._b.jpg", "__MACOSX/b.jpg", "@eaDir/b.jpg/THUMB_M.jpg", "$RECYCLE.BIN/b.jpg", ".x/b.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\xff\xd8")
+    assert find_images([str(folder)]) == before
+    assert find_images([f"{folder}/**/*.[jJ]*"]) == before
+    assert find_images([f"{folder}/.x/*.jpg"]) == [folder / ".x" / "b.jpg"], "what a glob names is not hidden"
+    assert find_images([str(folder / "__MACOSX")]) == [folder / "__MACOSX" / "b.jpg"]
+
+
+def test_a_folder_that_is_called_like_a_picture_is_a_folder(folder: Path) -> None:
+    (folder / "c.jpg").mkdir()
+    (folder / "inner" / "b.jpg").rename(folder / "c.jpg" / "d.jpg")
+    found = [folder / "a.JPEG", folder / "b.jpg", folder / "c.jpg" / "d.jpg"]
+    assert find_images([str(folder)]) == found
+    assert find_images([f"{folder}/*.jpg"]) == [folder / "b.jpg"]
+    assert find_images([str(folder / "c.jpg")]) == [folder / "c.jpg" / "d.jpg"]
+
+
+def test_links_in_circles_end_and_give_each_file_once(folder: Path) -> None:
+    before = find_images([str(folder)])
+    for name in ("circle", "inner/up", "inner/again"):
+        (folder / name).symlink_to(folder, target_is_directory=True)
+    (folder / "z.jpg").symlink_to(folder / "b.jpg")
+    (folder / "itself.jpg").symlink_to(folder / "itself.jpg")
+    assert find_images([str(folder)]) == sorted([*before, folder / "itself.jpg"])
+    globbed = find_images([f"{folder}/**/*.jp*", f"{folder}/**/*.JP*"])
+    assert sorted(globbed) == sorted([*before, folder / "itself.jpg"])
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(folder: Path) -> None:
+    before = find_images([str(folder)])
+    os.mkfifo(folder / "pipe.jpg")
+    assert find_images([str(folder)]) == before
+
+
+def test_a_name_that_matches_nothing_is_told_by_reading_it(folder: Path) -> None:
+    for name in ("none.jpg", "none/*.jpg"):
+        assert find_images([str(folder / name)]) == [folder / name]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        pytest.param("*.gif", "no images in .*gif: expected files ending in", id="no picture matches"),
+        pytest.param("**x/*.jpg", "cannot look for .*; name a file, a folder or a glob", id="no glob"),
+        pytest.param("a" * 5000, "cannot look for .*File name too long", id="too long"),
+    ],
+)
+def test_a_pattern_that_cannot_be_is_named_in_one_line(folder: Path, pattern: str, message: str) -> None:
+    if pattern == "**x/*.jpg" and sys.version_info >= (3, 13):
+        pytest.skip("this Python takes it for `*x`")
+    (folder / "a.gif").touch()
+    with pytest.raises(CodetrError, match=message):
+        find_images([f"{folder}/{pattern}"])
+
+
+def test_the_longest_names_get_pictures(folder: Path) -> None:
+    for name in ("l" * 251 + ".jpg", "l" * 251 + ".png", "ü" * 125 + ".jpg"):
+        Image.new("RGB", (8, 8)).save(folder / name, "JPEG")
+    results = detect_files(StubDetector(), find_images([str(folder)]), folder)
+    assert all(isinstance(result, Detected) for result in results)
+    assert len({result.picture for result in results}) == len(results) == 6
+
+
+def test_a_name_of_bytes_that_are_no_text_gets_a_picture_and_an_entry(folder: Path) -> None:
+    path = folder / os.fsdecode(b"caf\xe9.jpg")
+    Image.new("RGB", (8, 8)).save(folder / "cafe.jpg")
+    (folder / "cafe.jpg").rename(path)
+    assert path in find_images([str(folder)])
+    (result,) = detect_files(StubDetector(), [path], folder / "out")
+    assert isinstance(result, Detected)
+    assert os.fsencode(results_in(folder / "out")[0]["file"]) == os.fsencode(path)
 
 
 def test_a_picture_that_cannot_be_written_leaves_the_former_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from builder.variants import get_variant
 from codetr import cli
+from codetr.labels import read_class_names
 from demo import DEMO_WEIGHTS
 from serving.errors import CodetrError
 from serving.rules import Suppression
@@ -134,12 +135,27 @@ def test_the_classes_of_a_fine_tuned_checkpoint(fault, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"\xef\xbb\xbfcat\r\nlynx\r\n", id="Windows"),
+        pytest.param("cat\r\nlynx\r\n".encode("utf-16"), id="UTF-16"),
+        pytest.param(b"cat\rlynx", id="old Macintosh"),
+        pytest.param(b" cat \nlynx\n\n  \n", id="empty lines at the end"),
+    ],
+)
+def test_class_names_of_every_editor_are_read(tmp_path, content):
+    (tmp_path / "names.txt").write_bytes(content)
+    assert read_class_names(tmp_path / "names.txt", "--classes") == ["cat", "lynx"]
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [
         pytest.param(None, "No such file or directory; expected a file with one name a line", id="no file"),
         pytest.param(b"", "line 1 is empty; expected", id="nothing in it"),
         pytest.param(b"cat\n\nlynx\n", "line 2 is empty; expected", id="an empty line"),
-        pytest.param(b"\xff\xfe", "not UTF-8 text; expected", id="other bytes"),
+        pytest.param(b"caf\xe9", "not UTF-8 text (byte 3); save it as UTF-8; expected", id="other bytes"),
+        pytest.param("a\nb".encode("utf-16-le"), "not UTF-8 text (a null character at 1)", id="UTF-16 without a mark"),
     ],
 )
 def test_a_file_of_classes_that_is_none(fault, tmp_path, content, expected):
@@ -169,7 +185,7 @@ def test_a_file_as_the_plugin_files_folder(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("builder.pipeline.build.load", lambda options: pytest.fail("the weights were loaded"))
     with pytest.raises(SystemExit):
         cli.main()
-    assert f"error: {tmp_path / 'file'} cannot be written (Not a directory)" in capsys.readouterr().err
+    assert f"error: output {tmp_path / 'file'}: it is a file or lies in one" in capsys.readouterr().err
 
 
 def test_no_gpu(fault, monkeypatch):

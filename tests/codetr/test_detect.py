@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +104,38 @@ def test_labels_come_from_a_file(tmp_path: Path) -> None:
     assert detect.read_labels(None) is None
     with pytest.raises(CodetrError, match="one name a line, or 'coco'"):
         detect.read_labels(str(tmp_path / "missing.txt"))
+
+
+# What rich would take for markup, a closing tag too many, an emoji's code, a terminal's sequence, and bytes of no text.
+ODD = "[red]a[/red] [/] :dog: \x1b[31m \u202eb"
+SEEN = r"[red]a[/red] [/] :dog: \x1b[31m \u202eb"
+
+
+@pytest.mark.parametrize("count", [1, detect.MAX_IMAGES_IN_FULL + 1], ids=["in full", "summarised"])
+def test_names_and_messages_are_shown_as_they_are(
+    images: Path, count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Detections(FOUND.boxes, FOUND.scores, FOUND.labels, (ODD, ODD))
+
+    def answer(self: StubClient, image: bytes, score_threshold: float | None) -> Detections:
+        if image == b"bad":
+            raise RequestRefusedError(f"server says {ODD}")
+        return found
+
+    monkeypatch.setattr(StubClient, "detect", answer)
+    monkeypatch.setenv("COLUMNS", "300")
+    folder = images / "[i] :cat:"
+    folder.mkdir()
+    for index in range(count):
+        Image.new("RGB", (64, 48)).save(folder / f"{index}.jpg")
+        (folder / f"{index}.jpg").rename(folder / f"{ODD.replace('/', '')}{index}.jpg")
+    (folder / os.fsdecode(b"bad\xe9.jpg")).write_bytes(b"bad")
+    monkeypatch.setattr(sys, "argv", ["codetr", "detect", str(folder), "--output", str(folder / "out")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    output, errors = capsys.readouterr()
+    assert output.count(f"{SEEN.replace('/', '')}0.jpg") == (2 if count == 1 else 1)
+    assert output.count(f" {SEEN} ") >= 2 if count == 1 else output.count(f"2 {SEEN}") == count
+    assert r"bad\udce9.jpg" in output
+    assert "[i] :cat:/out" in output
+    assert errors == f"error: 1 of {count + 1} images failed: bad\\udce9.jpg: server says {SEEN}\n"

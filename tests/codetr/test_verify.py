@@ -20,3 +20,34 @@ def test_a_manifest_without_a_key_is_named(tmp_path, monkeypatch, capsys, key):
     with pytest.raises(SystemExit):
         cli.main()
     assert f"{tmp_path / 'manifest.json'} has no '{key}'; build the repository again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["report.md", "verification.json", "1-image.jpg", "notes.txt"])
+def test_a_folder_of_somebody_else_gets_no_report(tmp_path, monkeypatch, capsys, name):
+    folder = tmp_path / "report" / "codetr"
+    folder.mkdir(parents=True)
+    (folder / name).write_text("precious")
+    monkeypatch.setattr("builder.pipeline.recheck.chosen_names", lambda repository, name: ["codetr"])
+    monkeypatch.setattr(
+        "builder.pipeline.recheck.verify_repository", lambda *arguments: pytest.fail("something was overwritten")
+    )
+    monkeypatch.setattr(sys, "argv", ["codetr", "verify", str(tmp_path), "--report", str(tmp_path / "report")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert str(folder) in (error := capsys.readouterr().err)
+    assert "not from an earlier run" in error or "holds something else than a report" in error
+    assert (folder / name).read_text() == "precious"
+
+
+def test_an_earlier_report_is_replaced(tmp_path, monkeypatch):
+    folder = tmp_path / "report" / "codetr"
+    folder.mkdir(parents=True)
+    (folder / "verification.json").write_text('{"agrees": true}')
+    asked = []
+    monkeypatch.setattr("builder.pipeline.recheck.chosen_names", lambda repository, name: ["codetr"])
+    monkeypatch.setattr("builder.pipeline.recheck.verify_repository", lambda *arguments: asked.append(arguments[-1]))
+    monkeypatch.setattr(sys, "argv", ["codetr", "verify", str(tmp_path), "--report", str(tmp_path / "report")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert asked == [folder]

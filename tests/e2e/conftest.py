@@ -39,5 +39,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
         write_tiny_repository(
             folder / "repository", height=height, width=width, decay=decay, class_names=class_names, name=name
         )
+    # Of `small` also a half JPEG is accepted.
+    config = folder / "repository" / "small_preprocess" / "config.pbtxt"
+    text = config.read_text()
+    assert text.count('"refuse"') == 1
+    config.write_text(text.replace('"refuse"', '"accept"'))
     with running_server(folder / "repository") as running:
         yield running

@@ -111,3 +111,12 @@ def test_a_record_survives_its_file(full: dict, tmp_path: Path) -> None:
     write_server_report(load_record(tmp_path / "results.json", "server"), tmp_path / "from file")
     write_server_report(full, tmp_path / "direct")
     assert (tmp_path / "from file" / "report.md").read_text() == (tmp_path / "direct" / "report.md").read_text()
+
+
+def test_what_a_server_said_is_shown_as_it_is_in_both_forms(tmp_path: Path) -> None:
+    said = "queue | full <b>[x](y)</b>\n\x1b[31m"
+    failed = record(result(), result(value=4, error=said))
+    write_server_report(failed, tmp_path)
+    cell = r"queue \| full \<b\>\[x\](y)\</b\>\\n\\x1b\[31m"
+    assert f" | {cell} |\n" in (tmp_path / "report.md").read_text()
+    assert "queue | full &lt;b&gt;[x](y)&lt;/b&gt;" in (tmp_path / "report.html").read_text()

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from collections.abc import Callable
-from io import BytesIO
 
 import cv2
 import numpy as np
@@ -13,26 +11,7 @@ from PIL import Image
 
 from serving.decode import ImageLimits, decode_image
 from serving.errors import CodetrError, InvalidImageError
-
-
-def smooth_image(height: int = 37, width: int = 53) -> np.ndarray:
-    """Colours that vary slowly, so that lossy formats stay close, and differ along both axes."""
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (height + width)], axis=2).astype(np.uint8)
-
-
-def encode(image: Image.Image, form: str, **options: object) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+from tests.pictures import RGB, RGBA, SMOOTH, chunk, encode, png, png_parts, riff, riff_chunk, smooth_image
 
 
 def opencv(data: bytes) -> np.ndarray:
@@ -40,11 +19,6 @@ def opencv(data: bytes) -> np.ndarray:
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert decoded is not None
     return decoded[..., ::-1]
-
-
-SMOOTH = smooth_image()
-RGB = Image.fromarray(SMOOTH)
-RGBA = Image.fromarray(np.dstack([SMOOTH, np.full(SMOOTH.shape[:2], 90, np.uint8)]))
 
 
 def interlaced_png() -> bytes:
@@ -93,7 +67,10 @@ LIKE_OPENCV: dict[str, Callable[[], bytes]] = {
     "png interlaced": interlaced_png,
     "webp lossless": lambda: encode(RGB, "WEBP", lossless=True),
     "webp lossy": lambda: encode(RGB, "WEBP"),
+    "webp lossy with alpha": lambda: encode(RGBA, "WEBP"),
+    "webp lossless with alpha": lambda: encode(RGBA, "WEBP", lossless=True),
     "bmp": lambda: encode(RGB, "BMP"),
+    "bmp 16 bits": lambda: bmp16(40, (0xF800, 0x7E0, 0x1F)),
     "bmp palette": lambda: encode(RGB.quantize(16), "BMP"),
     "bmp grayscale": lambda: encode(RGB.convert("L"), "BMP"),
 }
@@ -157,6 +134,94 @@ def test_unreadable_orientation_is_ignored(exif: bytes) -> None:
     np.testing.assert_array_equal(decode_image(data), opencv(data))
 
 
+# What a program can have written into a PNG beside its pixels: large, malformed, or both.
+INFLATING = zlib.compress(bytes(20_000_000))
+CHUNKS: dict[str, tuple[bytes, bytes]] = {
+    "text that inflates to 20 MB": (b"zTXt", b"key\0\0" + INFLATING),
+    "international text that does": (b"iTXt", b"key\0\1\0\0\0" + INFLATING),
+    "a profile that does": (b"iCCP", b"name\0\0" + INFLATING),
+    "3 MB of text": (b"tEXt", b"key\0" + b"x" * 3_000_000),
+    "compressed text that is none": (b"zTXt", b"key\0\0nonsense"),
+    "an empty profile": (b"iCCP", b""),
+    "a short size": (b"pHYs", b"\0"),
+    "a short gamma": (b"gAMA", b""),
+    "too much transparency": (b"tRNS", bytes(100)),
+    "a palette beside true colours": (b"PLTE", b"xx"),
+    "broken EXIF": (b"eXIf", b"II*\0\xff"),
+    "an animation of no frames": (b"acTL", bytes(8)),
+    "an unknown chunk": (b"abCd", b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", CHUNKS)
+@pytest.mark.parametrize("crc_error", [0, 1], ids=["checksum right", "checksum wrong"])
+@pytest.mark.parametrize("place", ["before the pixels", "behind them"])
+def test_metadata_of_a_png_do_not_cost_its_pixels(kind: str, crc_error: int, place: str) -> None:
+    before, pixels, end = png_parts(encode(RGB, "PNG"))
+    metadata = chunk(*CHUNKS[kind], crc_error)
+    data = before + metadata + pixels + end if place == "before the pixels" else before + pixels + metadata + end
+    np.testing.assert_array_equal(decode_image(data), SMOOTH)
+
+
+def test_a_png_is_decoded_by_its_pixels_alone() -> None:
+    before, pixels, end = png_parts(encode(RGB, "PNG"))
+    np.testing.assert_array_equal(decode_image(before + pixels), SMOOTH, err_msg="without its end")
+    compressed = pixels[8:-4]
+    np.testing.assert_array_equal(decode_image(before + chunk(b"IDAT", compressed, 1) + end), SMOOTH)
+    split = b"".join(chunk(b"IDAT", compressed[start : start + 1]) for start in range(len(compressed)))
+    np.testing.assert_array_equal(decode_image(before + split + end), SMOOTH)
+
+
+@pytest.mark.parametrize("kind", [b"ICCP", b"EXIF", b"XMP ", b"abcd"])
+@pytest.mark.parametrize("place", ["before the pixels", "behind them"])
+def test_metadata_of_a_webp_do_not_cost_its_pixels(kind: bytes, place: str) -> None:
+    pixels = encode(RGB, "WEBP", lossless=True)[12:]
+    header = riff_chunk(b"VP8X", b"\x2c\0\0\0" + struct.pack("<I", 52)[:3] + struct.pack("<I", 36)[:3])
+    metadata = riff_chunk(kind, b"odd")
+    body = header + metadata + pixels if place == "before the pixels" else header + pixels + metadata
+    np.testing.assert_array_equal(decode_image(riff(body)), SMOOTH)
+    np.testing.assert_array_equal(decode_image(riff(pixels + metadata)), SMOOTH, err_msg="without VP8X")
+
+
+ORIENTED = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+
+
+@pytest.mark.parametrize("place", ["before the pixels", "behind them"])
+def test_only_exif_turns_a_png(place: str) -> None:
+    before, pixels, end = png_parts(encode(RGB, "PNG"))
+
+    def decoded(metadata: bytes) -> np.ndarray:
+        first = place == "before the pixels"
+        return decode_image(before + (metadata + pixels if first else pixels + metadata) + end)
+
+    np.testing.assert_array_equal(decoded(chunk(b"eXIf", ORIENTED)), np.rot90(SMOOTH, -1))
+    np.testing.assert_array_equal(decoded(chunk(b"eXIf", ORIENTED, crc_error=1)), SMOOTH)
+    xmp = b'<x:xmpmeta xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    np.testing.assert_array_equal(decoded(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)), SMOOTH)
+    raw = b"Raw profile type exif\0\nexif\n" + str(len(ORIENTED)).encode() + b"\n" + ORIENTED.hex().encode()
+    np.testing.assert_array_equal(decoded(chunk(b"tEXt", raw)), SMOOTH)
+
+
+def bmp16(header: int, masks: tuple[int, ...]) -> bytes:
+    """A BMP with 16 bits a pixel: 4x2, its colours by masks."""
+    fields = struct.pack("<IiiHHIIiiII", header, 4, 2, 1, 16, 3, 16, 0, 0, 0, 0) + struct.pack("<3I", *masks)
+    fields = fields.ljust(header, b"\0")
+    size = 14 + len(fields)
+    return b"BM" + struct.pack("<IHHI", size + 16, 0, 0, size) + fields + bytes(range(16))
+
+
+def test_what_opencv_does_not_decode_is_left_to_pillow() -> None:
+    data = bmp16(108, (0xF800, 0x7E0, 0x1F))
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is None
+    assert decode_image(data).shape == (2, 4, 3)
+
+
+def test_a_size_that_the_pixels_do_not_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.decode._decode_with_opencv", lambda data: np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(InvalidImageError, match="its header claims 53x37 pixels, it has 9x9"):
+        decode_image(encode(RGB, "PNG"))
+
+
 def test_jpeg_with_a_thumbnail_and_bytes_behind_its_end() -> None:
     thumbnail = encode(RGB.resize((8, 8)), "JPEG")
     exif = b"Exif\0\0" + thumbnail  # holds an end marker ahead of the real one
@@ -190,12 +255,10 @@ def test_damaged_bytes_never_raise_anything_else(kind: str) -> None:
         damaged = np.frombuffer(data, np.uint8).copy()
         places = random.integers(2, len(data), 4)
         damaged[places] = random.integers(0, 256, 4)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about EXIF and such; the service logs them
-            try:
-                pixels = decode_image(damaged.tobytes(), ImageLimits(max_pixels=10**6))
-            except InvalidImageError:
-                continue
+        try:
+            pixels = decode_image(damaged.tobytes(), ImageLimits(max_pixels=10**6))
+        except InvalidImageError:
+            continue
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 3
 
@@ -207,6 +270,7 @@ def test_damaged_bytes_never_raise_anything_else(kind: str) -> None:
         pytest.param(b"hello, I am text", "expected a JPEG, PNG, WEBP, BMP image, got bytes that begin", id="text"),
         pytest.param(png(60000, 60000, 8, 2, b""), "60000x60000 pixels, more than the limit of 64000000", id="bomb"),
         pytest.param(encode(RGB, "GIF"), "begin with b'GIF8", id="a format that is not served"),
+        pytest.param(b"RIFF\x20\0\0\0WAVEfmt ", "begin with b'RIFF", id="sound"),
         pytest.param(b"\x89PNG\r\n\x1a\n", "damaged PNG header", id="PNG signature only"),
         pytest.param(png(0, 7, 8, 2, b""), "damaged PNG|0x7", id="no pixels"),
     ],
@@ -245,6 +309,9 @@ def test_a_side_of_one_pixel_is_an_image(height: int, width: int) -> None:
     [
         pytest.param({"max_bytes": 0}, "max_bytes: expected at least 1, got 0", id="bytes"),
         pytest.param({"max_pixels": -3}, "max_pixels: expected at least 1, got -3", id="pixels"),
+        pytest.param(
+            {"damaged_jpeg": "warn"}, "damaged_jpeg: expected refuse or accept, got 'warn'", id="damaged JPEGs"
+        ),
         pytest.param({"formats": ("GIF",)}, "formats: expected some of JPEG, PNG, WEBP, BMP, got 'GIF'", id="formats"),
     ],
 )

@@ -16,6 +16,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read and check the settings."""
         cv2.setNumThreads(1)  # the instances are the parallelism
+        cv2.setLogLevel(0)  # what is wrong with an image stands in its request's error
         self.step = Preprocess(json.loads(args["model_config"]))
 
     def execute(self, requests: list[Any]) -> list[Any]:

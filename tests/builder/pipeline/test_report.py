@@ -33,9 +33,9 @@ def comparison(moved=(), ap=None):
     return Comparison(result, LIMITS["float32"], per_image, expected, actual)
 
 
-def written(folder, compared):
+def written(folder, compared, samples=SAMPLES):
     about = describe(get_variant("co_dino_demo"), None, 0, built(), "float32", InputSpec(64, 96, 2), compared.result)
-    path = write_report(folder, compared, SAMPLES, about)
+    path = write_report(folder, compared, samples, about)
     return path.read_text(), json.loads((folder / "verification.json").read_text())
 
 
@@ -72,6 +72,14 @@ def test_the_worst_images_are_drawn_worst_first_side_by_side(tmp_path):
     with Image.open(tmp_path / pictures[1]) as picture:
         pixels = np.asarray(picture).astype(int)
     assert not (np.abs(pixels[:, :half] - pixels[:, -half:]).max(-1) > 60).any()
+
+
+def test_names_of_images_are_shown_as_they_are(tmp_path):
+    names = ["a|b.png", "[c](d) <e>.png", "`f`.png", "*g*.png", "h i.png", "j\\k.png"]
+    text, _ = written(tmp_path / "report", comparison(), Samples(SAMPLES.images, names))
+    rows = (r"a\|b.png", r"\[c\](d) \<e\>.png", r"\`f\`.png", r"\*g\*.png", "h i.png", r"j\\k.png")
+    assert all(f"| {name} | 100.0% |" in text for name in rows)
+    assert r"![1-a\|b](1-a%7Cb.jpg)" in text
 
 
 def test_a_disagreeing_engine_is_reported_with_its_faults(tmp_path):

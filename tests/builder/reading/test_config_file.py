@@ -222,7 +222,7 @@ def test_a_base_that_cannot_be(write, text, expected):
         pytest.param("a.yaml", b"x: 1", "is neither a .py nor a .json file; where mmengine is", id="yaml"),
         pytest.param("a.py", b"x = '\xff'", "is not UTF-8 text (byte 5); save it as UTF-8", id="other encoding"),
         pytest.param("a.py", b"x = 1\ny = (", "line 2 is not Python: '(' was never closed", id="syntax"),
-        pytest.param("a.py", b"x = 1\0", "is not Python", id="null byte"),
+        pytest.param("a.py", b"x = 1\0", "is not UTF-8 text (a null character at 5)", id="null byte"),
         pytest.param("a.json", b"{'x': 1}", "is no JSON dump of a config: Expecting property name", id="not JSON"),
         pytest.param("a.json", b"[1]", "holds a list; expected a dict of settings", id="JSON list"),
         pytest.param("a.json", b"[" * 100000, "nests too deep to be read", id="deep JSON"),

@@ -1,0 +1,43 @@
+"""An output that cannot be a folder ends every command with one line, before it loads, asks or draws anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from codetr import cli
+from serving.errors import CodetrError
+
+# Their other arguments would all be refused later, or take minutes.
+COMMANDS = {
+    "detect": ["missing.jpg", "--output"],
+    "build": ["co_dino_demo", "--random-weights", "--repository"],
+    "build, its report": ["co_dino_demo", "--random-weights", "--repository", "none", "--report"],
+    "verify": ["none", "--report"],
+    "demo": ["--output"],
+    "demo-data": ["--output"],
+    "train-demo": ["--device", "cpu", "--output"],
+    "bench preprocess": ["--output"],
+    "bench cost": ["--output"],
+    "bench op": ["--output"],
+    "bench load": ["--output"],
+    "bench server": ["--output"],
+    "bench engine": ["co_dino_demo", "--random-weights", "--output"],
+}
+
+
+@pytest.mark.parametrize("inner", ["", "inner", "inner/folder"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_that_is_a_file_or_lies_in_one_is_refused(
+    command: str, inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("precious")
+    output = tmp_path / "file" / inner
+    result = CliRunner().invoke(cli.app, [*command.split(",")[0].split(), *COMMANDS[command], str(output)])
+    assert isinstance(result.exception, CodetrError), result.output
+    assert str(result.exception) == (f"output {output}: it is a file or lies in one; expected a folder, name another")
+    assert (tmp_path / "file").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
