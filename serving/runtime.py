@@ -25,6 +25,7 @@ from serving.errors import CodetrError
 SHARED_MEMORY = Path("/dev/shm")
 KEY_VARIABLE = "CODETR_ADMIN_KEY"
 KEY_HEADER = "codetr-admin"
+MORE_ROOM = "give a container more (docker run --shm-size 1g)"
 _NAME = "codetr-serve-"
 _RECORD = "server.json"
 
@@ -67,7 +68,7 @@ class PrivateFolder:
         except OSError as error:
             raise CodetrError(
                 f"{SHARED_MEMORY} cannot be written ({error.strerror}); Triton's Python steps hand their tensors over "
-                f"there: free some of it (ls -l {SHARED_MEMORY}), or give a container more (docker run --shm-size 1g)"
+                f"there: free some of it (ls -l {SHARED_MEMORY}), or {MORE_ROOM}"
             ) from error
 
     @property

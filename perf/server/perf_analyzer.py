@@ -8,7 +8,6 @@ stability rule drops the figures of a level that stays unstable; here it always 
 from __future__ import annotations
 
 import csv
-import os
 import platform
 import re
 import shutil
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import Literal
 
 from builder.cache import cache_folder
+from serving.binary import TRITON_FOLDER
 from serving.child import bound_to_us
 from serving.errors import CodetrError
-from serving.launch import TRITON_FOLDER
+from serving.loopback import environment_without_proxies
 
 # The last wheel that carries perf_analyzer for glibc before 2.38.
 WHEEL = "tritonclient==2.51.0"
@@ -53,7 +53,8 @@ class Installation:
     @property
     def environment(self) -> dict[str, str]:
         """The environment to start it in."""
-        return {**os.environ, "LD_LIBRARY_PATH": self.library_path} if self.library_path else dict(os.environ)
+        environment = environment_without_proxies()
+        return {**environment, "LD_LIBRARY_PATH": self.library_path} if self.library_path else environment
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""The processes of a server's Python steps, from /proc.
+
+Triton 2.51 waits for ever for the answer of a step that died while it was loaded, and its log says nothing. The
+process stays a zombie meanwhile: that is how it is told.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+# Fields of /proc/PID/stat (proc_pid_stat(5)), counted from the one behind the name in parentheses.
+_STATE, _PARENT, _EXIT_CODE = 0, 1, 49
+
+
+@dataclass(frozen=True)
+class Stub:
+    """A child process of a server: one instance of a Python step.
+
+    Attributes:
+        pid: its process id.
+        instance: the name of the instance, such as codetr_preprocess_0_1; "" once it has died.
+        status: its exit status, negative for a signal; None while it runs.
+    """
+
+    pid: int
+    instance: str
+    status: int | None
+
+
+def stubs_of(server: int) -> list[Stub]:
+    """Return the steps' processes of the server with a process id, dead ones included until the server notices."""
+    return [stub for entry in _PROC.iterdir() if entry.name.isdigit() and (stub := _child(entry, server))]
+
+
+def _child(entry: Path, server: int) -> Stub | None:
+    try:
+        fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        if int(fields[_PARENT]) != server:
+            return None
+        if fields[_STATE] in "ZX":
+            return Stub(int(entry.name), "", os.waitstatus_to_exitcode(int(fields[_EXIT_CODE])))
+        words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").split()
+    except (OSError, ValueError, IndexError):  # it ends at this moment
+        return None
+    return Stub(int(entry.name), words[-1].decode(errors="replace") if words else "", None)
+
+
+class LoadingStubs:
+    """Watches the steps of a server that is loading them.
+
+    `died` gives the name and the exit status of one that has died and that the server does not notice.
+    """
+
+    def __init__(self, server: int) -> None:
+        self._server = server
+        self._names: dict[int, str] = {}
+        self._dead: set[int] = set()
+
+    def died(self) -> tuple[str, int] | None:
+        """Return a step that was dead at the last call already; call it every half second or so.
+
+        A server that notices takes the dead process away at once, and says itself what happened.
+        """
+        stubs = stubs_of(self._server)
+        self._names |= {stub.pid: stub.instance for stub in stubs if stub.status is None}
+        dead = {stub.pid: stub.status for stub in stubs if stub.status is not None}
+        still = self._dead & dead.keys()
+        self._dead = set(dead)
+        pid = min(still, default=None)
+        return None if pid is None else (self._names.get(pid, ""), dead[pid])
