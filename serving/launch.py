@@ -29,6 +29,7 @@ from serving.server_log import (
     failed_models,
     has_endpoints,
     how_it_ended,
+    instances,
     is_warning,
     last_line,
     why_it_ended,
@@ -185,12 +186,10 @@ class _LooksAtLoading:
             return
         self._next = waited + _LOOK_AT_STUBS_SECONDS
         log = self._server.log().split("\n")
-        if died := self._stubs.died():
-            step = died[0].rsplit("_", 2)[0] or "a Python step"  # an instance's name ends with two numbers
+        if died := self._stubs.died(instances(log)):
             said = complaint(log)
-            raise CodetrError(
-                f"{step} {how_it_ended(died[1])}, while it was loaded" + (f"; it said: {said}" if said else "")
-            )
+            reason = f"{died[0]} {how_it_ended(died[1])}, while it was loaded"
+            raise CodetrError(f"{reason}; it said: {said}" if said else reason)
         if self._listening_since is None and has_endpoints(log):
             self._listening_since = waited
         if self._listening_since is not None and waited > self._listening_since + _READY_AFTER_LISTENING_SECONDS:

@@ -7,6 +7,8 @@ process stays a zombie meanwhile: that is how it is told.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,20 +51,22 @@ def _child(entry: Path, server: int) -> Stub | None:
 
 
 class LoadingStubs:
-    """Watches the steps of a server that is loading them.
-
-    `died` gives the name and the exit status of one that has died and that the server does not notice.
-    """
+    """Watches the steps of a server that is loading them; `died` tells of one whose death it does not notice."""
 
     def __init__(self, server: int) -> None:
         self._server = server
         self._names: dict[int, str] = {}
         self._dead: set[int] = set()
 
-    def died(self) -> tuple[str, int] | None:
-        """Return a step that was dead at the last call already; call it every half second or so.
+    def died(self, begun: Sequence[str]) -> tuple[str, int] | None:
+        """Return the name and the exit status of a step that was dead at the last call already.
 
-        A server that notices takes the dead process away at once, and says itself what happened.
+        Call it every half second or so: a server that notices takes the dead process away at once, and says itself what
+        happened.
+
+        Args:
+            begun: the instances that the server has begun to load, by which a step is named that died before anybody
+                looked.
         """
         stubs = stubs_of(self._server)
         self._names |= {stub.pid: stub.instance for stub in stubs if stub.status is None}
@@ -70,4 +74,13 @@ class LoadingStubs:
         still = self._dead & dead.keys()
         self._dead = set(dead)
         pid = min(still, default=None)
-        return None if pid is None else (self._names.get(pid, ""), dead[pid])
+        if pid is None:
+            return None
+        known = self._names.get(pid)
+        missing = {_step(instance) for instance in {*begun} - {*self._names.values()}}
+        return _step(known) if known else " or ".join(sorted(missing)) or "a Python step", dead[pid]
+
+
+def _step(instance: str) -> str:
+    """Return the model of an instance, whose name ends with the numbers of its group and its own."""
+    return re.sub(r"_\d+_\d+$", "", instance)

@@ -41,8 +41,7 @@ def test_less_is_a_line_with_what_to_do(repository: Path, monkeypatch: pytest.Mo
     with_room(60, monkeypatch)
     note = check_shared_memory(repository)
     assert note is not None
-    assert "/dev/shm has 60 MiB free of 64; full batches of" in note
-    assert "need about 114" in note
+    assert "/dev/shm has 60 MiB free of 64; full batches need about 114" in note
     assert "docker run --shm-size 1g" in note
 
 
