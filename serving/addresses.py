@@ -15,6 +15,8 @@ from serving.runtime import find_server
 
 LOOPBACK = "127.0.0.1"
 _FIRST_UNPRIVILEGED = 1024
+_BROADCAST = "255.255.255.255"
+_IPV6 = 6
 _SIOCGIFADDR = 0x8915  # ioctl of Linux: an interface's IPv4 address
 
 
@@ -67,14 +69,19 @@ def resolve_host(host: str) -> ListenAddress:
     if not name:
         raise CodetrError(f"host {host!r}: expected an address of this machine, such as {LOOPBACK}")
     if "%" in name:
-        raise CodetrError(f"host {host!r}: Triton's HTTP endpoint takes no scope of IPv6; name another address")
+        raise CodetrError(f"host {host!r} has a scope, which Triton's HTTP endpoint does not take; name another")
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CodetrError(f"host {host!r} is no address of this machine ({reason}){_interface_hint(name)}") from error
     first = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # keeps the resolver's order otherwise
-    return ListenAddress(str(first[4][0]))
+    ip = ipaddress.ip_address(str(first[4][0]))
+    if ip.is_multicast or str(ip) == _BROADCAST:
+        raise CodetrError(f"host {host!r} stands for many machines; expected an address of this one")
+    if ip.version == _IPV6 and ip.is_link_local:
+        raise CodetrError(f"host {host!r} needs a scope, which Triton's HTTP endpoint does not take; name another")
+    return ListenAddress(str(ip))
 
 
 def check_port(name: str, address: ListenAddress, port: int, option: str) -> None:
@@ -89,6 +96,8 @@ def check_port(name: str, address: ListenAddress, port: int, option: str) -> Non
     Raises:
         CodetrError: it cannot; names the cause and what to do.
     """
+    if address.is_ipv6 and not _has_ipv6():  # binding to :: works even then
+        raise CodetrError(f"{address.ip} is an address of IPv6, which is off on this machine; name one of IPv4")
     try:
         with socket.socket(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -121,8 +130,6 @@ def _why_unusable(name: str, address: ListenAddress, port: int, option: str, err
             f"{_FIRST_UNPRIVILEGED} on with {option}"
         )
     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-        if address.is_ipv6 and not _has_ipv6():
-            return f"{address.ip} is an address of IPv6, which is off on this machine; name one of IPv4 with --host"
         return f"{address.ip} is no address of this machine; name another with --host"
     return f"{where} cannot be used ({error.strerror}); name another with {option}, or another address with --host"
 

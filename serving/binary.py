@@ -46,10 +46,10 @@ class Binary:
             (backend / file.name).symlink_to(file)
         return backend.parent
 
-    def environment(self) -> dict[str, str]:
-        """Return our environment, with this interpreter where the Python backend looks: first on PATH."""
+    def environment(self, python: Path) -> dict[str, str]:
+        """Return our environment, with the folder `python` where the Python backend looks: first on PATH."""
         environment = dict(os.environ)
-        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+        environment["PATH"] = os.pathsep.join([str(python), environment.get("PATH", os.defpath)])
         if self.library_path:
             paths = [self.library_path, environment.get("LD_LIBRARY_PATH", "")]
             environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, paths))
@@ -61,7 +61,7 @@ class Binary:
         try:
             done = subprocess.run(
                 command,
-                env=self.environment(),
+                env=self.environment(Path(sys.executable).parent),
                 capture_output=True,
                 text=True,
                 timeout=30,

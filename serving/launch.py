@@ -22,6 +22,7 @@ from serving.binary import Binary, find_tritonserver
 from serving.child import bound_to_us
 from serving.errors import CodetrError
 from serving.options import ServerOptions, tritonserver_options
+from serving.python import python_folder
 from serving.repository import check_repository, find_plugin, has_version_compatible_plans, link_repository
 from serving.runtime import PrivateFolder, ServerRecord, remove_leftovers
 from serving.server_log import (
@@ -246,7 +247,7 @@ def _start(binary: Binary, options: ServerOptions, folder: PrivateFolder) -> sub
     )
     process = subprocess.Popen(
         bound_to_us([str(binary.path), *arguments]),
-        env=binary.environment(),
+        env=binary.environment(python_folder(folder.path)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

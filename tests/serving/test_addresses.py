@@ -51,7 +51,10 @@ def test_of_a_names_addresses_the_first_of_ipv4_is_taken(monkeypatch: pytest.Mon
         pytest.param("no-such-host.invalid", "host 'no-such-host.invalid' is no address of this machine", id="unknown"),
         pytest.param("lo", "; lo is a network interface, whose address is 127.0.0.1", id="interface"),
         pytest.param("127.0.0.1:8000", "; name the port with --http-port", id="with a port"),
-        pytest.param("fe80::1%lo", "takes no scope of IPv6", id="scope"),
+        pytest.param("fe80::1%lo", "has a scope, which Triton's HTTP endpoint does not take", id="scope"),
+        pytest.param("fe80::1", "needs a scope, which Triton's HTTP endpoint does not take", id="without scope"),
+        pytest.param("255.255.255.255", "stands for many machines", id="broadcast"),
+        pytest.param("224.0.0.1", "stands for many machines", id="multicast"),
         pytest.param("a" * 300, "is no address of this machine", id="too long"),
         pytest.param("a..b", "is no address of this machine", id="no name"),
     ],
@@ -106,10 +109,10 @@ def test_a_foreign_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert message == "192.0.2.1 is no address of this machine; name another with --host"
 
 
-@pytest.mark.parametrize("number", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT])
-def test_ipv6_that_is_off_is_no_taken_port(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = refused("::1", 8000, OSError(number, "x"), monkeypatch)
-    assert message == "::1 is an address of IPv6, which is off on this machine; name one of IPv4 with --host"
+@pytest.mark.parametrize("address", ["::1", "::"])
+def test_ipv6_that_is_off_is_no_taken_port(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refused(address, 8000, OSError(errno.EADDRNOTAVAIL, "x"), monkeypatch)
+    assert message == f"{address} is an address of IPv6, which is off on this machine; name one of IPv4"
 
 
 def test_a_privileged_port_says_who_may_take_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,8 +60,8 @@ def test_a_server_on_path_comes_first_and_knows_its_backends(tmp_path: Path, mon
 def test_this_python_comes_first_on_path_and_its_library_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/theirs")
-    environment = Binary(Path("/bin/true"), (), "/python/lib").environment()
-    assert environment["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
+    environment = Binary(Path("/bin/true"), (), "/python/lib").environment(Path("/a python"))
+    assert environment["PATH"] == "/a python:/usr/bin"
     assert environment["LD_LIBRARY_PATH"] == "/python/lib:/theirs"
 
 
