@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 
-_NAMES = ("localhost", "127.0.0.1", "::1")
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -37,18 +35,14 @@ def read_url(url: str, timeout: float, headers: Mapping[str, str] | None = None)
     return content
 
 
-def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which other programs ask loopback directly too."""
-    changed = dict(environment)
-    if not any(name.lower().endswith("_proxy") for name in environment):
-        return changed
-    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
-        excepted = [changed[name]] if changed.get(name) else []
-        if excepted or name != "no_grpc_proxy":  # which gRPC prefers where it is set
-            changed[name] = ",".join([*excepted, *_NAMES])
-    return changed
+def environment_to_ask(address: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for a program that asks host:port: without proxies, if that is this machine.
 
-
-def environment_without_proxies() -> dict[str, str]:
-    """Return this process's environment as `without_proxies` changes it."""
-    return without_proxies(os.environ)
+    `no_proxy` would not do: libcurl of 2023 reads the last of several addresses in it and nothing else.
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    return {
+        name: value
+        for name, value in environment.items()
+        if not (is_loopback(host) and name.lower().endswith("_proxy") and name.lower() != "no_proxy")
+    }

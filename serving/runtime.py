@@ -148,6 +148,13 @@ def admin_headers(address: str, protocol: str) -> dict[str, str]:
     return {f"triton-grpc-protocol-{KEY_HEADER}" if protocol == "grpc" else KEY_HEADER: key}
 
 
+def statistics_headers(address: str, protocol: str) -> dict[str, str]:
+    """Return the headers that open the statistics, where the server behind host:port shuts them; else none."""
+    record = find_server(address)
+    is_open = record is not None and ipaddress.ip_address(record.host).is_loopback
+    return {} if is_open else admin_headers(address, protocol)
+
+
 def _folders() -> list[Path]:
     with suppress(OSError):
         found = (entry for entry in os.scandir(SHARED_MEMORY) if entry.name.startswith(_NAME))

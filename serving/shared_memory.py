@@ -40,7 +40,9 @@ def check_shared_memory(repository: Path) -> str | None:
             f"full batches; free some (ls -l {runtime.SHARED_MEMORY}), or {runtime.MORE_ROOM}"
         )
     if free < full:
-        return f"{sizes}; full batches need about {_mib(full)}, and a step that gets none dies: {runtime.MORE_ROOM}"
+        return (
+            f"{sizes}; full batches need about {_mib(full)}, and requests that find no room fail: {runtime.MORE_ROOM}"
+        )
     return None
 
 

@@ -8,6 +8,7 @@ stability rule drops the figures of a level that stays unstable; here it always 
 from __future__ import annotations
 
 import csv
+import os
 import platform
 import re
 import shutil
@@ -21,7 +22,8 @@ from builder.cache import cache_folder
 from serving.binary import TRITON_FOLDER
 from serving.child import bound_to_us
 from serving.errors import CodetrError
-from serving.loopback import environment_without_proxies
+from serving.loopback import environment_to_ask
+from serving.runtime import statistics_headers
 
 # The last wheel that carries perf_analyzer for glibc before 2.38.
 WHEEL = "tritonclient==2.51.0"
@@ -53,8 +55,7 @@ class Installation:
     @property
     def environment(self) -> dict[str, str]:
         """The environment to start it in."""
-        environment = environment_without_proxies()
-        return {**environment, "LD_LIBRARY_PATH": self.library_path} if self.library_path else environment
+        return {**os.environ, "LD_LIBRARY_PATH": self.library_path} if self.library_path else dict(os.environ)
 
 
 @dataclass(frozen=True)
@@ -170,11 +171,13 @@ def measure(installation: Installation, level: Level, url: str, protocol: str, i
     Raises CodetrError with perf_analyzer's own words if it fails or takes far longer than its windows, and
     NothingFinishedError. At Ctrl-C the process is ended before the exception goes on.
     """
-    command = [str(installation.binary), *arguments(level, url, protocol, inputs, csv_file)]
+    # it asks for the statistics too
+    headers = [word for header in statistics_headers(url, protocol).items() for word in ("-H", ":".join(header))]
+    command = [str(installation.binary), *arguments(level, url, protocol, inputs, csv_file), *headers]
     # a session of its own: the terminal's Ctrl-C must reach it through us only
     process = subprocess.Popen(
         bound_to_us(command),
-        env=installation.environment,
+        env=environment_to_ask(url, installation.environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

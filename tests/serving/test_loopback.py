@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.loopback import is_loopback, read_url, without_proxies
+from serving.loopback import environment_to_ask, is_loopback, read_url
 
 
 @pytest.fixture
@@ -45,12 +45,9 @@ def test_loopback_is_told_by_its_spelling(host: str) -> None:
     assert not is_loopback(f"{host}.example.org")
 
 
-def test_other_programs_are_told_to_ask_loopback_directly() -> None:
-    assert without_proxies({"PATH": "/bin"}) == {"PATH": "/bin"}
-    changed = without_proxies({"http_proxy": "x", "no_proxy": "mine", "no_grpc_proxy": "also"})
-    assert changed == {
-        "http_proxy": "x",
-        "no_proxy": "mine,localhost,127.0.0.1,::1",
-        "NO_PROXY": "localhost,127.0.0.1,::1",
-        "no_grpc_proxy": "also,localhost,127.0.0.1,::1",
-    }
+def test_other_programs_ask_this_machine_directly_and_others_through_the_proxy() -> None:
+    proxies = {"http_proxy": "x", "ALL_PROXY": "y", "grpc_proxy": "z"}
+    environment = {**proxies, "no_proxy": "mine", "PATH": "/bin"}
+    for address in ("localhost:8000", "127.0.0.1:1", "[::1]:8000"):
+        assert environment_to_ask(address, environment) == {"no_proxy": "mine", "PATH": "/bin"}
+    assert environment_to_ask("box:8000", environment) == environment

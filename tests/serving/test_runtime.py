@@ -5,13 +5,22 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serving import runtime
 from serving.errors import CodetrError
-from serving.runtime import PrivateFolder, ServerRecord, admin_headers, admin_key, find_server, running_servers
+from serving.runtime import (
+    PrivateFolder,
+    ServerRecord,
+    admin_headers,
+    admin_key,
+    find_server,
+    running_servers,
+    statistics_headers,
+)
 
 RECORD = ServerRecord(1, "127.0.0.1", 18000, 18001, 18002, "the key", "/a repository", tls=False)
 
@@ -78,6 +87,13 @@ def test_a_key_goes_to_its_own_server_only(folder: PrivateFolder, monkeypatch: p
     monkeypatch.setenv("CODETR_ADMIN_KEY", "of the other")
     assert admin_key("192.0.2.1:18001") == "of the other"
     assert admin_key("127.0.0.1:18001") == "the key"
+
+
+@pytest.mark.parametrize(("host", "shut"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True)])
+def test_statistics_need_the_key_where_others_reach_the_server(folder: PrivateFolder, host: str, shut: bool) -> None:
+    folder.write_record(replace(RECORD, host=host))
+    expected = {"codetr-admin": "the key"} if shut else {}
+    assert statistics_headers("127.0.0.1:18000", "http") == expected
 
 
 def test_what_a_killed_server_left_is_removed_and_nothing_else(folder: PrivateFolder, shared_memory: Path) -> None:
