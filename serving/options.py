@@ -158,6 +158,8 @@ def tritonserver_options(
         defaults += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
     if "http-max-input-size" in known:
         defaults.append(f"--http-max-input-size={_largest_request(models)}")
+    # Doors of their own, which an environment variable of a cloud would open.
+    defaults += [f"--{option}=false" for option in ("allow-sagemaker", "allow-vertex-ai") if option in known]
     ours += [word for word in defaults if not options.names(option_values([word])[0][0])]
     backend = [f"python,shm-region-prefix-name={region_prefix}"]
     backend += [f"tensorrt,plugins={plugin}"] if plugin is not None else []

@@ -97,6 +97,13 @@ def test_a_users_option_takes_the_place_of_ours(option: str, theirs: str) -> Non
     assert values(option, f"--{option}", theirs) == [theirs]
 
 
+def test_no_other_door_is_open_where_the_release_has_one() -> None:
+    known = ["allow-sagemaker", "allow-vertex-ai"]
+    assert {f"--{option}=false" for option in known} < set(words(known=known))
+    assert values("allow-vertex-ai", "--allow-vertex-ai=true", known=known) == ["true"]
+    assert values("allow-vertex-ai") == []
+
+
 def test_settings_of_backends_are_joined_and_the_users_win() -> None:
     ours = ["python,shm-region-prefix-name=prefix_", "tensorrt,plugins=/models/plugin.so"]
     assert values("backend-config") == [*ours, "tensorrt,version-compatible=true"]
