@@ -52,6 +52,8 @@ _STOP_SECONDS = 40.0  # tritonserver itself gives up waiting for inferences afte
 # A server that listens has tried to load every model; ready or not, it says so at once.
 _READY_AFTER_LISTENING_SECONDS = 10.0
 _LOOK_AT_STUBS_SECONDS = 0.5
+# Between the end of a step that completes a configuration and the start of its instances there is none for a moment.
+_WITHOUT_STEPS_SECONDS = 60.0
 
 
 class TritonServer:
@@ -180,6 +182,7 @@ class _LooksAtLoading:
         self._server = server
         self._stubs = LoadingStubs(server.process.pid)
         self._next = 0.0
+        self._steps_seen = 0.0
         self._listening_since: float | None = None
 
     def raise_if_hopeless(self, waited: float) -> None:
@@ -191,6 +194,10 @@ class _LooksAtLoading:
             said = complaint(log)
             reason = f"{died[0]} {how_it_ended(died[1])}, while it was loaded"
             raise CodetrError(f"{reason}; it said: {said}" if said else reason)
+        if not self._stubs.all_gone:
+            self._steps_seen = waited
+        elif waited > self._steps_seen + _WITHOUT_STEPS_SECONDS:
+            raise CodetrError(f"all Python steps have ended while they were loaded; the last line: {last_line(log)}")
         if self._listening_since is None and has_endpoints(log):
             self._listening_since = waited
         if self._listening_since is not None and waited > self._listening_since + _READY_AFTER_LISTENING_SECONDS:

@@ -57,6 +57,12 @@ class LoadingStubs:
         self._server = server
         self._names: dict[int, str] = {}
         self._dead: set[int] = set()
+        self._any_alive = True
+
+    @property
+    def all_gone(self) -> bool:
+        """Whether there were steps, and none was alive at the last call of `died`."""
+        return bool(self._names) and not self._any_alive
 
     def died(self, begun: Sequence[str]) -> tuple[str, int] | None:
         """Return the name and the exit status of a step that was dead at the last call already.
@@ -70,6 +76,7 @@ class LoadingStubs:
         """
         stubs = stubs_of(self._server)
         self._names |= {stub.pid: stub.instance for stub in stubs if stub.status is None}
+        self._any_alive = any(stub.status is None for stub in stubs)
         dead = {stub.pid: stub.status for stub in stubs if stub.status is not None}
         still = self._dead & dead.keys()
         self._dead = set(dead)

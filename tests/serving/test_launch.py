@@ -134,6 +134,14 @@ def test_the_wait_ends_when_a_step_dies_unnoticed(repository: Path, pretend: obj
     assert said.endswith("; it said: libpython.so: cannot open")
 
 
+def test_the_wait_ends_when_all_steps_are_gone(
+    repository: Path, pretend: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_WITHOUT_STEPS_SECONDS", 0.1)
+    pretend("echo loading; sleep 1.2 & wait; exec python3 -c 'import time; time.sleep(60)'")
+    assert failure(repository).startswith("all Python steps have ended while they were loaded; the last line: loading")
+
+
 def test_the_wait_ends_when_the_server_listens_and_is_not_ready(
     repository: Path, pretend: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
