@@ -116,6 +116,59 @@ def test_a_repository_of_any_name_is_served_behind_a_proxy_by_a_name(odd: tuple[
     assert http_status(running.metrics_port, "/metrics", host="localhost") == http.client.OK
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("with a space", id="space"),
+        pytest.param("it's", id="quote"),
+        pytest.param('"quoted"', id="quotes"),
+        pytest.param("$HOME", id="variable"),
+        pytest.param("`id`;$(id)&|<>", id="commands"),
+        pytest.param("jürgen 図", id="not ASCII"),
+        pytest.param("-dash", id="dash"),
+        pytest.param("two\nlines", id="line feed"),
+        pytest.param("*?[a]{b,c}", id="pattern"),
+        pytest.param("back\\slash", id="backslash"),
+        pytest.param("#comment~", id="comment"),
+        pytest.param("/".join(["long" * 60] * 12), id="2,900 characters"),
+    ],
+)
+def test_names_of_each_kind_are_served_and_leave_nothing(tiny_repository: Path, tmp_path: Path, name: str) -> None:
+    repository = tmp_path / name
+    shutil.copytree(tiny_repository, repository)
+    with served(repository) as running:
+        folder = _folder_of(running)
+        assert http_status(running.http_port, "/v2/models/codetr/ready") == http.client.OK
+    assert left_over(folder) == []
+    assert not list(repository.rglob("__pycache__"))
+
+
+@pytest.mark.slow
+def test_a_link_and_a_relative_path_are_served(
+    tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a link").symlink_to(tiny_repository)
+    monkeypatch.chdir(tmp_path)
+    with served(Path("a link")) as running:
+        assert http_status(running.http_port, "/v2/models/codetr/ready") == http.client.OK
+
+
+@pytest.mark.slow
+def test_what_killed_starts_leave_is_gone_after_the_next(tiny_repository: Path) -> None:
+    """`codetr serve` itself is killed: nobody is left to clean up."""
+    folders = []
+    for _ in range(5):
+        with served(tiny_repository) as running:
+            folders.append(_folder_of(running))
+            family = psutil.Process(running.process.pid).children(recursive=True)
+            running.process.kill()
+            assert not psutil.wait_procs(family, 60)[1]
+    assert left_over(folders[-1]) == [folders[-1]]
+    with served(tiny_repository):
+        assert [name for folder in folders for name in left_over(folder)] == []
+
+
 def test_no_byte_code_is_written_into_the_repository(odd: tuple[Served, Path]) -> None:
     assert not list(odd[1].rglob("__pycache__"))
 
@@ -147,6 +200,12 @@ def test_no_users_ps_shows_the_key(odd: tuple[Served, Path]) -> None:
     assert not [process for process in family if str(record.admin_key) in " ".join(process.cmdline())]
 
 
+def _folder_of(running: Served) -> str:
+    """The name of the server's private folder, with which the names of its shared memory begin."""
+    records = SHARED_MEMORY.glob("codetr-serve-*/server.json")
+    return next(path.parent.name for path in records if json.loads(path.read_text())["pid"] == running.process.pid)
+
+
 def left_over(prefix: str) -> list[str]:
     return [path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(prefix)]
 
@@ -174,8 +233,7 @@ def test_grpc_with_certificates_on_every_network_and_what_a_killed_server_leaves
         # plain HTTP stays on this machine; HTTP is what is shut, not the port
         (tcp,) = [c for c in _listening(running.process.pid) if c.laddr.port == running.http_port]
         assert tcp.laddr.ip == "127.0.0.1"
-        prefix = next(path.parent.name for path in SHARED_MEMORY.glob("codetr-serve-*/server.json")
-                      if json.loads(path.read_text())["grpc_port"] == running.grpc_port)  # fmt: skip
+        prefix = _folder_of(running)
         assert len(left_over(prefix)) >= 6  # the folder and a region for each step's instance
         (server,) = psutil.Process(running.process.pid).children()
         steps = server.children()
