@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 _PROC = Path("/proc")
 # Fields of /proc/PID/stat (proc_pid_stat(5)), counted from the one behind the name in parentheses.
 _STATE, _PARENT, _EXIT_CODE = 0, 1, 49
+# In a step's arguments, which each release orders in its own way.
+_MODEL = re.compile(r"/([^/\0]+)/\d+/[^/\0 ]+\.py\b")
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,12 @@ class Stub:
 
     Attributes:
         pid: its process id.
-        instance: the name of the instance, such as codetr_preprocess_0_1; "" once it has died.
+        model: its name, such as codetr_preprocess; "" where its arguments do not tell, or it has died.
         status: its exit status, negative for a signal; None while it runs.
     """
 
     pid: int
-    instance: str
+    model: str
     status: int | None
 
 
@@ -44,10 +47,10 @@ def _child(entry: Path, server: int) -> Stub | None:
             return None
         if fields[_STATE] in "ZX":
             return Stub(int(entry.name), "", os.waitstatus_to_exitcode(int(fields[_EXIT_CODE])))
-        words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").split()
+        model = _MODEL.search((entry / "cmdline").read_bytes().decode(errors="replace"))
     except (OSError, ValueError, IndexError):  # it ends at this moment
         return None
-    return Stub(int(entry.name), words[-1].decode(errors="replace") if words else "", None)
+    return Stub(int(entry.name), model[1] if model else "", None)
 
 
 class LoadingStubs:
@@ -75,7 +78,7 @@ class LoadingStubs:
                 looked.
         """
         stubs = stubs_of(self._server)
-        self._names |= {stub.pid: stub.instance for stub in stubs if stub.status is None}
+        self._names |= {stub.pid: stub.model for stub in stubs if stub.status is None}
         self._any_alive = any(stub.status is None for stub in stubs)
         dead = {stub.pid: stub.status for stub in stubs if stub.status is not None}
         still = self._dead & dead.keys()
@@ -83,11 +86,6 @@ class LoadingStubs:
         pid = min(still, default=None)
         if pid is None:
             return None
-        known = self._names.get(pid)
-        missing = {_step(instance) for instance in {*begun} - {*self._names.values()}}
-        return _step(known) if known else " or ".join(sorted(missing)) or "a Python step", dead[pid]
-
-
-def _step(instance: str) -> str:
-    """Return the model of an instance, whose name ends with the numbers of its group and its own."""
-    return re.sub(r"_\d+_\d+$", "", instance)
+        # an instance's name is its model's with two numbers
+        missing = Counter(re.sub(r"_\d+_\d+$", "", instance) for instance in begun) - Counter(self._names.values())
+        return self._names.get(pid) or " or ".join(sorted(missing)) or "a Python step", dead[pid]

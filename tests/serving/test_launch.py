@@ -128,7 +128,7 @@ STEP = "python3 -c 'import subprocess, sys, time; p = subprocess.Popen(sys.argv[
     ],
 )
 def test_the_wait_ends_when_a_step_dies_unnoticed(repository: Path, pretend: object, step: str, message: str) -> None:
-    pretend(f"echo 'libpython.so: cannot open'; exec {STEP.format(step, 'codetr_detector_0_0')}")
+    pretend(f"echo 'libpython.so: cannot open'; exec {STEP.format(step, '/r/codetr_detector/1/model.py')}")
     said = failure(repository)
     assert message in said
     assert said.endswith("; it said: libpython.so: cannot open")
