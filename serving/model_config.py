@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from serving.errors import CodetrError
 
 # A comment, a string, a word or number, or a sign of protobuf's text format.
 _TOKEN = re.compile(r"#[^\n]*|(\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|[\w.+-]+|[{}<>:,;\[\]])|\s+|(.)")
+_QUOTES = "\"'"
 _CLOSING = {"{": "}", "<": ">"}
 
 Message = dict[str, list[Any]]  # every value of a field, in order; of messages again such dictionaries
@@ -26,7 +26,7 @@ def read_model_config(path: Path) -> Message:
     try:
         tokens = _tokens(path.read_text(encoding="utf-8"))
         return _message(tokens, "")
-    except (StopIteration, RuntimeError, ValueError, SyntaxError) as error:
+    except (OSError, StopIteration, RuntimeError, ValueError) as error:
         reason = str(error) or "it ends too early"
         raise CodetrError(f"{path} cannot be read as a model's configuration: {reason}") from error
 
@@ -58,7 +58,7 @@ def _message(tokens: Iterator[str], closing: str) -> Message:
     for token in tokens:
         if token == closing:
             return fields
-        if token in ",;":
+        if token in ",;" or token[0] in _QUOTES:  # a string in several pieces; the first is enough here
             continue
         if not re.fullmatch(r"\w+", token):
             raise ValueError(f"expected a field's name, got {token!r}")
@@ -79,4 +79,4 @@ def _values(tokens: Iterator[str], token: str) -> list[Any]:
         return values
     if token in "}>:,;]":
         raise ValueError(f"expected a value, got {token!r}")
-    return [ast.literal_eval(token) if token[0] in "\"'" else token]
+    return [token[1:-1] if token[0] in _QUOTES else token]  # escapes are kept; nothing that we read has any

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -211,8 +212,9 @@ def _ours(name: str) -> str | None:
 
 def _largest_request(models: Path) -> int:
     """Return the bytes of an HTTP request with one image as large as the models accept; several share them."""
-    limits: Iterable[str | None] = (
-        parameter(read_model_config(path), "max_bytes") for path in models.glob("*/config.pbtxt")
-    )
-    sizes = [int(limit) for limit in limits if limit and limit.isdigit()]
+    sizes = []
+    for path in models.glob("*/config.pbtxt"):
+        with suppress(CodetrError):  # Triton itself says what is wrong with a configuration
+            limit = parameter(read_model_config(path), "max_bytes") or ""
+            sizes += [int(limit)] if limit.isdigit() else []
     return max([_HTTP_BYTES, *(sizes or [PreprocessSettings().max_bytes])]) + _ENVELOPE_BYTES

@@ -27,6 +27,21 @@ _SIGNALS = {
     signal.SIGABRT: "see the line before",
 }
 
+# What to do about reasons that say it to few.
+_ADVICE = (
+    (
+        r"unable to find backend library for backend 'tensorrt'",
+        "use the image, or build the plan for the Python backend",
+    ),
+    (r"CUDA driver version is insufficient|no CUDA-capable device|libcuda\.so", "there is no GPU or no driver here"),
+    (
+        r"CUDA out of memory|cudaErrorMemoryAllocation|OutOfMemory",
+        "the GPU's memory is full; nvidia-smi lists who has it",
+    ),
+    (r"bad_alloc|Cannot allocate memory|MemoryError", "this machine's memory is full"),
+    (r"Unable to initialize shared memory key", "/dev/shm is full"),
+)
+
 
 def is_warning(line: str) -> bool:
     """Return whether a line of the server's log is a warning or an error."""
@@ -35,7 +50,12 @@ def is_warning(line: str) -> bool:
 
 def failed_models(log: Iterable[str]) -> dict[str, str]:
     """Return why each model failed that did, by its name."""
-    return {match["model"]: match["reason"].strip() for match in map(_FAILED_MODEL.search, log) if match}
+    return {match["model"]: _advised(match["reason"].strip()) for match in map(_FAILED_MODEL.search, log) if match}
+
+
+def _advised(reason: str) -> str:
+    advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, reason)), None)
+    return f"{reason} ({advice})" if advice else reason
 
 
 def has_endpoints(log: Iterable[str]) -> bool:

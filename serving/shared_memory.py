@@ -29,7 +29,7 @@ def check_shared_memory(repository: Path) -> str | None:
     Raises:
         CodetrError: not even the start fits.
     """
-    needs = [_need(read_model_config(path)) for path in sorted(repository.glob("*/config.pbtxt"))]
+    needs = [_need(path) for path in sorted(repository.glob("*/config.pbtxt"))]
     start, full = (sum(values) for values in zip(*needs, strict=True)) if needs else (0, 0)
     state = os.statvfs(runtime.SHARED_MEMORY)
     free, whole = state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
@@ -46,10 +46,16 @@ def check_shared_memory(repository: Path) -> str | None:
     return None
 
 
-def _need(config: Message) -> tuple[int, int]:
+def _need(path: Path) -> tuple[int, int]:
     """Return the bytes that a model's Python instances take at their start and with a full batch."""
-    if config.get("backend") != ["python"]:
-        return 0, 0
+    try:
+        config = read_model_config(path)
+        return _sizes(config) if config.get("backend") == ["python"] else (0, 0)
+    except (CodetrError, ValueError):
+        return 0, 0  # Triton itself says what is wrong with a configuration
+
+
+def _sizes(config: Message) -> tuple[int, int]:
     count = instance_count(config)
     batch = max(1, int(config.get("max_batch_size", ["1"])[0]))
     tensors = [*config.get("input", []), *config.get("output", [])]

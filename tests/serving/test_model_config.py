@@ -35,12 +35,12 @@ def test_other_ways_to_write_the_same_are_read(tmp_path: Path) -> None:
     text = """
     name: 'a # b' ; max_batch_size: 8,  # a comment { with a sign
     input: [ { name: "x" dims: [ 1, -1 ] }, < name: "y\\"\\n" dims: 3 > ]
-    parameters: { key: "k" value: { string_value: "v" } }
+    parameters: { key: "k" value: { string_value: "v" 'w' } }
     """
     config = read_model_config(written(tmp_path, text))
     assert config["name"] == ["a # b"]
     assert config["max_batch_size"] == ["8"]
-    assert config["input"] == [{"name": ["x"], "dims": ["1", "-1"]}, {"name": ['y"\n'], "dims": ["3"]}]
+    assert config["input"] == [{"name": ["x"], "dims": ["1", "-1"]}, {"name": ['y\\"\\n'], "dims": ["3"]}]
     assert parameter(config, "k") == "v"
     assert parameter(config, "none") is None
 

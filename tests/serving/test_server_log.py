@@ -19,7 +19,8 @@ def test_warnings_are_told_from_notes() -> None:
             ["I1126 x", "E1126 04:49:55.1 1 model_lifecycle.cc:642] \"failed to load 'm' version 1: Invalid argument: "
              "unable to find backend library for backend 'tensorrt', try specifying runtime\""],
             1,
-            "model m failed to load: unable to find backend library for backend 'tensorrt', try specifying runtime",
+            "model m failed to load: unable to find backend library for backend 'tensorrt', try specifying runtime "
+            "(use the image, or build the plan for the Python backend)",
             id="no backend",
         ),
         pytest.param(
@@ -53,6 +54,19 @@ def test_warnings_are_told_from_notes() -> None:
 )  # fmt: skip
 def test_the_log_says_why_a_server_ended(log: list[str], status: int, message: str) -> None:
     assert why_it_ended(log, status) == message
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("RuntimeError: CUDA out of memory. Tried to allocate 2 GiB", "the GPU's memory is full"),
+        ("ImportError: libcuda.so.1: cannot open shared object file", "there is no GPU or no driver here"),
+        ("Unable to initialize shared memory key 'x' to requested size", "/dev/shm is full"),
+    ],
+)
+def test_a_models_failure_says_what_to_do(reason: str, advice: str) -> None:
+    line = f"E1126 1 a.cc:1] \"failed to load 'm' version 1: Internal: {reason}\""
+    assert f"{reason} ({advice}" in why_it_ended([line], 1)
 
 
 def test_ends_are_put_in_words() -> None:

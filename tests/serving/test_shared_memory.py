@@ -54,3 +54,13 @@ def test_too_little_to_start_is_refused(repository: Path, monkeypatch: pytest.Mo
 def test_a_repository_without_python_steps_needs_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_room(0, monkeypatch)
     assert check_shared_memory(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["input {", CONFIG.replace("count: 2", "count: 0x2")])
+def test_a_configuration_that_is_not_understood_is_left_to_triton(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "config.pbtxt").write_text(text)
+    with_room(1, monkeypatch)
+    assert check_shared_memory(tmp_path) is None
