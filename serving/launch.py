@@ -49,8 +49,9 @@ __all__ = [
 ]
 
 _STOP_SECONDS = 40.0  # tritonserver itself gives up waiting for inferences after 30
-# A server that listens has tried to load every model; ready or not, it says so at once.
-_READY_AFTER_LISTENING_SECONDS = 10.0
+# A server that listens has tried to load every model; ready or not, it says so soon, on a busy machine too.
+_READY_AFTER_LISTENING_SECONDS = 120.0
+_READY_AFTER_FAILURES_SECONDS = 10.0
 _LOOK_AT_STUBS_SECONDS = 0.5
 # Between the end of a step that completes a configuration and the start of its instances there is none for a moment.
 _WITHOUT_STEPS_SECONDS = 60.0
@@ -200,10 +201,15 @@ class _LooksAtLoading:
             raise CodetrError(f"all Python steps have ended while they were loaded; the last line: {last_line(log)}")
         if self._listening_since is None and has_endpoints(log):
             self._listening_since = waited
-        if self._listening_since is not None and waited > self._listening_since + _READY_AFTER_LISTENING_SECONDS:
-            failures = failed_models(log)
-            reason = "; ".join(f"model {model} failed to load: {why}" for model, why in failures.items())
-            raise CodetrError(reason or f"tritonserver listens but does not become ready: {last_line(log)}")
+        if self._listening_since is not None:
+            self._raise_if_not_ready(log, waited - self._listening_since)
+
+    def _raise_if_not_ready(self, log: list[str], listening: float) -> None:
+        failures = failed_models(log)
+        if failures and listening > _READY_AFTER_FAILURES_SECONDS:
+            raise CodetrError("; ".join(f"model {model} failed to load: {why}" for model, why in failures.items()))
+        if listening > _READY_AFTER_LISTENING_SECONDS:
+            raise CodetrError(f"tritonserver listens but does not become ready: {last_line(log)}")
 
 
 def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambda line: None) -> TritonServer:

@@ -145,7 +145,7 @@ def test_the_wait_ends_when_all_steps_are_gone(
 def test_the_wait_ends_when_the_server_listens_and_is_not_ready(
     repository: Path, pretend: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_READY_AFTER_LISTENING_SECONDS", 0.1)
+    monkeypatch.setattr(launch, "_READY_AFTER_FAILURES_SECONDS", 0.1)
     log = tmp_path / "log"
     log.write_text(
         "E1126 1 a.cc:1] \"failed to load 'm' version 1: Internal: why\"\n"
@@ -153,6 +153,9 @@ def test_the_wait_ends_when_the_server_listens_and_is_not_ready(
     )
     pretend(f"cat '{log}'; sleep 60")
     assert failure(repository) == "model m failed to load: why"
+    log.write_text(log.read_text().splitlines(keepends=True)[1])
+    monkeypatch.setattr(launch, "_READY_AFTER_LISTENING_SECONDS", 0.1)
+    assert failure(repository).startswith("tritonserver listens but does not become ready: I1126")
 
 
 def test_the_wait_ends_with_the_time_allowed(repository: Path, pretend: object) -> None:
