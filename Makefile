@@ -21,7 +21,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast test-all lint lint-models format plugin clean setup
+.PHONY: audit help demo test test-fast test-all lint lint-models format plugin clean setup
 
 setup: $(VENV)/.installed $(CLIENT_VENV)/.installed $(TRITON)/.installed ## create .venv, one for the client alone, and fetch tritonserver and perf_analyzer, once
 
@@ -101,6 +101,17 @@ lint-models: setup
 format: setup
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
+
+# pip-audit brings packages in other versions than ours, so it lies apart. Strict, because a package that its service
+# does not tell of would pass otherwise.
+AUDIT := build/audit
+
+$(AUDIT)/.installed: | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --upgrade --target $(AUDIT) pip-audit==2.10.1
+	@touch $@
+
+audit: $(AUDIT)/.installed ## known weaknesses of the packages that setup installs; asks a service on the internet
+	PYTHONPATH=$(AUDIT) $(BIN)/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 plugin: ## the TensorRT plugin, build/plugin/libcodetr_plugin.so, and its tests
 	@test -f "$(TENSORRT_INCLUDE_DIR)/NvInfer.h" || { echo "error: pass TENSORRT_INCLUDE_DIR=<folder of NvInfer.h>; plugin_src/README.md says where it comes from" >&2; exit 1; }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -12,6 +14,9 @@ from rich.console import Console
 
 from serving.errors import CodetrError
 from serving.launch import LOOPBACK, ServerOptions, TritonServer, is_warning, start_server
+from serving.runtime import KEY_VARIABLE
+from serving.server_log import how_it_ended
+from serving.tls import TlsFiles
 
 
 def serve(
@@ -20,10 +25,38 @@ def serve(
     http_port: Annotated[int, typer.Option(help="Port for HTTP.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="Port for gRPC.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="Port for Prometheus metrics.")] = 8002,
+    load_timeout: Annotated[float, typer.Option(min=1, help="Seconds in which the models must be loaded.")] = 1800.0,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of the gRPC endpoint, PEM; HTTP then listens on loopback only.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Authority that clients must show a certificate of, PEM.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the server's whole log.")] = False,
     triton_options: Annotated[list[str] | None, typer.Argument(help="Options for tritonserver, behind `--`.")] = None,
 ) -> None:
     """Serve a repository until interrupted; the exit status is the server's."""
+    options = ServerOptions(
+        repository,
+        host,
+        http_port,
+        grpc_port,
+        metrics_port,
+        tuple(triton_options or ()),
+        tls=_tls_files(tls_cert, tls_key, tls_ca),
+        admin_key=os.environ.get(KEY_VARIABLE) or None,
+    )
+    status = run_server(options, load_timeout, verbose)
+    raise typer.Exit(status if status >= 0 else 128 - status)
+
+
+def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> int:
+    """Start a server, say when it is ready and what it warns of, and return its exit status when it has ended.
+
+    SIGINT, SIGTERM and SIGHUP let it finish what it does.
+
+    Raises:
+        CodetrError: it cannot be started or does not become ready; says why.
+    """
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     is_serving = False
 
@@ -31,33 +64,70 @@ def serve(
         if verbose or (is_serving and is_warning(line)):
             console.print(line, markup=False)
 
-    options = ServerOptions(repository, host, http_port, grpc_port, metrics_port, tuple(triton_options or ()))
+    signals = _Signals()
     server = start_server(options, show)
-    signals = _forward_signals(server)
-    console.print(f"starting {server.binary} on {repository}")
     try:
+        signals.forward_to(server)
+        console.print(f"starting {server.binary} on {options.repository}", markup=False)
         with console.status("loading models") as status:
-            server.wait_ready(on_wait=lambda waited: status.update(f"loading models, {waited:.0f} s"))
+            server.wait_ready(load_timeout, lambda waited: status.update(f"loading models, {waited:.0f} s"))
         is_serving = True
-        console.print(f"[green]ready[/]: HTTP {server.http_url}, gRPC {server.grpc_url}, metrics {server.metrics_url}")
+        _announce(console, server)
         server.process.wait()
     except CodetrError:
-        if not signals:  # a server told to stop while it loads has not failed
+        if not signals.received:  # a server told to stop while it loads has not failed
             raise
     finally:
         exit_status = server.stop()
-    raise typer.Exit(exit_status if exit_status >= 0 else 128 - exit_status)
+    if exit_status and not signals.received:
+        console.print(f"[bold red]error:[/] tritonserver {how_it_ended(exit_status)}")
+    return exit_status
 
 
-def _forward_signals(server: TritonServer) -> list[int]:
-    """Hand SIGINT and SIGTERM on to the server; return the list that the signals received are added to."""
-    received: list[int] = []
+class _Signals:
+    """Hands the signals that end a program on to the server, and keeps what it received."""
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if server.process.poll() is None:
-            server.process.send_signal(number)
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._server: TritonServer | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup sets
+                signal.signal(number, self._receive)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, forward)
-    return received
+    def forward_to(self, server: TritonServer) -> None:
+        """Hand on to a server what comes from now on, and what came while it was started."""
+        self._server = server
+        if self.received:
+            self._hand_on(self.received[-1])
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received.append(number)
+        self._hand_on(number)
+
+    def _hand_on(self, number: int) -> None:
+        if self._server is not None and self._server.process.poll() is None:
+            # SIGHUP would end tritonserver in the middle of what it does
+            self._server.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+
+def _announce(console: Console, server: TritonServer) -> None:
+    places = f"HTTP {server.http_url}, gRPC {server.grpc_url}, metrics {server.metrics_url}"
+    console.print(f"[green]ready[/]: {places}")
+    notes = list(server.notes)
+    if os.getuid() == 0 and not _in_container(os.environ):
+        notes.append("this runs as root, and so does what decodes strangers' images; start it as a user without rights")
+    for note in notes:
+        console.print(f"warning: {note}", markup=False)
+
+
+def _in_container(environment: Mapping[str, str]) -> bool:
+    files = (Path("/.dockerenv"), Path("/run/.containerenv"))
+    return "KUBERNETES_SERVICE_HOST" in environment or any(file.exists() for file in files)
+
+
+def _tls_files(cert: Path | None, key: Path | None, authority: Path | None) -> TlsFiles | None:
+    if cert is not None and key is not None:
+        return TlsFiles(cert, key, authority)
+    if cert is None and key is None and authority is None:
+        return None
+    raise CodetrError("--tls-cert and --tls-key belong together, and --tls-ca needs both")

@@ -8,6 +8,7 @@ from typing import Any
 
 from codetr_client import wire
 from serving import contract
+from serving.runtime import statistics_headers
 
 
 class Connection:
@@ -57,7 +58,9 @@ class Connection:
     def statistics(self) -> dict[str, Any]:
         """Return Triton's statistics of the ensemble's models since the server's start, as JSON."""
         with self._endpoint.typed_errors():
-            answer: dict[str, Any] = self._triton.get_inference_statistics(**self._endpoint.config_options)
+            answer: dict[str, Any] = self._triton.get_inference_statistics(
+                headers=statistics_headers(self.address, self.protocol), **self._endpoint.config_options
+            )
         names = {self.served_name(model): model for model in contract.contract(1, 1)}
         known = [stats for stats in answer.get("model_stats", []) if stats["name"] in names]
         return {"model_stats": [{**stats, "name": names[stats["name"]]} for stats in known]}

@@ -38,6 +38,7 @@ REASONS = {
     "needs published weights",
     "needs TensorRT",
     "needs a config and a checkpoint of yours",
+    "needs certificates of yours",
     "sets up an environment",
     "takes minutes",
 }

@@ -311,7 +311,9 @@ def _write_model(folder: Path, config: Any, template: str, kind: EngineKind) -> 
     (folder / "config.pbtxt").write_text(header + text, encoding="utf-8")
     code = kind.code if template == DETECTOR else None if template == ENSEMBLE else "1/model.py"
     if code is not None:
-        shutil.copyfile(TEMPLATES / template / code, folder / "1" / "model.py")
+        model = folder / "1" / "model.py"
+        shutil.copyfile(TEMPLATES / template / code, model)
+        model.chmod(0o444)  # the server runs it, and nobody has a reason to write it
 
 
 def _write_warmup(folder: Path, height: int, width: int) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+
+from serving.loopback import read_url
 
 # Prometheus names of Triton -> name and factor in the reports.
 GAUGES = {
@@ -113,7 +114,6 @@ class GaugeSampler:
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
             try:
-                with urllib.request.urlopen(self._url, timeout=2) as page:
-                    self._samples.append(read_gauges(page.read().decode()))
+                self._samples.append(read_gauges(read_url(self._url, timeout=2).decode()))
             except OSError:
                 continue

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Literal
 
 from builder.cache import cache_folder
+from serving.binary import TRITON_FOLDER
 from serving.child import bound_to_us
 from serving.errors import CodetrError
-from serving.launch import TRITON_FOLDER
+from serving.loopback import environment_to_ask
+from serving.runtime import statistics_headers
 
 # The last wheel that carries perf_analyzer for glibc before 2.38.
 WHEEL = "tritonclient==2.51.0"
@@ -169,11 +171,13 @@ def measure(installation: Installation, level: Level, url: str, protocol: str, i
     Raises CodetrError with perf_analyzer's own words if it fails or takes far longer than its windows, and
     NothingFinishedError. At Ctrl-C the process is ended before the exception goes on.
     """
-    command = [str(installation.binary), *arguments(level, url, protocol, inputs, csv_file)]
+    # it asks for the statistics too
+    headers = [word for header in statistics_headers(url, protocol).items() for word in ("-H", ":".join(header))]
+    command = [str(installation.binary), *arguments(level, url, protocol, inputs, csv_file), *headers]
     # a session of its own: the terminal's Ctrl-C must reach it through us only
     process = subprocess.Popen(
         bound_to_us(command),
-        env=installation.environment,
+        env=environment_to_ask(url, installation.environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -16,7 +16,8 @@ from codetr_client import contract
 from serving import contract as internal
 
 FOLDER = Path(codetr_client.__file__).parent
-NEW_MODULES = ("containers", "contract", "exif", "jpeg", "outputs", "text", "threshold")  # after the package had its name
+# Of after the package had its name.
+NEW_MODULES = ("containers", "contract", "exif", "jpeg", "outputs", "text", "threshold")
 OLD_MODULES = {
     name: name for name in ("aio", "client", "detections", "errors", "files", "images", "wire")
 } | {"draw": "drawing"}  # fmt: skip

@@ -62,6 +62,7 @@ def test_server_runs_without_root_and_tells_its_health():
     assert last["USER"] == "10001"
     assert any("useradd --create-home --uid 10001" in argument for name, argument in instructions() if name == "RUN")
     assert "/v2/health/ready" in last["HEALTHCHECK"]
+    assert "ProxyHandler({})" in last["HEALTHCHECK"]  # the server itself is asked, whatever http_proxy says
     assert not any(name == "USER" and argument == "root" for name, argument in instructions())
 
 
@@ -170,13 +171,6 @@ def run_entrypoint(tmp_path, *arguments, **environment):
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split("\n")[:-1]
 
 
-APIS = "model-repository,shared-memory,statistics,trace,logging"
-RESTRICTIONS = (
-    f"--http-restricted-api={APIS}:codetr-admin=secret",
-    f"--grpc-restricted-protocol={APIS}:codetr-admin=secret",
-)
-
-
 @pytest.mark.parametrize(
     ("arguments", "http_port", "triton_options"),
     [
@@ -192,7 +186,9 @@ RESTRICTIONS = (
         pytest.param(("serve", "--"), 8000, (), id="nothing behind the separator"),
     ],
 )
-def test_serve_shuts_the_endpoints_that_change_the_server(tmp_path, monkeypatch, arguments, http_port, triton_options):
+def test_serve_listens_on_every_network_with_the_operators_key(
+    tmp_path, monkeypatch, arguments, http_port, triton_options
+):
     started = []
 
     def start(options, on_log):
@@ -200,16 +196,22 @@ def test_serve_shuts_the_endpoints_that_change_the_server(tmp_path, monkeypatch,
         raise CodetrError("not here")
 
     monkeypatch.setattr("codetr.serve.start_server", start)
-    words = run_entrypoint(tmp_path, *arguments, CODETR_ADMIN_KEY="secret")
+    monkeypatch.setenv("CODETR_ADMIN_KEY", "secret")
+    words = run_entrypoint(tmp_path, *arguments)
     CliRunner().invoke(app, words)
-    extra = (*triton_options, *RESTRICTIONS)
-    assert started == [ServerOptions(Path("/models"), "0.0.0.0", http_port=http_port, extra=extra)]
+    (options,) = started
+    assert options == ServerOptions(
+        Path("/models"), "0.0.0.0", http_port=http_port, extra=triton_options, admin_key="secret"
+    )
+    assert not options.listen.is_loopback  # so the statistics want the key too
 
 
-def test_without_a_key_each_start_has_its_own(tmp_path):
-    first, second = (run_entrypoint(tmp_path)[-1].rsplit("=", 1)[1] for _ in range(2))
-    assert len(first) == 48
-    assert first != second
+def test_without_a_key_the_start_makes_its_own(monkeypatch):
+    started = []
+    monkeypatch.setattr("codetr.serve.start_server", lambda options, on_log: started.append(options) or 1 / 0)
+    monkeypatch.setenv("CODETR_ADMIN_KEY", "")
+    CliRunner().invoke(app, ["serve", "--repository", "/models"])
+    assert started[0].admin_key is None
 
 
 def test_other_commands_pass_through(tmp_path):

@@ -68,8 +68,8 @@ def _check_served(words: list[str], served: dict[str, object]) -> None:
     import typer
 
     from codetr.cli import app
-    from serving.launch import check_repository
     from serving.manifest import FILES, read_manifest
+    from serving.repository import check_repository
 
     command = typer.main.get_command(app).commands["serve"]  # type: ignore[attr-defined]
     values = command.make_context("serve", words[1:]).params

@@ -96,6 +96,15 @@ def test_holds_what_the_kind_of_engine_needs_and_nothing_else(
     assert {path.name for path in tmp_path.iterdir()} == {"repository", "some-engine.bin"}  # nothing left aside
 
 
+def test_no_python_model_can_be_written_and_all_can_be_replaced(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    for _ in range(2):
+        models = list(repository.glob("*/1/*.py"))
+        assert len(models) == 3
+        assert not [path for path in models if path.stat().st_mode & 0o222]
+        write(repository, engine_file, overwrite=True)
+
+
 @pytest.mark.parametrize("kind", ["onnx", "tensorrt"])
 @pytest.mark.parametrize("model", [ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS])
 def test_sizes_are_those_of_the_engine(tmp_path: Path, engine_file: Path, kind: str, model: str) -> None:

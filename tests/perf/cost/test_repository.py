@@ -10,8 +10,8 @@ from tritonclient.grpc import model_config_pb2
 
 from perf.cost.cases import MAX_BATCH_SIZE, Case
 from perf.cost.repository import MODEL, write_cost_repository
-from serving.launch import check_repository
 from serving.manifest import read_manifest
+from serving.repository import check_repository
 
 
 def config(repository: Path, model: str) -> Any:

@@ -1,0 +1,112 @@
+"""What tritonserver's log says about a start that failed; written for 2.51."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Iterable, Sequence
+
+_FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version -?\d+: (?:\w+(?: \w+)*: )?(?P<reason>.*?)\"?$")
+_FAILED_REPOSITORY = re.compile(r"failed to (?:load|poll) (?:all models|model repository)[^:]*: ?(?P<reason>.*)")
+_FAILED_SOCKET = re.compile(r"Socket '(?P<socket>[^']+)' already in use")
+_REFUSED_OPTION = re.compile(
+    r"(?:unrecognized option|option '[^']*' (?:requires|is ambiguous|doesn't)|Unexpected argument)"
+)
+_BAD_OPTION = re.compile(r"Bad option: \"(?P<option>[^\"]*)\"")
+_ENDPOINT = re.compile(r"\] \"?Started HTTPService at ")
+_INSTANCE = re.compile(r"TRITONBACKEND_ModelInstanceInitialize: (?P<instance>\S+)")
+_TRITON_LINE = re.compile(r"[IWEF]\d{4} |[+|]")
+_LOG_WARNING = re.compile(r"[WEF]\d{4} ")
+
+# What a process's end by a signal most often means here.
+_SIGNALS = {
+    signal.SIGKILL: "most likely because the machine's or the container's memory ran out",
+    signal.SIGBUS: "most likely because /dev/shm is full; give a container more (docker run --shm-size 1g)",
+    signal.SIGSEGV: "a fault in a library that it loaded",
+    signal.SIGILL: "an instruction that this CPU does not have",
+    signal.SIGABRT: "see the line before",
+}
+
+# What to do about reasons that say it to few.
+_ADVICE = (
+    (
+        r"unable to find backend library for backend 'tensorrt'",
+        "use the image, or build the plan for the Python backend",
+    ),
+    (r"CUDA driver version is insufficient|no CUDA-capable device|libcuda\.so", "there is no GPU or no driver here"),
+    (
+        r"CUDA out of memory|cudaErrorMemoryAllocation|OutOfMemory",
+        "the GPU's memory is full; nvidia-smi lists who has it",
+    ),
+    (r"bad_alloc|Cannot allocate memory|MemoryError", "this machine's memory is full"),
+    (r"Unable to initialize shared memory key", "/dev/shm is full"),
+)
+
+
+def is_warning(line: str) -> bool:
+    """Return whether a line of the server's log is a warning or an error."""
+    return _LOG_WARNING.match(line) is not None
+
+
+def failed_models(log: Iterable[str]) -> dict[str, str]:
+    """Return why each model failed that did, by its name."""
+    return {match["model"]: _advised(match["reason"].strip()) for match in map(_FAILED_MODEL.search, log) if match}
+
+
+def _advised(reason: str) -> str:
+    advice = next((advice for pattern, advice in _ADVICE if re.search(pattern, reason)), None)
+    return f"{reason} ({advice})" if advice else reason
+
+
+def has_endpoints(log: Iterable[str]) -> bool:
+    """Return whether the server listens, which it does when it has tried to load every model."""
+    return any(map(_ENDPOINT.search, log))
+
+
+def why_it_ended(log: Sequence[str], status: int) -> str:
+    """Return in one line why a server ended before it was ready.
+
+    Args:
+        log: its last lines.
+        status: its exit status, negative for a signal.
+    """
+    failures = failed_models(log)
+    if failures:
+        return "; ".join(f"model {model} failed to load: {reason}" for model, reason in failures.items())
+    for line, following in zip(log, [*log[1:], ""], strict=False):
+        if match := _FAILED_SOCKET.search(line):
+            return f"the port of {match['socket']} is taken by another program; name another port"
+        if _REFUSED_OPTION.search(line):
+            return f"tritonserver refuses an option: {line.split('tritonserver: ')[-1].strip()}"
+        if match := _BAD_OPTION.search(line):
+            return f"tritonserver refuses the option {match['option']}: {following.strip()}"
+        if match := _FAILED_REPOSITORY.search(line):
+            return f"tritonserver cannot load the repository: {match['reason'].strip()}"
+    return f"tritonserver {how_it_ended(status)}; its last line: {last_line(log)}"
+
+
+def how_it_ended(status: int) -> str:
+    """Return in words how a process ended, from its exit status, negative for a signal."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        name = signal.Signals(-status)
+    except ValueError:
+        return f"was ended by signal {-status}"
+    return f"was ended by {name.name}" + (f", {_SIGNALS[name]}" if name in _SIGNALS else "")
+
+
+def complaint(log: Sequence[str]) -> str:
+    """Return the last lines that are not Triton's own, such as those of a step's process or of the dynamic linker."""
+    lines = [line.strip() for line in log if line.strip() and not _TRITON_LINE.match(line)]
+    return " / ".join(lines[-2:])
+
+
+def instances(log: Iterable[str]) -> list[str]:
+    """Return the names of the instances of Python steps that the server has begun to load, in that order."""
+    return [match["instance"] for match in map(_INSTANCE.search, log) if match]
+
+
+def last_line(log: Sequence[str]) -> str:
+    """Return the last line that is not empty."""
+    return next((line for line in reversed(log) if line.strip()), "(nothing)")
