@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from codetr_client import contract, errors
 from codetr_client.http_wire import Response
-from codetr_client.wire import DEFAULT_PORTS, METRICS_PORT, Ask, Endpoint
+from codetr_client.wire import DEFAULT_PORTS, MAX_ANSWER_BYTES, METRICS_PORT, Ask, Endpoint
 
 
 class DeadlinePassedError(errors.ServerTimeoutError):
@@ -107,7 +107,7 @@ class Faults:
         if re.search(r"ALERT_(UNKNOWN_CA|BAD_CERT|CERTIFICATE|UNSUPPORTED_CERT|DECRYPT_ERROR|ACCESS_DENIED)", upper):
             return errors.ServerTlsError(
                 f"no TLS with {address}: the server does not accept this client's certificate; it trusts another CA, "
-                f"or the certificate has expired ({reason})"
+                "or the certificate has expired"
             )
         return errors.ServerTlsError(f"no TLS with {address}: {reason}")
 
@@ -185,6 +185,10 @@ class Faults:
             return self._from_proxy(Response(int(proxy[1]), {}, b""))
         if code == "DEADLINE_EXCEEDED":
             return self.timed_out()
+        if "larger than max" in details:  # grpcio's words on both sides; the answer's limit is ours
+            if details.startswith("CLIENT"):
+                return errors.ServerAnswerError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
+            return errors.RequestRefusedError(f"the request is larger than the server takes: {details}")
         if code == "UNAVAILABLE" and (local := self._from_channel(details)):
             return local
         return self.from_server(ask, code, details)
@@ -202,8 +206,8 @@ class Faults:
         if re.search(r"resolving|resolution|hostname lookup", details):
             reason = re.search(r"(Domain name not found|[^:\]]+)\]*$", details)
             return self.unknown_host(reason[1].strip() if reason else details)
-        if re.search(r"handshake|SSL|TLS|Peer name|[Hh]ostname [Vv]erification", details):
-            verdict = re.search(r"CERTIFICATE_VERIFY_FAILED: (.*)", details)
+        if re.search(r"handshake|SSL|TLS|ALPN|Peer name|[Hh]ostname [Vv]erification", details):
+            verdict = re.search(r"CERTIFICATE_VERIFY_FAILED: (.*?)(: OK)?$", details)
             if verdict or re.search(r"[Vv]erif|Peer name", details.split("context: OK")[0].replace("verification", "")):
                 return self.bad_certificate(verdict[1] if verdict else details)
             return self.tls_text(details)

@@ -250,7 +250,7 @@ def _document(body: bytes, response: Response) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         kind = response.headers.get("content-type", "no content type")
         raise ServerAnswerError(
-            f"the answer is not JSON but {len(body)} bytes of {kind[:60]}; is it a proxy's or another service's?"
+            f"the answer is not JSON but {len(body)} bytes of {kind[:60]}; is it a proxy's, another service's, or that of Triton's metrics page?"
         ) from error
     if not isinstance(document, dict):
         raise ServerAnswerError(f"the answer is a JSON {type(document).__name__}; expected an object")

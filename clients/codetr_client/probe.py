@@ -9,10 +9,12 @@ from typing import Literal
 from codetr_client import lookup
 from codetr_client.deadline import Deadline
 from codetr_client.faults import Faults, UnexplainedError
+from codetr_client.options import Tls
 from codetr_client.wire import Endpoint
 
 SECONDS = 1.0  # for each of the two questions, and never more than the call has left
 
+_NOT_ACCEPTED = "ALERT_BAD_CERTIFICATE"
 Speaks = Literal["grpc", "http", "other http", "tls", "nothing known"]
 
 
@@ -20,15 +22,43 @@ def explained(endpoint: Endpoint, error: UnexplainedError, deadline: Deadline) -
     """Return the error to raise in place of one that only says that the connection ended."""
     faults = Faults(endpoint)
     speaks = _speaks(endpoint, deadline)
-    if endpoint.tls is not None and speaks in ("grpc", "http", "other http"):
-        return faults.tls_text("WRONG_VERSION_NUMBER")
-    if endpoint.tls is None and speaks == "tls":
+    if endpoint.tls is not None:
+        if speaks in ("grpc", "http", "other http"):
+            return faults.tls_text("WRONG_VERSION_NUMBER")
+        return _from_handshake(endpoint, endpoint.tls, Deadline(min(SECONDS, deadline.left()))) or error.plain()
+    if speaks == "tls":
         return faults.encrypted()
     if endpoint.protocol == "grpc" and speaks in ("http", "other http"):
         return faults.other_protocol("it speaks HTTP/1, not gRPC", has_kserve=speaks == "http")
     if endpoint.protocol == "http" and speaks == "grpc":
         return faults.other_protocol("it speaks gRPC, not HTTP/1")
     return error.plain()
+
+
+def _from_handshake(endpoint: Endpoint, tls: Tls, deadline: Deadline) -> Exception | None:
+    """Return what is wrong with an encrypted connection, or None if nothing is seen.
+
+    Nothing is sent but the handshake: a server that refuses the client's certificate says so then, and a request that
+    is under way would lose its words.
+    """
+    faults, context = Faults(endpoint), tls.context()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    name = tls.server_name or endpoint.host
+    try:
+        with _connected(endpoint, deadline) as plain, context.wrap_socket(plain, server_hostname=name) as connection:
+            spoken = connection.selected_alpn_protocol()
+            if spoken is not None and (spoken == "h2") != (endpoint.protocol == "grpc"):
+                return faults.tls_text("ALPN")
+            connection.settimeout(max(deadline.left(), 0.001))
+            if not connection.recv(1):  # gRPC's servers hang up without a word, once they have seen no certificate
+                return faults.tls_text("CERTIFICATE_REQUIRED" if tls.certificate_file is None else _NOT_ACCEPTED)
+    except (ConnectionError, TimeoutError, ssl.SSLEOFError):
+        return None
+    except ssl.SSLError as error:
+        return faults.from_tls(error)
+    except OSError:
+        return None
+    return None
 
 
 def _speaks(endpoint: Endpoint, deadline: Deadline) -> Speaks:

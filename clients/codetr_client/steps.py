@@ -79,12 +79,16 @@ class Calls:
                 repeats = yield from self._repeat(error, repeats, deadline)
 
     def _ready_now(self, model: str, headers: Mapping[str, str], deadline: Deadline) -> Steps[None]:
+        unready: errors.ModelNotReadyError | None = None
         try:
             yield Send(Ask("ready", model), headers, deadline)
-        except errors.ModelNotReadyError:
-            # the metadata of a model that is unknown or not loaded is an error that says which
-            yield Send(Ask("metadata", model), headers, deadline)
-            raise
+        except errors.ModelNotReadyError as error:
+            unready = error
+        # The metadata of a model that is unknown is an error that says so. And Triton's metrics page, or a proxy's
+        # login, answers any question well over HTTP: only metadata show that it is the model which did.
+        yield Send(Ask("metadata", model), headers, deadline)
+        if unready is not None:
+            raise unready
 
     def ask(self, ask: Ask, deadline: Deadline) -> Steps[Any]:
         """Return the answer to one question."""
