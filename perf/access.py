@@ -40,14 +40,14 @@ class Access:
         try:
             lines = Path(self.header_file).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise CodetrError(f"--header-file {self.header_file}: cannot be read: {error}") from error
+            raise CodetrError(f"header_file {self.header_file}: cannot be read: {error}") from error
         headers: dict[str, str] = {}
         for number, line in enumerate(lines, 1):
             name, found, value = line.partition(":")
             if not line.strip():
                 continue
             if not found:
-                raise CodetrError(f"--header-file {self.header_file}, line {number}: expected `name: value`")
+                raise CodetrError(f"header_file {self.header_file}, line {number}: expected `name: value`")
             headers[name.strip()] = value.strip()
         return headers
 

@@ -53,5 +53,5 @@ def wait_before_repeat(error: ServiceError, repeats: int, retries: int, deadline
     """
     if repeats >= retries or not isinstance(error, _PASSING) or isinstance(error, _LASTING):
         return None
-    wait = min(FIRST_WAIT * 2.0**repeats, MAX_WAIT) * random.uniform(0.5, 1.0)
+    wait = min(FIRST_WAIT * 2.0 ** min(repeats, 10), MAX_WAIT) * random.uniform(0.5, 1.0)
     return wait if wait < deadline.left() else None

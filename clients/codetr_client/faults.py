@@ -22,9 +22,11 @@ class DeadlinePassedError(errors.ServerTimeoutError):
 class UnexplainedError(errors.ServerUnreachableError):
     """A connection that ended without a word: another protocol is spoken there, or the server stopped."""
 
+    likely: type[errors.ServerUnreachableError] = errors.ServerUnreachableError
+
     def plain(self) -> errors.ServerUnreachableError:
         """Return the same as what users see."""
-        return errors.ServerUnreachableError(str(self))
+        return self.likely(str(self))
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,9 @@ class Faults:
         """Return the error that grpcio itself met, or None for what the server sent with the same status."""
         if re.search(r"http1\.x server|first frame|Failed parsing HTTP/2", details):
             what = "it speaks HTTP/1, not gRPC" if "http1" in details else "what answers there is not gRPC"
-            return self.other_protocol(what) if "http1" in details else self._unexplained(what)
+            unexplained = UnexplainedError(str(self.other_protocol(what)))
+            unexplained.likely = errors.ServerProtocolError
+            return unexplained
         if "too_many_pings" in details:
             return self._unreachable(
                 "it closed the connection because of too many keepalive pings",
@@ -248,9 +252,6 @@ class Faults:
         if status == "UNIMPLEMENTED" and not message.strip():
             return self.other_protocol("it speaks gRPC, but is no Triton")
         return errors.ServerFaultError(message or f"{self.endpoint.address} answers with status {status}")
-
-    def _unexplained(self, what: str) -> UnexplainedError:
-        return UnexplainedError(str(self._unreachable(what, "give the address of a Triton")))
 
     def _unreachable(self, reason: str, hint: str) -> errors.ServerUnreachableError:
         protocol, address = self.endpoint.protocol, self.endpoint.address

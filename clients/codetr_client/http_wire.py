@@ -100,11 +100,7 @@ class ResponseReader:
         self._length: int | None = None
         self._chunk_left: int | None = None
         self._done = False
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a byte has come."""
-        return bool(self._buffer) or self._head is not None
+        self.has_begun = False  # whether a byte has come
 
     def feed(self, content: bytes) -> Response | None:
         """Take the next bytes, b"" for the connection's end; return the answer once it is whole.
@@ -112,6 +108,7 @@ class ResponseReader:
         Raises NotHttpError, BrokenOffError, or ServerAnswerError for an answer that is no valid HTTP or too large.
         """
         self._buffer += content
+        self.has_begun = self.has_begun or bool(content)
         if self._head is None and not self._read_head():
             if not content:
                 raise BrokenOffError("before its headers ended" if self._buffer else "without an answer")
@@ -250,7 +247,8 @@ def _document(body: bytes, response: Response) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         kind = response.headers.get("content-type", "no content type")
         raise ServerAnswerError(
-            f"the answer is not JSON but {len(body)} bytes of {kind[:60]}; is it a proxy's, another service's, or that of Triton's metrics page?"
+            f"the answer is not JSON but {len(body)} bytes of {kind[:60]}; is it a proxy's, another service's, or that "
+            "of Triton's metrics page?"
         ) from error
     if not isinstance(document, dict):
         raise ServerAnswerError(f"the answer is a JSON {type(document).__name__}; expected an object")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from typing import Literal
 
 from codetr_client import lookup
 from codetr_client.deadline import Deadline
+from codetr_client.errors import ServerAnswerError
 from codetr_client.faults import Faults, UnexplainedError
+from codetr_client.http_wire import BrokenOffError, NotHttpError, ResponseReader
 from codetr_client.options import Tls
 from codetr_client.wire import Endpoint
 
@@ -98,8 +101,15 @@ def _answer_to_get(endpoint: Endpoint, deadline: Deadline) -> bytes:
     with _connected(endpoint, deadline) as connection:
         request = f"GET {endpoint.prefix}/v2 HTTP/1.1\r\nhost: {endpoint.authority}\r\n\r\n"
         connection.sendall(request.encode("ascii"))
-        connection.settimeout(max(deadline.left(), 0.001))
-        return connection.recv(4096)  # KServe's description of the server is one packet, and begins with its name
+        whole, reader = b"", ResponseReader()
+        with contextlib.suppress(TimeoutError, ConnectionError, NotHttpError, BrokenOffError, ServerAnswerError):
+            while True:
+                connection.settimeout(max(deadline.left(), 0.001))
+                piece = connection.recv(4096)
+                whole += piece
+                if reader.feed(piece) is not None:
+                    break
+        return whole
 
 
 def _shakes_hands(endpoint: Endpoint, deadline: Deadline) -> bool:

@@ -68,7 +68,7 @@ class FakeTriton:
     """What a Triton with one model `codetr` answers, on both protocols; `script` is what the next requests get."""
 
     def __init__(self) -> None:
-        self.script: list[Refusal | Callable[[], dict[str, np.ndarray]]] = []
+        self.script: list[Refusal | Callable[[], Any]] = []
         self.config: Refusal | str = '["cat", "dog"]'
         self.ready = True
         self.seen: list[Seen] = []
@@ -81,7 +81,7 @@ class FakeTriton:
         step = self.script.pop(0)
         return step if isinstance(step, Refusal) else step()
 
-    def model_config(self) -> Refusal | dict[str, Any]:
+    def model_config(self) -> Any:
         self.config_calls += 1
         if isinstance(self.config, Refusal):
             return self.config
@@ -136,9 +136,9 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 @contextlib.contextmanager
-def grpc_server(triton: FakeTriton, credentials: Any = None, port: int = 0) -> Iterator[int]:
-    # as Triton's, which takes what protobuf can hold
-    server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", -1)])
+def grpc_server(triton: FakeTriton, credentials: Any = None, port: int = 0, max_bytes: int = -1) -> Iterator[int]:
+    # Triton's takes what protobuf can hold
+    server = grpc.server(futures.ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", max_bytes)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(triton), server)
     address = f"127.0.0.1:{port}"
     port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
