@@ -82,7 +82,7 @@ class Connection:
         return contract.model_name(model, self.ensemble)
 
     def _ask(self, ask: Ask) -> dict[str, Any]:
-        answer: dict[str, Any] = self._connection.run(self._calls.ask(ask, self._deadline()))
+        answer: dict[str, Any] = self._connection.run(self._calls.ask(ask, {}, self._deadline()))
         return answer
 
     def _deadline(self) -> Deadline:

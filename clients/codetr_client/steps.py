@@ -90,9 +90,9 @@ class Calls:
         if unready is not None:
             raise unready
 
-    def ask(self, ask: Ask, deadline: Deadline) -> Steps[Any]:
+    def ask(self, ask: Ask, headers: Mapping[str, str], deadline: Deadline) -> Steps[Any]:
         """Return the answer to one question."""
-        return (yield from self._asked(Send(ask, {}, deadline)))
+        return (yield from self._asked(Send(ask, headers, deadline)))
 
     def _infer(
         self,
