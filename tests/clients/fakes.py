@@ -49,6 +49,7 @@ class Seen:
     path: str = ""
     images: tuple[bytes, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
+    peer: str = ""  # whose connection it came over
 
 
 def tensors(images: int, rows: int = 4) -> dict[str, np.ndarray]:
@@ -109,7 +110,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in request.parameters.items()
         }
         headers = {key: str(value) for key, value in context.invocation_metadata()}
-        answer = self.triton.infer(Seen(headers, "", payloads(request.raw_input_contents[0]), parameters))
+        images = payloads(request.raw_input_contents[0])
+        answer = self.triton.infer(Seen(headers, "", images, parameters, context.peer()))
         self._refuse(answer, context)
         message = service_pb2.ModelInferResponse(model_name="codetr")
         for name, array in answer.items():
@@ -174,7 +176,8 @@ class Handler(BaseHTTPRequestHandler):
         head = int(self.headers["inference-header-content-length"])
         document = json.loads(body[:head])
         headers = {name.lower(): value for name, value in self.headers.items()}
-        answer = self.triton.infer(Seen(headers, self.path, payloads(body[head:]), document["parameters"]))
+        peer = str(self.client_address)
+        answer = self.triton.infer(Seen(headers, self.path, payloads(body[head:]), document["parameters"], peer))
         if isinstance(answer, Refusal):
             self.answer_json(answer)
             return

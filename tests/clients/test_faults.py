@@ -93,6 +93,15 @@ def test_an_http_answer_that_is_none_of_tritons(
     assert "codetr serve" not in str(caught.value), "something runs there"
 
 
+@pytest.mark.parametrize("answer", [page("200 OK", b""), page("200 OK")], ids=["Triton's metrics page", "a login page"])
+def test_what_says_yes_to_everything_is_no_ready_model(call: Call, answer: bytes) -> None:
+    with (
+        fakes.raw_server(fakes.answers(answer)) as port,
+        pytest.raises(errors.ServerAnswerError, match="or that of Triton's metrics page"),
+    ):
+        call("check", url=f"http://127.0.0.1:{port}", timeout=20)
+
+
 def test_a_refusal_before_the_request_was_read_is_heard(call: Call) -> None:
     """A proxy answers that a request is too large, and closes, while it is sent."""
 

@@ -83,6 +83,9 @@ def test_a_fork_answers_over_http_and_refuses_grpc(server: Server) -> None:
             assert answer.startswith(REFUSED), line
             assert "GRPC_ENABLE_FORK_SUPPORT=1" in answer
     assert parent == "1", "the parent goes on"
+    peers = [seen.peer for seen in server.seen]
+    if server.protocol == "http":
+        assert len(set(peers)) == len(peers), "no two processes share a connection, nor two clients"
 
 
 def test_grpc_works_in_a_fork_where_it_is_told_to(server: Server) -> None:
