@@ -19,6 +19,7 @@ CaFile = Annotated[Path | None, typer.Option(help="PEM file of the CAs to trust;
 CertificateFile = Annotated[Path | None, typer.Option(help="PEM file of the client's own certificate.")]
 KeyFile = Annotated[Path | None, typer.Option(help="PEM file of its key.")]
 ServerName = Annotated[str | None, typer.Option(help="What the server's certificate is for, if not the url's host.")]
+RETRIES = 8  # their waits are up to 16 s: longer than a step of the server takes to be started again
 Retries = Annotated[
     int, typer.Option(min=0, help="How often a request is repeated where the server is busy, away or loading.")
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from codetr.access import URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
+from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.labels import read_class_names
 from serving.errors import CodetrError
 
@@ -38,7 +39,7 @@ def detect(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 60.0,
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = "codetr",
-    retries: Retries = 3,
+    retries: Retries = RETRIES,
     header_file: HeaderFile = None,
     ca_file: CaFile = None,
     certificate_file: CertificateFile = None,
@@ -54,11 +55,12 @@ def detect(
     paths = find_images(images)
     console = Console()
     reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
+    with replace(reach, retries=0).client(url, protocol, timeout, (), model) as first:
+        first.check()  # a server that is away is said to be so at once
     with (
         reach.client(url, protocol, timeout, read_labels(labels), model) as client,
         Progress(console=console, transient=True) as progress,
     ):
-        client.check()
         task = progress.add_task("detecting", total=len(paths))
         results = detect_files(client, paths, output, score_threshold, lambda result: progress.advance(task))
     console.print(results_table(results))

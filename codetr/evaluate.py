@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from builder.precision import PRECISIONS
-from codetr.access import URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
+from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
 from serving.errors import CodetrError
 
@@ -55,7 +55,7 @@ def evaluate(
         typer.Option(help="Of the engine that detects or is served; its manifest tells variant, size and rules."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
-    retries: Retries = 3,
+    retries: Retries = RETRIES,
     header_file: HeaderFile = None,
     ca_file: CaFile = None,
     certificate_file: CertificateFile = None,

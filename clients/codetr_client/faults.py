@@ -233,8 +233,12 @@ class Faults:
             return errors.RequestDeniedError(f"{self.endpoint.address}: {message}; give that header")
         if contract.DEADLINE_PASSED in message:
             return DeadlinePassedError(f"{self.endpoint.address} turned the request away: {message}")
-        if "has no available versions" in message or "is not ready" in message:
+        if re.search(r"has no available versions|is not at ready state|is not ready", message):
             return self.endpoint.not_ready(ask.model)
+        if re.search(r"Stub process .*is not healthy", message):  # Triton says INTERNAL until the step is loaded anew
+            return errors.ModelNotReadyError(
+                f"model '{ask.model}' at {self.endpoint.address} is not ready: a step of it died: {message}"
+            )
         if status == "NOT_FOUND":
             return errors.ModelNotFoundError(f"no model '{ask.model}' at {self.endpoint.address}: {message}")
         if status == "DEADLINE_EXCEEDED":

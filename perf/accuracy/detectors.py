@@ -52,8 +52,8 @@ def open_server(
     access: Access = PLAIN,
 ) -> tuple[Callable[[], Detect], tuple[str, ...]]:
     """Return a maker of `Detect`s, one for each thread, and the class names, of a server that answers now."""
-    with access.client(url, protocol, timeout, labels, model) as client:
-        client.check()
+    with replace(access, retries=0).client(url, protocol, timeout, labels, model) as client:
+        client.check()  # a server that is away is said to be so at once
         names = client.class_names()
     return lambda: server_detect(access.client(url, protocol, timeout, names or None, model)), names
 

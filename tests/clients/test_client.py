@@ -156,6 +156,18 @@ NOT_READY = "Request for unknown model: 'codetr' has no available versions"
             id="restricted endpoint",
         ),
         pytest.param(
+            Refusal("UNAVAILABLE", "in ensemble 'codetr', 'codetr_detector' version 1 is not at ready state"),
+            errors.ModelNotReadyError,
+            "is loading or failed to load",
+            id="a step that is loaded anew",
+        ),
+        pytest.param(
+            Refusal("INTERNAL", "in ensemble 'codetr', Stub process 'codetr_detector_0_0' is not healthy."),
+            errors.ModelNotReadyError,
+            r"is not ready: a step of it died: .*'codetr_detector_0_0' is not healthy\.$",
+            id="a step that died",
+        ),
+        pytest.param(
             Refusal("INTERNAL", "the engine failed"),
             errors.ServerFaultError,
             "^the engine failed$",

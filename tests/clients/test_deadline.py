@@ -25,6 +25,11 @@ def test_a_busy_server_is_asked_again(call: Call, server: Server) -> None:
     assert len(server.seen) == 3
 
 
+def test_a_step_that_died_is_waited_for(call: Call, server: Server) -> None:
+    server.script = [Refusal("INTERNAL", "Stub process 'codetr_detector_0_0' is not healthy."), BUSY]
+    assert len(call("detect", b"a", url=server.url, retries=2)) == 1
+
+
 def test_as_often_as_was_asked_for(call: Call, server: Server) -> None:
     server.script = [BUSY] * 5
     with pytest.raises(errors.ServerBusyError):
