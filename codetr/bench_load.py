@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from codetr.access import URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, ServerName, access
 from codetr.shown import say
 from serving.contract import ENSEMBLE
 
@@ -15,8 +16,10 @@ def bench_load(
     output: Annotated[Path, typer.Option(help="Folder for report, results.json and CSV files.")] = Path(
         "runs/bench/load"
     ),
-    url: Annotated[str | None, typer.Option(help="host:port; Triton's port on this machine if not given.")] = None,
-    protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
+    url: Annotated[str | None, typer.Option(help=URL_HELP)] = None,
+    protocol: Annotated[
+        Literal["grpc", "http"] | None, typer.Option(help="How to talk to the server; the url's, else grpc.")
+    ] = None,
     arrival: Annotated[
         Literal["closed", "constant-rate"],
         typer.Option(help="Users who wait for their answers, or requests that arrive at random regardless."),
@@ -43,13 +46,17 @@ def bench_load(
         int | None, typer.Option(help="Whose memory to sample; what listens at --url here if not given.")
     ] = None,
     baseline: Annotated[Path | None, typer.Option(help="results.json of an earlier run to compare with.")] = None,
+    header_file: HeaderFile = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
     web: Annotated[bool, typer.Option("--web", help="Open locust's page on port 8089 instead of starting.")] = False,
     locust_options: Annotated[
         list[str] | None, typer.Argument(help="Options for locust behind `--`, such as --master or --worker.")
     ] = None,
 ) -> None:
     """Put a running server under load with locust; exit status 1 if a limit is broken."""
-    from codetr_client.wire import endpoint
     from perf.load.config import LoadConfig
     from perf.load.limits import SOAK_MAX_GROWTH_MB
     from perf.load.run import run
@@ -60,9 +67,11 @@ def bench_load(
         max_memory_growth_mb = SOAK_MAX_GROWTH_MB
     elif max_memory_growth_mb is not None and max_memory_growth_mb < 0:
         max_memory_growth_mb = None
+    reach = access(header_file, ca_file, certificate_file, key_file, server_name)
+    endpoint = reach.endpoint(url, protocol, timeout, model)
     config = LoadConfig(
-        url=endpoint(url, protocol, timeout, model).address,
-        protocol=protocol,
+        url=endpoint.url,
+        protocol=endpoint.protocol,
         model=model,
         timeout=timeout,
         arrival=arrival,
@@ -79,6 +88,7 @@ def bench_load(
         baseline=str(baseline) if baseline else None,
         output=str(output),
         command=command_line(),
+        access=reach,
     )
     options = locust_options or []
     check_output(output)

@@ -74,6 +74,8 @@ def bench_server(
     earlier = load_record(baseline, "server") if baseline else None
     installation = find()
     with Connection(url, protocol, ensemble=model) as connection:
+        if connection.is_encrypted:
+            raise CodetrError(f"--url {url}: perf_analyzer is given no TLS here; name the server's own, plain address")
         configs = connection.model_configs(plan.models)
         bench = server.ServerBench(installation, connection, metrics_url, configs, plan.picture_sizes, output)
         with reporting(output, lambda record: write_server_report(record, output, earlier)):

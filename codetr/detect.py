@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.labels import read_class_names
 from codetr.shown import line, new_console, progress_bar, shown
 from serving.errors import CodetrError
@@ -27,8 +29,10 @@ MAX_IMAGES_IN_FULL = 5
 def detect(
     images: Annotated[list[str], typer.Argument(help="Files, folders or globs.", metavar="IMAGE...")],
     output: Annotated[Path, typer.Option(help="Folder for the annotated pictures and detections.json.")],
-    url: Annotated[str | None, typer.Option(help="host:port; Triton's port on this machine if not given.")] = None,
-    protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
+    url: Annotated[str | None, typer.Option(help=URL_HELP)] = None,
+    protocol: Annotated[
+        Literal["grpc", "http"] | None, typer.Option(help="How to talk to the server; the url's, else grpc.")
+    ] = None,
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score shown.")] = 0.3,
     labels: Annotated[
         str | None,
@@ -36,20 +40,27 @@ def detect(
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 60.0,
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = "codetr",
+    retries: Retries = RETRIES,
+    header_file: HeaderFile = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
 ) -> None:
     """Detect objects in pictures with a running server."""
-    from codetr_client.client import CoDetrClient
     from codetr_client.files import RESULTS_NAME, detect_files, find_images
     from codetr_client.outputs import check_folder
 
     check_folder(output)
     paths = find_images(images)
     console = new_console()
+    reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
+    with replace(reach, retries=0).client(url, protocol, timeout, (), model) as first:
+        first.check()  # a server that is away is said to be so at once
     with (
-        CoDetrClient(url, protocol, timeout, read_labels(labels), model) as client,
+        reach.client(url, protocol, timeout, read_labels(labels), model) as client,
         progress_bar(console) as progress,
     ):
-        client.check()
         task = progress.add_task("detecting", total=len(paths))
         results = detect_files(client, paths, output, score_threshold, lambda result: progress.advance(task))
     console.print(results_table(results))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from builder.precision import PRECISIONS
+from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
 from codetr.shown import line, new_console, progress_bar, shown
 from serving.errors import CodetrError
@@ -34,8 +35,10 @@ def evaluate(
     against: Annotated[
         Literal["pytorch"] | None, typer.Option(help="Compare with the PyTorch detector of --variant and --weights.")
     ] = None,
-    url: Annotated[str | None, typer.Option(help="host:port; Triton's port on this machine if not given.")] = None,
-    protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
+    url: Annotated[str | None, typer.Option(help=URL_HELP)] = None,
+    protocol: Annotated[
+        Literal["grpc", "http"] | None, typer.Option(help="How to talk to the server; the url's, else grpc.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Images under way at a time.")] = 4,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 60.0,
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server or in --repository.")] = "codetr",
@@ -54,6 +57,12 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     skip_missing: Annotated[bool, typer.Option(help="Leave out images that are not in --images.")] = False,
+    retries: Retries = RETRIES,
+    header_file: HeaderFile = None,
+    ca_file: CaFile = None,
+    certificate_file: CertificateFile = None,
+    key_file: KeyFile = None,
+    server_name: ServerName = None,
 ) -> None:
     """Measure COCO accuracy; killed and started again, it goes on where it was."""
     from perf.accuracy.agreement import draw_worst
@@ -80,9 +89,10 @@ def evaluate(
     if source == "server":
         from codetr.detect import read_labels
 
-        make, names = open_server(url, protocol, timeout, read_labels(labels), model)
+        reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
+        make, names = open_server(url, protocol, timeout, read_labels(labels), model, reach)
         if built is None and (against is not None or given is not None):
-            pytorch.setup = server_setup(url, protocol, timeout, model)
+            pytorch.setup = server_setup(url, protocol, timeout, model, reach)
         name = f"server {model}"
     elif source == "onnx":
         if repository is None:

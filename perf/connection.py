@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codetr_client import wire
+from codetr_client import client, wire
+from codetr_client.deadline import Deadline
+from codetr_client.steps import Calls
+from codetr_client.wire import Ask
+from perf.access import Access
 from serving import contract
 from serving.runtime import statistics_headers
+
+PLAIN = Access()
 
 
 class Connection:
@@ -19,11 +24,17 @@ class Connection:
     """
 
     def __init__(
-        self, url: str | None, protocol: wire.Protocol, timeout: float = 30.0, ensemble: str = contract.ENSEMBLE
+        self,
+        url: str | None,
+        protocol: wire.Protocol | None,
+        timeout: float = 30.0,
+        ensemble: str = contract.ENSEMBLE,
+        access: Access = PLAIN,
     ) -> None:
         self.ensemble = ensemble
-        self._endpoint = wire.endpoint(url, protocol, timeout, ensemble)
-        self._triton: Any = self._endpoint.library().InferenceServerClient(self._endpoint.address)
+        self._endpoint = access.endpoint(url, protocol, timeout, ensemble)
+        self._calls = Calls(self._endpoint, ())
+        self._connection = client.Connection(self._endpoint)
 
     @property
     def address(self) -> str:
@@ -35,11 +46,16 @@ class Connection:
         """How it is spoken to."""
         return self._endpoint.protocol
 
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether it is spoken to over TLS."""
+        return self._endpoint.tls is not None
+
     def __enter__(self) -> Connection:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._triton.close()
+        self._connection.close()
 
     def model_configs(self, models: Sequence[str]) -> dict[str, Any]:
         """Return Triton's configuration of each model of the contract.
@@ -50,17 +66,15 @@ class Connection:
         configs = {}
         for model in models:
             served = self.served_name(model)
-            with self._asking_about(served) as endpoint:
-                answer = self._triton.get_model_config(served, **endpoint.config_options)
+            self._connection.run(self._calls.ready(served, {}, self._deadline()))
+            answer = self._ask(Ask("config", served))
             configs[model] = answer.get("config", answer)
         return configs
 
     def statistics(self) -> dict[str, Any]:
         """Return Triton's statistics of the ensemble's models since the server's start, as JSON."""
-        with self._endpoint.typed_errors():
-            answer: dict[str, Any] = self._triton.get_inference_statistics(
-                headers=statistics_headers(self.address, self.protocol), **self._endpoint.config_options
-            )
+        shut = statistics_headers(self._endpoint.authority, self.protocol)
+        answer = self._ask(Ask("statistics", self.ensemble), shut)
         names = {self.served_name(model): model for model in contract.contract(1, 1)}
         known = [stats for stats in answer.get("model_stats", []) if stats["name"] in names]
         return {"model_stats": [{**stats, "name": names[stats["name"]]} for stats in known]}
@@ -69,11 +83,9 @@ class Connection:
         """Return what a model of the contract is called on this server."""
         return contract.model_name(model, self.ensemble)
 
-    @contextlib.contextmanager
-    def _asking_about(self, model: str) -> Iterator[wire.Endpoint]:
-        endpoint = wire.endpoint(self.address, self.protocol, self._endpoint.timeout, model)
-        with endpoint.typed_errors():
-            if not self._triton.is_model_ready(model, **endpoint.call_options):
-                self._triton.get_model_metadata(model, **endpoint.call_options)
-                raise endpoint.not_ready()
-            yield endpoint
+    def _ask(self, ask: Ask, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+        answer: dict[str, Any] = self._connection.run(self._calls.ask(ask, headers or {}, self._deadline()))
+        return answer
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._endpoint.timeout)

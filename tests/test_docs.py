@@ -37,6 +37,7 @@ REASONS = {
     "needs Docker",
     "needs published weights",
     "needs TensorRT",
+    "needs a server with TLS",
     "needs a config and a checkpoint of yours",
     "needs certificates of yours",
     "sets up an environment",

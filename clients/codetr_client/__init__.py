@@ -12,32 +12,44 @@ if TYPE_CHECKING:
     from codetr_client.detections import Detections
     from codetr_client.drawing import draw
     from codetr_client.errors import (
+        ClientStateError,
         CodetrError,
         InvalidImageError,
         ModelNotFoundError,
         ModelNotReadyError,
+        RequestDeniedError,
         RequestRefusedError,
+        ServerAnswerError,
         ServerBusyError,
         ServerFaultError,
+        ServerProtocolError,
         ServerTimeoutError,
+        ServerTlsError,
         ServerUnreachableError,
         ServiceError,
     )
+    from codetr_client.options import Tls
 
 __all__ = [
     "AsyncCoDetrClient",
+    "ClientStateError",
     "CoDetrClient",
     "CodetrError",
     "Detections",
     "InvalidImageError",
     "ModelNotFoundError",
     "ModelNotReadyError",
+    "RequestDeniedError",
     "RequestRefusedError",
+    "ServerAnswerError",
     "ServerBusyError",
     "ServerFaultError",
+    "ServerProtocolError",
     "ServerTimeoutError",
+    "ServerTlsError",
     "ServerUnreachableError",
     "ServiceError",
+    "Tls",
     "coco_class_names",
     "draw",
 ]
@@ -46,6 +58,7 @@ _MODULES = {
     "AsyncCoDetrClient": "aio",
     "CoDetrClient": "client",
     "Detections": "detections",
+    "Tls": "options",
     "coco_class_names": "contract",
     "draw": "drawing",
 }

@@ -1,7 +1,8 @@
 """What the service promises its clients: the ensemble's name, its tensors, its padding rows, COCO's class names.
 
 The ensemble's configuration has a parameter `class_names`, a JSON list in label order. A request may have a parameter
-`score_threshold`, the lowest score it wants to see. Nothing here imports more than the standard library.
+`score_threshold`, the lowest score it wants to see, and `deadline_unix_ms`, when its client stops waiting. Nothing here
+imports more than the standard library.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ MAX_DETECTIONS = 300
 PADDING_BOX = 0.0
 PADDING_SCORE = 0.0
 PADDING_LABEL = -1
+
+# A request's parameter: Unix time in milliseconds after which its client no longer listens.
+DEADLINE_PARAMETER = "deadline_unix_ms"
+# What a server's refusal of a request says, among other words, if that time was over before it was computed.
+DEADLINE_PASSED = "deadline passed"
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,40 @@ class InvalidImageError(CodetrError):
     """An image that cannot be read; in the server the request, and only it, is answered `INVALID_ARG`."""
 
 
+class ClientStateError(CodetrError):
+    """A client that cannot be used here: it is closed, or of another event loop or process."""
+
+
 class ServiceError(CodetrError):
     """A request that got no detections."""
 
 
 class ServerUnreachableError(ServiceError):
-    """Nothing that speaks the protocol answers at the address."""
+    """Nothing answers at the address, or the connection broke off; the message says which."""
+
+
+class ServerProtocolError(ServerUnreachableError):
+    """Something answers at the address that is not what the client asks for: another protocol, or another service."""
+
+
+class ServerTlsError(ServerUnreachableError):
+    """No encrypted connection came about: the certificate, its CA, its name, the client's own, or no TLS there."""
 
 
 class ServerTimeoutError(ServiceError):
-    """The answer did not come within the client's timeout; the server may still be working on it."""
+    """The answer did not come within the client's time limit."""
 
 
 class ServerBusyError(ServiceError):
     """The server turned the request away: its queue is full, or the request waited there for too long."""
+
+
+class ServerAnswerError(ServiceError):
+    """The answer is not what the service promises; the message says what is wrong with it."""
+
+
+class RequestDeniedError(ServiceError):
+    """The server or a proxy in front of it wants credentials, or others than the client's."""
 
 
 class ModelNotFoundError(ServiceError):

@@ -1,144 +1,169 @@
-"""What the client and its asyncio twin share: addresses, requests, answers and errors. Nothing here waits."""
+"""What both clients and both protocols share: addresses, questions, answers. Nothing here waits."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import importlib
+import ipaddress
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, get_args
+from urllib.parse import urlsplit
 
 import numpy as np
+import numpy.typing as npt
 
 from codetr_client import contract, errors
 from codetr_client.detections import Detections
 from codetr_client.errors import CodetrError
-from codetr_client.threshold import check_threshold
+from codetr_client.options import DEFAULT_TIMEOUT, Options, Tls
+
+__all__ = ["DEFAULT_PORTS", "DEFAULT_TIMEOUT", "Ask", "ClassNames", "Endpoint", "Protocol", "endpoint"]
 
 Protocol = Literal["grpc", "http"]
 # Class names to use: COCO's 80, a list in label order, or None for what the server's configuration says.
 ClassNames = Literal["coco"] | Sequence[str] | None
+# An answer's tensors by name.
+Tensors: TypeAlias = dict[str, npt.NDArray[Any]]
 
 DEFAULT_PORTS: dict[Protocol, int] = {"grpc": 8001, "http": 8000}
-DEFAULT_TIMEOUT = 60.0  # seconds, as tritonclient's own
+METRICS_PORT = 8002
+# Schemes: protocol, whether encrypted, and the port where the url has none.
+SCHEMES: dict[str, tuple[Protocol, bool, int | None]] = {
+    "grpc": ("grpc", False, None),
+    "grpcs": ("grpc", True, 443),
+    "http": ("http", False, 80),
+    "https": ("http", True, 443),
+}
+DTYPES = {"FP32": np.float32, "INT32": np.int32, "UINT8": np.uint8}
+# A server that answers more than this does not answer what was asked; a batch of 128 images takes 1 MB.
+MAX_ANSWER_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question to a server.
+
+    what: "infer", "ready", "metadata", "config" of a model; "statistics" of all.
+    payloads: encoded images of "infer".
+    parameters: of the request.
+    """
+
+    what: Literal["infer", "ready", "metadata", "config", "statistics"]
+    model: str
+    payloads: tuple[bytes, ...] = field(default=(), repr=False)
+    parameters: Mapping[str, float | int] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model on a server and how to reach it; `timeout` in seconds bounds every call."""
+    """A model on a server and how to reach it."""
 
-    address: str
+    host: str
+    port: int
     protocol: Protocol
-    timeout: float
     model: str
+    options: Options
+    prefix: str = ""  # of every path over HTTP, without a slash at its end
 
     @property
-    def call_options(self) -> dict[str, Any]:
-        """What every call needs: gRPC bounds the time of a call, HTTP that of the connection."""
-        return {"client_timeout": self.timeout} if self.protocol == "grpc" else {}
+    def authority(self) -> str:
+        """Return `host:port`, with brackets around an IPv6 address."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
-    def config_options(self) -> dict[str, Any]:
-        """What asking for a model's configuration needs, so that both protocols answer a dictionary."""
-        return {"as_json": True, **self.call_options} if self.protocol == "grpc" else {}
+    def address(self) -> str:
+        """Return `host:port`, and the path prefix if there is one."""
+        return self.authority + self.prefix
 
-    def library(self, name: str = "") -> Any:
-        """Return tritonclient's module for the protocol, or its submodule `name`."""
-        module = ".".join(filter(None, ("tritonclient", self.protocol, name)))
+    @property
+    def url(self) -> str:
+        """Return what leads here: the address, with its scheme where the connection is encrypted."""
+        return self.address if self.tls is None else f"{self.protocol}s://{self.address}"
+
+    @property
+    def timeout(self) -> float:
+        """Return the seconds of one call."""
+        return self.options.timeout
+
+    @property
+    def tls(self) -> Tls | None:
+        """Return how the connection is encrypted, if it is."""
+        return self.options.tls
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the address is this machine's own."""
+        if self.host.lower().rstrip(".").endswith("localhost"):
+            return True
         try:
-            return importlib.import_module(module)
-        except ImportError as error:
-            raise CodetrError(f"{module} is missing ({error}): pip install 'tritonclient[grpc,http]'") from error
+            return ipaddress.ip_address(self.host.partition("%")[0]).is_loopback
+        except ValueError:
+            return False
 
-    def request(self, payloads: Sequence[bytes], score_threshold: float | None) -> dict[str, Any]:
-        """Return the arguments of tritonclient's `infer` for one request with one encoded image a payload."""
-        image = self.library().InferInput("image", [len(payloads), 1], "BYTES")
-        image.set_data_from_numpy(np.array(payloads, dtype=object).reshape(-1, 1))
-        parameters = None if score_threshold is None else {"score_threshold": check_threshold(score_threshold)}
-        return {"model_name": self.model, "inputs": [image], "parameters": parameters, **self.call_options}
-
-    @contextlib.contextmanager
-    def typed_errors(self) -> Iterator[None]:
-        """Turn what tritonclient and its transports raise into the exceptions of `codetr_client.errors`."""
-        try:
-            yield
-        except (CodetrError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            typed = self._typed(error)
-            if typed is None:
-                raise
-            raise typed from error
-
-    def not_ready(self) -> errors.ModelNotReadyError:
+    def not_ready(self, model: str) -> errors.ModelNotReadyError:
         """Return the error of a model that the server knows but cannot run."""
         return errors.ModelNotReadyError(
-            f"model '{self.model}' at {self.address} is not ready: it is loading or failed to load; "
+            f"model '{model}' at {self.address} is not ready: it is loading or failed to load; "
             "the server's log says which"
         )
 
-    def _typed(self, error: Exception) -> errors.ServiceError | None:
-        from tritonclient.utils import InferenceServerException
 
-        if isinstance(error, InferenceServerException):
-            return self._from_server(str(error.status()).removeprefix("StatusCode."), error.message() or "")
-        # asyncio's is a class of its own before Python 3.11
-        if isinstance(error, TimeoutError | asyncio.TimeoutError):
-            return self._timed_out()
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("aiohttp", "geventhttpclient"):
-            return self._unreachable(str(error))
-        # geventhttpclient's parser names its module without its package
-        return self._unreachable("it does not speak HTTP") if type(error).__name__ == "HTTPParseError" else None
+def endpoint(
+    url: str | None,
+    protocol: Protocol | None,
+    timeout: float,
+    model: str,
+    headers: Mapping[str, str] | None = None,
+    tls: Tls | None = None,
+    retries: int = 0,
+    keepalive: float | None = None,
+) -> Endpoint:
+    """Return the checked endpoint.
 
-    def _from_server(self, status: str, message: str) -> errors.ServiceError:
-        message = re.sub(r"^\[request id: [^\]]*\] ", "", message)
-        if "has no available versions" in message:
-            return self.not_ready()
-        if status in ("NOT_FOUND", "404"):
-            return errors.ModelNotFoundError(f"no model '{self.model}' at {self.address}: {message}")
-        if status == "DEADLINE_EXCEEDED":
-            return self._timed_out()
-        if status in ("INVALID_ARGUMENT", "400"):
-            return errors.RequestRefusedError(message)
-        return self._unavailable(status, message)
+    url: `host:port`, or with a scheme (`grpc`, `grpcs`, `http`, `https`) and, over HTTP, a path prefix; without it
+        the server is Triton's port on this machine.
+    protocol: "grpc" or "http"; None for that of the url's scheme, or gRPC.
 
-    def _unavailable(self, status: str, message: str) -> errors.ServiceError:
-        # gRPC gives one status to a full queue and to a connection that failed.
-        if re.search(r"maximum queue size|timeout expired", message, re.IGNORECASE):
-            return errors.ServerBusyError(f"{self.address} turned the request away: {message}")
-        if status == "UNAVAILABLE" and "restricted" not in message:
-            return self._unreachable(message)
-        return errors.ServerFaultError(message)
-
-    def _unreachable(self, reason: str) -> errors.ServerUnreachableError:
-        # gRPC's text lists every address it tried; its last clause is the reason.
-        reason = re.sub(r"^[A-Z_]+: ", "", " ".join(reason.split()).split("last error: ")[-1])
-        return errors.ServerUnreachableError(
-            f"no server answers {self.protocol} at {self.address}: {reason}; `codetr serve` starts one"
-        )
-
-    def _timed_out(self) -> errors.ServerTimeoutError:
-        return errors.ServerTimeoutError(f"no answer from {self.address} within {self.timeout:g} s")
-
-
-def endpoint(url: str | None, protocol: Protocol, timeout: float, model: str) -> Endpoint:
-    """Return the checked endpoint; `url` is `host:port`, and without it the server is Triton's port on this machine.
-
-    Raises CodetrError for a protocol, an address or a timeout that cannot be.
+    Raises CodetrError for a protocol, an address or an option that cannot be.
     """
-    if protocol not in get_args(Protocol):
+    if protocol is not None and protocol not in get_args(Protocol):
         raise CodetrError(f"protocol {protocol!r}: expected 'grpc' or 'http'")
-    if not timeout > 0:
-        raise CodetrError(f"timeout {timeout!r}: expected seconds above 0")
-    address = (url or f"localhost:{DEFAULT_PORTS[protocol]}").removeprefix(f"{protocol}://").rstrip("/")
-    if "://" in address or not re.search(r":\d+", address):
-        raise CodetrError(
-            f"url {url!r}: expected host:port, such as localhost:{DEFAULT_PORTS[protocol]} for {protocol}"
-        )
-    return Endpoint(address, protocol, timeout, model)
+    scheme, host, port, prefix = _parts(url, protocol)
+    spoken, encrypted, _ = SCHEMES.get(scheme, (protocol or "grpc", tls is not None, None))
+    if protocol not in (None, spoken):
+        raise CodetrError(f"url {url!r} is one of {spoken}, but protocol is {protocol!r}; leave one of them out")
+    if tls is not None and not encrypted:
+        raise CodetrError(f"url {url!r} is not encrypted, but tls is given; expected {scheme}s://")
+    if prefix and spoken == "grpc":
+        raise CodetrError(f"url {url!r}: gRPC has no path prefix; expected {host}:{port}")
+    options = Options(timeout, headers or {}, tls or (Tls() if encrypted else None), retries, keepalive)
+    if options.tls is not None:
+        options.tls.context()  # a file at fault is an error now, not at the first call
+    return Endpoint(host, port, spoken, model, options, prefix)
+
+
+def _parts(url: str | None, protocol: Protocol | None) -> tuple[str, str, int, str]:
+    """Return scheme ("" if there is none), host, port and path prefix of an address."""
+    usual = DEFAULT_PORTS[protocol or "grpc"]
+    if url is None or url == "":
+        return "", "localhost", usual, ""
+    expected = f"expected host:port, such as localhost:{usual} for {protocol or 'grpc'}"
+    scheme, separator, rest = url.rpartition("://")
+    if "@" in rest:  # not shown: it may hold a password
+        raise CodetrError("url with a user: expected host:port; credentials travel in headers")
+    if (separator and scheme not in SCHEMES) or re.search(r"[^!-~]|[?#\\<>\"]", rest):
+        raise CodetrError(f"url {url!r}: {expected}")
+    try:
+        parsed = urlsplit(f"//{rest}")
+        host, port = parsed.hostname or "", parsed.port
+    except ValueError:
+        host, port = "", None
+    port = port if port is not None else SCHEMES.get(scheme, ("grpc", False, None))[2]
+    # two colons outside brackets: an IPv6 address whose end would be read as a port
+    if not host or not port or parsed.netloc.rpartition("]")[2].count(":") > 1:
+        raise CodetrError(f"url {url!r}: {expected}")
+    return scheme, host, port, parsed.path.rstrip("/")
 
 
 def known_names(class_names: ClassNames) -> tuple[str, ...] | None:
@@ -150,26 +175,65 @@ def known_names(class_names: ClassNames) -> tuple[str, ...] | None:
 
 def names_from_config(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
     """Return the class names in an ensemble's configuration (parameter `class_names`, JSON); () if it has none."""
-    parameters = config.get("config", config).get("parameters", {})
-    text = parameters.get("class_names", {}).get("string_value", "[]")
+    try:
+        parameters = config.get("config", config).get("parameters", {})
+        text = parameters.get("class_names", {}).get("string_value", "[]")
+    except AttributeError as error:
+        raise errors.ServerAnswerError(f"the configuration of model '{model}' is none of Triton's") from error
     try:
         names = json.loads(text)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise CodetrError(f"parameter class_names of model '{model}' is not JSON: {text!r}") from error
+    if not isinstance(names, list):
+        raise CodetrError(f"parameter class_names of model '{model}': expected a JSON list, got {text!r}")
     return tuple(str(name) for name in names)
 
 
-def names_without_config(error: errors.ServiceError) -> tuple[str, ...]:
-    """Return no names where the server's operator restricted that endpoint; any other error is raised again."""
-    if isinstance(error, errors.ServerFaultError) and "restricted" in str(error):
-        return ()
-    raise error
+def read_detections(tensors: Tensors, images: int, names: Sequence[str]) -> list[Detections]:
+    """Return the detections of every image of an answer, without the padding rows.
 
-
-def read_detections(result: Any, names: Sequence[str]) -> list[Detections]:
-    """Return the detections of every image of an answer, without the padding rows."""
-    boxes, scores, labels, counts = (result.as_numpy(tensor.name) for tensor in contract.ensemble().outputs)
+    Raises ServerAnswerError for tensors that are not those of the contract.
+    """
+    boxes, scores, labels, counts = (
+        _checked(tensors, tensor, images) for tensor in contract.ensemble(_rows(tensors)).outputs
+    )
+    if not ((counts >= 0) & (counts <= boxes.shape[1])).all():
+        raise errors.ServerAnswerError(f"num_detections: expected 0 to {boxes.shape[1]}, got {counts.ravel().tolist()}")
     return [
         Detections.named(boxes[image, :count].copy(), scores[image, :count].copy(), labels[image, :count].copy(), names)
         for image, count in enumerate(counts[:, 0].tolist())
     ]
+
+
+def _rows(tensors: Tensors) -> int:
+    boxes = tensors.get("boxes")
+    return contract.MAX_DETECTIONS if boxes is None or boxes.ndim != 3 else boxes.shape[1]
+
+
+def _checked(tensors: Tensors, expected: contract.Tensor, images: int) -> npt.NDArray[Any]:
+    shape = (images, *expected.dims)
+    found = tensors.get(expected.name)
+    if found is None:
+        raise errors.ServerAnswerError(
+            f"no output {expected.name} in the answer, which has {', '.join(sorted(tensors)) or 'none'}; "
+            "is the model an ensemble of `codetr build`?"
+        )
+    if found.shape != shape or found.dtype != DTYPES[expected.dtype]:
+        raise errors.ServerAnswerError(
+            f"output {expected.name}: expected {expected.dtype} {list(shape)}, got {found.dtype} {list(found.shape)}"
+        )
+    return found
+
+
+def tensor_from_bytes(name: str, datatype: str, shape: Sequence[int], content: bytes) -> npt.NDArray[Any]:
+    """Return an output's array; raises ServerAnswerError for a type, a shape or a length that cannot be."""
+    dtype = DTYPES.get(datatype)
+    if dtype is None:
+        raise errors.ServerAnswerError(f"output {name}: expected one of {', '.join(DTYPES)}, got {datatype!r}")
+    sides = [int(side) for side in shape]
+    count = 1
+    for side in sides:
+        count *= side  # NumPy's product would overflow
+    if min(sides, default=1) < 0 or count * np.dtype(dtype).itemsize != len(content):
+        raise errors.ServerAnswerError(f"output {name}: {datatype} {sides} does not fit its {len(content)} bytes")
+    return np.frombuffer(content, dtype).reshape(sides)

@@ -13,6 +13,8 @@ from builder.pipeline.served import served
 from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
 from codetr_client.wire import ClassNames, Protocol
+from perf.access import Access
+from perf.connection import PLAIN, Connection
 from serving.contract import POSTPROCESS, PREPROCESS
 from serving.errors import CodetrError
 from serving.postprocess import PostprocessSettings
@@ -42,24 +44,29 @@ def server_detect(client: CoDetrClient) -> Detect:
 
 
 def open_server(
-    url: str | None, protocol: Protocol, timeout: float, labels: ClassNames, model: str
+    url: str | None,
+    protocol: Protocol | None,
+    timeout: float,
+    labels: ClassNames,
+    model: str,
+    access: Access = PLAIN,
 ) -> tuple[Callable[[], Detect], tuple[str, ...]]:
     """Return a maker of `Detect`s, one for each thread, and the class names, of a server that answers now."""
-    with CoDetrClient(url, protocol, timeout, labels, model) as client:
-        client.check()
+    with replace(access, retries=0).client(url, protocol, timeout, labels, model) as client:
+        client.check()  # a server that is away is said to be so at once
         names = client.class_names()
-    return lambda: server_detect(CoDetrClient(url, protocol, timeout, names or None, model)), names
+    return lambda: server_detect(access.client(url, protocol, timeout, names or None, model)), names
 
 
-def server_setup(url: str | None, protocol: Protocol, timeout: float, model: str) -> Setup:
+def server_setup(
+    url: str | None, protocol: Protocol | None, timeout: float, model: str, access: Access = PLAIN
+) -> Setup:
     """Return how a server's ensemble `model` is set up, from its configuration.
 
     Raises:
         CodetrError: the server does not tell, or is away.
     """
-    from perf.connection import Connection
-
-    with Connection(url, protocol, timeout, model) as connection:
+    with Connection(url, protocol, timeout, model, access) as connection:
         configs = connection.model_configs([PREPROCESS, POSTPROCESS])
     height, width, _ = output_dims(configs[PREPROCESS], "images")
     settings = parse_settings(PostprocessSettings, configs[POSTPROCESS])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from perf.access import Access
 from perf.load.shapes import Profile, Shape
 from serving import contract
 
@@ -25,7 +26,7 @@ class LoadConfig:
     does, so a slow answer delays nobody else's request. The run ends after `requests` requests if given, else after
     `seconds`. Limits decide the exit status; None: no limit. server_pid: whose memory to sample; None: that of the
     process which listens at `url`, if it is of this machine. baseline: results.json of an earlier run. command: what
-    the report names as its command.
+    the report names as its command. access: credentials and certificates.
     """
 
     url: str
@@ -47,6 +48,7 @@ class LoadConfig:
     baseline: str | None = None
     output: str = "runs/bench/load"
     command: str = ""
+    access: Access = field(default_factory=Access)
 
     @property
     def profile(self) -> Profile:
@@ -70,4 +72,4 @@ class LoadConfig:
 def from_environment(environment: Mapping[str, str] = os.environ) -> LoadConfig:
     """Return the settings that `LoadConfig.environment` carried here."""
     values: dict[str, Any] = json.loads(environment[VARIABLE])
-    return LoadConfig(**values)
+    return LoadConfig(**{**values, "access": Access(**values["access"])})

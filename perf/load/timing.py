@@ -42,7 +42,7 @@ class Fire(Protocol):
 
 
 class ClientPool:
-    """Clients for requests that may overlap: an HTTP client carries one request at a time."""
+    """Clients for requests that may overlap: each has a connection to itself."""
 
     def __init__(self, connect: Callable[[], CoDetrClient]) -> None:
         self._connect = connect
@@ -72,7 +72,7 @@ class ClientPool:
 
 def connect(config: LoadConfig) -> CoDetrClient:
     """Return a client that asks nothing but detections of the server."""
-    return CoDetrClient(config.url, config.protocol, config.timeout, class_names=(), model=config.model)
+    return config.access.client(config.url, config.protocol, config.timeout, (), config.model)
 
 
 def send(pool: ClientPool, shot: Shot, protocol: str, fire: Fire) -> None:

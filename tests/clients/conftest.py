@@ -1,99 +1,94 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import types
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import pytest
-import tritonclient.grpc
 
-from codetr_client import wire
+from codetr_client.aio import AsyncCoDetrClient
+from codetr_client.client import CoDetrClient
+from tests.clients import fakes
 
+# Seconds after which a call that should long have ended is a hang.
+HANGS = 60.0
 
-class StubAnswer:
-    """An answer of two images: one detection (label 1) in the first, two (labels 0 and 7) in the second."""
-
-    def __init__(self, images: int) -> None:
-        boxes = np.zeros((images, 4, 4), np.float32)
-        scores = np.zeros((images, 4), np.float32)
-        labels = np.full((images, 4), -1, np.int32)
-        counts = np.zeros((images, 1), np.int32)
-        for image in range(images):
-            counts[image] = image + 1
-            boxes[image, : image + 1] = [1, 2, 30, 40]
-            scores[image, : image + 1] = 0.5
-            labels[image, : image + 1] = [[1], [0, 7]][image]
-        self._tensors = {"boxes": boxes, "scores": scores, "labels": labels, "num_detections": counts}
-
-    def as_numpy(self, name: str) -> np.ndarray:
-        return self._tensors[name]
+# Runs one call of the synchronous client or of its asyncio twin: both must do the same.
+Call = Callable[..., Any]
 
 
-class StubServer:
-    """What tritonclient's connection offers, without a server; `error` is raised by the next call."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-        self.ready = True
-        self.requests: list[dict[str, Any]] = []
-        self.config: dict[str, Any] | Exception = {
-            "config": {"parameters": {"class_names": {"string_value": '["cat", "dog"]'}}}
-        }
-        self.config_calls = 0
-
-    def infer(self, **request: Any) -> StubAnswer:
-        self.requests.append(request)
-        self._fail()
-        return StubAnswer(request["inputs"][0].shape()[0])
-
-    def is_model_ready(self, model: str, **options: Any) -> bool:
-        self._fail()
-        return self.ready
-
-    def get_model_metadata(self, model: str, **options: Any) -> None:
-        pass
-
-    def get_model_config(self, model: str, **options: Any) -> dict[str, Any]:
-        self.config_calls += 1
-        if isinstance(self.config, Exception):
-            raise self.config
-        return self.config
-
-    def close(self) -> None:
-        pass
-
-    def _fail(self) -> None:
-        if self.error:
-            raise self.error
+def call_now(method: str, *args: Any, **options: Any) -> Any:
+    with CoDetrClient(**options) as client:
+        return getattr(client, method)(*args)
 
 
-class AwaitableStub:
-    """The same for asyncio: every method is a coroutine."""
+def call_awaited(method: str, *args: Any, **options: Any) -> Any:
+    async def run() -> Any:
+        async with AsyncCoDetrClient(**options) as client:
+            return await getattr(client, method)(*args)
 
-    def __init__(self, server: StubServer) -> None:
-        self._server = server
+    return asyncio.run(run())
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._server, name)
 
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            await asyncio.sleep(0)  # as every real call, it lets others run
-            return method(*args, **kwargs)
+@pytest.fixture(params=[call_now, call_awaited], ids=["sync", "asyncio"])
+def call(request: pytest.FixtureRequest) -> Call:
+    """A call that fails the test instead of hanging it."""
 
-        return call if inspect.ismethod(method) else method
+    def guarded(*args: Any, **options: Any) -> Any:
+        return within(HANGS, lambda: request.param(*args, **options))
+
+    return guarded
+
+
+def within(seconds: float, work: Callable[[], Any]) -> Any:
+    """Return what `work` returns or raise what it raises; fail if it does not end."""
+    ended: list[Any] = []
+
+    def run() -> None:
+        try:
+            ended.append((work(), None))
+        except BaseException as error:
+            ended.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert ended, f"it did not end within {seconds:g} s"
+    result, error = ended[0]
+    if error is not None:
+        raise error
+    return result
+
+
+@pytest.fixture(params=["grpc", "http"])
+def protocol(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+class Server(fakes.FakeTriton):
+    """A fake Triton on the protocol of the test."""
+
+    def __init__(self, protocol: str) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"{self.protocol}://127.0.0.1:{self.port}"
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> StubServer:
-    stub = StubServer()
+def server(protocol: str) -> Iterator[Server]:
+    triton = Server(protocol)
+    serve = fakes.grpc_server if protocol == "grpc" else fakes.http_server
+    with ExitStack() as stack:
+        triton.port = stack.enter_context(serve(triton))
+        yield triton
 
-    def library(endpoint: wire.Endpoint, name: str = "") -> Any:
-        connection = AwaitableStub(stub) if name == "aio" else stub
-        return types.SimpleNamespace(
-            InferInput=tritonclient.grpc.InferInput, InferenceServerClient=lambda address, **options: connection
-        )
 
-    monkeypatch.setattr(wire.Endpoint, "library", library)
-    return stub
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> fakes.Certificates:
+    return fakes.make_certificates(tmp_path_factory.mktemp("certificates"))

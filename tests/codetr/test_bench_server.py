@@ -21,6 +21,8 @@ from tests.perf.records import record, result
 
 
 class StubConnection:
+    is_encrypted = False
+
     def __init__(self, url: str | None, protocol: str, ensemble: str) -> None:
         self.address, self.protocol, self.ensemble = url, protocol, ensemble
 
@@ -97,3 +99,13 @@ def test_rates(text: str, expected: tuple[float, ...] | None) -> None:
 def test_wrong_rates_are_refused(text: str) -> None:
     with pytest.raises(CodetrError, match="expected numbers above 0"):
         parse_rates(text)
+
+
+def test_perf_analyzer_is_not_sent_to_an_encrypted_address(
+    plans: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StubConnection, "is_encrypted", True)
+    got = run_command("--output", tmp_path, "--url", "https://h:1")
+    assert isinstance(got.exception, CodetrError)
+    assert "--url https://h:1: perf_analyzer is given no TLS here" in str(got.exception)
+    assert not plans

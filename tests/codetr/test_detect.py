@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import codetr_client.client
+import perf.access
 from codetr import cli, detect
 from codetr_client.detections import Detections
 from codetr_client.errors import RequestRefusedError
+from codetr_client.options import Tls
 from serving.errors import CodetrError
 
 FOUND = Detections(
@@ -28,9 +29,11 @@ class StubClient:
     """Stands for `CoDetrClient`; remembers how it was built and asked."""
 
     seen: dict[str, Any]
+    checks = 0
 
-    def __init__(self, *arguments: Any) -> None:
-        StubClient.seen = {"arguments": arguments}
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        StubClient.seen = {"arguments": arguments, "options": options}
+        self.retries = options["retries"]
 
     def __enter__(self) -> StubClient:
         return self
@@ -39,7 +42,8 @@ class StubClient:
         pass
 
     def check(self) -> None:
-        StubClient.seen["checked"] = True
+        assert self.retries == 0, "a server that is away is an error at once"
+        StubClient.checks += 1
 
     def detect(self, image: bytes, score_threshold: float | None) -> Detections:
         StubClient.seen["score_threshold"] = score_threshold
@@ -50,7 +54,8 @@ class StubClient:
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(codetr_client.client, "CoDetrClient", StubClient)
+    monkeypatch.setattr(perf.access, "CoDetrClient", StubClient)
+    monkeypatch.setattr(StubClient, "checks", 0)
     Image.new("RGB", (64, 48)).save(tmp_path / "good.jpg")
     return tmp_path
 
@@ -60,13 +65,28 @@ def run(*arguments: object) -> Any:
 
 
 def test_options_reach_the_client(images: Path) -> None:
+    (images / "headers").write_text("Authorization: Bearer s3cret\n")
     result = run(
         images / "good.jpg", "--output", images / "out", "--url", "h:1", "--protocol", "http",
-        "--score-threshold", 0.6, "--labels", "coco", "--timeout", 5, "--model", "m",
+        "--score-threshold", 0.6, "--labels", "coco", "--timeout", 5, "--model", "m", "--retries", 7,
+        "--header-file", images / "headers", "--ca-file", "ca.pem", "--certificate-file", "c.pem",
+        "--key-file", "k.pem", "--server-name", "detector.example",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    seen = {"arguments": ("h:1", "http", 5.0, "coco", "m"), "checked": True, "score_threshold": 0.6}
-    assert StubClient.seen == seen
+    seen = {"arguments": ("h:1", "http", 5.0, "coco", "m"), "score_threshold": 0.6}
+    options = {
+        "headers": {"Authorization": "Bearer s3cret"},
+        "tls": Tls("ca.pem", "c.pem", "k.pem", "detector.example"),
+        "retries": 7,
+    }
+    assert StubClient.seen == {**seen, "options": options}
+    assert StubClient.checks == 1
+
+
+def test_without_options_the_client_is_a_plain_one_that_repeats_a_little(images: Path) -> None:
+    assert run(images / "good.jpg", "--output", images / "out").exit_code == 0
+    assert StubClient.seen["arguments"] == (None, None, 60.0, None, "codetr")
+    assert StubClient.seen["options"] == {"headers": {}, "tls": None, "retries": 8}
 
 
 def test_the_table_lists_the_best_first(images: Path) -> None:
