@@ -107,7 +107,7 @@ def _sniff(data: bytes, limits: ImageLimits) -> tuple[ImageFile.ImageFile, str]:
         raise InvalidImageError("the image is empty (0 bytes)")
     if len(data) > limits.max_bytes:
         raise InvalidImageError(f"the image has {len(data)} bytes, more than the limit of {limits.max_bytes}")
-    name = next((name for name, (magic, _) in _PLUGINS.items() if data.startswith(magic)), None)
+    name = sniff_format(data)
     if name is None or name not in limits.formats:
         raise InvalidImageError(
             f"expected a {', '.join(limits.formats)} image, got {name or 'bytes that begin with ' + repr(data[:8])}"
@@ -168,3 +168,17 @@ def _upright(pixels: Image8, orientation: int) -> Image8:
         upright = cv2.flip(upright, flip)
     result: Image8 = upright
     return result
+
+
+def sniff_format(data: bytes) -> str | None:
+    """Return the format that the first bytes name, of those that this module knows; nothing is decoded."""
+    return next((name for name, (magic, _) in _PLUGINS.items() if data.startswith(magic)), None)
+
+
+def claimed_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) in pixels that a header claims; None where it cannot be read. Nothing is decoded."""
+    name = sniff_format(data)
+    try:
+        return None if name is None else _PLUGINS[name][1](BytesIO(data)).size
+    except _PLUGIN_ERRORS:
+        return None
