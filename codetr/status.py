@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -101,10 +102,18 @@ def _heading(found: Status) -> Text:
 
 def _table(engine: EngineStatus, seconds: float | None) -> Table:
     about = ", ".join(f"{key} {value}" for key, value in engine.about.items())
-    span = "since the start" if seconds is None else f"over {seconds:.1f} s, dim: since the start"
-    table = Table(title=Text(f"{engine.name}: {about}" if about else engine.name), title_justify="left", caption=span)
-    table.add_column("model")
-    for name in ("images/s", "queue ms", "input ms", "infer ms", "output ms", "batch", "waiting", "requests", "failed"):
+    span = "since the start" if seconds is None else f"over {seconds:.1f} s (dim: since the start)"
+    table = Table(
+        title=Text(f"{engine.name}: {about}" if about else engine.name),
+        title_justify="left",
+        caption=f"times in ms, means {span}; answered and failed: since the start",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # it fits into 80 columns
+        pad_edge=False,
+    )
+    table.add_column("model", no_wrap=True)
+    for name in ("img/s", "queue", "input", "infer", "output", "batch", "waits", "answered", "failed"):
         table.add_column(name, justify="right")
     for model in engine.models:
         lately = model.lately if model.lately is not None and model.lately.requests else None

@@ -39,7 +39,7 @@ SERVER = Status(
 
 
 def printed(status: Status) -> str:
-    console = Console(width=160, highlight=False)
+    console = Console(width=80, highlight=False)
     with console.capture() as capture:
         console.print(shown(status))
     return capture.get()
@@ -50,8 +50,7 @@ def test_a_healthy_server() -> None:
     assert "triton 2.51.0 at localhost:8000: ready, every engine answers" in text
     assert "codetr: variant co_[demo], engine onnx" in text
     (row,) = [line for line in text.splitlines() if "codetr_detector" in line]
-    cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert cells == ["codetr_detector", "20.0", "1.25", "0.50", "30.75", "0.25", "2.0", "7", "99", "3"]
+    assert row.split() == ["codetr_detector", "20.0", "1.25", "0.50", "30.75", "0.25", "2.0", "7", "99", "3"]
     assert "refused images: 5 damaged, 1 empty" in text
     assert "GPU GPU-1, 50% busy, 1.0 of 4.0 GiB, 70 W" in text
     assert "something is not shown" in text
@@ -61,7 +60,7 @@ def test_an_idle_engine_shows_what_it_took_before() -> None:
     model = replace(SERVER.engines[0].models[0], since_start=replace(BUSY, queue_ms=9.5), lately=IDLE)
     text = printed(replace(SERVER, engines=[replace(SERVER.engines[0], models=[model])]))
     (row,) = [line for line in text.splitlines() if "codetr_detector" in line]
-    assert [cell.strip() for cell in row.strip("│").split("│")][1:3] == ["0.0", "9.50"]
+    assert row.split()[1:3] == ["0.0", "9.50"]
 
 
 @pytest.mark.parametrize(
