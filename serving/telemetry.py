@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from codetr_client.errors import ServerBusyError
 from serving import metrics, refusals, request_log
 from serving.errors import CodetrError
 from serving.metrics import Known, Metrics, Recorder, unrecorded
 from serving.refusals import ImageRefusedError
 from serving.request_log import Value
 
-# Values of the label `cause` of failed requests.
-IMAGE, REQUEST, INTERNAL = "image", "request", "internal"
+# Values of the label `cause` of failed requests: the image, the rest of the request, too many at a time, our own fault.
+IMAGE, REQUEST, BUSY, INTERNAL = "image", "request", "busy", "internal"
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _UNKNOWN = [(refusals.UNKNOWN_FORMAT, outcome) for outcome in (refusals.EMPTY, refusals.WRONG_FORMAT)]
@@ -22,12 +23,12 @@ OF_PREPROCESS: Known = {
     metrics.IMAGES: [(name, outcome) for name in _FORMATS for outcome in _OF_A_FORMAT] + _UNKNOWN,
     metrics.IMAGE_PIXELS: [()],
     metrics.STAGE_SECONDS: [("decode",), ("resize",)],
-    metrics.ERRORS: [(IMAGE,), (REQUEST,), (INTERNAL,)],
+    metrics.ERRORS: [(IMAGE,), (REQUEST,), (BUSY,), (INTERNAL,)],
 }
 OF_DETECTOR: Known = {
     metrics.BATCH_IMAGES: [()],
     metrics.STAGE_SECONDS: [("engine",)],
-    metrics.ERRORS: [(INTERNAL,)],
+    metrics.ERRORS: [(BUSY,), (INTERNAL,)],
 }
 OF_POSTPROCESS: Known = {
     metrics.CANDIDATES: [()],
@@ -36,6 +37,7 @@ OF_POSTPROCESS: Known = {
     metrics.STAGE_SECONDS: [("suppression",)],
     metrics.ERRORS: [(REQUEST,), (INTERNAL,)],
 }
+OF_STEPS = (OF_PREPROCESS, OF_DETECTOR, OF_POSTPROCESS)
 
 
 class Telemetry:
@@ -81,6 +83,8 @@ class Telemetry:
 def _cause(error: Exception) -> str:
     if isinstance(error, ImageRefusedError):
         return IMAGE
+    if isinstance(error, ServerBusyError):
+        return BUSY
     return REQUEST if isinstance(error, CodetrError) else INTERNAL
 
 
@@ -89,4 +93,4 @@ def _described(error: Exception, cause: str) -> dict[str, Value]:
         refusal = error.refusal
         size = None if refusal.size is None else "{}x{}".format(*refusal.size)
         return {"cause": refusal.cause, "format": refusal.format, "bytes": refusal.bytes, "size": size}
-    return {"cause": cause, "error": str(error) if cause == REQUEST else f"{type(error).__name__}: {error}"}
+    return {"cause": cause, "error": f"{type(error).__name__}: {error}" if cause == INTERNAL else str(error)}

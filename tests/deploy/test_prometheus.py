@@ -52,7 +52,7 @@ def test_every_alert_and_recorded_series_has_a_test() -> None:
 
 
 def test_every_alert_is_explained() -> None:
-    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(Codetr\w+)` ", page, re.MULTILINE) == alerts()
 
 

@@ -55,7 +55,7 @@ def status(server: TritonServer, *options: str) -> Any:
     return CliRunner().invoke(app, ["status", "--url", server.http_url, "--metrics-url", server.metrics_url, *options])
 
 
-def test_a_server_without_a_page_of_metrics_logs_tells_its_state_and_ends_whole(
+def test_a_server_without_metrics_logs_and_tells_its_state(
     tiny_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CODETR_LOG", "json")
@@ -93,8 +93,15 @@ def test_a_server_without_a_page_of_metrics_logs_tells_its_state_and_ends_whole(
         assert dead.exit_code == 1
         assert "codetr cannot answer: " in str(dead.exception)
         assert server.is_ready()  # which is why the check asks for an inference
+        server.process.kill()  # Triton would wait for the dead step's requests
 
-        server.process.kill()  # the last counts are not handed over yet
+
+def test_no_step_outlives_a_killed_server(tiny_repository: Path) -> None:
+    with running_server(tiny_repository) as server:
+        steps = psutil.Process(server.process.pid).children()
+        send(server, [picture()], "")  # whose counts are not handed over yet
+        server.process.kill()
+        time.sleep(1)  # its steps notice once its exit status is taken, and would hand their counts to nobody before
         server.process.wait()
         deadline = time.monotonic() + 30
         while any(step.is_running() and step.status() != psutil.STATUS_ZOMBIE for step in steps):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from codetr_client.errors import ServerBusyError
 from serving import metrics, telemetry
 from serving.errors import CodetrError
 from serving.refusals import ImageRefusedError, Refusal
@@ -64,6 +65,12 @@ def test_an_impossible_request_is_a_warning_with_its_message(server: Server) -> 
     assert "request_id" not in line
 
 
+def test_a_request_turned_away_is_no_fault_of_the_client(server: Server) -> None:
+    assert failed(server, ServerBusyError("9 images wait")) == [(metrics.ERRORS, 1, ("busy",))]
+    (line,) = map(json.loads, server.warnings)
+    assert (line["cause"], line["error"]) == ("busy", "9 images wait")
+
+
 @pytest.mark.parametrize("style", ["text", "json", "off"])
 def test_a_fault_of_ours_is_an_error_that_is_never_silent(
     server: Server, style: str, monkeypatch: pytest.MonkeyPatch
@@ -82,7 +89,7 @@ def test_refusals_can_be_silent(server: Server, monkeypatch: pytest.MonkeyPatch)
     assert server.warnings == server.errors == []
 
 
-@pytest.mark.parametrize("step", [telemetry.OF_PREPROCESS, telemetry.OF_DETECTOR, telemetry.OF_POSTPROCESS])
+@pytest.mark.parametrize("step", telemetry.OF_STEPS)
 def test_series_known_from_the_start_have_the_labels_of_their_families(step: metrics.Known) -> None:
     for family, all_of in step.items():
         assert all(len(labels) == len(family.labels) for labels in all_of)
