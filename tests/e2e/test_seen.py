@@ -96,19 +96,6 @@ def test_a_server_without_metrics_logs_and_tells_its_state(
         server.process.kill()  # Triton would wait for the dead step's requests
 
 
-def test_no_step_outlives_a_killed_server(tiny_repository: Path) -> None:
-    with running_server(tiny_repository) as server:
-        steps = psutil.Process(server.process.pid).children()
-        send(server, [picture()], "")  # whose counts are not handed over yet
-        server.process.kill()
-        time.sleep(1)  # its steps notice once its exit status is taken, and would hand their counts to nobody before
-        server.process.wait()
-        deadline = time.monotonic() + 30
-        while any(step.is_running() and step.status() != psutil.STATUS_ZOMBIE for step in steps):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-
-
 def test_a_server_of_two_engines_in_words(both: TritonServer) -> None:
     shown = status(both, "--seconds", "0.1")
     assert shown.exit_code == 0, shown.output

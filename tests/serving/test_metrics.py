@@ -13,71 +13,67 @@ from serving import metrics
 from serving.metrics import Family, Metrics
 
 COUNT = Family("codetr_things_total", "Things.", ("kind",))
-TIME = Family("codetr_thing_seconds", "Time of a thing.", buckets=(1.0, 2.0))
+TIME = Family("codetr_thing_seconds", "Time of a thing.", buckets=(1.0, 2.5))
 ONCE_STOPPED = 3600.0  # a hand-over that only `close` makes
-
-
-class FakeMetric:
-    def __init__(self, server: FakeServer, key: Any) -> None:
-        self.server, self.key = server, key
-
-    def increment(self, value: float) -> None:
-        self.server.call(self.key, value)
-
-    def observe(self, value: float) -> None:
-        self.server.call(self.key, value)
 
 
 class FakeServer:
     """The custom metrics of the Python backend: every call by family and labels."""
 
-    def __init__(self, kinds: tuple[str, ...] = ("COUNTER", "GAUGE", "HISTOGRAM"), broken: bool = False) -> None:
+    def __init__(self, broken: bool = False) -> None:
         self.calls: list[tuple[str, dict[str, str], float]] = []
-        self.made: list[tuple[str, str, dict[str, str], list[float] | None]] = []
+        self.made: list[tuple[str, dict[str, str]]] = []
         self.warnings: list[str] = []
-        self.broken = broken
+        self.Logger = SimpleNamespace(log_warn=self.warnings.append)
         server = self
 
         class MetricFamily:
+            COUNTER = "a counter"
+
             def __init__(self, name: str, description: str, kind: str) -> None:
                 assert description
-                self.name, self.kind = name, kind
+                assert kind == self.COUNTER
+                self.name = name
 
-            def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> FakeMetric:  # noqa: N802
-                server.made.append((self.name, self.kind, labels, buckets))
-                return FakeMetric(server, (self.name, labels))
+            def Metric(self, labels: dict[str, str]) -> Any:  # noqa: N802  # the backend's name
+                server.made.append((self.name, labels))
 
-        for kind in kinds:
-            setattr(MetricFamily, kind, kind)
+                def increment(value: float) -> None:
+                    if broken:
+                        raise RuntimeError("no shared memory")
+                    server.calls.append((self.name, labels, value))
+
+                return SimpleNamespace(increment=increment)
+
         self.MetricFamily = MetricFamily
-        self.Logger = SimpleNamespace(log_warn=self.warnings.append)
-
-    def call(self, key: tuple[str, dict[str, str]], value: float) -> None:
-        if self.broken:
-            raise RuntimeError("no shared memory")
-        self.calls.append((*key, value))
 
 
-def test_counters_are_handed_over_as_sums_and_histograms_value_by_value() -> None:
+def test_what_was_noted_is_handed_over_as_sums() -> None:
     server = FakeServer()
     counted = Metrics(server, "a_step", {}, ONCE_STOPPED)
     for _ in range(3):
         counted.record(COUNT, 2, "good")
     counted.record(COUNT, 1, "bad")
-    counted.record(TIME, 0.5)
-    counted.record(TIME, 1.5)
     assert server.calls == []  # a request does not wait for the server
     counted.close()
     assert server.calls == [
         ("codetr_things_total", {"model": "a_step", "kind": "good"}, 6),
         ("codetr_things_total", {"model": "a_step", "kind": "bad"}, 1),
-        ("codetr_thing_seconds", {"model": "a_step"}, 0.5),
-        ("codetr_thing_seconds", {"model": "a_step"}, 1.5),
     ]
-    assert [(name, kind, buckets) for name, kind, _, buckets in server.made] == [
-        ("codetr_things_total", "COUNTER", None),
-        ("codetr_things_total", "COUNTER", None),
-        ("codetr_thing_seconds", "HISTOGRAM", [1.0, 2.0]),
+
+
+def test_a_histogram_is_its_counters() -> None:
+    server = FakeServer()
+    counted = Metrics(server, "a_step", {}, ONCE_STOPPED)
+    for value in (3.5, 1.0, 1.5, 0.25):
+        counted.record(TIME, value)
+    counted.close()
+    assert server.calls == [
+        ("codetr_thing_seconds_bucket", {"model": "a_step", "le": "1"}, 2),
+        ("codetr_thing_seconds_bucket", {"model": "a_step", "le": "2.5"}, 3),
+        ("codetr_thing_seconds_bucket", {"model": "a_step", "le": "+Inf"}, 4),
+        ("codetr_thing_seconds_sum", {"model": "a_step"}, 6.25),
+        ("codetr_thing_seconds_count", {"model": "a_step"}, 4),
     ]
 
 
@@ -100,24 +96,16 @@ def test_values_arrive_without_further_requests() -> None:
 def test_what_is_known_is_there_from_the_start_at_zero() -> None:
     server = FakeServer()
     Metrics(server, "a_step", {COUNT: [("good",), ("bad",)], TIME: [()]}, ONCE_STOPPED).close()
-    assert [labels for _, _, labels, _ in server.made] == [
-        {"model": "a_step", "kind": "good"},
-        {"model": "a_step", "kind": "bad"},
-        {"model": "a_step"},
+    assert server.made == [
+        ("codetr_things_total", {"model": "a_step", "kind": "good"}),
+        ("codetr_things_total", {"model": "a_step", "kind": "bad"}),
+        ("codetr_thing_seconds_bucket", {"model": "a_step", "le": "1"}),
+        ("codetr_thing_seconds_bucket", {"model": "a_step", "le": "2.5"}),
+        ("codetr_thing_seconds_bucket", {"model": "a_step", "le": "+Inf"}),
+        ("codetr_thing_seconds_sum", {"model": "a_step"}),
+        ("codetr_thing_seconds_count", {"model": "a_step"}),
     ]
     assert server.calls == []
-
-
-def test_a_release_without_histograms_gets_sum_and_count() -> None:
-    server = FakeServer(("COUNTER", "GAUGE"))
-    counted = Metrics(server, "a_step", {}, ONCE_STOPPED)
-    counted.record(TIME, 0.5)
-    counted.record(TIME, 1.5)
-    counted.close()
-    assert server.calls == [
-        ("codetr_thing_seconds_sum", {"model": "a_step"}, 2.0),
-        ("codetr_thing_seconds_count", {"model": "a_step"}, 2),
-    ]
 
 
 def test_a_release_without_custom_metrics_counts_nothing() -> None:
