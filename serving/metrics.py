@@ -1,6 +1,6 @@
 """What the steps count, for Triton's page of Prometheus metrics, through the Python backend's custom metrics.
 
-Handing one number to the server takes two processes 35 µs in all, so a request only notes its values, and a thread adds
+Handing one number to the server takes two processes some 40 µs, so a request only notes its values, and a thread adds
 them up and hands the sums over once a second. The backend's own histograms take no sums, only single values. So a
 histogram is made of the counters that it consists of on the page, which every release has that has custom metrics at
 all. Instances of one step share the server's counters: their values add up.
