@@ -102,11 +102,11 @@ def _heading(found: Status) -> Text:
 
 def _table(engine: EngineStatus, seconds: float | None) -> Table:
     about = ", ".join(f"{key} {value}" for key, value in engine.about.items())
-    span = "since the start" if seconds is None else f"over {seconds:.1f} s (dim: since the start)"
+    span = "since the start" if seconds is None else f"over {seconds:.1f} s; dim, answered and failed: since the start"
     table = Table(
         title=Text(f"{engine.name}: {about}" if about else engine.name),
         title_justify="left",
-        caption=f"times in ms, means {span}; answered and failed: since the start",
+        caption=f"times in ms, means {span}",
         caption_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),  # it fits into 80 columns

@@ -273,6 +273,8 @@ def _engine(name: str, now: Reading, before: Reading | None) -> EngineStatus:
 
 
 def _step(before: Json, after: Json) -> StepStatus:
+    if difference(before, after, "success", "count") < 0:  # loaded anew in between, with which Triton forgets
+        before = {}
     requests = difference(before, after, "success", "count")
     queue, taken, infer, given = (difference(before, after, phase, "ns") / max(requests, 1) / 1e6 for phase in PHASES)
     images = int(after.get("inference_count", 0)) - int(before.get("inference_count", 0))

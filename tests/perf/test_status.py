@@ -132,6 +132,15 @@ def test_failures_without_a_success_are_counted(address: Address, server: Server
     assert (lately.requests, lately.failures, lately.queue_ms) == (0, 5, 0.0)
 
 
+def test_a_model_that_was_loaded_anew_counts_from_zero(address: Address, server: Server) -> None:
+    before = state.read(address)
+    server.count(4, 3.0)
+    lately = state.status(state.read(address), address, before).engines[0].models[1].lately
+    assert lately is not None
+    assert (lately.requests, lately.images) == (4, 8)
+    assert lately.queue_ms == pytest.approx(3.0)
+
+
 def test_shut_statistics_are_noted_with_the_remedy(address: Address, server: Server) -> None:
     message = "This API is restricted, expecting header 'codetr-admin'"
     server.answers["/v2/models/stats"] = (403, {"error": message})
