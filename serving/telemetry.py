@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 from codetr_client.errors import ServerBusyError
@@ -56,6 +57,7 @@ class Telemetry:
         self._pb_utils = pb_utils
         self._model = model
         self._style = request_log.chosen_style()
+        self._unsaid = _Unsaid()
         self._metrics = None if known is None else Metrics(pb_utils, model, known)
         self.record: Recorder = unrecorded if self._metrics is None else self._metrics.record
 
@@ -63,11 +65,15 @@ class Telemetry:
         """Count and log a request that failed with `error` after so many seconds in this step."""
         cause = _cause(error)
         self.record(metrics.ERRORS, 1, cause)
+        unsaid = self._unsaid.of_next() if cause == BUSY else 0
+        if unsaid is None:
+            return
         fields = {
             "request_id": request_id or None,
             "model": self._model,
             **_described(error, cause),
             "ms": round(seconds * 1e3, 1),
+            "more": unsaid or None,
         }
         if cause == INTERNAL:  # a fault of ours is never silent
             request_log.write(self._pb_utils.Logger.log_error, "text" if self._style == "off" else self._style, fields)
@@ -78,6 +84,23 @@ class Telemetry:
         """Hand over the last counts; call it from `finalize`."""
         if self._metrics is not None:
             self._metrics.close()
+
+
+class _Unsaid:
+    """Lets one line a second through: a flood of requests that are turned away is none of the log's."""
+
+    def __init__(self) -> None:
+        self._said = float("-inf")
+        self._count = 0
+
+    def of_next(self) -> int | None:
+        """Return how many lines were left out before this one, or None for a line to leave out."""
+        now = monotonic()
+        if now - self._said < 1:
+            self._count += 1
+            return None
+        count, self._said, self._count = self._count, now, 0
+        return count
 
 
 def _cause(error: Exception) -> str:

@@ -71,6 +71,22 @@ def test_a_request_turned_away_is_no_fault_of_the_client(server: Server) -> None
     assert (line["cause"], line["error"]) == ("busy", "9 images wait")
 
 
+def test_a_flood_that_is_turned_away_is_a_line_a_second(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[Any] = []
+    step = Telemetry(server, "codetr_preprocess")
+    step.record = lambda family, value, *labels: counted.append(labels)
+    for now in (10.0, 10.4, 10.9, 11.0, 12.5):
+        monkeypatch.setattr(telemetry, "monotonic", lambda now=now: now)
+        step.failed(f"at {now}", ServerBusyError("9 images wait"), 0.0)
+    assert counted == [("busy",)] * 5
+    lines = [json.loads(line) for line in server.warnings]
+    assert [(line["request_id"], line.get("more")) for line in lines] == [
+        ("at 10.0", None),
+        ("at 11.0", 2),
+        ("at 12.5", None),
+    ]
+
+
 @pytest.mark.parametrize("style", ["text", "json", "off"])
 def test_a_fault_of_ours_is_an_error_that_is_never_silent(
     server: Server, style: str, monkeypatch: pytest.MonkeyPatch
