@@ -23,6 +23,7 @@ from codetr.detect import detect
 from codetr.evaluate import evaluate
 from codetr.serve import serve
 from codetr.shown import escape_what_cannot_be_encoded, line, new_console, say
+from codetr.status import status
 from codetr.train_demo import demo_data, train_demo
 from codetr.variants import variants
 from codetr.verify import verify
@@ -43,6 +44,7 @@ app.command()(detect)
 app.command()(demo_data)
 app.command()(evaluate)
 app.command()(serve)
+app.command()(status)
 app.command()(train_demo)
 bench.command("engine")(bench_engine)
 bench.command("canvas")(bench_canvas)

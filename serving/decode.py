@@ -191,3 +191,15 @@ def _upright(pixels: Image8, orientation: int) -> Image8:
         upright = cv2.flip(upright, flip)
     result: Image8 = upright
     return result
+
+
+def claimed_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) in pixels that a header claims; None where it cannot be read. Nothing is decoded."""
+    name = containers.image_format(data)
+    try:
+        if name is None:
+            return None
+        header = jpeg.read_jpeg(data) if name == "JPEG" else containers.READERS[name](data)
+        return header.width, header.height
+    except (InvalidImageError, *_PLUGIN_ERRORS):
+        return None

@@ -23,6 +23,9 @@ SCHEMA = 4
 # In the manifest of a plan: "tensorrt" or "python", the backend of Triton that runs it; missing stands for the first.
 PLAN_BACKEND = "plan_backend"
 
+# Parameter of the ensemble's config: what of the manifest a running server tells everybody, as JSON.
+ABOUT = "about"
+
 CPUINFO = Path("/proc/cpuinfo")
 # Of an x86-64 CPU's flags, the instruction sets that compiled code can hold unasked. The rest concerns the system, or
 # takes an explicit call (such as rtm, which machines switch off).

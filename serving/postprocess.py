@@ -78,6 +78,7 @@ class Postprocessed(NamedTuple):
     labels: Ints  # [max_detections]
     num_detections: int
     num_dropped: int  # candidates that were NaN or infinite
+    num_candidates: int  # that went into suppression
 
 
 def postprocess(
@@ -116,6 +117,7 @@ def postprocess(
         labels=_rows(labels[picks].astype(np.int32), settings.max_detections, PADDING_LABEL),
         num_detections=len(picks),
         num_dropped=int(np.count_nonzero(~finite)),
+        num_candidates=int(np.count_nonzero(keep)),
     )
 
 

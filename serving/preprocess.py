@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from time import perf_counter
 from typing import NamedTuple
 
 import cv2
@@ -50,16 +52,31 @@ def pixel_parameters(rule: Pixels) -> dict[str, str]:
     return {key: str(value).lower() for key, value in asdict(rule).items()}
 
 
+def _untimed(stage: str, seconds: float) -> None:
+    pass
+
+
 def preprocess(
-    data: bytes, height: int, width: int, limits: ImageLimits | None = None, rule: Pixels = DEFAULT_PIXELS
+    data: bytes,
+    height: int,
+    width: int,
+    limits: ImageLimits | None = None,
+    rule: Pixels = DEFAULT_PIXELS,
+    took: Callable[[str, float], object] = _untimed,
 ) -> Preprocessed:
     """Decode one encoded image and fit it into an engine's `height` x `width` by its rule.
+
+    `took` is called with the seconds of each of the stages `decode` and `resize` that was done.
 
     Raises:
         InvalidImageError: as `decode_image`.
     """
+    started = perf_counter()
     image = decode_image(data, limits)
+    decoded = perf_counter()
+    took("decode", decoded - started)
     images, image_size = resize_and_pad(image, height, width, rule)
+    took("resize", perf_counter() - decoded)
     return Preprocessed(images, image_size, (image.shape[0], image.shape[1]))
 
 

@@ -8,16 +8,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from time import perf_counter
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
+from codetr_client.containers import image_format
+from serving import metrics
 from serving.contract import DETECTOR, contract
 from serving.errors import CodetrError, InvalidImageError
+from serving.metrics import Recorder, unrecorded
 from serving.parameters import read_parameters
-from serving.postprocess import PostprocessSettings, postprocess
+from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
 from serving.preprocess import PreprocessSettings, preprocess
+from serving.refusals import DECODED, ImageRefusedError, explain
+from serving.telemetry import Telemetry
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -110,11 +116,16 @@ def output_dims(model_config: Mapping[str, Any], name: str) -> tuple[int, ...]:
 class Preprocess:
     """The `codetr_preprocess` step: encoded images in, the engine's inputs out.
 
+    Args:
+        model_config: the config as JSON, as `initialize` receives it.
+        record: takes what it counts.
+
     Raises:
         CodetrError: from the constructor, a parameter is unknown or impossible.
     """
 
-    def __init__(self, model_config: Mapping[str, Any]) -> None:
+    def __init__(self, model_config: Mapping[str, Any], record: Recorder = unrecorded) -> None:
+        self.record = record
         self.height, self.width, _ = output_dims(model_config, "images")
         self.settings = parse_settings(PreprocessSettings, model_config)
 
@@ -138,11 +149,18 @@ class Preprocess:
 
     def _one(self, index: int, data: bytes, count: int) -> Any:
         try:
-            return preprocess(data, self.height, self.width, self.settings, self.settings.pixels)
+            row = preprocess(data, self.height, self.width, self.settings, self.settings.pixels, self._took)
         except InvalidImageError as error:
-            if count == 1:
-                raise
-            raise InvalidImageError(f"image {index} of {count}: {error}") from error
+            refusal = explain(data, self.settings)
+            self.record(metrics.IMAGES, 1, refusal.format, refusal.cause)
+            message = str(error) if count == 1 else f"image {index} of {count}: {error}"
+            raise ImageRefusedError(message, refusal) from error
+        self.record(metrics.IMAGES, 1, str(image_format(data)), DECODED)
+        self.record(metrics.IMAGE_PIXELS, row.original_size[0] * row.original_size[1])
+        return row
+
+    def _took(self, stage: str, seconds: float) -> None:
+        self.record(metrics.STAGE_SECONDS, seconds, stage)
 
 
 class Postprocess:
@@ -153,14 +171,18 @@ class Postprocess:
     Args:
         model_config: the config as JSON, as `initialize` receives it.
         warn: called with one line when an engine's candidates had to be dropped.
+        record: takes what it counts.
 
     Raises:
         CodetrError: a parameter is unknown or impossible, or `max_detections` is not the number of rows of `boxes`.
     """
 
-    def __init__(self, model_config: Mapping[str, Any], warn: Callable[[str], object]) -> None:
+    def __init__(
+        self, model_config: Mapping[str, Any], warn: Callable[[str], object], record: Recorder = unrecorded
+    ) -> None:
         self.settings = parse_settings(PostprocessSettings, model_config)
         self.warn = warn
+        self.record = record
         rows = output_dims(model_config, "boxes")[0]
         if self.settings.max_detections != rows:
             raise CodetrError(
@@ -176,12 +198,10 @@ class Postprocess:
         """
         lowest = read_parameters(parameters, self.settings.unknown_parameters)
         columns = zip(inputs["boxes"], inputs["scores"], inputs["labels"], inputs["original_sizes"], strict=True)
-        rows = [
-            postprocess(boxes, scores, labels, (h, w), self.settings, lowest)
-            for boxes, scores, labels, (h, w) in columns
-        ]
+        rows = [self._one(*each, lowest) for each in columns]
         dropped = sum(row.num_dropped for row in rows)
         if dropped:
+            self.record(metrics.DROPPED, dropped)
             self.warn(f"dropped {dropped} candidates that were NaN or infinite: the engine computes outside its range")
         return {
             "boxes": np.stack([row.boxes for row in rows]),
@@ -190,9 +210,24 @@ class Postprocess:
             "num_detections": np.array([[row.num_detections] for row in rows], np.int32),
         }
 
+    def _one(
+        self, boxes: Array, scores: Array, labels: Array, original_size: Array, lowest: float | None
+    ) -> Postprocessed:
+        started = perf_counter()
+        height, width = original_size
+        row = postprocess(boxes, scores, labels, (height, width), self.settings, lowest)
+        self.record(metrics.STAGE_SECONDS, perf_counter() - started, "suppression")
+        self.record(metrics.CANDIDATES, row.num_candidates)
+        self.record(metrics.DETECTIONS, row.num_detections)
+        return row
+
 
 def respond(
-    pb_utils: Any, model: str, requests: Sequence[Any], step: Callable[[Arrays, Mapping[str, Any]], Arrays]
+    pb_utils: Any,
+    model: str,
+    requests: Sequence[Any],
+    step: Callable[[Arrays, Mapping[str, Any]], Arrays],
+    telemetry: Telemetry | None = None,
 ) -> list[Any]:
     """Answer each request of one `execute` call by itself: one request's failure is that request's error.
 
@@ -201,25 +236,35 @@ def respond(
         model: the model's name in the contract, which knows its inputs.
         requests: what `execute` received.
         step: takes a request's inputs by name and its parameters, and returns its outputs by name.
+        telemetry: takes what failed; without it failures are logged and not counted.
 
     Returns:
         One response for each request, in order: outputs; or `INVALID_ARG` with the message of a `CodetrError`; or
-        `INTERNAL` for anything else, which is logged too.
+        `INTERNAL` for anything else.
     """
-    return [_respond_to_one(pb_utils, model, request, step) for request in requests]
+    telemetry = telemetry or Telemetry(pb_utils, model)
+    return [_respond_to_one(pb_utils, model, request, step, telemetry) for request in requests]
 
 
 def _respond_to_one(
-    pb_utils: Any, model: str, request: Any, step: Callable[[Arrays, Mapping[str, Any]], Arrays]
+    pb_utils: Any,
+    model: str,
+    request: Any,
+    step: Callable[[Arrays, Mapping[str, Any]], Arrays],
+    telemetry: Telemetry,
 ) -> Any:
+    started = perf_counter()
     try:
         parameters = json.loads(request.parameters() or "{}")
         return _success(pb_utils, step(_inputs(pb_utils, model, request), parameters))
     except Exception as error:
+        telemetry.failed(request.request_id(), error, perf_counter() - started)
         return _failure(pb_utils, error)
 
 
-def respond_together(pb_utils: Any, requests: Sequence[Any], engine: Engine, max_batch_size: int) -> list[Any]:
+def respond_together(
+    pb_utils: Any, requests: Sequence[Any], engine: Engine, max_batch_size: int, telemetry: Telemetry | None = None
+) -> list[Any]:
     """Answer the detector's requests of one `execute` call with common batches.
 
     Args:
@@ -228,16 +273,35 @@ def respond_together(pb_utils: Any, requests: Sequence[Any], engine: Engine, max
         engine: takes `images` uint8 `[B, H, W, 3]` and, if the model has that input, `image_sizes` int32 `[B, 2]`;
             returns the outputs.
         max_batch_size: the most images the engine takes at once.
+        telemetry: takes batches and what failed; without it failures are logged and nothing is counted.
 
     Returns:
         One response for each request, in order. If the engine fails all are `INTERNAL` errors: it does not say whose
         image it was.
     """
+    telemetry = telemetry or Telemetry(pb_utils, DETECTOR)
+    started = perf_counter()
     try:
         batches = [tuple(_inputs(pb_utils, DETECTOR, request).values()) for request in requests]
-        return [_success(pb_utils, outputs) for outputs in run_in_batches(engine, batches, max_batch_size)]
+        counted = _counted(engine, telemetry.record)
+        return [_success(pb_utils, outputs) for outputs in run_in_batches(counted, batches, max_batch_size)]
     except Exception as error:
+        for request in requests:
+            telemetry.failed(request.request_id(), error, perf_counter() - started)
         return [_failure(pb_utils, error) for _ in requests]
+
+
+def _counted(engine: Engine, record: Recorder) -> Engine:
+    """Return the engine, counting its batches and their time."""
+
+    def run(images: Array, *image_sizes: Array) -> tuple[Array, Array, Array]:
+        started = perf_counter()
+        outputs = engine(images, *image_sizes)
+        record(metrics.STAGE_SECONDS, perf_counter() - started, "engine")
+        record(metrics.BATCH_IMAGES, len(images))
+        return outputs
+
+    return run
 
 
 def run_in_batches(engine: Engine, batches: Sequence[tuple[Array, ...]], max_batch_size: int) -> list[Arrays]:
@@ -269,5 +333,4 @@ def _failure(pb_utils: Any, error: Exception) -> Any:
     code, message = pb_utils.TritonError.INVALID_ARG, str(error)
     if not isinstance(error, CodetrError):
         code, message = pb_utils.TritonError.INTERNAL, f"{type(error).__name__}: {error}"
-        pb_utils.Logger.log_error(message)
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 
@@ -11,4 +12,10 @@ import pytest
 needs_perf_analyzer = pytest.mark.skipif(
     shutil.which("perf_analyzer") is None and (platform.system(), platform.machine()) != ("Linux", "x86_64"),
     reason="the wheel of perf_analyzer is for x86-64 Linux, and there is none on PATH",
+)
+
+# Debian's package `prometheus`, which .ci/run installs: CI must not pass without.
+needs_prometheus = pytest.mark.skipif(
+    (shutil.which("prometheus") is None or shutil.which("promtool") is None) and os.environ.get("CI") != "true",
+    reason="no prometheus and promtool on PATH; Debian's package prometheus has both",
 )

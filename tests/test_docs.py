@@ -20,6 +20,7 @@ import codetr_client
 from builder.engines.kinds import KINDS
 from builder.families import FAMILIES
 from builder.family import DetectorConfig, Family
+from serving import metrics, telemetry
 from serving.launch import running_server
 from serving.manifest import FILES, read_manifest
 from serving.postprocess import PostprocessSettings
@@ -36,6 +37,7 @@ REASONS = {
     "needs COCO val2017",
     "needs Docker",
     "needs published weights",
+    "needs Prometheus",
     "needs TensorRT",
     "needs a server with TLS",
     "needs a config and a checkpoint of yours",
@@ -275,6 +277,19 @@ def shown(value: object) -> str:
 def test_settings_and_defaults_are_those_of_the_code(heading: str, settings: Any) -> None:
     table = {row[0].strip("`"): row[1] for row in rows(section("docs/settings.md", heading))}
     assert table == {field.name: shown(getattr(settings(), field.name)) for field in fields(settings)}
+
+
+def test_metrics_are_those_of_the_code() -> None:
+    table = {row[0].strip("`"): row[1:] for row in rows(section("docs/observability.md", "Metrics"))}
+    families = {value.name: value for value in vars(metrics).values() if isinstance(value, metrics.Family)}
+    assert set(table) == set(families)
+    for name, family in families.items():
+        kind, labels, meaning = table[name]
+        assert kind == ("histogram" if family.buckets else "counter"), name
+        assert re.findall(r"`(\w+)`", labels) == list(family.labels), name
+        known = [all_of[family] for all_of in telemetry.OF_STEPS if family in all_of]
+        values = {labels[-1] for of_step in known for labels in of_step if labels}
+        assert values <= set(re.findall(r"`(\w+)`", meaning)), name
 
 
 # Variables of ours wherever they stand, and foreign ones that our code reads by name.

@@ -25,7 +25,7 @@ from builder.pipeline.export import InputSpec
 from model_repository import TEMPLATES
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
 from serving.errors import CodetrError
-from serving.manifest import FILES, MANIFEST, engine_names, foreign_folders, older_manifest, sha256
+from serving.manifest import ABOUT, FILES, MANIFEST, engine_names, foreign_folders, older_manifest, sha256
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import pixel_parameters
 
@@ -85,6 +85,8 @@ def write_repository(
             _leave_out(config, [name for name in INPUTS if name not in engine.inputs])
             _set_sizes(config, model, spec.max_batch_size)
             _customise(config, variant, engine)
+            if config.name == ENSEMBLE:
+                config.parameters[ABOUT].string_value = json.dumps(_about(manifest), ensure_ascii=False)
             _rename(config, name)
             _write_model(folder / config.name, config, model.name, engine.kind)
         detector = folder / model_name(DETECTOR, name)
@@ -295,6 +297,12 @@ def _customise(config: Any, variant: DetectorConfig, engine: BuiltEngine) -> Non
     if config.name == POSTPROCESS:
         for key, value in asdict(PostprocessSettings.of(variant.rules.suppression, variant.max_detections)).items():
             config.parameters[key].string_value = str(value).lower()
+
+
+def _about(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a running server may tell everybody of its engine."""
+    told = ("variant", "engine", "precision", "device", "created")
+    return {key: manifest[key] for key in told if manifest.get(key) is not None}
 
 
 def _rename(config: Any, name: str) -> None:

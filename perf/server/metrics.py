@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from collections.abc import Mapping
@@ -52,30 +53,53 @@ def step_times(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
 
 
 def _step_time(before: Mapping[str, Any], after: Mapping[str, Any]) -> StepTime | None:
-    requests = _difference(before, after, "success", "count")
+    requests = difference(before, after, "success", "count")
     if not requests:
         return None
-    queue, taken, infer, given = (_difference(before, after, phase, "ns") / requests / 1e6 for phase in PHASES)
+    queue, taken, infer, given = (difference(before, after, phase, "ns") / requests / 1e6 for phase in PHASES)
     executions = int(after.get("execution_count", 0)) - int(before.get("execution_count", 0))
     images = int(after.get("inference_count", 0)) - int(before.get("inference_count", 0))
-    failures = _difference(before, after, "fail", "count")
+    failures = difference(before, after, "fail", "count")
     return StepTime(queue, taken, infer, given, images / executions if executions else 0.0, requests, failures)
 
 
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any], phase: str, field: str) -> int:
+def difference(before: Mapping[str, Any], after: Mapping[str, Any], phase: str, field: str) -> int:
+    """Return by how much a number of one model's statistics has grown: `count` or `ns` of `success`, `queue` ..."""
     # protobuf's JSON has 64-bit numbers as text and leaves zeros out
     values = (stats.get("inference_stats", {}).get(phase, {}).get(field, 0) for stats in (after, before))
     later, earlier = (int(value) for value in values)
     return later - earlier
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One line of a Prometheus page."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+_SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE | re.ASCII)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+def read_samples(text: str) -> list[Sample]:
+    """Return the samples of a Prometheus page, in its order; what is no sample is left out."""
+    samples = []
+    for name, labels, value in _SAMPLE.findall(text):
+        with contextlib.suppress(ValueError):
+            samples.append(Sample(name, dict(_LABEL.findall(labels)), float(value)))
+    return samples
+
+
 def read_gauges(text: str) -> dict[str, float]:
     """Return the CPU and GPU gauges of a Prometheus page, in the reports' names and units; GPUs are averaged."""
     values: dict[str, list[float]] = {}
-    for name, value in re.findall(r"^(\w+)(?:\{[^}]*\})? ([-+\d.eE]+)$", text, re.MULTILINE):
-        if name in GAUGES:
-            key, factor = GAUGES[name]
-            values.setdefault(key, []).append(float(value) * factor)
+    for sample in read_samples(text):
+        if sample.name in GAUGES:
+            key, factor = GAUGES[sample.name]
+            values.setdefault(key, []).append(sample.value * factor)
     return {key: sum(seen) / len(seen) for key, seen in values.items()}
 
 

@@ -1,6 +1,7 @@
 """What can be said of the image without building it."""
 
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from codetr.cli import app
@@ -61,8 +63,11 @@ def test_server_runs_without_root_and_tells_its_health():
     last = dict(instructions())
     assert last["USER"] == "10001"
     assert any("useradd --create-home --uid 10001" in argument for name, argument in instructions() if name == "RUN")
-    assert "/v2/health/ready" in last["HEALTHCHECK"]
-    assert "ProxyHandler({})" in last["HEALTHCHECK"]  # the server itself is asked, whatever http_proxy says
+    command = json.loads(last["HEALTHCHECK"].split("CMD")[1])
+    assert command[:3] == ["codetr", "status", "--check"]
+    checked = typer.main.get_command(app).commands["status"].make_context("status", command[2:])  # type: ignore[attr-defined]
+    limit = float(re.search(r"--timeout=(\d+)s", last["HEALTHCHECK"])[1])
+    assert checked.params["timeout"] < limit  # or Docker ends it before it can say why
     assert not any(name == "USER" and argument == "root" for name, argument in instructions())
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serving import metrics
 from serving.contract import PREPROCESS
 from serving.errors import CodetrError, InvalidImageError
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings, pixel_parameters, preprocess, resize_and_pad
 from serving.rules import Pixels
+from serving.telemetry import Telemetry
 from serving.triton import (
     OnnxSettings,
     Postprocess,
@@ -63,19 +65,23 @@ class Request:
     def parameters(self) -> str:
         return self.text
 
+    def request_id(self) -> str:
+        return "request 1"
+
 
 @dataclass
 class FakeTriton:
     """What this project uses of `triton_python_backend_utils`."""
 
     logged: list[str] = field(default_factory=list)
+    warned: list[str] = field(default_factory=list)
     Tensor = Tensor
     TritonError = TritonError
     InferenceResponse = Response
 
     @property
     def Logger(self) -> Any:  # noqa: N802  # the backend's name
-        return SimpleNamespace(log_error=self.logged.append)
+        return SimpleNamespace(log_error=self.logged.append, log_warn=self.warned.append)
 
     @staticmethod
     def get_input_tensor_by_name(request: Request, name: str) -> Any:
@@ -122,6 +128,10 @@ def test_each_request_of_a_batch_has_its_own_answer_or_error() -> None:
     assert second.error.message.startswith("expected a JPEG")
     assert third.error.message == "the image is empty (0 bytes)"
     assert not triton.logged
+    assert [line[: line.index(" ms=")] for line in triton.warned] == [
+        'request_id="request 1" model=codetr_preprocess cause=wrong_format format=unknown bytes=4',
+        'request_id="request 1" model=codetr_preprocess cause=empty format=unknown bytes=0',
+    ]
 
 
 def test_several_images_in_a_request_fail_together_and_name_the_index() -> None:
@@ -129,6 +139,54 @@ def test_several_images_in_a_request_fail_together_and_name_the_index() -> None:
     assert response.error.message == "image 1 of 3: the image is empty (0 bytes)"
     (response,) = respond(FakeTriton(), PREPROCESS, [image_request(png(9, 9), png(8, 7))], PREPROCESS_STEP)
     np.testing.assert_array_equal(response.outputs()["original_sizes"], [[9, 9], [7, 8]])
+
+
+class Counts:
+    """Takes what a step counts; of times only that there were some."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[Any, ...]] = []
+
+    def __call__(self, family: metrics.Family, value: float, *labels: str) -> None:
+        assert len(labels) == len(family.labels)
+        self.taken.append((family.name, *labels) if family is metrics.STAGE_SECONDS else (family.name, *labels, value))
+
+
+def test_images_are_counted_by_format_and_fate() -> None:
+    counts = Counts()
+    step = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}), counts)
+    respond(FakeTriton(), PREPROCESS, [image_request(png(20, 10), png(20, 10)[:45])], step)
+    assert counts.taken == [
+        ("codetr_stage_seconds", "decode"),
+        ("codetr_stage_seconds", "resize"),
+        ("codetr_images_total", "PNG", "decoded", 1),
+        ("codetr_image_pixels", 200),
+        ("codetr_images_total", "PNG", "damaged", 1),
+    ]
+
+
+def test_boxes_are_counted_before_and_after_suppression() -> None:
+    counts = Counts()
+    model = config("codetr_postprocess", {"boxes": [4, 4]}, max_detections="4", score_threshold="0.3")
+    Postprocess(model, lambda line: None, counts)(candidates(0.9, float("nan"), 0.2), {})
+    assert counts.taken == [
+        ("codetr_stage_seconds", "suppression"),
+        ("codetr_candidates_total", 1),
+        ("codetr_detections_total", 1),
+        ("codetr_candidates_dropped_total", 1),
+    ]
+
+
+def test_batches_of_the_engine_are_counted() -> None:
+    telemetry = Telemetry(FakeTriton(), "codetr_detector")
+    telemetry.record = counts = Counts()
+    respond_together(FakeTriton(), [detector_request(7), detector_request(9, 8)], Engine(), 2, telemetry)
+    assert counts.taken == [
+        ("codetr_stage_seconds", "engine"),
+        ("codetr_engine_batch_images", 2),
+        ("codetr_stage_seconds", "engine"),
+        ("codetr_engine_batch_images", 1),
+    ]
 
 
 def test_request_without_images_is_an_error() -> None:
@@ -143,7 +201,8 @@ def test_the_unexpected_is_internal_and_logged() -> None:
     triton = FakeTriton()
     (response,) = respond(triton, PREPROCESS, [image_request(b"")], step)
     assert (response.error.code, response.error.message) == ("INTERNAL", "ZeroDivisionError: of all things")
-    assert triton.logged == ["ZeroDivisionError: of all things"]
+    (line,) = triton.logged
+    assert 'request_id="request 1" model=codetr_preprocess cause=internal error="ZeroDivisionError: of all' in line
 
 
 def test_limits_come_from_the_config() -> None:
@@ -296,9 +355,11 @@ def test_failing_engine_is_an_internal_error_of_every_request() -> None:
     def engine(images: Any, sizes: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    responses = respond_together(FakeTriton(), [detector_request(7), detector_request(9)], engine, 4)
+    triton = FakeTriton()
+    responses = respond_together(triton, [detector_request(7), detector_request(9)], engine, 4)
     assert [response.error.message for response in responses] == ["RuntimeError: out of memory"] * 2
     assert {response.error.code for response in responses} == {"INTERNAL"}
+    assert len(triton.logged) == 2
 
 
 def test_settings_are_read_by_their_types() -> None:

@@ -9,6 +9,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from serving.contract import DETECTOR, contract
+from serving.telemetry import OF_DETECTOR, Telemetry
 from serving.triton import OnnxSettings, parse_settings, respond_together
 
 
@@ -18,6 +19,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load `model.onnx`, which lies beside this file."""
         config = json.loads(args["model_config"])
+        self.telemetry = Telemetry(pb_utils, config["name"], OF_DETECTOR)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = parse_settings(OnnxSettings, config).threads
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
@@ -28,7 +30,11 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests with common batches."""
-        return respond_together(pb_utils, requests, self.run, self.max_batch_size)
+        return respond_together(pb_utils, requests, self.run, self.max_batch_size, self.telemetry)
+
+    def finalize(self) -> None:
+        """Hand over the last counts."""
+        self.telemetry.close()
 
     def run(self, *inputs: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Run the engine on one batch."""

@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 from plan_runner import CudaDriver, PlanRunner
 
 from serving.contract import PLUGIN_LIBRARY
+from serving.telemetry import OF_DETECTOR, Telemetry
 from serving.triton import PlanSettings, parse_settings, respond_together
 
 
@@ -20,6 +21,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load `model.plan`, which lies beside this file with the plugin's library if it has plugin layers."""
         config = json.loads(args["model_config"])
+        self.telemetry = Telemetry(pb_utils, config["name"], OF_DETECTOR)
         folder = Path(args["model_repository"], args["model_version"])
         library = folder / PLUGIN_LIBRARY
         self.max_batch_size = int(config["max_batch_size"])
@@ -33,4 +35,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests with common batches."""
-        return respond_together(pb_utils, requests, self.run, self.max_batch_size)
+        return respond_together(pb_utils, requests, self.run, self.max_batch_size, self.telemetry)
+
+    def finalize(self) -> None:
+        """Hand over the last counts."""
+        self.telemetry.close()

@@ -7,6 +7,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 from torch_runner import TorchRunner
 
+from serving.telemetry import OF_DETECTOR, Telemetry
 from serving.triton import TorchSettings, parse_settings, respond_together
 
 
@@ -16,6 +17,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load `model.pt2`, which lies beside this file with the operator's library if it calls that."""
         config = json.loads(args["model_config"])
+        self.telemetry = Telemetry(pb_utils, config["name"], OF_DETECTOR)
         folder = Path(args["model_repository"], args["model_version"])
         library = next(folder.glob("libcodetr_ms_deform_attn*.so"), None)
         height, width, _ = config["input"][0]["dims"]
@@ -31,4 +33,8 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests with common batches."""
-        return respond_together(pb_utils, requests, self.run, self.max_batch_size)
+        return respond_together(pb_utils, requests, self.run, self.max_batch_size, self.telemetry)
+
+    def finalize(self) -> None:
+        """Hand over the last counts."""
+        self.telemetry.close()

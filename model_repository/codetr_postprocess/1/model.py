@@ -6,6 +6,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from serving.contract import POSTPROCESS
+from serving.telemetry import OF_POSTPROCESS, Telemetry
 from serving.triton import Postprocess, respond
 
 
@@ -14,8 +15,14 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read and check the settings."""
-        self.step = Postprocess(json.loads(args["model_config"]), pb_utils.Logger.log_warn)
+        config = json.loads(args["model_config"])
+        self.telemetry = Telemetry(pb_utils, config["name"], OF_POSTPROCESS)
+        self.step = Postprocess(config, pb_utils.Logger.log_warn, self.telemetry.record)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself."""
-        return respond(pb_utils, POSTPROCESS, requests, self.step)
+        return respond(pb_utils, POSTPROCESS, requests, self.step, self.telemetry)
+
+    def finalize(self) -> None:
+        """Hand over the last counts."""
+        self.telemetry.close()

@@ -7,6 +7,7 @@ import cv2
 import triton_python_backend_utils as pb_utils
 
 from serving.contract import PREPROCESS
+from serving.telemetry import OF_PREPROCESS, Telemetry
 from serving.triton import Preprocess, respond
 
 
@@ -17,8 +18,14 @@ class TritonPythonModel:
         """Read and check the settings."""
         cv2.setNumThreads(1)  # the instances are the parallelism
         cv2.setLogLevel(0)  # what is wrong with an image stands in its request's error
-        self.step = Preprocess(json.loads(args["model_config"]))
+        config = json.loads(args["model_config"])
+        self.telemetry = Telemetry(pb_utils, config["name"], OF_PREPROCESS)
+        self.step = Preprocess(config, self.telemetry.record)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself."""
-        return respond(pb_utils, PREPROCESS, requests, self.step)
+        return respond(pb_utils, PREPROCESS, requests, self.step, self.telemetry)
+
+    def finalize(self) -> None:
+        """Hand over the last counts."""
+        self.telemetry.close()

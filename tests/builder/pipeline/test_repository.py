@@ -156,6 +156,14 @@ def test_class_names_and_rows_are_parameters(tmp_path: Path, engine_file: Path) 
     assert read_config(repository, POSTPROCESS).parameters["max_detections"].string_value == "12"
 
 
+def test_the_ensemble_tells_what_engine_it_has(tmp_path: Path, engine_file: Path) -> None:
+    engine = BuiltEngine(engine_file, KINDS["onnx"], "cpu", ("images", "image_sizes"), CANDIDATES)
+    manifest = {"variant": "tiny", "precision": "fp32", "weights": {"file": "secret.pth"}, "device": None}
+    repository = write_repository(tmp_path / "repository", engine, TINY, InputSpec(64, 96, 3), manifest)
+    about = json.loads(read_config(repository, ENSEMBLE).parameters["about"].string_value)
+    assert about == {"variant": "tiny", "precision": "fp32"}
+
+
 @pytest.mark.parametrize("rule", [Suppression(), Suppression("hard", 0.5, 0.01, 0.25, True), Suppression("none")])
 def test_the_server_suppresses_as_the_variant(tmp_path: Path, engine_file: Path, rule: Suppression) -> None:
     repository = write(tmp_path / "repository", engine_file, variant=replace(TINY, rules=Rules(suppression=rule)))

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from codetr.cli import app
+from codetr.status import shown
+from perf import status as state
+from perf.status import EngineStatus, GpuStatus, ModelStatus, Status, StepStatus
+from serving.errors import CodetrError
+from serving.launch import free_ports
+
+IDLE = StepStatus(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+BUSY = StepStatus(20, 0, 40, 1.25, 0.5, 30.75, 0.25, 2.0)
+SERVER = Status(
+    address="localhost:8000",
+    server="triton",
+    version="2.51.0",
+    ready=True,
+    faults=[],
+    seconds=2.0,
+    engines=[
+        EngineStatus(
+            "codetr",
+            {"variant": "co_[demo]", "engine": "onnx"},
+            [ModelStatus("codetr_detector", replace(BUSY, requests=99, failures=3), BUSY, 7)],
+            {"damaged": 5, "empty": 1},
+        )
+    ],
+    gpus=[GpuStatus("GPU-1", 0.5, 2**30, 4 * 2**30, 70.4)],
+    notes=["something is not shown"],
+)
+
+
+def printed(status: Status) -> str:
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(shown(status))
+    return capture.get()
+
+
+def test_a_healthy_server() -> None:
+    text = printed(SERVER)
+    assert "triton 2.51.0 at localhost:8000: ready, every engine answers" in text
+    assert "codetr: variant co_[demo], engine onnx" in text
+    (row,) = [line for line in text.splitlines() if "codetr_detector" in line]
+    assert row.split() == ["codetr_detector", "20.0", "1.25", "0.50", "30.75", "0.25", "2.0", "7", "99", "3"]
+    assert "refused images: 5 damaged, 1 empty" in text
+    assert "GPU GPU-1, 50% busy, 1.0 of 4.0 GiB, 70 W" in text
+    assert "something is not shown" in text
+
+
+def test_an_idle_engine_shows_what_it_took_before() -> None:
+    model = replace(SERVER.engines[0].models[0], since_start=replace(BUSY, queue_ms=9.5), lately=IDLE)
+    text = printed(replace(SERVER, engines=[replace(SERVER.engines[0], models=[model])]))
+    (row,) = [line for line in text.splitlines() if "codetr_detector" in line]
+    assert row.split()[1:3] == ["0.0", "9.50"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param({"faults": ["codetr cannot answer: it"]}, "ready, but not every engine answers", id="dead step"),
+        pytest.param({"ready": False}, "localhost:8000: not ready", id="loading"),
+        pytest.param({"faults": None}, "localhost:8000: ready\n", id="nobody asked"),
+    ],
+)
+def test_the_state_is_told_in_words(change: dict[str, Any], expected: str) -> None:
+    text = "\n".join(line.rstrip() for line in printed(replace(SERVER, **change)).splitlines())
+    assert expected in text
+    assert all(fault in text for fault in change.get("faults") or [])
+
+
+def status(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["status", *arguments])
+
+
+@pytest.mark.parametrize(("faults", "expected"), [([], 0), (["codetr cannot answer: it"], 1)])
+def test_the_check_is_an_exit_status(faults: Sequence[str], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "check", lambda address, model: faults)
+    done = status("--check")
+    assert (done.exit_code, done.output) == (expected, "")
+    if faults:
+        assert isinstance(done.exception, CodetrError)  # which `main` prints
+        assert str(done.exception) == "codetr cannot answer: it"
+
+
+def test_the_check_of_nobody_fails() -> None:
+    done = status("--check", "--url", f"127.0.0.1:{free_ports(1)[0]}", "--timeout", "1")
+    assert done.exit_code == 1
+    assert "no server answers HTTP" in str(done.exception)
+
+
+def test_watching_goes_on_while_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([CodetrError("no server answers"), SERVER, KeyboardInterrupt()])
+
+    def read(address: Any, model: Any) -> Any:
+        answer = next(answers)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(state, "read", read)
+    monkeypatch.setattr(state, "status", lambda now, address, before=None, faults=None: now)
+    done = status("--watch", "--json", "--seconds", "0.1", "--url", "localhost:8000")
+    assert done.exit_code == 0
+    first, second = map(json.loads, done.output.splitlines())
+    assert first == {"address": "localhost:8000", "error": "no server answers"}
+    assert second["version"] == "2.51.0"
