@@ -157,7 +157,7 @@ def test_class_names_and_rows_are_parameters(tmp_path: Path, engine_file: Path) 
 
 
 def test_the_ensemble_tells_what_engine_it_has(tmp_path: Path, engine_file: Path) -> None:
-    engine = BuiltEngine(engine_file, KINDS["onnx"], "cpu", ("images", "image_sizes"), CANDIDATES)
+    engine = BuiltEngine(engine_file, KINDS["onnx"], "cpu", INPUTS, CANDIDATES)
     manifest = {"variant": "tiny", "precision": "fp32", "weights": {"file": "secret.pth"}, "device": None}
     repository = write_repository(tmp_path / "repository", engine, TINY, InputSpec(64, 96, 3), manifest)
     about = json.loads(read_config(repository, ENSEMBLE).parameters["about"].string_value)
