@@ -197,9 +197,6 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
     """Return the (width, height) in pixels that a header claims; None where it cannot be read. Nothing is decoded."""
     name = containers.image_format(data)
     try:
-        if name is None:
-            return None
-        header = jpeg.read_jpeg(data) if name == "JPEG" else containers.READERS[name](data)
-        return header.width, header.height
-    except (InvalidImageError, *_PLUGIN_ERRORS):
+        return None if name is None else _PLUGINS[name](BytesIO(data)).size
+    except _PLUGIN_ERRORS:
         return None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import re
 from decimal import Decimal
 from fractions import Fraction
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codetr_client.aio import AsyncCoDetrClient
 from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
 from codetr_client.errors import CodetrError
@@ -90,16 +88,10 @@ def test_0_keeps_all_and_1_only_certainty() -> None:
 
 
 @pytest.mark.parametrize("value", ["0.3", True, 30, float("nan")])
-def test_both_clients_refuse_an_impossible_threshold_before_the_request(server: Any, value: Any) -> None:
-    async def awaited() -> None:
-        async with AsyncCoDetrClient() as client:
-            await client.detect(b"jpeg", value)
-
-    with pytest.raises(CodetrError, match=r"score_threshold: expected a number in 0\.\.1"), CoDetrClient() as client:
-        client.detect(b"jpeg", value)
+def test_both_clients_refuse_an_impossible_threshold_before_the_request(call: Any, server: Any, value: Any) -> None:
     with pytest.raises(CodetrError, match=r"score_threshold: expected a number in 0\.\.1"):
-        asyncio.run(awaited())
-    assert server.requests == []
+        call("detect", b"jpeg", value, url=server.url, protocol=server.protocol)
+    assert server.seen == []
 
 
 def test_an_impossible_threshold_for_files_is_one_error_and_leaves_no_folder(server: Any, tmp_path: Path) -> None:

@@ -87,9 +87,9 @@ def test_a_detector_without_a_manifest_is_still_an_engine(tmp_path: Path) -> Non
 
 
 def test_a_later_schema_is_refused_by_its_number(tmp_path: Path) -> None:
-    for schema in (4, "x", None):
+    for schema in (5, "x", None):
         (tmp_path / "manifest.json").write_text(json.dumps({"files": {}, "schema": schema}))
-        with pytest.raises(CodetrError, match=f"is of schema {schema}, this version reads up to 3; update"):
+        with pytest.raises(CodetrError, match=f"is of schema {schema}, this version reads up to 4; update"):
             read_manifest(tmp_path)
 
 
