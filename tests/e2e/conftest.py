@@ -42,7 +42,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     # Of `small` also a half JPEG is accepted.
     config = folder / "repository" / "small_preprocess" / "config.pbtxt"
     text = config.read_text()
-    assert text.count('"refuse"') == 1
-    config.write_text(text.replace('"refuse"', '"accept"'))
+    setting = 'key: "damaged_jpeg"\n  value {\n    string_value: "%s"'
+    assert text.count(setting % "refuse") == 1
+    config.write_text(text.replace(setting % "refuse", setting % "accept"))
     with running_server(folder / "repository") as running:
         yield running

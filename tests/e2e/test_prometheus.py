@@ -45,7 +45,7 @@ def load(server: TritonServer) -> Iterator[None]:
     stop = threading.Event()
 
     def send() -> None:
-        images = (encoded("JPEG", 64, 48), encoded("PNG", 300, 200), b"", encoded("JPEG", 64, 48)[:-2])
+        images = (encoded("JPEG", 64, 48), encoded("PNG", 300, 200), b"", encoded("PNG", 300, 200)[:-30])
         with contextlib.ExitStack() as stack:
             clients = [stack.enter_context(CoDetrClient(server.grpc_url, model=name)) for name in ENGINES]
             while not stop.wait(0.05):
@@ -150,7 +150,7 @@ def test_every_query_has_data(prometheus: Prometheus) -> None:
 def test_what_was_sent_is_what_is_counted(prometheus: Prometheus) -> None:
     for name in ENGINES:
         images = f'codetr_images_total{{model="{name}_preprocess"'
-        for outcome in ('format="JPEG",outcome="decoded"', 'format="JPEG",outcome="damaged"', 'outcome="empty"'):
+        for outcome in ('format="JPEG",outcome="decoded"', 'format="PNG",outcome="damaged"', 'outcome="empty"'):
             assert prometheus.wait_for(f"{images},{outcome}}} > 0")
         assert prometheus.values(f'{images},format="WEBP"}}') == [0.0] * 5
         (answered,) = prometheus.wait_for(f'codetr_detections_total{{model="{name}_postprocess"}} > 0')
