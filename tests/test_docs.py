@@ -42,6 +42,7 @@ REASONS = {
     "needs a server with TLS",
     "needs a config and a checkpoint of yours",
     "needs certificates of yours",
+    "installs packages of the system",
     "sets up an environment",
     "takes minutes",
 }
@@ -164,7 +165,7 @@ def test_the_readme_is_short() -> None:
         pytest.param("sh", "kodetr build", "no program 'kodetr'", id="program"),
         pytest.param("sh", "if true; then", "unexpected end of file", id="shell"),
         pytest.param("python", "from codetr_client import Nothing", "import Nothing", id="import"),
-        pytest.param("cpp", "codetr::Client client;", "Client", id="C++"),
+        pytest.param("cpp", "#include <codetr/clients.hpp>", "clients.hpp", id="C++"),
         pytest.param("bash", "true", "language 'bash'", id="language"),
     ],
 )
