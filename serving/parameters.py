@@ -7,12 +7,12 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from codetr_client.contract import DEADLINE_PARAMETER
 from codetr_client.threshold import check_threshold
 from serving.errors import CodetrError
 
 SCORE_THRESHOLD = "score_threshold"
-DEADLINE = "deadline_unix_ms"  # when the client stops waiting
-KNOWN = (SCORE_THRESHOLD, DEADLINE)
+KNOWN = (SCORE_THRESHOLD, DEADLINE_PARAMETER)
 
 UnknownParameters = Literal["refuse", "ignore"]
 _WAYS: tuple[UnknownParameters, ...] = ("refuse", "ignore")
@@ -84,9 +84,9 @@ def read_parameters(parameters: Mapping[str, Any], unknown: UnknownParameters = 
     others = sorted(name for name in parameters if not _is_expected(name))
     if others and unknown == "refuse":
         raise CodetrError(f"unknown request parameter {reprlib.repr(others[0])}; expected some of {', '.join(KNOWN)}")
-    deadline = parameters.get(DEADLINE, 0)
+    deadline = parameters.get(DEADLINE_PARAMETER, 0)
     if not isinstance(deadline, (int, float)) or isinstance(deadline, bool) or not 0 <= deadline < math.inf:
-        raise CodetrError(f"{DEADLINE}: expected milliseconds since 1970, got {reprlib.repr(deadline)}")
+        raise CodetrError(f"{DEADLINE_PARAMETER}: expected milliseconds since 1970, got {reprlib.repr(deadline)}")
     return check_threshold(parameters[SCORE_THRESHOLD]) if SCORE_THRESHOLD in parameters else None
 
 

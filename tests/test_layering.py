@@ -37,6 +37,10 @@ ALLOWED: dict[str, set[str]] = {
         "builder",
         "codetr_client.detections",
         "codetr_client.drawing",
+        # a picture's size beside annotations is that which the server decodes
+        "codetr_client.containers",
+        "codetr_client.exif",
+        "codetr_client.jpeg",
         "codetr_client.text",  # text from files is shown alike by everyone
         "serving.contract",
         "serving.preprocess",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from codetr_client.text import printable
 from serving.errors import CodetrError
 
 Id = int | float | str  # as a file has it
@@ -357,8 +358,7 @@ def _number(value: Any) -> float | None:
 
 def in_words(names: Sequence[object], most: int = 3) -> str:
     """Return the first names as a list in one line."""
-    shown = [name if name.isprintable() else repr(name) for name in map(str, names[:most])]
-    return ", ".join(shown) + (", ..." if len(names) > most else "")
+    return ", ".join(map(printable, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def _shown(value: Any) -> str:

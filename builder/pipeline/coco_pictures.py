@@ -7,30 +7,19 @@ pixels as they are stored, and then its boxes are turned; or on a copy of anothe
 from __future__ import annotations
 
 import os
-import struct
 import unicodedata
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
-
-import cv2
-import numpy as np
-from PIL import Image
 
 from builder.pipeline.coco import CocoFile
 from builder.pipeline.coco_entries import Annotation, Box, CocoImage, in_words
+from codetr_client import containers, jpeg
+from codetr_client.exif import read_orientation
 from serving.errors import CodetrError
 
-# What the service decodes; cameras' JPEGs with a second picture behind the first are MPO to Pillow.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")
-_ORIENTATION_TAG = 0x0112
-_DAMAGED = (
-    OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, ArithmeticError, AssertionError, struct.error,
-    Image.DecompressionBombError,
-)  # fmt: skip  # what Pillow raises on damaged headers
 _PIXEL = 1.0  # a box may reach beyond its picture by so much, as rounding has it
 _FAR = 0.1  # of a side: more is no rounding
 _CLEARLY = 10  # times as many boxes fit one way as the other; a few reach beyond their picture in any data set
@@ -111,47 +100,14 @@ def read_header(path: Path) -> Header:
         CodetrError: it is no picture that the service decodes; the message is the reason alone.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # how large a picture may be is the service's to say
-            with Image.open(path) as image:
-                if image.format not in _FORMATS:
-                    raise CodetrError(f"{image.format}, expected JPEG, PNG, WEBP or BMP")
-                return Header(image.size, _orientation(image.info.get("exif")))
-    except _DAMAGED:
-        return _decoded_header(path)  # Pillow also refuses what has large or damaged metadata
-
-
-def _decoded_header(path: Path) -> Header:
-    """Return the same by decoding the picture as it is stored and upright."""
-    stored: Any = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    upright: Any = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if stored is None or upright is None:
-        raise CodetrError("no picture, or damaged")
-    turns = (
-        stored,
-        stored[:, ::-1],
-        stored[::-1, ::-1],
-        stored[::-1],
-        stored.swapaxes(0, 1),
-        np.rot90(stored, -1),
-        stored[::-1, ::-1].swapaxes(0, 1),
-        np.rot90(stored),
-    )
-    orientations = (number for number, turned in enumerate(turns, 1) if np.array_equal(turned, upright))
-    return Header((stored.shape[1], stored.shape[0]), next(orientations, 1))
-
-
-def _orientation(exif: object) -> int:
-    """Return the orientation of raw EXIF metadata; broken ones do not make a picture unusable."""
-    if not isinstance(exif, bytes):
-        return 1
-    try:
-        parsed = Image.Exif()
-        parsed.load(exif)
-        value = parsed.get(_ORIENTATION_TAG, 1)
-    except _DAMAGED:
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+        data = path.read_bytes()
+        name = containers.image_format(data)
+        if name is None:
+            raise CodetrError("expected JPEG, PNG, WEBP or BMP")
+        found = jpeg.read_jpeg(data) if name == "JPEG" else containers.READERS[name](data)
+    except OSError as error:
+        raise CodetrError(str(error.strerror)) from error
+    return Header((found.width, found.height), read_orientation(found.exif))
 
 
 def compare_with_pictures(coco: CocoFile, paths: Mapping[int, Path]) -> CocoFile:
