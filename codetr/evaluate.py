@@ -10,7 +10,7 @@ import typer
 from builder.precision import PRECISIONS
 from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
-from codetr.shown import line, new_console, progress_bar, shown
+from codetr.shown import line, new_console, progress_bar, say, shown
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def evaluate(
 
 def _note(notes: Iterable[str]) -> None:
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
 
 
 def _given(name: str | None, config: Path | None, execute: bool) -> DetectorConfig | None:
