@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from codetr.shown import line, new_console, shown
 from serving.errors import CodetrError
 from serving.launch import LOOPBACK, ServerOptions, TritonServer, is_warning, start_server
 from serving.runtime import KEY_VARIABLE
@@ -57,18 +58,19 @@ def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> in
     Raises:
         CodetrError: it cannot be started or does not become ready; says why.
     """
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = new_console(stderr=True)
+    console.soft_wrap = True
     is_serving = False
 
-    def show(line: str) -> None:
-        if verbose or (is_serving and is_warning(line)):
-            console.print(line, markup=False)
+    def show(said: str) -> None:
+        if verbose or (is_serving and is_warning(said)):
+            console.print(shown(said.expandtabs()))
 
     signals = _Signals()
     server = start_server(options, show)
     try:
         signals.forward_to(server)
-        console.print(f"starting {server.binary} on {options.repository}", markup=False)
+        console.print(shown(f"starting {server.binary} on {options.repository}"))
         with console.status("loading models") as status:
             server.wait_ready(load_timeout, lambda waited: status.update(f"loading models, {waited:.0f} s"))
         is_serving = True
@@ -80,7 +82,7 @@ def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> in
     finally:
         exit_status = server.stop()
     if exit_status and not signals.received:
-        console.print(f"[bold red]error:[/] tritonserver {how_it_ended(exit_status)}")
+        console.print(line(shown("error:", "bold red"), f" tritonserver {how_it_ended(exit_status)}"))
     return exit_status
 
 
@@ -112,12 +114,12 @@ class _Signals:
 
 def _announce(console: Console, server: TritonServer) -> None:
     places = f"HTTP {server.http_url}, gRPC {server.grpc_url}, metrics {server.metrics_url}"
-    console.print(f"[green]ready[/]: {places}")
+    console.print(line(shown("ready", "green"), f": {places}"))
     notes = list(server.notes)
     if os.getuid() == 0 and not _in_container(os.environ):
         notes.append("this runs as root, and so does what decodes strangers' images; start it as a user without rights")
     for note in notes:
-        console.print(f"warning: {note}", markup=False)
+        console.print(shown(f"warning: {note}"))
 
 
 def _in_container(environment: Mapping[str, str]) -> bool:

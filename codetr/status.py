@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from codetr_client.text import printable
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _watch(address: Address, model: str | None, seconds: float, as_json: bool) -
                 line, picture = found.to_json(), shown(found)
                 before = now
             except CodetrError as error:
-                line, picture = {"address": address.http, "error": str(error)}, Text(str(error), "red")
+                line, picture = {"address": address.http, "error": str(error)}, Text(printable(error), "red")
                 before = None
             if live is None:
                 typer.echo(json.dumps(line))
@@ -85,11 +86,11 @@ def _watch(address: Address, model: str | None, seconds: float, as_json: bool) -
 def shown(found: Status) -> Group:
     """Return what is printed of a server's state."""
     parts: list[RenderableType] = [_heading(found)]
-    parts += [Text(fault, "red") for fault in found.faults or ()]
+    parts += [Text(printable(fault), "red") for fault in found.faults or ()]
     for engine in found.engines:
         parts += [_table(engine, found.seconds), *_refusals(engine)]
     parts += [_gpu(gpu) for gpu in found.gpus]
-    return Group(*parts, *(Text(note, "yellow") for note in found.notes))
+    return Group(*parts, *(Text(printable(note), "yellow") for note in found.notes))
 
 
 def _heading(found: Status) -> Text:
@@ -97,14 +98,14 @@ def _heading(found: Status) -> Text:
     if found.ready and found.faults is not None:
         state = "ready, but not every engine answers" if found.faults else "ready, every engine answers"
     style = "green" if found.ready and not found.faults else "red"
-    return Text.assemble(f"{found.server} {found.version} at {found.address}: ", (state, style))
+    return Text.assemble(printable(f"{found.server} {found.version} at {found.address}: "), (state, style))
 
 
 def _table(engine: EngineStatus, seconds: float | None) -> Table:
     about = ", ".join(f"{key} {value}" for key, value in engine.about.items())
     span = "since the start" if seconds is None else f"over {seconds:.1f} s; dim, answered and failed: since the start"
     table = Table(
-        title=Text(f"{engine.name}: {about}" if about else engine.name),
+        title=Text(printable(f"{engine.name}: {about}" if about else engine.name)),
         title_justify="left",
         caption=f"times in ms, means {span}",
         caption_justify="left",
@@ -121,7 +122,7 @@ def _table(engine: EngineStatus, seconds: float | None) -> Table:
         times = [Text(value, "" if lately else "dim") for value in _times(lately or model.since_start)]
         waiting = "" if model.waiting is None else str(model.waiting)
         failed = Text(str(model.since_start.failures), "red" if model.lately and model.lately.failures else "")
-        table.add_row(Text(model.name), rate, *times, waiting, str(model.since_start.requests), failed)
+        table.add_row(Text(printable(model.name)), rate, *times, waiting, str(model.since_start.requests), failed)
     return table
 
 
@@ -134,7 +135,7 @@ def _times(step: StepStatus) -> list[str]:
 
 def _refusals(engine: EngineStatus) -> list[Text]:
     causes = ", ".join(f"{count} {cause}" for cause, count in sorted(engine.refused_images.items()))
-    return [Text(f"refused images: {causes}")] if causes else []
+    return [Text(printable(f"refused images: {causes}"))] if causes else []
 
 
 def _gpu(gpu: GpuStatus) -> Text:
@@ -145,4 +146,4 @@ def _gpu(gpu: GpuStatus) -> Text:
         parts.append(f"{gpu.memory_used / 2**30:.1f} of {gpu.memory_total / 2**30:.1f} GiB")
     if gpu.power is not None:
         parts.append(f"{gpu.power:.0f} W")
-    return Text(", ".join(parts))
+    return Text(printable(", ".join(parts)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import zlib
@@ -14,11 +13,11 @@ from PIL import Image
 from codetr_client.errors import CodetrError
 
 JPEG_QUALITY = 92  # of the annotated pictures: no visible loss
-# The JPEG comment by which a picture of an earlier run is known again, wherever it lies: these words and a digest of
-# the rest of the file. Programs that change a picture keep its comment, and a changed picture is no longer ours.
+# The JPEG comment by which a picture of an earlier run is known again, wherever it lies: these words and a checksum
+# of the file. Programs that change a picture keep its comment, and a changed picture is no longer ours. The C++ client
+# has the same.
 MARK = b"annotated by codetr "
-_DIGEST_BYTES = 16  # of hexadecimal SHA-256
-_NO_DIGEST = b"0" * _DIGEST_BYTES
+_NO_CHECKSUM = b"00000000"  # what stands there while it is computed
 _MARK_WITHIN = 64  # Pillow writes the comment behind the JFIF segment of 20 bytes
 _STEM_BYTES = 240  # of a name's 255, which leaves room for a number and the suffix
 
@@ -38,11 +37,12 @@ def is_own_picture(path: Path) -> bool:
     except OSError:
         return False
     at = content.index(MARK) + len(MARK)
-    return content[at : at + _DIGEST_BYTES] == _digest(content[:at] + _NO_DIGEST + content[at + _DIGEST_BYTES :])
+    end = at + len(_NO_CHECKSUM)
+    return content[at:end] == _checksum(content[:at] + _NO_CHECKSUM + content[end:])
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest()[:_DIGEST_BYTES].encode()
+def _checksum(content: bytes) -> bytes:
+    return f"{zlib.adler32(content):08x}".encode()
 
 
 def plan_pictures(output: Path, stems: Sequence[str], sources: Iterable[Path]) -> list[Path]:
@@ -71,9 +71,9 @@ def _shortened(stem: str) -> str:
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a picture as JPEG with the mark of this project, whole or not at all."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=MARK + _NO_DIGEST)
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=MARK + _NO_CHECKSUM)
     content = buffer.getvalue()
-    write_whole(path, content.replace(MARK + _NO_DIGEST, MARK + _digest(content), 1))
+    write_whole(path, content.replace(MARK + _NO_CHECKSUM, MARK + _checksum(content), 1))
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -73,12 +73,12 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimpleNa
 
 def test_places_and_warnings_are_shown_as_they_are(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve, "_in_container", lambda environment: True)
-    result, _ = run(notes=("no [red]room",))
+    result, _ = run(notes=("no [red]room :dog: \x1b[1m",))
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
         "starting /triton on /a [bold]repository",
         "ready: HTTP h:1, gRPC g:2, metrics m",
-        "warning: no [red]room",
+        "warning: no [red]room :dog: \\x1b[1m",
     ]
 
 

@@ -28,7 +28,7 @@ SERVER = Status(
     engines=[
         EngineStatus(
             "codetr",
-            {"variant": "co_[demo]", "engine": "onnx"},
+            {"variant": "co_[demo] :dog: \x1b[1m", "engine": "onnx"},
             [ModelStatus("codetr_detector", replace(BUSY, requests=99, failures=3), BUSY, 7)],
             {"damaged": 5, "empty": 1},
         )
@@ -48,7 +48,7 @@ def printed(status: Status) -> str:
 def test_a_healthy_server() -> None:
     text = printed(SERVER)
     assert "triton 2.51.0 at localhost:8000: ready, every engine answers" in text
-    assert "codetr: variant co_[demo], engine onnx" in text
+    assert "codetr: variant co_[demo] :dog: \\x1b[1m, engine onnx" in text
     (row,) = [line for line in text.splitlines() if "codetr_detector" in line]
     assert row.split() == ["codetr_detector", "20.0", "1.25", "0.50", "30.75", "0.25", "2.0", "7", "99", "3"]
     assert "refused images: 5 damaged, 1 empty" in text

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -32,10 +33,14 @@ bool isOwnPicture(fs::path const& path) {
         return false;
     }
     std::ifstream file(path, std::ios::binary);
-    std::string head(4096, '\0');  // the mark stands in front
-    file.read(head.data(), static_cast<std::streamsize>(head.size()));
-    head.resize(static_cast<std::size_t>(file.gcount()));
-    return isOwn(head);
+    std::string content(4096, '\0');  // the mark stands in front
+    file.read(content.data(), static_cast<std::streamsize>(content.size()));
+    content.resize(static_cast<std::size_t>(file.gcount()));
+    if (content.find(kMark) == std::string::npos) {
+        return false;
+    }
+    content.append(std::istreambuf_iterator<char>(file), {});
+    return isOwn(content);
 }
 
 bool isOneOf(fs::path const& path, std::vector<fs::path> const& sources) {

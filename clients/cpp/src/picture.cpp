@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -35,6 +36,7 @@ namespace {
 
 using Colour = std::array<unsigned char, 3>;
 
+constexpr std::string_view kNoChecksum = " 00000000";
 constexpr int kJpegQuality = 92;        // no visible loss
 constexpr int kMinSideForText = 64;     // pixels; smaller pictures have no room for it
 constexpr double kHueStep = 0.618034;   // the golden ratio, so that neighbouring labels never look alike
@@ -85,6 +87,18 @@ void forSegments(std::string_view jpeg, Visit visit) {
         }
         at += 2 + length;
     }
+}
+
+// Adler-32, in hexadecimal behind a space, of a picture whose own checksum is `kNoChecksum`.
+std::string checksum(std::string_view picture) {
+    std::uint32_t low = 1, high = 0;
+    for (char const byte : picture) {
+        low = (low + static_cast<unsigned char>(byte)) % 65521;
+        high = (high + low) % 65521;
+    }
+    std::array<char, 16> text{};
+    std::snprintf(text.data(), text.size(), " %08x", static_cast<unsigned>(high << 16 | low));
+    return text.data();
 }
 
 std::string_view exifOf(std::string_view encoded) {
@@ -268,17 +282,27 @@ std::string encode(Picture const& picture) {
     if (stbi_write_jpg_to_func(append, &jpeg, picture.width, picture.height, 3, picture.pixels.data(), kJpegQuality) == 0) {
         throw Error(Error::Kind::kInvalid, "the annotated picture cannot be encoded");
     }
-    auto const length = static_cast<char>(kMark.size() + 2);
-    std::string const comment = std::string("\xff\xfe\0", 3) + length + std::string(kMark);
-    return jpeg.insert(2, comment);  // behind the start of image
+    auto const length = static_cast<char>(kMark.size() + kNoChecksum.size() + 2);
+    std::string const comment = std::string("\xff\xfe\0", 3) + length + std::string(kMark) + std::string(kNoChecksum);
+    jpeg.insert(2, comment);  // behind the start of image
+    return jpeg.replace(2 + comment.size() - kNoChecksum.size(), kNoChecksum.size(), checksum(jpeg));
 }
 
 bool isOwn(std::string_view encoded) {
-    bool found = false;
+    std::string_view said;
     if (encoded.substr(0, 2) == "\xff\xd8") {
-        forSegments(encoded, [&](unsigned marker, std::string_view payload) { return found = found || (marker == 0xfe && payload == kMark); });
+        forSegments(encoded, [&](unsigned marker, std::string_view payload) {
+            bool const isMark = marker == 0xfe && payload.substr(0, kMark.size()) == kMark;
+            said = isMark ? payload.substr(kMark.size()) : said;
+            return isMark;
+        });
     }
-    return found;
+    if (said.size() != kNoChecksum.size()) {
+        return false;
+    }
+    std::string plain(encoded);
+    plain.replace(static_cast<std::size_t>(said.data() - encoded.data()), said.size(), kNoChecksum);
+    return checksum(plain) == said;
 }
 
 }  // namespace codetr

@@ -14,7 +14,8 @@ struct Picture {
     std::vector<unsigned char> pixels;  // RGB
 };
 
-// The JPEG comment by which a picture of an earlier run is known again, also by the Python client.
+// What the JPEG comment begins with by which a picture of an earlier run is known again, also by the Python client. A
+// space and the checksum of the file follow: programs that change a picture keep its comment.
 constexpr std::string_view kMark = "annotated by codetr";
 
 // Decodes a JPEG, PNG, WebP or BMP and turns it upright. Throws Error.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codetr_client.outputs import is_own_picture
+from codetr_client.outputs import is_own_picture, save_picture
 from serving.launch import free_ports
 from tests.clients.cpp.program import compiled, run
 
@@ -246,6 +247,13 @@ def test_nothing_but_earlier_results_is_overwritten(program: Path, tmp_path: Pat
             done = run(program, [tmp_path, "--output", tmp_path, "--url", url])
             assert (done.returncode, done.stderr) == (0, "")
         assert len(handler.received) == 2, "its own picture and hidden files are no sources"
+        (tmp_path / "inner").mkdir()
+        save_picture(Image.new("RGB", (80, 60)), tmp_path / "inner" / "python.jpg")
+        (tmp_path / "inner" / "changed.jpg").write_bytes((tmp_path / "a-2.jpg").read_bytes() + b"x")
+        done = run(program, [tmp_path / "inner", "--output", tmp_path / "out", "--url", url])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(handler.received) == 3, "the Python client's picture is no source, a changed one is"
+        shutil.rmtree(tmp_path / "inner")
         (tmp_path / "detections.json").write_text("[]")
         done = run(program, [tmp_path, "--output", tmp_path, "--url", url])
     assert done.returncode == 1
