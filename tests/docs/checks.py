@@ -22,7 +22,7 @@ from tests.docs.pages import ROOT, Block
 
 # Programs that are not of this project, and of which nothing is checked but the files they are given.
 FOREIGN = {
-    "cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git", "jq", "kill", "mkdir", "nsys", "perl",
+    "build/cpp/codetr_detect", "cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git", "jq", "kill", "mkdir", "nsys", "perl",
     "pip", "pre-commit", "printf", "prometheus", "promtool", "source", "stat", "sudo", "tritonserver", "trtexec",
 }  # fmt: skip  # a set of words
 # Options of ours whose value is written, and so need not exist.
