@@ -50,6 +50,10 @@ _PLUGIN_ERRORS = (
     Image.DecompressionBombError,
 )
 
+# The longest side that a JPEG can have. Longer ones are made to trouble decoders: 1 x 64 million pixels take 127 kB to
+# send and 5 s to resize, and a line of 64 million is more than Pillow can hold.
+MAX_SIDE = 65535
+
 # EXIF orientation -> (transpose first?, `cv2.flip` code afterwards), EXIF 2.3 section 4.6.4.
 _UPRIGHT: dict[int, tuple[bool, int | None]] = {
     2: (False, 1),
@@ -101,7 +105,7 @@ def decode_image(data: bytes, limits: ImageLimits | None = None) -> Image8:
     try:
         return _decode_jpeg(data, limits) if name == "JPEG" else _decode_other(data, name, limits)
     except _PLUGIN_ERRORS as error:
-        raise InvalidImageError(f"damaged {name} image: {error}") from error
+        raise InvalidImageError(f"damaged {name} image: {str(error) or type(error).__name__}") from error
     except cv2.error as error:
         raise InvalidImageError(f"damaged {name} image: {error.err}") from error
 
@@ -126,6 +130,8 @@ def _check_size(name: str, width: int, height: int, limits: ImageLimits) -> None
         raise InvalidImageError(
             f"the image has {width}x{height} pixels, more than the limit of {limits.max_pixels} in all"
         )
+    if max(width, height) > MAX_SIDE:
+        raise InvalidImageError(f"the image has {width}x{height} pixels, but no side may be longer than {MAX_SIDE}")
 
 
 def _decode_jpeg(data: bytes, limits: ImageLimits) -> Image8:
