@@ -21,7 +21,7 @@ import psutil
 
 from builder.engines.kinds import BuiltEngine, EngineKind
 from builder.pipeline.export import InputSpec
-from builder.pipeline.repository import CANDIDATES, write_repository
+from builder.pipeline.repository import CANDIDATES, INPUTS, write_repository
 from builder.variants import SwinConfig, Variant
 from codetr_client.aio import AsyncCoDetrClient
 from codetr_client.detections import Detections
@@ -59,7 +59,7 @@ def write_echo_repository(destination: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, ECHO.file_name)
         file.write_text(json.dumps({}) + "\n", encoding="utf-8")
-        engine = BuiltEngine(file, ECHO, "cpu", CANDIDATES)
+        engine = BuiltEngine(file, ECHO, "cpu", INPUTS, CANDIDATES)
         return write_repository(destination, engine, variant, InputSpec(*Limits().size, MAX_BATCH_SIZE), {})
 
 
