@@ -143,7 +143,7 @@ def _decode_jpeg(data: bytes, limits: ImageLimits) -> Image8:
     # Whether OpenCV refuses a file without the marker, or fills it up, is up to its release.
     complete = data if markers.is_ended or not markers.scans else data[: markers.scans[-1].end] + jpeg.END
     if markers.is_cmyk:
-        pixels = _decode_with_pillow("JPEG", jpeg.without_metadata(complete, markers))
+        pixels = _decode_with_pillow("JPEG", jpeg.without_metadata(complete, markers), markers.width, markers.height)
     elif (decoded := _decode_with_opencv(complete)) is not None:
         pixels = decoded
     else:
@@ -164,7 +164,7 @@ def _decode_other(data: bytes, name: str, limits: ImageLimits) -> Image8:
     _check_size(name, container.width, container.height, limits)
     pixels = _decode_with_opencv(container.pixels)
     if pixels is None:
-        pixels = _decode_with_pillow(name, container.pixels)
+        pixels = _decode_with_pillow(name, container.pixels, container.width, container.height)
     return _finished(pixels, name, container.width, container.height, container.exif)
 
 
@@ -174,8 +174,10 @@ def _decode_with_opencv(data: bytes) -> Image8 | None:
     return None if pixels is None else pixels
 
 
-def _decode_with_pillow(name: str, data: bytes) -> Image8:
+def _decode_with_pillow(name: str, data: bytes, width: int, height: int) -> Image8:
     image = _PLUGINS[name](BytesIO(data))
+    if image.size != (width, height):  # a second header, of a size that nobody has checked
+        raise _of_two_sizes(name, (width, height), image.size)
     image.load()
     if image.mode.startswith("I"):  # 16-bit grayscale
         gray = (np.asarray(image) >> 8).astype(np.uint8)
@@ -185,9 +187,13 @@ def _decode_with_pillow(name: str, data: bytes) -> Image8:
 
 def _finished(pixels: Image8, name: str, width: int, height: int, exif: bytes) -> Image8:
     if pixels.shape[:2] != (height, width):  # what was checked is not what was decoded
-        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise InvalidImageError(f"damaged {name} image: its header claims {width}x{height} pixels, it has {size}")
+        raise _of_two_sizes(name, (width, height), (pixels.shape[1], pixels.shape[0]))
     return _upright(pixels, read_orientation(exif))
+
+
+def _of_two_sizes(name: str, claimed: tuple[int, int], found: tuple[int, int]) -> InvalidImageError:
+    (width, height), (w, h) = claimed, found
+    return InvalidImageError(f"damaged {name} image: its header claims {width}x{height} pixels, it has {w}x{h}")
 
 
 def _upright(pixels: Image8, orientation: int) -> Image8:

@@ -282,6 +282,13 @@ def test_refusals_name_the_fault(data: bytes, message: str) -> None:
         decode_image(data)
 
 
+def test_a_second_header_is_no_way_around_the_limit_of_pixels() -> None:
+    whole, huge = png(8, 8, 8, 2, bytes(25 * 8)), png(30000, 30000, 8, 2, b"")
+    data = whole[:33] + huge[8:33] + whole[33:]  # both IHDR, before the pixels
+    with pytest.raises(InvalidImageError, match="damaged PNG image: its header claims 8x8 pixels, it has 30000x30000"):
+        decode_image(data)
+
+
 def test_limits_are_inclusive_and_named() -> None:
     data = encode(RGB, "PNG")
     pixels = SMOOTH.shape[0] * SMOOTH.shape[1]
