@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from perf.fuzz.cases import case
@@ -139,4 +141,10 @@ def _work(pipe: Connection, files: Sequence[Made | Kept], limits: Limits, how: J
         started = time.process_time()
         outcome = how(data, limits.size, limits.rule, limits.images)
         outcome = replace(outcome, seconds=time.process_time() - started)
-        pipe.send((outcome, len(data), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        pipe.send((outcome, len(data), _peak()))
+
+
+def _peak() -> int:
+    """Return the most bytes this process has had; `getrusage` would begin with those of the process that started it."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) * 1024
