@@ -21,7 +21,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: audit help demo test test-fast test-all lint lint-models format plugin clean setup
+.PHONY: audit help demo test test-fast test-all fuzz lint lint-models format plugin clean setup
 
 setup: $(VENV)/.installed $(CLIENT_VENV)/.installed $(TRITON)/.installed ## create .venv, one for the client alone, and fetch tritonserver and perf_analyzer, once
 
@@ -88,6 +88,14 @@ test-fast: setup ## no server and no engines: a minute or two, while developing
 
 test-all: test ## what takes minutes too: networks of full size, training
 	$(PYTEST) -m "slow and not gpu"
+
+# Where the counts go, and how many files: of each format in processes, in all through a server.
+FUZZ_OUTPUT ?= runs/bench/fuzz
+FUZZ_FILES ?= 26000
+FUZZ_REQUESTS ?= 5400
+
+fuzz: setup ## hostile images: 104,000 in processes, 5,400 through a real server, counted; a quarter of an hour
+	OMP_NUM_THREADS=1 nice $(BIN)/codetr bench fuzz --files $(FUZZ_FILES) --requests $(FUZZ_REQUESTS) --output $(FUZZ_OUTPUT)
 
 lint: setup lint-models ## style and types
 	$(BIN)/ruff check .

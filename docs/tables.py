@@ -310,6 +310,41 @@ def soak() -> str:
     return f"{machine(record)}\n\n" + table(("", ""), rows)
 
 
+def fuzz() -> str:
+    """What mutated images did in processes, by format."""
+    record = results("fuzz-in-process.json")
+    rows = []
+    for form, each in record["formats"].items():
+        seconds = each["seconds"]
+        counts = (each["files"], each["accepted"], each["refused"], sum(each["faults"].values()))
+        times = (f"{1e3 * seconds['median']:.2f} ms", f"{1e3 * seconds['p99']:.1f} ms", f"{seconds['max']:.1f} s")
+        rows.append((form, *(f"{count:,}" for count in counts), *times, f"{each['peak_memory_mb']:,} MB"))
+    columns = ("", "files", "accepted", "refused", "faults", "median", "p99", "longest", "most memory")
+    return f"{machine(record)}\n\n" + table(columns, rows)
+
+
+def fuzz_server() -> str:
+    """The same through a real server."""
+    record = results("fuzz-server.json")
+    memory, seconds, answers = record["peak_memory_mb"], record["seconds"], record["answers"]
+    step = max(value for name, value in memory.items() if name.startswith("codetr_preprocess"))
+    rows = [
+        ("mutated files, and whole ones between them", f"{record['images']:,}"),
+        ("of them mutated", f"{record['mutated_files']:,}"),
+        ("requests", f"{record['requests']:,}"),
+        ("answered", f"{answers['accepted']:,}"),
+        ("refused with the message that the file gets alone", f"{answers['refused']:,}"),
+        ("faults: other answers, processes that ended", record["faults"]),
+        (
+            "median, p99 and longest of a request",
+            f"{seconds['median']:.3f}, {seconds['p99']:.2f} and {seconds['max']:.1f} s",
+        ),
+        ("most memory of a pre-processing step", f"{step:,} MB"),
+        ("of the server itself", f"{memory['server']:,} MB"),
+    ]
+    return f"{machine(record)}\n\n" + table(("", ""), rows)
+
+
 def tensorrt_rtx() -> str:
     """The graphs that TensorRT-RTX compiled on a CPU."""
     rows = []
@@ -348,6 +383,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "server on a cpu": from_report("server", "codetr under concurrency", "Time by step"),
     "preprocessing": preprocessing,
     "soak": soak,
+    "fuzz": fuzz,
+    "fuzz server": fuzz_server,
     "tensorrt-rtx": tensorrt_rtx,
     "cost of sizes": from_report("cost", "Input size and images in a request"),
     "cost of batching": from_report("cost", "Dynamic batching of the detector"),

@@ -50,6 +50,10 @@ _PLUGIN_ERRORS = (
     Image.DecompressionBombError,
 )
 
+# The longest side that a JPEG can have. Longer ones are made to trouble decoders: 1 x 64 million pixels take 127 kB to
+# send and 5 s to resize, and a line of 64 million is more than Pillow can hold.
+MAX_SIDE = 65535
+
 # EXIF orientation -> (transpose first?, `cv2.flip` code afterwards), EXIF 2.3 section 4.6.4.
 _UPRIGHT: dict[int, tuple[bool, int | None]] = {
     2: (False, 1),
@@ -101,7 +105,7 @@ def decode_image(data: bytes, limits: ImageLimits | None = None) -> Image8:
     try:
         return _decode_jpeg(data, limits) if name == "JPEG" else _decode_other(data, name, limits)
     except _PLUGIN_ERRORS as error:
-        raise InvalidImageError(f"damaged {name} image: {error}") from error
+        raise InvalidImageError(f"damaged {name} image: {str(error) or type(error).__name__}") from error
     except cv2.error as error:
         raise InvalidImageError(f"damaged {name} image: {error.err}") from error
 
@@ -126,6 +130,8 @@ def _check_size(name: str, width: int, height: int, limits: ImageLimits) -> None
         raise InvalidImageError(
             f"the image has {width}x{height} pixels, more than the limit of {limits.max_pixels} in all"
         )
+    if max(width, height) > MAX_SIDE:
+        raise InvalidImageError(f"the image has {width}x{height} pixels, but no side may be longer than {MAX_SIDE}")
 
 
 def _decode_jpeg(data: bytes, limits: ImageLimits) -> Image8:
@@ -137,7 +143,7 @@ def _decode_jpeg(data: bytes, limits: ImageLimits) -> Image8:
     # Whether OpenCV refuses a file without the marker, or fills it up, is up to its release.
     complete = data if markers.is_ended or not markers.scans else data[: markers.scans[-1].end] + jpeg.END
     if markers.is_cmyk:
-        pixels = _decode_with_pillow("JPEG", jpeg.without_metadata(complete, markers))
+        pixels = _decode_with_pillow("JPEG", jpeg.without_metadata(complete, markers), markers.width, markers.height)
     elif (decoded := _decode_with_opencv(complete)) is not None:
         pixels = decoded
     else:
@@ -158,7 +164,7 @@ def _decode_other(data: bytes, name: str, limits: ImageLimits) -> Image8:
     _check_size(name, container.width, container.height, limits)
     pixels = _decode_with_opencv(container.pixels)
     if pixels is None:
-        pixels = _decode_with_pillow(name, container.pixels)
+        pixels = _decode_with_pillow(name, container.pixels, container.width, container.height)
     return _finished(pixels, name, container.width, container.height, container.exif)
 
 
@@ -168,8 +174,10 @@ def _decode_with_opencv(data: bytes) -> Image8 | None:
     return None if pixels is None else pixels
 
 
-def _decode_with_pillow(name: str, data: bytes) -> Image8:
+def _decode_with_pillow(name: str, data: bytes, width: int, height: int) -> Image8:
     image = _PLUGINS[name](BytesIO(data))
+    if image.size != (width, height):  # a second header, of a size that nobody has checked
+        raise _of_two_sizes(name, (width, height), image.size)
     image.load()
     if image.mode.startswith("I"):  # 16-bit grayscale
         gray = (np.asarray(image) >> 8).astype(np.uint8)
@@ -179,9 +187,13 @@ def _decode_with_pillow(name: str, data: bytes) -> Image8:
 
 def _finished(pixels: Image8, name: str, width: int, height: int, exif: bytes) -> Image8:
     if pixels.shape[:2] != (height, width):  # what was checked is not what was decoded
-        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
-        raise InvalidImageError(f"damaged {name} image: its header claims {width}x{height} pixels, it has {size}")
+        raise _of_two_sizes(name, (width, height), (pixels.shape[1], pixels.shape[0]))
     return _upright(pixels, read_orientation(exif))
+
+
+def _of_two_sizes(name: str, claimed: tuple[int, int], found: tuple[int, int]) -> InvalidImageError:
+    (width, height), (w, h) = claimed, found
+    return InvalidImageError(f"damaged {name} image: its header claims {width}x{height} pixels, it has {w}x{h}")
 
 
 def _upright(pixels: Image8, orientation: int) -> Image8:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from codetr_client.containers import image_format
-from serving.decode import ImageLimits, claimed_size
+from serving.decode import MAX_SIDE, ImageLimits, claimed_size
 from serving.errors import InvalidImageError
 
 # What became of an image, the only values that the metric's label `outcome` has.
@@ -48,5 +48,5 @@ def explain(data: bytes, limits: ImageLimits) -> Refusal:
     size = claimed_size(data)
     if size is None or min(size) < 1:
         return Refusal(BAD_HEADER, name, len(data), size)
-    too_large = size[0] * size[1] > limits.max_pixels
+    too_large = size[0] * size[1] > limits.max_pixels or max(size) > MAX_SIDE
     return Refusal(TOO_MANY_PIXELS if too_large else DAMAGED, name, len(data), size)

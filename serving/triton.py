@@ -5,7 +5,6 @@ Nothing here imports `triton_python_backend_utils`, which exists only inside the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from time import perf_counter
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from codetr_client.containers import image_format
 from serving import metrics
+from serving.checks import check_inputs, parameters_of
 from serving.contract import DETECTOR, contract
 from serving.errors import CodetrError, InvalidImageError
 from serving.metrics import Recorder, unrecorded
@@ -255,7 +255,7 @@ def _respond_to_one(
 ) -> Any:
     started = perf_counter()
     try:
-        parameters = json.loads(request.parameters() or "{}")
+        parameters = parameters_of(request)
         return _success(pb_utils, step(_inputs(pb_utils, model, request), parameters))
     except Exception as error:
         telemetry.failed(request.request_id(), error, perf_counter() - started)
@@ -276,19 +276,31 @@ def respond_together(
         telemetry: takes batches and what failed; without it failures are logged and nothing is counted.
 
     Returns:
-        One response for each request, in order. If the engine fails all are `INTERNAL` errors: it does not say whose
-        image it was.
+        One response for each request, in order: outputs; or `INVALID_ARG` for inputs that no image can have, which
+        the engine does not see. If the engine fails all others are `INTERNAL` errors: it does not say whose image it
+        was.
     """
     telemetry = telemetry or Telemetry(pb_utils, DETECTOR)
     started = perf_counter()
+    given = [_detector_inputs(pb_utils, request) for request in requests]
+    batches = [tuple(each.values()) for each in given if not isinstance(each, Exception)]
     try:
-        batches = [tuple(_inputs(pb_utils, DETECTOR, request).values()) for request in requests]
         counted = _counted(engine, telemetry.record)
-        return [_success(pb_utils, outputs) for outputs in run_in_batches(counted, batches, max_batch_size)]
+        outputs = iter(run_in_batches(counted, batches, max_batch_size) if batches else [])
+        answers = [each if isinstance(each, Exception) else _success(pb_utils, next(outputs)) for each in given]
     except Exception as error:
-        for request in requests:
-            telemetry.failed(request.request_id(), error, perf_counter() - started)
-        return [_failure(pb_utils, error) for _ in requests]
+        answers = [each if isinstance(each, Exception) else error for each in given]
+    for request, answer in zip(requests, answers, strict=True):
+        if isinstance(answer, Exception):
+            telemetry.failed(request.request_id(), answer, perf_counter() - started)
+    return [_failure(pb_utils, answer) if isinstance(answer, Exception) else answer for answer in answers]
+
+
+def _detector_inputs(pb_utils: Any, request: Any) -> Arrays | Exception:
+    try:
+        return _inputs(pb_utils, DETECTOR, request)
+    except Exception as error:
+        return error
 
 
 def _counted(engine: Engine, record: Recorder) -> Engine:
@@ -321,7 +333,9 @@ def _inputs(pb_utils: Any, model: str, request: Any) -> Arrays:
     names = [tensor.name for tensor in contract(1, 1)[model].inputs]
     found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
     # A detector may lack `image_sizes`; of the other models Triton lets no request in without all inputs.
-    return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
+    inputs = {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
+    check_inputs(model, inputs)
+    return inputs
 
 
 def _success(pb_utils: Any, outputs: Arrays) -> Any:
@@ -332,5 +346,6 @@ def _success(pb_utils: Any, outputs: Arrays) -> Any:
 def _failure(pb_utils: Any, error: Exception) -> Any:
     code, message = pb_utils.TritonError.INVALID_ARG, str(error)
     if not isinstance(error, CodetrError):
-        code, message = pb_utils.TritonError.INTERNAL, f"{type(error).__name__}: {error}"
+        # The client does not learn what the libraries write, such as paths; the log has it.
+        code, message = pb_utils.TritonError.INTERNAL, f"{type(error).__name__}; the server's log says more"
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(message, code))

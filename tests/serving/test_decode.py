@@ -269,6 +269,8 @@ def test_damaged_bytes_never_raise_anything_else(kind: str) -> None:
         pytest.param(b"", r"empty \(0 bytes\)", id="nothing"),
         pytest.param(b"hello, I am text", "expected a JPEG, PNG, WEBP, BMP image, got bytes that begin", id="text"),
         pytest.param(png(60000, 60000, 8, 2, b""), "60000x60000 pixels, more than the limit of 64000000", id="bomb"),
+        pytest.param(png(65536, 1, 8, 2, b""), "65536x1 pixels, but no side may be longer than 65535", id="long"),
+        pytest.param(png(1, 64000000, 16, 6, b""), "1x64000000 pixels, but no side may be longer", id="high"),
         pytest.param(encode(RGB, "GIF"), "begin with b'GIF8", id="a format that is not served"),
         pytest.param(b"RIFF\x20\0\0\0WAVEfmt ", "begin with b'RIFF", id="sound"),
         pytest.param(b"\x89PNG\r\n\x1a\n", "damaged PNG header", id="PNG signature only"),
@@ -277,6 +279,13 @@ def test_damaged_bytes_never_raise_anything_else(kind: str) -> None:
 )
 def test_refusals_name_the_fault(data: bytes, message: str) -> None:
     with pytest.raises(InvalidImageError, match=message):
+        decode_image(data)
+
+
+def test_a_second_header_is_no_way_around_the_limit_of_pixels() -> None:
+    whole, huge = png(8, 8, 8, 2, bytes(25 * 8)), png(30000, 30000, 8, 2, b"")
+    data = whole[:33] + huge[8:33] + whole[33:]  # both IHDR, before the pixels
+    with pytest.raises(InvalidImageError, match="damaged PNG image: its header claims 8x8 pixels, it has 30000x30000"):
         decode_image(data)
 
 

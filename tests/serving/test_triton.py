@@ -200,7 +200,8 @@ def test_the_unexpected_is_internal_and_logged() -> None:
 
     triton = FakeTriton()
     (response,) = respond(triton, PREPROCESS, [image_request(b"")], step)
-    assert (response.error.code, response.error.message) == ("INTERNAL", "ZeroDivisionError: of all things")
+    assert response.error.code == "INTERNAL"
+    assert response.error.message == "ZeroDivisionError; the server's log says more"
     (line,) = triton.logged
     assert 'request_id="request 1" model=codetr_preprocess cause=internal error="ZeroDivisionError: of all' in line
 
@@ -304,7 +305,7 @@ class Engine:
 
 
 def detector_inputs(*values: int) -> tuple[Any, Any]:
-    images = np.zeros((len(values), 2, 2, 3), np.uint8)
+    images = np.zeros((len(values), 200, 2, 3), np.uint8)
     images[:, 0, 0, 0] = values
     return images, np.array([[value + 100, 1] for value in values], np.int32)
 
@@ -357,9 +358,32 @@ def test_failing_engine_is_an_internal_error_of_every_request() -> None:
 
     triton = FakeTriton()
     responses = respond_together(triton, [detector_request(7), detector_request(9)], engine, 4)
-    assert [response.error.message for response in responses] == ["RuntimeError: out of memory"] * 2
+    assert [response.error.message for response in responses] == ["RuntimeError; the server's log says more"] * 2
     assert {response.error.code for response in responses} == {"INTERNAL"}
     assert len(triton.logged) == 2
+
+
+def test_impossible_sizes_are_an_error_of_their_request_which_the_engine_never_sees() -> None:
+    engine, bad = Engine(), detector_request(9)
+    bad.inputs["image_sizes"][:] = 0
+    first, second, third = respond_together(FakeTriton(), [detector_request(7), bad, detector_request(8)], engine, 4)
+    assert [list(response.outputs()["scores"][:, 0]) for response in (first, third)] == [[7], [8]]
+    assert engine.batches == [2]
+    assert second.error.code == "INVALID_ARG"
+    assert second.error.message == "image_sizes: expected height and width in 1..200 and 1..2, got 0 and 0"
+    (alone,) = respond_together(FakeTriton(), [bad], engine, 4)
+    assert (alone.error.code, engine.batches) == ("INVALID_ARG", [2])
+
+
+def test_parameters_that_are_no_text_are_an_error_of_their_request() -> None:
+    class Broken(Request):
+        def parameters(self) -> str:
+            return b'{"\xff": 1}'.decode()
+
+    bad = Broken(image_request(png(9, 9)).inputs)
+    first, second = respond(FakeTriton(), PREPROCESS, [bad, image_request(png(9, 9))], PREPROCESS_STEP)
+    assert (first.error.code, first.error.message) == ("INVALID_ARG", "parameters: expected names and values in UTF-8")
+    assert second.outputs()["original_sizes"].tolist() == [[9, 9]]
 
 
 def test_settings_are_read_by_their_types() -> None:

@@ -1,0 +1,40 @@
+"""Hostile files: those that were kept, and new ones at every run. What is counted, and how: `perf/fuzz`."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+
+from perf.fuzz.pieces import FORMATS
+from perf.fuzz.sandbox import Kept, Limits, Made, Result, judged
+
+# The largest picture that the limits let through takes about five times its decoded size, 192 MB, in a process.
+MOST_MEMORY = 1.5e9
+
+
+def check(results: list[Result], how: str) -> None:
+    faults = [result for result in results if result.outcome.is_fault]
+    assert not faults, f"{how}: {[(fault.file, fault.outcome) for fault in faults[:3]]}"
+    assert max(result.peak for result in results) < MOST_MEMORY, how
+
+
+def test_files_that_were_kept_are_accepted_or_refused(data_dir: Path) -> None:
+    files = [Kept(path.name, path.read_bytes()) for path in sorted((data_dir / "fuzz").glob("*.bin"))]
+    by_format = Counter(name for name, _ in groupby(files, lambda file: file.name.split("-")[0]))
+    assert set(by_format) == set(FORMATS)
+    check(list(judged(files, Limits())), "kept")
+
+
+def test_new_files_are_accepted_or_refused() -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    how = f"codetr bench fuzz --requests 0 --files 500 --seed {seed}"
+    results = list(judged([Made(form, seed, number) for form in FORMATS for number in range(500)], Limits()))
+    check(results, how)
+    kinds = Counter((result.file.form, result.outcome.kind) for result in results)
+    assert min(kinds[form, kind] for form in FORMATS for kind in ("accepted", "refused")) >= 25, f"{how}: {kinds}"
+
+
+def test_the_kept_files_are_few(data_dir: Path) -> None:
+    assert sum(path.stat().st_size for path in (data_dir / "fuzz").iterdir()) < 300_000
