@@ -12,6 +12,7 @@ from rich.text import Text
 from codetr.bench_canvas import bench_canvas
 from codetr.bench_cost import bench_cost
 from codetr.bench_engine import bench_engine
+from codetr.bench_faults import bench_faults
 from codetr.bench_fuzz import bench_fuzz
 from codetr.bench_load import bench_load
 from codetr.bench_op import bench_op
@@ -50,6 +51,7 @@ app.command()(train_demo)
 bench.command("engine")(bench_engine)
 bench.command("canvas")(bench_canvas)
 bench.command("cost")(bench_cost)
+bench.command("faults")(bench_faults)
 bench.command("op")(bench_op)
 bench.command("fuzz")(bench_fuzz)
 bench.command("load")(bench_load)

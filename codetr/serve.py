@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import IO, Annotated, cast
 
 import typer
 from rich.console import Console
 
+from codetr.lossy import LossyStderr
 from codetr.shown import line, new_console, shown
 from serving.errors import CodetrError
 from serving.launch import LOOPBACK, ServerOptions, TritonServer, is_warning, start_server
@@ -53,13 +55,14 @@ def serve(
 def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> int:
     """Start a server, say when it is ready and what it warns of, and return its exit status when it has ended.
 
-    SIGINT, SIGTERM and SIGHUP let it finish what it does.
+    SIGINT, SIGTERM and SIGHUP let it finish what it does; a second one ends it at once.
 
     Raises:
         CodetrError: it cannot be started or does not become ready; says why.
     """
     console = new_console(stderr=True)
     console.soft_wrap = True
+    console.file = cast(IO[str], LossyStderr())
     is_serving = False
 
     def show(said: str) -> None:
@@ -74,8 +77,12 @@ def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> in
         with console.status("loading models") as status:
             server.wait_ready(load_timeout, lambda waited: status.update(f"loading models, {waited:.0f} s"))
         is_serving = True
+        signals.keep()
         _announce(console, server)
-        server.process.wait()
+        server.watch(lambda said: console.print(shown(f"warning: {said}")))
+        while not signals.received and server.process.poll() is None:
+            time.sleep(0.1)
+        server.drain(lambda: server.process.poll() is None)
     except CodetrError:
         if not signals.received:  # a server told to stop while it loads has not failed
             raise
@@ -92,6 +99,7 @@ class _Signals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self._server: TritonServer | None = None
+        self._hands_on = True
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # which nohup sets
                 signal.signal(number, self._receive)
@@ -102,14 +110,20 @@ class _Signals:
         if self.received:
             self._hand_on(self.received[-1])
 
+    def keep(self) -> None:
+        """Hand nothing on from now on but a second signal, which ends the server at once."""
+        self._hands_on = False
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received.append(number)
+        if len(self.received) > 1 and self._server is not None and self._server.process.poll() is None:
+            self._server.process.kill()  # asked twice: at once
         self._hand_on(number)
 
     def _hand_on(self, number: int) -> None:
-        if self._server is not None and self._server.process.poll() is None:
+        if self._server is not None and self._hands_on:
             # SIGHUP would end tritonserver in the middle of what it does
-            self._server.process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            self._server.tell_to_end(signal.SIGTERM if number == signal.SIGHUP else number)
 
 
 def _announce(console: Console, server: TritonServer) -> None:

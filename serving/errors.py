@@ -3,6 +3,6 @@
 They are the client's, so that whoever catches one catches it from both sides.
 """
 
-from codetr_client.errors import CodetrError, InvalidImageError
+from codetr_client.errors import CodetrError, InvalidImageError, ServerBusyError
 
-__all__ = ["CodetrError", "InvalidImageError"]
+__all__ = ["CodetrError", "InvalidImageError", "ServerBusyError"]

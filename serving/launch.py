@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from serving.addresses import LOOPBACK, check_port, free_ports
+from serving.admission import FOLDER_VARIABLE, drain
 from serving.arguments import hide_argument
 from serving.binary import Binary, find_tritonserver
 from serving.child import bound_to_us
@@ -27,6 +28,7 @@ from serving.repository import check_repository, find_plugin, has_version_compat
 from serving.runtime import PrivateFolder, ServerRecord, remove_leftovers
 from serving.server_log import (
     complaint,
+    drained,
     failed_models,
     has_endpoints,
     how_it_ended,
@@ -37,6 +39,8 @@ from serving.server_log import (
 )
 from serving.shared_memory import check_shared_memory
 from serving.stubs import LoadingStubs
+from serving.view import make_reloadable
+from serving.watchdog import STANDSTILL_SECONDS, Watchdog
 
 __all__ = [
     "LOOPBACK",
@@ -48,6 +52,7 @@ __all__ = [
     "start_server",
 ]
 
+_DRAIN_SECONDS = 30.0
 _STOP_SECONDS = 40.0  # tritonserver itself gives up waiting for inferences after 30
 # A server that listens has tried to load every model; ready or not, it says so soon, on a busy machine too.
 _READY_AFTER_LISTENING_SECONDS = 120.0
@@ -55,6 +60,8 @@ _READY_AFTER_FAILURES_SECONDS = 10.0
 _LOOK_AT_STUBS_SECONDS = 0.5
 # Between the end of a step that completes a configuration and the start of its instances there is none for a moment.
 _WITHOUT_STEPS_SECONDS = 60.0
+# Triton 2.51 keeps what a dead step had of its requests, and waits 30 s for it when nothing else is left to wait for.
+_UNLOAD_SECONDS = 3.0
 
 
 class TritonServer:
@@ -85,6 +92,9 @@ class TritonServer:
         self._log: deque[str] = deque(maxlen=2000)
         self._reader = threading.Thread(target=self._read_log, args=(process.stdout,), daemon=True)
         self._reader.start()
+        self._started = time.monotonic()
+        self._watchdog: Watchdog | None = None
+        self._load_seconds = 0.0
 
     @property
     def http_url(self) -> str:
@@ -139,22 +149,61 @@ class TritonServer:
             if on_wait is not None:
                 on_wait(waited)
             time.sleep(0.1)
+        self._load_seconds = time.monotonic() - self._started
         self._hide_key()
+
+    def watch(self, report: Callable[[str], object], standstill_seconds: float = STANDSTILL_SECONDS) -> Watchdog | None:
+        """Have steps that die or stand still loaded anew, from now that the server is ready until it is told to end.
+
+        Args:
+            report: called, in another thread, with one line for each.
+            standstill_seconds: as of `serving.watchdog.Watchdog`.
+
+        Returns:
+            What watches; None where the user's own model control mode decides what is loaded.
+        """
+        if not self.options.names("model-control-mode"):
+            folder = self._folder.path
+            self._watchdog = Watchdog(
+                self.process.pid, folder, folder / "models", report, self._load_seconds, standstill_seconds
+            )
+            self._watchdog.start()
+        return self._watchdog
+
+    def drain(self, wanted: Callable[[], bool]) -> None:
+        """Refuse what comes from now on and wait for what is under way, half a minute at most, as long as `wanted`."""
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        drain(self._folder.path, _DRAIN_SECONDS, wanted)
+
+    def tell_to_end(self, number: int = signal.SIGTERM) -> None:
+        """Send the server a signal that ends it; it refuses what comes from now on, and finishes what it has."""
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
 
     def stop(self) -> int:
         """Let the server finish what it does, end it, and return its exit status (negative: the signal's number)."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+        self.tell_to_end()
         try:
-            return self.process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
+            return self._wait_for_end()
         finally:
             with suppress(ProcessLookupError):  # steps that outlived it
                 os.killpg(self.process.pid, signal.SIGKILL)
             self._reader.join(1)
             self._folder.close()
+
+    def _wait_for_end(self) -> int:
+        until, is_drained = time.monotonic() + _STOP_SECONDS, False
+        while time.monotonic() < until:
+            with suppress(subprocess.TimeoutExpired):
+                return self.process.wait(0.2)
+            if not is_drained and drained(self._log.copy()):
+                until, is_drained = time.monotonic() + _UNLOAD_SECONDS, True
+        self.process.kill()
+        status = self.process.wait()
+        return 0 if is_drained else status
 
     def why_it_ended(self) -> str:
         """Return in one line why the server, which has ended, did so before it was ready."""
@@ -248,6 +297,8 @@ def _start(binary: Binary, options: ServerOptions, folder: PrivateFolder) -> sub
     # Who wants models to come and go while the server runs gets the repository as it is at that time.
     snapshot = not options.names("model-control-mode")
     models = link_repository(options.repository, folder.path, snapshot)
+    if snapshot:
+        make_reloadable(models)
     plugin = find_plugin(options.repository)
     arguments = tritonserver_options(
         options,
@@ -260,7 +311,7 @@ def _start(binary: Binary, options: ServerOptions, folder: PrivateFolder) -> sub
     )
     process = subprocess.Popen(
         bound_to_us([str(binary.path), *arguments]),
-        env=binary.environment(python_folder(folder.path)),
+        env=binary.environment(python_folder(folder.path)) | {FOLDER_VARIABLE: str(folder.path)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ from serving.model_config import parameter, read_model_config
 from serving.preprocess import PreprocessSettings
 from serving.runtime import KEY_HEADER, KEY_VARIABLE
 from serving.tls import TlsFiles
+from serving.view import POLL_OPTIONS
 
 # Endpoints that change the server or show what others send; nobody reaches them without the key. Never model-config:
 # clients read the class names there.
@@ -152,7 +153,8 @@ def tritonserver_options(
         f"--grpc-port={options.grpc_port}",
         f"--metrics-port={options.metrics_port}",
     ]
-    defaults = ["--model-control-mode=none", *([f"--backend-directory={backends}"] if backends else [])]
+    # The mode in which no client can load or unload a model, and the watchdog can have one loaded anew.
+    defaults = [*POLL_OPTIONS, *([f"--backend-directory={backends}"] if backends else [])]
     if not options.names("strict-model-config"):
         defaults.append("--disable-auto-complete-config")  # ours are complete; asking would start each model twice
     if not Path("/dev/nvidiactl").exists():

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from serving.decode import Image8, ImageLimits, decode_image
+from serving.errors import CodetrError
 from serving.parameters import UnknownParameters, check_way
 from serving.rules import Pixels, Resize
 
@@ -35,11 +36,18 @@ class PreprocessSettings(ImageLimits):
     shortest_edge: int = DEFAULT_PIXELS.shortest_edge
     longest_edge: int = DEFAULT_PIXELS.longest_edge
     unknown_parameters: UnknownParameters = "refuse"  # of a request
+    # of a Python detector's queue, whose images are in memory as the engine takes them
+    max_waiting_images: int = 128
+    max_waiting_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.pixels  # checks it
         check_way(self.unknown_parameters)
+        if self.max_waiting_images < 1:
+            raise CodetrError(f"max_waiting_images: expected at least 1, got {self.max_waiting_images}")
+        if not self.max_waiting_seconds > 0:
+            raise CodetrError(f"max_waiting_seconds: expected seconds above 0, got {self.max_waiting_seconds:g}")
 
     @property
     def pixels(self) -> Pixels:

@@ -104,10 +104,19 @@ def running_servers() -> list[ServerRecord]:
     records = []
     for path in _folders():
         with suppress(OSError, ValueError, TypeError):  # ends meanwhile, or is of another version
-            record = ServerRecord(**json.loads((path / _RECORD).read_text(encoding="utf-8")))
+            record = read_record(path)
             if _is_locked(path):
                 records.append(record)
     return sorted(records, key=lambda record: record.http_port)
+
+
+def read_record(folder: Path) -> ServerRecord:
+    """Return what the server of a private folder says about itself.
+
+    Raises:
+        OSError, ValueError, TypeError: the folder is gone, or of another version.
+    """
+    return ServerRecord(**json.loads((folder / _RECORD).read_text(encoding="utf-8")))
 
 
 def find_server(address: str) -> ServerRecord | None:

@@ -14,6 +14,7 @@ _REFUSED_OPTION = re.compile(
 )
 _BAD_OPTION = re.compile(r"Bad option: \"(?P<option>[^\"]*)\"")
 _ENDPOINT = re.compile(r"\] \"?Started HTTPService at ")
+_DRAINED = "All models are stopped, unloading models"
 _INSTANCE = re.compile(r"TRITONBACKEND_ModelInstanceInitialize: (?P<instance>\S+)")
 _TRITON_LINE = re.compile(r"[IWEF]\d{4} |[+|]")
 _LOG_WARNING = re.compile(r"[WEF]\d{4} ")
@@ -61,6 +62,11 @@ def _advised(reason: str) -> str:
 def has_endpoints(log: Iterable[str]) -> bool:
     """Return whether the server listens, which it does when it has tried to load every model."""
     return any(map(_ENDPOINT.search, log))
+
+
+def drained(log: Iterable[str]) -> bool:
+    """Return whether a server that ends has answered every request it had."""
+    return any(_DRAINED in line for line in log)
 
 
 def why_it_ended(log: Sequence[str], status: int) -> str:

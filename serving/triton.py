@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from codetr_client.containers import image_format
 from serving import metrics
+from serving.admission import Account, Door, at_work, too_late
 from serving.checks import check_inputs, parameters_of
-from serving.contract import DETECTOR, contract
-from serving.errors import CodetrError, InvalidImageError
+from serving.contract import DETECTOR, PREPROCESS, contract
+from serving.errors import CodetrError, InvalidImageError, ServerBusyError
 from serving.metrics import Recorder, unrecorded
 from serving.parameters import read_parameters
 from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
@@ -128,6 +129,8 @@ class Preprocess:
         self.record = record
         self.height, self.width, _ = output_dims(model_config, "images")
         self.settings = parse_settings(PreprocessSettings, model_config)
+        name = str(model_config.get("name", PREPROCESS))
+        self.door = Door(name, self.settings.max_waiting_images, self.settings.max_waiting_seconds)
 
     def __call__(self, inputs: Arrays, parameters: Mapping[str, Any]) -> Arrays:
         """Answer one request: `image` bytes `[B, 1]` to `images`, `image_sizes` and `original_sizes`, `[B, ...]`.
@@ -135,12 +138,14 @@ class Preprocess:
         Raises:
             CodetrError: as `read_parameters`: what the ensemble's last step would refuse costs no inference.
             InvalidImageError: an image cannot be used; of several, the first such, named by its index.
+            ServerBusyError: the detector could not answer in time.
         """
         read_parameters(parameters, self.settings.unknown_parameters)
         images = inputs["image"].reshape(-1)
         if not len(images):
             raise InvalidImageError("the request holds no image")
-        rows = [self._one(index, data, len(images)) for index, data in enumerate(images)]
+        with self.door.let_in(len(images), parameters):
+            rows = [self._one(index, data, len(images)) for index, data in enumerate(images)]
         return {
             "images": np.stack([row.images for row in rows]),
             "image_sizes": np.array([row.image_size for row in rows], np.int32),
@@ -239,11 +244,12 @@ def respond(
         telemetry: takes what failed; without it failures are logged and not counted.
 
     Returns:
-        One response for each request, in order: outputs; or `INVALID_ARG` with the message of a `CodetrError`; or
-        `INTERNAL` for anything else.
+        One response for each request, in order: outputs; or `INVALID_ARG` with the message of a `CodetrError`, of a
+        `ServerBusyError` `UNAVAILABLE`; or `INTERNAL` for anything else.
     """
     telemetry = telemetry or Telemetry(pb_utils, model)
-    return [_respond_to_one(pb_utils, model, request, step, telemetry) for request in requests]
+    with at_work():
+        return [_respond_to_one(pb_utils, model, request, step, telemetry) for request in requests]
 
 
 def _respond_to_one(
@@ -276,11 +282,24 @@ def respond_together(
         telemetry: takes batches and what failed; without it failures are logged and nothing is counted.
 
     Returns:
-        One response for each request, in order: outputs; or `INVALID_ARG` for inputs that no image can have, which
-        the engine does not see. If the engine fails all others are `INTERNAL` errors: it does not say whose image it
-        was.
+        One response for each request, in order: outputs; or `UNAVAILABLE` for what nobody waits for any more, which
+        is not computed; or `INVALID_ARG` for inputs that no image can have, which the engine does not see. If the
+        engine fails all others are `INTERNAL` errors: it does not say whose image it was.
     """
     telemetry = telemetry or Telemetry(pb_utils, DETECTOR)
+    refusals = [too_late(request) for request in requests]
+    wanted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
+    for request, refusal in zip(requests, refusals, strict=True):
+        if refusal is not None:
+            telemetry.failed(request.request_id(), refusal, 0.0)
+    with at_work(), Account.of_this_process().running(len(requests), engine) as counted:
+        answers = iter(_respond_to_all(pb_utils, wanted, counted, max_batch_size, telemetry) if wanted else [])
+    return [next(answers) if refusal is None else _failure(pb_utils, refusal) for refusal in refusals]
+
+
+def _respond_to_all(
+    pb_utils: Any, requests: Sequence[Any], engine: Engine, max_batch_size: int, telemetry: Telemetry
+) -> list[Any]:
     started = perf_counter()
     given = [_detector_inputs(pb_utils, request) for request in requests]
     batches = [tuple(each.values()) for each in given if not isinstance(each, Exception)]
@@ -345,6 +364,8 @@ def _success(pb_utils: Any, outputs: Arrays) -> Any:
 
 def _failure(pb_utils: Any, error: Exception) -> Any:
     code, message = pb_utils.TritonError.INVALID_ARG, str(error)
+    if isinstance(error, ServerBusyError):
+        code = pb_utils.TritonError.UNAVAILABLE
     if not isinstance(error, CodetrError):
         # The client does not learn what the libraries write, such as paths; the log has it.
         code, message = pb_utils.TritonError.INTERNAL, f"{type(error).__name__}; the server's log says more"

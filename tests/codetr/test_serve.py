@@ -36,16 +36,14 @@ class Process:
     def poll(self) -> int | None:
         return self.status
 
-    def send_signal(self, number: int) -> None:
-        self.signals.append(number)
-
-    def wait(self) -> None:
-        pass
+    def kill(self) -> None:
+        self.signals.append(signal.SIGKILL)
+        self.status = -signal.SIGKILL
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimpleNamespace]]:
-    """Runs the command with a stand-in for the server, which `during` gets while it is waited for."""
+    """Runs the command with a stand-in for the server, which `during` gets while it loads, and `serving` then."""
 
     def run(
         *words: str,
@@ -53,12 +51,26 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimpleNa
         notes: tuple[str, ...] = (),
         starting: Callable[[], object] = lambda: None,
         during: Callable[[SimpleNamespace], object] = lambda server: None,
+        serving: Callable[[SimpleNamespace, Callable[[str], object]], object] | None = None,
     ) -> tuple[Result, SimpleNamespace]:
         server = SimpleNamespace(
             binary=Path("/triton"), http_url="h:1", grpc_url="g:2", metrics_url="m", notes=notes, process=Process()
         )
         server.wait_ready = lambda timeout, on_wait: during(server)
+        server.tell_to_end = server.process.signals.append
+        server.drained = 0
         server.stop = lambda: status
+
+        def watch(report: Callable[[str], object]) -> None:
+            if serving is None:
+                server.process.status = status  # it ends by itself at once
+            else:
+                serving(server, report)
+
+        def drain(wanted: Callable[[], bool]) -> None:
+            server.drained += wanted()
+
+        server.watch, server.drain = watch, drain
 
         def start(options: object, on_log: object) -> SimpleNamespace:
             server.options = options
@@ -109,6 +121,30 @@ def test_signals_reach_the_server_and_are_no_failure(run: Callable, number: int,
     assert server.process.signals == [handed_on]
     assert result.exit_code == 128 + 15
     assert "error" not in result.stderr
+
+
+def test_a_signal_to_a_server_that_serves_lets_it_finish_first(run: Callable) -> None:
+    _, server = run(serving=lambda server, report: os.kill(os.getpid(), signal.SIGTERM))
+    assert (server.drained, server.process.signals) == (1, [])
+
+
+def test_a_second_signal_ends_a_server_at_once(run: Callable) -> None:
+    def serving(server: SimpleNamespace, report: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    result, server = run(serving=serving, status=-9)
+    assert (server.drained, server.process.signals) == (0, [signal.SIGKILL])
+    assert result.exit_code == 128 + 9
+
+
+def test_what_the_watchdog_does_is_shown(run: Callable) -> None:
+    def serving(server: SimpleNamespace, report: Callable[[str], object]) -> None:
+        report("a [step] has died: loading it anew")
+        server.process.status = 0
+
+    result, _ = run(serving=serving)
+    assert "warning: a [step] has died: loading it anew" in result.stderr
 
 
 def test_a_signal_that_came_while_the_server_was_started_reaches_it_too(run: Callable) -> None:

@@ -69,7 +69,7 @@ def test_nobody_changes_a_server_without_the_key_and_who_is_elsewhere_sees_no_st
         assert values(option) == [f"{APIS}:codetr-admin=secret"]
         assert values(option, host="::1") == [f"{APIS}:codetr-admin=secret"]
         assert values(option, host="0.0.0.0") == [f"{APIS},statistics:codetr-admin=secret"]
-    assert values("model-control-mode") == ["none"]
+    assert values("model-control-mode") == ["poll"]  # in which both protocols refuse to load and unload
     assert "--disable-auto-complete-config" in words()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from codetr_client.contract import DEADLINE_PARAMETER, DEADLINE_PASSED
 from serving import metrics
 from serving.contract import PREPROCESS
 from serving.errors import CodetrError, InvalidImageError
@@ -44,6 +45,7 @@ class TritonError:
     code: str
 
     INVALID_ARG = "INVALID_ARG"
+    UNAVAILABLE = "UNAVAILABLE"
     INTERNAL = "INTERNAL"
 
 
@@ -61,12 +63,16 @@ class Response:
 class Request:
     inputs: dict[str, Any]
     text: str = ""
+    cancelled: bool = False
 
     def parameters(self) -> str:
         return self.text
 
     def request_id(self) -> str:
         return "request 1"
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
 
 
 @dataclass
@@ -350,6 +356,28 @@ def test_detector_step_gives_the_engine_only_what_requests_have() -> None:
     responses = respond_together(FakeTriton(), requests, engine, 2)
     assert [response.outputs()["scores"].shape for response in responses] == [(1, 1), (2, 1)]
     assert given == [(2,), (1,)]
+
+
+def test_what_nobody_waits_for_is_not_computed_and_its_neighbours_are() -> None:
+    engine = Engine()
+    late = detector_request(8)
+    late.text = json.dumps({DEADLINE_PARAMETER: 1000})
+    gone = detector_request(9)
+    gone.cancelled = True
+    first, second, third, last = respond_together(
+        FakeTriton(), [detector_request(7), late, gone, detector_request(10)], engine, 4
+    )
+    assert engine.batches == [2]
+    assert [response.outputs()["scores"][0, 0] for response in (first, last)] == [7, 10]
+    assert [response.error.code for response in (second, third)] == ["UNAVAILABLE"] * 2
+    assert DEADLINE_PASSED in second.error.message
+
+
+def test_a_run_of_nothing_runs_nothing() -> None:
+    engine, gone = Engine(), detector_request(9)
+    gone.cancelled = True
+    (response,) = respond_together(FakeTriton(), [gone], engine, 4)
+    assert (response.error.code, engine.batches) == ("UNAVAILABLE", [])
 
 
 def test_failing_engine_is_an_internal_error_of_every_request() -> None:

@@ -1,0 +1,211 @@
+"""Watches the Python steps of a running server, and has those loaded anew that have died or stand still.
+
+Triton 2.51 calls a server ready whose steps are dead, and later releases start none again either. A step is a process
+of its own, a child of the server: that it is dead or stopped stands in /proc, and since when it has been at work on the
+board of `serving.board`. A busy step is not one that stands still: it ends its work and begins other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serving.board import Board, Work, is_alive, process_fields
+from serving.model_config import instance_count, read_model_config
+from serving.view import reload
+
+# How long a step may be at work: so many seconds, or so many times its longest work so far if that is more.
+STANDSTILL_SECONDS = 60.0
+_STANDSTILL_TIMES = 10.0
+_TICK = 0.2
+_LOOK_FOR_NEW = 1.0
+# Between tries to load a step that dies again and again, each time within so many seconds.
+_SHORT_LIFE = 3.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
+# A server that is told to load a step starts its process within a second or two, if it loads no other meanwhile.
+_UNHEARD_SECONDS = 20.0
+# Steps that work beside a dead one are replaced with it; Triton 2.51 forgets to end them.
+_SUPERSEDED_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A child of the server, from /proc."""
+
+    pid: int
+    model: str
+    instance: str
+    started: int  # clock ticks since the machine's start
+
+
+@dataclass
+class _Model:
+    """A model of the server and the processes that answer for it, by instance.
+
+    `expected` is how many there are at least: one that dies before it was seen is missed.
+    """
+
+    expected: int
+    current: dict[str, _Process] = field(default_factory=dict)
+    superseded: dict[int, float] = field(default_factory=dict)  # since when, by process id
+    stopped: set[int] = field(default_factory=set)
+    seen: float = 0.0  # when its newest process was
+    is_faulty: bool = False
+    tries: int = 0
+    next_try: float = 0.0
+    unheard_since: float | None = None
+
+
+class Watchdog:
+    """Watches one server; `look` does it once.
+
+    Args:
+        server: the process id of tritonserver.
+        folder: its private folder, with the board.
+        models: what it loads, see `serving.view`.
+        report: called with one line for what happens.
+        load_seconds: how long the server took to load everything.
+        standstill_seconds: how long a step may be at work, if it never was longer.
+    """
+
+    def __init__(
+        self,
+        server: int,
+        folder: Path,
+        models: Path,
+        report: Callable[[str], object],
+        load_seconds: float = 0.0,
+        standstill_seconds: float = STANDSTILL_SECONDS,
+    ) -> None:
+        self._server, self._models_folder, self._report = server, models, report
+        self._board = Board(folder)
+        self._patience = _UNHEARD_SECONDS + 2 * load_seconds
+        self._standstill = standstill_seconds
+        self._models = {name: _Model(expected) for name, expected in _python_models(models).items()}
+        self._next_look_for_new = 0.0
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        """Look, in a thread of its own, until `stop` or until the server has ended."""
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        """Watch no longer: from now on steps end because the server does."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_TICK) and is_alive(self._server):
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Look at every process once, at a monotonic time in seconds."""
+        if now >= self._next_look_for_new:
+            self._find_new(now)
+            waits = any(model.unheard_since is not None for model in self._models.values())
+            self._next_look_for_new = now + (0.0 if waits else _LOOK_FOR_NEW)
+        work = self._board.work()
+        for name, model in self._models.items():
+            faults = self._faults(name, model, work)
+            if faults and not model.is_faulty and now - model.seen > _SHORT_LIFE:
+                model.tries, model.next_try = 0, now
+            model.is_faulty = bool(faults)
+            if faults and now >= model.next_try and not self._stopping.is_set():
+                self._reload(name, model, faults, now)
+            self._end_superseded(model, work, now)
+            if model.unheard_since is not None and now - model.unheard_since > self._patience:
+                self._give_up(name, now)
+
+    def _find_new(self, now: float) -> None:
+        for process in _children(self._server):
+            model = self._models.setdefault(process.model, _Model(1))
+            before = model.current.get(process.instance)
+            if before is not None and before.started >= process.started:
+                continue
+            if before is not None:
+                model.superseded[before.pid] = now
+            model.current[process.instance] = process
+            model.seen = now
+            model.unheard_since = None
+
+    def _faults(self, name: str, model: _Model, work: dict[int, Work]) -> list[str]:
+        missing = model.expected - len(model.current)
+        faults = [f"an instance of {name} has died" for _ in range(missing)]
+        found = (self._fault(model, process, work) for process in model.current.values())
+        return faults + [fault for fault in found if fault]
+
+    def _fault(self, model: _Model, process: _Process, work: dict[int, Work]) -> str | None:
+        if not is_alive(process.pid):
+            return f"{process.instance} has died"
+        is_stopped, was_stopped = process_fields(process.pid)[:1] in (["T"], ["t"]), process.pid in model.stopped
+        (model.stopped.add if is_stopped else model.stopped.discard)(process.pid)
+        if is_stopped and was_stopped:
+            return self._kill(process, "is stopped")
+        mine = work.get(process.pid)
+        present = None if mine is None else mine.present
+        if mine is None or present is None or present <= max(self._standstill, _STANDSTILL_TIMES * mine.longest):
+            return None
+        return self._kill(process, f"has stood still for {present:.0f} s")
+
+    def _kill(self, process: _Process, reason: str) -> str:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        return f"{process.instance} {reason}"
+
+    def _reload(self, name: str, model: _Model, faults: list[str], now: float) -> None:
+        model.tries += 1
+        model.next_try = now + min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (model.tries - 1))
+        if model.unheard_since is None:
+            model.unheard_since = now
+        self._next_look_for_new = 0.0
+        self._report(f"{', '.join(faults)}: loading {name} anew")
+        reload(self._models_folder, name)
+
+    def _end_superseded(self, model: _Model, work: dict[int, Work], now: float) -> None:
+        for pid, since in list(model.superseded.items()):
+            if not is_alive(pid):
+                del model.superseded[pid]
+            elif now - since > _SUPERSEDED_SECONDS and (pid not in work or work[pid].present is None):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _give_up(self, name: str, now: float) -> None:
+        """End a server that does not load anything any more; who started it knows how to start another."""
+        waited = now - (self._models[name].unheard_since or now)
+        self._report(f"the server has not begun to load {name} anew for {waited:.0f} s: ending it")
+        self._stopping.set()
+        with suppress(ProcessLookupError):
+            os.kill(self._server, signal.SIGKILL)
+
+
+def _python_models(models: Path) -> dict[str, int]:
+    """Return how many instances each model has that the Python backend runs; on GPUs, at least so many."""
+    configs = {path.parent.name: read_model_config(path) for path in sorted(models.glob("*/config.pbtxt"))}
+    return {name: instance_count(config) for name, config in configs.items() if config.get("backend") == ["python"]}
+
+
+def _children(server: int) -> list[_Process]:
+    """Return the processes of steps that live at this moment."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [process for pid in pids if (process := _process(pid, server))]
+
+
+def _process(pid: int, server: int) -> _Process | None:
+    fields = process_fields(pid)
+    if len(fields) < 20 or fields[1] != str(server):
+        return None
+    try:
+        words = [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    except OSError:
+        return None
+    # Triton's stub: the path of model.py, and near the end the instance, such as codetr_detector_0_0
+    model = next((Path(word).parent.parent.name for word in words if word.endswith(".py")), None)
+    instance = next((word for word in reversed(words) if model and word.startswith(f"{model}_")), None)
+    if model is None or instance is None:
+        return None
+    return _Process(pid, model, instance, int(fields[19]))

@@ -1,0 +1,191 @@
+"""The watchdog over processes of the test's own; tests/e2e/test_faults.py has it watch a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from serving.board import Board, is_alive, process_fields
+from serving.view import make_reloadable
+from serving.watchdog import Watchdog
+
+STEP = "codetr_detector"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A server's private folder with one Python model of one instance, and one of Triton's own backend."""
+    for model, backend in ((STEP, "python"), ("codetr_plan", "tensorrt")):
+        (tmp_path / "models" / model).mkdir(parents=True)
+        config = tmp_path / "models" / model / "config.pbtxt"
+        config.write_text(f'backend: "{backend}"\ninstance_group [ {{ kind: KIND_CPU count: 1 }} ]\n')
+    make_reloadable(tmp_path / "models")
+    return tmp_path
+
+
+class Server:
+    """This process as a server: its children look like Triton's steps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.said: list[str] = []
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.watchdog = Watchdog(os.getpid(), folder, folder / "models", self.said.append, standstill_seconds=60)
+
+    def start_step(self) -> subprocess.Popen[bytes]:
+        words = [str(self.folder / "models" / STEP / "1" / "model.py"), "region", f"{STEP}_0_0", "DEFAULT"]
+        code = "import time; print(flush=True); time.sleep(600)"
+        process = subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        self.started.append(process)
+        return process
+
+    @property
+    def reloads(self) -> float:
+        generation = self.folder / "models" / STEP / "generation"
+        return generation.stat().st_mtime - (self.folder / "models" / "codetr_plan" / "generation").stat().st_mtime
+
+
+@pytest.fixture(autouse=True)
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Whom the watchdog kills; this process lives on."""
+    killed: list[int] = []
+    kill = os.kill
+
+    def kill_others(pid: int, number: int) -> None:
+        killed.append(pid)
+        if pid != os.getpid():
+            kill(pid, number)
+
+    monkeypatch.setattr("serving.watchdog.os.kill", kill_others)
+    return killed
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    yield server
+    for process in server.started:
+        process.kill()
+        process.communicate()
+
+
+def die(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    while is_alive(process.pid):  # a zombie: nobody has asked for it
+        pass
+
+
+def test_a_step_that_died_is_loaded_anew_once(server: Server) -> None:
+    step = server.start_step()
+    server.watchdog.look(100.0)
+    assert server.said == []
+    die(step)
+    server.watchdog.look(100.2)
+    server.watchdog.look(100.4)
+    assert server.said == [f"{STEP}_0_0 has died: loading {STEP} anew"]
+    assert server.reloads == 1
+    server.start_step()
+    server.watchdog.look(102.0)
+    server.watchdog.look(130.0)
+    assert server.reloads == 1
+
+
+def test_a_step_that_dies_again_is_given_more_time_each_time(server: Server) -> None:
+    times: list[int] = []
+    die(server.start_step())
+    for tick in range(220):
+        server.watchdog.look(100.0 + tick)
+        if server.reloads > len(times):
+            times.append(tick)
+            step = server.start_step()
+            server.watchdog.look(100.0 + tick)
+            die(step)
+    assert [after - before for before, after in pairwise(times)] == [5, 10, 20, 40, 60, 60]
+
+
+def test_a_step_that_lived_before_it_died_is_loaded_at_once_each_time(server: Server) -> None:
+    for minute in range(3):
+        step = server.start_step()
+        server.watchdog.look(100.0 + 5 * minute)
+        die(step)
+        server.watchdog.look(104.0 + 5 * minute)
+    assert server.reloads == 3
+
+
+def test_one_that_died_before_anybody_looked_is_missed(server: Server) -> None:
+    server.watchdog.look(100.0)
+    assert server.said == [f"an instance of {STEP} has died: loading {STEP} anew"]
+
+
+def test_a_stopped_step_is_killed_and_loaded_anew(server: Server) -> None:
+    step = server.start_step()
+    server.watchdog.look(100.0)
+    step.send_signal(signal.SIGSTOP)
+    while process_fields(step.pid)[0] != "T":
+        pass
+    server.watchdog.look(100.2)
+    assert server.said == [], "a moment is nothing"
+    server.watchdog.look(100.4)
+    assert server.said == [f"{STEP}_0_0 is stopped: loading {STEP} anew"]
+    assert step.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("present", "longest", "stands_still"),
+    [
+        pytest.param(59, 0, False, id="not long yet"),
+        pytest.param(61, 0, True, id="too long"),
+        pytest.param(61, 30, False, id="it often takes long"),
+        pytest.param(301, 30, True, id="ten times as long as ever"),
+        pytest.param(None, 1, False, id="idle"),
+    ],
+)
+def test_a_step_that_stands_still_is_killed_and_a_busy_one_is_not(
+    server: Server, present: float | None, longest: float, stands_still: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = server.start_step()
+    board = Board(server.folder)
+    now = 10**15
+    monkeypatch.setattr("serving.board.time.monotonic_ns", lambda: now)
+    board._rows[0] = (step.pid, 0 if present is None else now - int(present * 1e9), int(longest * 1e9))
+    server.watchdog.look(100.0)
+    expected = [f"{STEP}_0_0 has stood still for {present} s: loading {STEP} anew"] if stands_still else []
+    assert server.said == expected
+    assert (step.poll() is None) or stands_still
+
+
+def test_a_process_that_was_replaced_is_ended_when_it_has_had_its_time(server: Server) -> None:
+    old = server.start_step()
+    server.watchdog.look(100.0)
+    server.start_step()
+    server.watchdog.look(102.0)
+    server.watchdog.look(131.0)
+    assert old.poll() is None, "it may have requests"
+    server.watchdog.look(133.0)
+    assert old.wait(10) == -signal.SIGKILL
+    assert server.said == []
+
+
+def test_a_server_that_loads_nothing_more_is_ended(server: Server, killed: list[int]) -> None:
+    server.watchdog.look(100.0)
+    server.watchdog.look(119.0)
+    assert killed == []
+    server.watchdog.look(121.0)
+    assert killed == [os.getpid()]
+    assert server.said[-1] == f"the server has not begun to load {STEP} anew for 21 s: ending it"
+
+
+def test_after_the_end_was_asked_for_nothing_is_news(server: Server) -> None:
+    server.watchdog.stop()
+    server.watchdog.look(100.0)
+    assert server.said == []
+    assert server.reloads == 0
