@@ -17,7 +17,7 @@ from PIL import Image
 from codetr import cli
 from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
-from codetr_client.errors import ModelNotFoundError, RequestRefusedError
+from codetr_client.errors import CodetrError, ModelNotFoundError, RequestRefusedError
 from perf import pictures
 from perf.pictures import picture
 from serving.launch import TritonServer
@@ -176,7 +176,7 @@ def test_a_threshold_for_one_request(client: CoDetrClient) -> None:
     assert fewer.scores.min() >= threshold
     assert len(client.detect(data)) == len(everything), "the next request has the server's threshold again"
     for impossible in (-0.5, 1.5, float("nan")):
-        with pytest.raises(RequestRefusedError, match="score_threshold"):
+        with pytest.raises(CodetrError, match="score_threshold"):
             client.detect(data, score_threshold=impossible)
 
 

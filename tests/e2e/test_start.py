@@ -109,7 +109,7 @@ def odd(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def test_a_repository_of_any_name_is_served_behind_a_proxy_by_a_name(odd: tuple[Served, Path]) -> None:
     running, repository = odd
-    assert running.said[0].endswith(" on " + str(repository).splitlines()[0])
+    assert running.said[0].endswith(" on " + str(repository).replace("\n", "\\n"))
     places = f"ready: HTTP 127.0.0.1:{running.http_port}, gRPC 127.0.0.1:{running.grpc_port}, metrics http://127.0.0.1:"
     assert running.said[-1].startswith(places)
     assert http_status(running.http_port, "/v2/models/codetr/config", host="localhost") == http.client.OK
