@@ -43,6 +43,12 @@ class Request:
             "image_sizes": Tensor("image_sizes", np.array([[H, W]] * len(values), np.int32)),
         }
 
+    def is_cancelled(self):
+        return False
+
+    def parameters(self):
+        return ""
+
 
 @pytest.fixture
 def model(monkeypatch):
