@@ -16,10 +16,10 @@ MMENGINE := build/mmengine
 
 # Tests build each engine once and leave it here for the tests that serve it.
 export CODETR_TEST_BUILDS := build/tests
-# Tests without a server share WORKERS processes, each of one thread; those of a server come one after the other.
-WORKERS ?= 2
+# WORKERS processes of one thread each: one for the tests of a server, which mostly wait, the others for the rest.
+WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: audit help demo test test-fast test-all fuzz lint lint-models format plugin clean setup
 
@@ -80,8 +80,7 @@ TENSORRTS := $(if $(TENSORRT_VERSIONS),build/tensorrt-rtx/.installed) $(patsubst
 
 test: setup $(MMENGINE)/.installed $(TENSORRTS) ## what needs no GPU, end to end on a real tritonserver
 	rm -rf $(CODETR_TEST_BUILDS)
-	$(PARALLEL) -m "not gpu and not slow and not server"
-	$(PYTEST) -m "server and not gpu and not slow"
+	$(PARALLEL) -m "not gpu and not slow"
 
 test-fast: setup ## no server and no engines: a minute or two, while developing
 	$(PARALLEL) -m "not gpu and not slow and not server and not engine"

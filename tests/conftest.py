@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 # `make test` installs mmengine here, apart from this environment: it asks for another OpenCV.
-MMENGINE = Path(__file__).parent.parent / "build" / "mmengine"
+MMENGINE = ROOT / "build" / "mmengine"
 
 # Small enough to build and run in seconds on two cores, neither square nor a multiple of the Swin window.
 HEIGHT, WIDTH = 96, 136
@@ -32,10 +33,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)  # before markers are selected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what waits for an engine, by the fixture that builds them."""
+    """Mark what waits for an engine, by the fixture that builds them; tell several processes who runs what.
+
+    The tests of a file stay together, and those that start a server too, whatever their file: they come first, one
+    after the other.
+    """
     for item in items:
         if "built_once" in getattr(item, "fixturenames", ()):
             item.add_marker("engine")
+        of_server = item.get_closest_marker("server") is not None
+        item.add_marker(pytest.mark.xdist_group("server" if of_server else item.path.relative_to(ROOT).as_posix()))
+    items.sort(key=lambda item: item.get_closest_marker("server") is None)
 
 
 @pytest.fixture(scope="session")
