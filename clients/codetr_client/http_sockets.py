@@ -1,6 +1,6 @@
 """HTTP over plain sockets: any thread may ask, each question has a connection to itself, and connections are kept.
 
-It needs nothing but the standard library, whose sockets can be given the time that is left of a call at each step.
+Sockets of the standard library can be given the time that is left of a call at each step.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from codetr_client import http_wire, lookup
 from codetr_client.deadline import Deadline
 from codetr_client.faults import Faults
-from codetr_client.http_wire import BrokenOffError, NotHttpError, Response, ResponseReader
+from codetr_client.http_wire import BrokenOffError, Exchange, NotHttpError, Response
 from codetr_client.wire import Ask, Endpoint
 
-READ_BYTES = 64 << 10
+READ_BYTES = 4 << 10  # by so much an answer's headers may exceed their limit before that is noticed
 MAX_IDLE = 64  # connections kept; more than so many threads at once connect anew
 
 
@@ -60,15 +60,15 @@ class HttpTransport:
         # A server may close an idle connection at any time. That is found out before it is used, or by using it: then
         # the question goes over another one.
         while (kept := self._take()) is not None:
-            reader = ResponseReader()
+            exchange = http_wire.exchange(self._endpoint, ask, headers)
             try:
-                return self._exchange(kept, reader, ask, headers, deadline)
+                return self._perform(kept, exchange, deadline)
             except (ConnectionError, BrokenOffError) as error:
-                if reader.has_begun:
+                if exchange.has_begun:
                     raise self._broken_off(error) from error
-        reader = ResponseReader()
+        exchange = http_wire.exchange(self._endpoint, ask, headers)
         try:
-            return self._exchange(self._connect(deadline), reader, ask, headers, deadline)
+            return self._perform(self._connect(deadline), exchange, deadline)
         except (ConnectionError, BrokenOffError) as error:
             raise self._broken_off(error) from error
 
@@ -92,19 +92,12 @@ class HttpTransport:
                 return
         connection.close()
 
-    def _exchange(
-        self,
-        connection: socket.socket,
-        reader: ResponseReader,
-        ask: Ask,
-        headers: Mapping[str, str],
-        deadline: Deadline,
-    ) -> Response:
+    def _perform(self, connection: socket.socket, exchange: Exchange, deadline: Deadline) -> Response:
         try:
-            response = self._talk(connection, reader, ask, headers, deadline)
+            response = _talk(connection, exchange, deadline)
         except TimeoutError as error:
             connection.close()
-            raise self._faults.timed_out("a part of the answer came" if reader.has_begun else "") from error
+            raise self._faults.timed_out("a part of the answer came" if exchange.has_begun else "") from error
         except NotHttpError as error:
             connection.close()
             raise self._faults.not_http(error.first) from error
@@ -122,32 +115,6 @@ class HttpTransport:
         else:
             connection.close()
         return response
-
-    def _talk(
-        self,
-        connection: socket.socket,
-        reader: ResponseReader,
-        ask: Ask,
-        headers: Mapping[str, str],
-        deadline: Deadline,
-    ) -> Response:
-        try:
-            for piece in http_wire.request(self._endpoint, ask, headers):
-                _send_all(connection, piece, deadline)
-        except ConnectionError as error:
-            # It may have answered before it closed: that the request is too large, for instance.
-            try:
-                return self._receive(connection, reader, deadline)
-            except (OSError, BrokenOffError):
-                raise error from None
-        return self._receive(connection, reader, deadline)
-
-    def _receive(self, connection: socket.socket, reader: ResponseReader, deadline: Deadline) -> Response:
-        while True:
-            _allow(connection, deadline)
-            response = reader.feed(connection.recv(READ_BYTES))
-            if response is not None:
-                return response
 
     def _connect(self, deadline: Deadline) -> socket.socket:
         endpoint = self._endpoint
@@ -176,6 +143,27 @@ class HttpTransport:
         except BaseException:
             connection.close()
             raise
+
+
+def _talk(connection: socket.socket, exchange: Exchange, deadline: Deadline) -> Response:
+    try:
+        for piece in exchange.request():
+            _send_all(connection, piece, deadline)
+    except ConnectionError as error:
+        # It may have answered before it closed: that the request is too large, for instance.
+        try:
+            return _receive(connection, exchange, deadline)
+        except (OSError, BrokenOffError):
+            raise error from None
+    return _receive(connection, exchange, deadline)
+
+
+def _receive(connection: socket.socket, exchange: Exchange, deadline: Deadline) -> Response:
+    while True:
+        _allow(connection, deadline)
+        response = exchange.feed(connection.recv(READ_BYTES))
+        if response is not None:
+            return response
 
 
 def _connect_to_one(found: list[lookup.Address], deadline: Deadline, keepalive: float | None) -> socket.socket:

@@ -12,7 +12,7 @@ from codetr_client import http_wire, lookup
 from codetr_client.deadline import Deadline
 from codetr_client.faults import Faults
 from codetr_client.http_sockets import MAX_IDLE, READ_BYTES, set_options
-from codetr_client.http_wire import BrokenOffError, NotHttpError, Response, ResponseReader
+from codetr_client.http_wire import BrokenOffError, Exchange, NotHttpError, Response
 from codetr_client.wire import Ask, Endpoint
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -48,15 +48,15 @@ class AsyncHttpTransport:
 
     async def _response(self, ask: Ask, headers: Mapping[str, str], deadline: Deadline, doing: list[str]) -> Response:
         while (kept := self._take()) is not None:
-            reader = ResponseReader()
+            exchange = http_wire.exchange(self._endpoint, ask, headers)
             try:
-                return await self._exchange(kept, reader, ask, headers, doing)
+                return await self._perform(kept, exchange, doing)
             except (ConnectionError, BrokenOffError) as error:
-                if reader.has_begun:
+                if exchange.has_begun:
                     raise self._broken_off(error) from error
-        reader = ResponseReader()
+        exchange = http_wire.exchange(self._endpoint, ask, headers)
         try:
-            return await self._exchange(await self._connect(deadline, doing), reader, ask, headers, doing)
+            return await self._perform(await self._connect(deadline, doing), exchange, doing)
         except (ConnectionError, BrokenOffError) as error:
             raise self._broken_off(error) from error
 
@@ -71,13 +71,11 @@ class AsyncHttpTransport:
             streams[1].transport.abort()
         return None
 
-    async def _exchange(
-        self, streams: Streams, reader: ResponseReader, ask: Ask, headers: Mapping[str, str], doing: list[str]
-    ) -> Response:
+    async def _perform(self, streams: Streams, exchange: Exchange, doing: list[str]) -> Response:
         doing[0] = ""
         keeps = False
         try:
-            response = await self._talk(streams, reader, ask, headers, doing)
+            response = await _talk(streams, exchange, doing)
             keeps = response.keeps_alive and not self._is_closed and len(self._idle) < MAX_IDLE
         except NotHttpError as error:
             raise self._faults.not_http(error.first) from error
@@ -91,21 +89,6 @@ class AsyncHttpTransport:
             else:  # also where the call was cancelled: an answer that nobody reads must not meet the next question
                 streams[1].transport.abort()
         return response
-
-    async def _talk(
-        self, streams: Streams, reader: ResponseReader, ask: Ask, headers: Mapping[str, str], doing: list[str]
-    ) -> Response:
-        source, target = streams
-        # A connection that closes while it is written to may have answered first, which reading finds.
-        with contextlib.suppress(ConnectionError):
-            for piece in http_wire.request(self._endpoint, ask, headers):
-                target.write(piece)
-                await target.drain()
-        while True:
-            response = reader.feed(await source.read(READ_BYTES))
-            if response is not None:
-                return response
-            doing[0] = "a part of the answer came"
 
     async def _connect(self, deadline: Deadline, doing: list[str]) -> Streams:
         endpoint, loop = self._endpoint, asyncio.get_running_loop()
@@ -141,3 +124,17 @@ class AsyncHttpTransport:
         return await asyncio.open_connection(
             sock=connection, ssl=self._context, server_hostname=tls.server_name or self._endpoint.host
         )
+
+
+async def _talk(streams: Streams, exchange: Exchange, doing: list[str]) -> Response:
+    source, target = streams
+    # A connection that closes while it is written to may have answered first, which reading finds.
+    with contextlib.suppress(ConnectionError):
+        for piece in exchange.request():
+            target.write(piece)
+            await target.drain()
+    while True:
+        response = exchange.feed(await source.read(READ_BYTES))
+        if response is not None:
+            return response
+        doing[0] = "a part of the answer came"

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import h11
 import numpy as np
 
 from codetr_client.errors import ServerAnswerError
 from codetr_client.wire import DTYPES, MAX_ANSWER_BYTES, Ask, Endpoint, Tensors, tensor_from_bytes
 
-MAX_HEAD_BYTES = 64 << 10
+# h11's time for a header of blanks that ends with a zero byte grows with its square: 16 KiB took 0.6 s, 32 KiB 3.4 s.
+MAX_HEAD_BYTES = 16 << 10
 HEADER_LENGTH = "inference-header-content-length"
 # Paths after the prefix; `{}` is the model.
 PATHS = {
@@ -29,16 +31,15 @@ PATHS = {
 
 @dataclass(frozen=True)
 class Response:
-    """An HTTP answer; names of headers in lower case."""
+    """An HTTP answer; names of headers in lower case.
+
+    keeps_alive: whether the connection can carry another request.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-    @property
-    def keeps_alive(self) -> bool:
-        """Whether the connection can carry another request."""
-        return self.headers.get("connection", "").lower() != "close"
+    keeps_alive: bool = False
 
 
 class NotHttpError(Exception):
@@ -53,29 +54,18 @@ class BrokenOffError(Exception):
     """The connection ended within an answer; the message says where."""
 
 
-def request(endpoint: Endpoint, ask: Ask, headers: Mapping[str, str]) -> Iterator[bytes]:
-    """Yield the pieces of one HTTP request."""
-    path = endpoint.prefix + PATHS[ask.what].format(quote(ask.model, safe=""))
-    own = {"host": endpoint.authority, "user-agent": "codetr-client", "accept": "*/*"}
+def exchange(endpoint: Endpoint, ask: Ask, headers: Mapping[str, str]) -> Exchange:
+    """Return what asks one question; `headers` are added to the client's."""
+    path = PATHS[ask.what].format(quote(ask.model, safe=""))
+    headers = {**endpoint.options.headers, **headers}
     if ask.what != "infer":
-        yield _head("GET", path, {**own, **endpoint.options.headers, **headers})
-        return
+        return Exchange(endpoint, path, headers)
     document = _infer_document(ask)
-    size = sum(len(payload) + 4 for payload in ask.payloads)
-    own |= {
-        "content-type": "application/octet-stream",
-        "content-length": str(len(document) + size),
-        HEADER_LENGTH: str(len(document)),
-    }
-    yield _head("POST", path, {**own, **endpoint.options.headers, **headers}) + document
+    headers |= {"content-type": "application/octet-stream", HEADER_LENGTH: str(len(document))}
+    content = [document]
     for payload in ask.payloads:
-        yield struct.pack("<I", len(payload))
-        yield payload
-
-
-def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+        content += [struct.pack("<I", len(payload)), payload]
+    return Exchange(endpoint, path, headers, content)
 
 
 def _infer_document(ask: Ask) -> bytes:
@@ -89,134 +79,90 @@ def _infer_document(ask: Ask) -> bytes:
     return json.dumps({"inputs": [image], "parameters": {"binary_data_output": True, **ask.parameters}}).encode()
 
 
-class ResponseReader:
-    """Puts one answer together from the bytes that come, however they are cut."""
+class Exchange:
+    """One request, and its answer from the bytes that come, however they are cut.
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._head: tuple[int, dict[str, str]] | None = None
+    endpoint: the server; `path` comes after its prefix.
+    headers: beside those that every request has.
+    content: the pieces of a POST's body; without any the request is a GET.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, path: str, headers: Mapping[str, str], content: Sequence[bytes] = ()
+    ) -> None:
+        self._connection = h11.Connection(h11.CLIENT, MAX_HEAD_BYTES)
+        self._content = content
+        self._first = b""  # of the answer, enough to see what protocol it is
+        self._status = 0  # before it is known
+        self._headers: dict[str, str] = {}
         self._body = bytearray()
-        self._chunked = False
-        self._length: int | None = None
-        self._chunk_left: int | None = None
-        self._done = False
-        self.has_begun = False  # whether a byte has come
+        own = {"host": endpoint.authority, "user-agent": "codetr-client", "accept": "*/*"}
+        if content:
+            own["content-length"] = str(sum(len(piece) for piece in content))
+        method, target = "POST" if content else "GET", endpoint.prefix + path
+        request = h11.Request(method=method, target=target, headers=list({**own, **headers}.items()))
+        self._head = self._connection.send(request)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a byte of the answer has come."""
+        return bool(self._first)
+
+    def request(self) -> Iterator[bytes]:
+        """Yield the pieces to send, once; those of the content are the caller's own objects."""
+        yield self._head
+        for piece in self._content:
+            yield from self._connection.send_with_data_passthrough(h11.Data(data=piece)) or ()
+        self._connection.send(h11.EndOfMessage())
 
     def feed(self, content: bytes) -> Response | None:
         """Take the next bytes, b"" for the connection's end; return the answer once it is whole.
 
         Raises NotHttpError, BrokenOffError, or ServerAnswerError for an answer that is no valid HTTP or too large.
         """
-        self._buffer += content
-        self.has_begun = self.has_begun or bool(content)
-        if self._head is None and not self._read_head():
+        self._first += content[: 64 - len(self._first)]
+        if not b"HTTP/".startswith(self._first[:5]):
+            raise NotHttpError(self._first)
+        self._connection.receive_data(content)
+        try:
+            while isinstance(event := self._connection.next_event(), h11.Event):
+                if isinstance(event, h11.Response):
+                    self._begin(event)
+                elif isinstance(event, h11.Data):
+                    self._body += event.data
+                    _check_size(len(self._body))
+                elif isinstance(event, h11.EndOfMessage):
+                    return Response(self._status, self._headers, bytes(self._body), self._keeps_alive())
+        except h11.RemoteProtocolError as error:
             if not content:
-                raise BrokenOffError("before its headers ended" if self._buffer else "without an answer")
-            return None
-        self._read_body()
-        if not content and not self._done:
-            if self._chunked or self._length is not None:
-                of = "" if self._length is None else f" of {self._length}"
-                raise BrokenOffError(f"after {len(self._body)}{of} bytes of the answer")
-            self._done = True  # an answer without a length ends with its connection
-        if len(self._body) > MAX_ANSWER_BYTES:
-            raise ServerAnswerError(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
-        if not self._done or self._head is None:
-            return None
-        status, headers = self._head
-        if (not self._chunked and self._length is None) or self._buffer:
-            headers["connection"] = "close"  # its end is that of the connection, or something follows it
-        return Response(status, headers, bytes(self._body))
+                raise BrokenOffError(self._place()) from error
+            if error.error_status_hint == 431:
+                raise ServerAnswerError(f"the answer's headers have more than {MAX_HEAD_BYTES} bytes") from error
+            raise ServerAnswerError(f"the answer is no valid HTTP/1: {str(error)[:120]}") from error
+        return None
 
-    def _read_head(self) -> bool:
-        start = bytes(self._buffer[:5])
-        if not b"HTTP/".startswith(start) and start != b"HTTP/":
-            raise NotHttpError(bytes(self._buffer[:64]))
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            lines = self._buffer[:end].decode("latin-1").split("\r\n")
-            del self._buffer[: end + 4]
-            found = re.fullmatch(r"HTTP/1\.([01]) (\d{3})( .*)?", lines[0])
-            if not found:
-                raise ServerAnswerError(f"the answer begins with {lines[0][:80]!r}, which is no status of HTTP/1")
-            status = int(found[2])
-            if 100 <= status < 200 and status != 101:
-                continue  # "go on" and hints come before the answer itself
-            headers = _headers(lines[1:])
-            if found[1] == "0":
-                headers.setdefault("connection", "close")
-            self._begin_body(status, headers)
-            return True
-        if len(self._buffer) > MAX_HEAD_BYTES:
-            raise ServerAnswerError(f"the answer's headers have more than {MAX_HEAD_BYTES} bytes")
-        return False
+    def _begin(self, answer: h11.Response) -> None:
+        if answer.http_version not in (b"1.0", b"1.1"):
+            raise ServerAnswerError(f"the answer is one of HTTP/{answer.http_version.decode()}; expected HTTP/1")
+        self._status = answer.status_code
+        self._headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in answer.headers}
+        _check_size(int(self._headers.get("content-length", 0)))
 
-    def _begin_body(self, status: int, headers: dict[str, str]) -> None:
-        self._head = (status, headers)
-        encoding = headers.get("transfer-encoding", "").lower()
-        if encoding not in ("", "identity", "chunked"):
-            raise ServerAnswerError(f"the answer's transfer encoding is {encoding[:40]!r}; expected none or chunked")
-        self._chunked = encoding == "chunked"
-        length = headers.get("content-length")
-        if status in (204, 304):
-            self._chunked, self._length = False, 0
-        elif not self._chunked and length is not None:
-            if not re.fullmatch(r"[0-9]{1,18}", length):
-                raise ServerAnswerError(f"the answer's content-length is {length[:40]!r}; expected a number")
-            self._length = int(length)
-            if self._length > MAX_ANSWER_BYTES:
-                raise ServerAnswerError(f"the answer has {self._length} bytes; expected at most {MAX_ANSWER_BYTES}")
+    def _keeps_alive(self) -> bool:
+        states = self._connection.states.values()  # not done: the request was not sent whole, or one side closes
+        return all(state is h11.DONE for state in states) and self._connection.trailing_data == (b"", False)
 
-    def _read_body(self) -> None:
-        if self._chunked:
-            self._read_chunks()
-            return
-        wanted = len(self._buffer) if self._length is None else self._length - len(self._body)
-        self._body += self._buffer[:wanted]
-        del self._buffer[:wanted]
-        self._done = self._length is not None and len(self._body) == self._length
-
-    def _read_chunks(self) -> None:
-        while not self._done:
-            if self._chunk_left is None:
-                size, found, _ = self._buffer.partition(b"\r\n")
-                if not found:
-                    if len(self._buffer) > MAX_HEAD_BYTES:
-                        raise ServerAnswerError("the answer's chunk has a length without an end")
-                    return
-                digits = bytes(size).split(b";")[0].strip()
-                if not re.fullmatch(rb"[0-9a-fA-F]{1,8}", digits):
-                    raise ServerAnswerError(f"the answer's chunk length is {digits[:20]!r}; expected a number")
-                if int(digits, 16) == 0:
-                    end = self._buffer.find(b"\r\n\r\n", len(size))  # after trailers, of which there are usually none
-                    if end < 0:
-                        return
-                    del self._buffer[: end + 4]
-                    self._done = True
-                    return
-                del self._buffer[: len(size) + 2]
-                self._chunk_left = int(digits, 16)
-            if len(self._body) + self._chunk_left > MAX_ANSWER_BYTES:
-                raise ServerAnswerError(f"the answer has more than {MAX_ANSWER_BYTES} bytes")
-            if len(self._buffer) < self._chunk_left + 2:
-                return
-            if self._buffer[self._chunk_left : self._chunk_left + 2] != b"\r\n":
-                raise ServerAnswerError("the answer's chunk does not end where its length says")
-            self._body += self._buffer[: self._chunk_left]
-            del self._buffer[: self._chunk_left + 2]
-            self._chunk_left = None
+    def _place(self) -> str:
+        if not self._status:
+            return "before its headers ended" if self._connection.trailing_data[0] else "without an answer"
+        length = self._headers.get("content-length")
+        of = "" if length is None else f" of {length}"
+        return f"after {len(self._body)}{of} bytes of the answer"
 
 
-def _headers(lines: list[str]) -> dict[str, str]:
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, found, value = line.partition(":")
-        if not found:
-            raise ServerAnswerError(f"the answer has a line {line[:80]!r} among its headers")
-        name, value = name.strip().lower(), value.strip()
-        if name == "content-length" and headers.get(name, value) != value:
-            raise ServerAnswerError("the answer has two lengths")
-        headers[name] = value
-    return headers
+def _check_size(size: int) -> None:
+    if size > MAX_ANSWER_BYTES:
+        raise ServerAnswerError(f"the answer has {size} bytes or more; expected at most {MAX_ANSWER_BYTES}")
 
 
 def read(ask: Ask, response: Response) -> Any:

@@ -11,7 +11,7 @@ from codetr_client import lookup
 from codetr_client.deadline import Deadline
 from codetr_client.errors import ServerAnswerError
 from codetr_client.faults import Faults, UnexplainedError
-from codetr_client.http_wire import BrokenOffError, NotHttpError, ResponseReader
+from codetr_client.http_wire import BrokenOffError, Exchange, NotHttpError
 from codetr_client.options import Tls
 from codetr_client.wire import Endpoint
 
@@ -99,15 +99,14 @@ def _connected(endpoint: Endpoint, deadline: Deadline) -> socket.socket:
 
 def _answer_to_get(endpoint: Endpoint, deadline: Deadline) -> bytes:
     with _connected(endpoint, deadline) as connection:
-        request = f"GET {endpoint.prefix}/v2 HTTP/1.1\r\nhost: {endpoint.authority}\r\n\r\n"
-        connection.sendall(request.encode("ascii"))
-        whole, reader = b"", ResponseReader()
+        whole, exchange = b"", Exchange(endpoint, "/v2", {})
+        connection.sendall(b"".join(exchange.request()))
         with contextlib.suppress(TimeoutError, ConnectionError, NotHttpError, BrokenOffError, ServerAnswerError):
             while True:
                 connection.settimeout(max(deadline.left(), 0.001))
                 piece = connection.recv(4096)
                 whole += piece
-                if reader.feed(piece) is not None:
+                if exchange.feed(piece) is not None:
                     break
         return whole
 

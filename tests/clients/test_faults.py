@@ -68,10 +68,17 @@ HTTP_ANSWERS = [
     pytest.param(b"HTTP/1.1 200 OK\r\n", errors.ServerUnreachableError, "before its headers ended", id="half a head"),
     pytest.param(b"", errors.ServerUnreachableError, "broke off without an answer", id="nothing"),
     pytest.param(b"SSH-2.0-OpenSSH_9\r\n", errors.ServerProtocolError, "what answers there is not HTTP", id="SSH"),
-    pytest.param(b"HTTP/2.0 200\r\n\r\n", errors.ServerAnswerError, "no status of HTTP/1", id="HTTP/2 in words"),
-    pytest.param(page("200 OK", b"x", "content-length: 5"), errors.ServerAnswerError, "two lengths", id="two lengths"),
     pytest.param(
-        b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n", errors.ServerAnswerError, "expected a number", id="negative"
+        b"HTTP/2.0 200\r\n\r\n", errors.ServerAnswerError, "one of HTTP/2.0; expected HTTP/1", id="HTTP/2 in words"
+    ),
+    pytest.param(
+        page("200 OK", b"x", "content-length: 5"),
+        errors.ServerAnswerError,
+        "conflicting Content-Length",
+        id="two lengths",
+    ),
+    pytest.param(
+        b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n", errors.ServerAnswerError, "bad Content-Length", id="negative"
     ),
     pytest.param(
         b"HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n", errors.ServerAnswerError, "at most", id="too long"
