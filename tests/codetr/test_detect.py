@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
+import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from codetr_client.detections import Detections
 from codetr_client.errors import RequestRefusedError
 from codetr_client.options import Tls
 from serving.errors import CodetrError
+from tests.videos import read_video, write_video
 
 FOUND = Detections(
     np.array([[1, 2, 30, 20], [3, 4, 5, 6]], np.float32),
@@ -159,3 +163,102 @@ def test_names_and_messages_are_shown_as_they_are(
     assert r"bad\udce9.jpg" in output
     assert "[i] :cat:/out" in output
     assert errors == f"error: 1 of {count + 1} images failed: bad\\udce9.jpg: server says {SEEN}\n"
+
+
+def test_a_video_is_detected_and_its_options_reach_it(images: Path) -> None:
+    write_video(images / "a.mp4", 10)
+    result = run(images / "a.mp4", "--output", images / "out", "--every", 2, "--max-frames", 3, "--concurrency", 2)
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["frame"] for line in (images / "out" / "a.jsonl").read_text().splitlines()] == [0, 2, 4]
+    assert (images / "out" / "a.mp4").is_file()
+    assert re.search(r"3 frames, [0-9.]+ frames/s: 3 cat, 3 dog\n", result.output)
+    assert "a.mp4 and a.jsonl are in" in result.output
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+    """Run the command, which ends with status 1; return what it printed."""
+    monkeypatch.setattr(sys, "argv", ["codetr", "detect", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    return capsys.readouterr()
+
+
+def test_frames_that_fail_and_an_early_end_are_said_in_the_end(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = iter(range(100))
+
+    def answer(self: StubClient, image: bytes, score_threshold: float | None) -> Detections:
+        if next(count) == 1:
+            raise RequestRefusedError(f"says {ODD}")
+        return FOUND
+
+    monkeypatch.setattr(StubClient, "detect", answer)
+    path = write_video(images / "a.avi", 40, codec="MJPG")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    output, errors = fails(monkeypatch, capsys, path, "--output", images / "out", "--concurrency", 1)
+    frames = len((images / "out" / "a.jsonl").read_text().splitlines())
+    assert 2 < frames < 38
+    assert re.search(rf"{frames} frames, [0-9.]+ frames/s, 1 failed: ", output)
+    assert errors.startswith(
+        f"error: 1 of {frames} frames failed, frame 1: says {SEEN}; {path} ended after {frames} of"
+    )
+
+
+def test_what_is_no_video_leaves_an_earlier_result(
+    images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(images / "a.mp4", 3)
+    assert run(images / "a.mp4", "--output", images / "out").exit_code == 0
+    (images / "a.mp4").write_text("text")
+    output, errors = fails(monkeypatch, capsys, images / "a.mp4", "--output", images / "out")
+    assert output == ""
+    assert "a.mp4 cannot be opened as a video" in errors
+    assert len((images / "out" / "a.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["a.mp4", "b.mp4"], "a.mp4, b.mp4 was given; expected pictures, or one video", id="two videos"),
+        pytest.param(
+            ["good.jpg", "b.mp4"], "good.jpg, b.mp4 was given; expected pictures, or one", id="among pictures"
+        ),
+        pytest.param(["a.mp4", "--camera", 0], "a.mp4, camera 0 was given", id="a camera too"),
+        pytest.param([], "nothing was given; expected pictures, or one video or --camera alone", id="nothing"),
+        pytest.param(["good.jpg", "--every", 2], "--every, --max-frames and --concurrency are for a video", id="every"),
+        pytest.param(["good.jpg", "--concurrency", 2], "are for a video", id="concurrency"),
+        pytest.param(["--camera", 99], "camera 99 cannot be opened as a video", id="no camera"),
+    ],
+)
+def test_what_cannot_be_together_is_said(
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[object],
+    message: str,
+) -> None:
+    monkeypatch.chdir(images)
+    assert message in fails(monkeypatch, capsys, *arguments, "--output", "out")[1]
+
+
+def test_ctrl_c_ends_a_video_with_what_is_done(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself, since a signal reaches the main thread alone."""
+    count = iter(range(1000))
+
+    def answer(self: StubClient, image: bytes, score_threshold: float | None) -> Detections:
+        if next(count) == 5:
+            signal.raise_signal(signal.SIGINT)
+        return FOUND
+
+    monkeypatch.setattr(StubClient, "detect", answer)
+    write_video(images / "a.mp4", 200)
+    result = run(images / "a.mp4", "--output", images / "out", "--concurrency", 1)
+    assert result.exit_code != 0
+    assert re.search(r"\d+ frames, [0-9.]+ frames/s: ", result.output)
+    frames = len((images / "out" / "a.jsonl").read_text().splitlines())
+    assert 0 < frames < 200
+    assert len(read_video(images / "out" / "a.mp4")) == frames
+    assert sorted(path.name for path in (images / "out").iterdir()) == ["a.jsonl", "a.mp4"]
