@@ -98,8 +98,8 @@ class VideoSource:
             return f"{self.name}: no frame of it can be decoded; expected a video that is whole"
         if self.count is not None and self.read < FEWEST * self.count - 1:
             return (
-                f"{self.name} ended after {self.read} of {self.count} frames: it is cut short or damaged; "
-                "what could be decoded is kept"
+                f"{self.name} ended after {self.read} of {self.count} frames: it is cut short or damaged, or its edit "
+                "list hides the rest; what could be decoded is kept"
             )
         return None
 

@@ -42,6 +42,7 @@ REASONS = {
     "needs a server with TLS",
     "needs a config and a checkpoint of yours",
     "needs certificates of yours",
+    "needs a video or a camera of yours",
     "installs packages of the system",
     "sets up an environment",
     "takes minutes",

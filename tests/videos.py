@@ -51,3 +51,16 @@ def turn(path: Path) -> None:
     matrix = content.index(b"tkhd") + 44
     content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
+
+
+def vary_rate(path: Path) -> None:
+    """Have the first half of an MP4's frames follow each other at twice the rate, the others at two thirds of it."""
+    content = bytearray(path.read_bytes())
+    table = content.index(b"stts") - 4  # ISO/IEC 14496-12, 8.6.1.2: how long each frame is shown
+    _, _, _, _, frames, ticks = struct.unpack(">IIIIII", content[table : table + 24])
+    half = struct.pack(">IIII", frames // 2, ticks // 2, frames // 2, 3 * ticks // 2)
+    content[table : table + 24] = struct.pack(">I4sII", 32, b"stts", 0, 2) + half
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+        size = content.index(box) - 4
+        content[size : size + 4] = struct.pack(">I", struct.unpack(">I", content[size : size + 4])[0] + 8)
+    path.write_bytes(content)

@@ -16,7 +16,7 @@ import pytest
 from codetr import video_source
 from codetr.video_source import VideoSource, is_video
 from serving.errors import CodetrError
-from tests.videos import frame_pixels, number_of, turn, write_video
+from tests.videos import frame_pixels, number_of, turn, vary_rate, write_video
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,16 @@ def test_each_nth_frame_keeps_its_number_and_time(tmp_path: Path) -> None:
         frames = list(source.frames(5))
     assert [frame.number for frame in frames] == [number_of(frame.pixels) for frame in frames] == [0, 5, 10]
     assert [frame.seconds for frame in frames] == pytest.approx([0, 0.2, 0.4])
+
+
+def test_times_are_those_of_a_rate_that_varies(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4")
+    vary_rate(path)
+    with VideoSource(str(path)) as source:
+        seconds = [frame.seconds for frame in source.frames()]
+    assert seconds == pytest.approx([*(0.02 * k for k in range(6)), *(0.12 + 0.06 * k for k in range(6))], abs=1e-3)
+    assert source.rate == pytest.approx(25)
+    assert source.fault() is None
 
 
 def test_a_turned_video_comes_upright(tmp_path: Path) -> None:
