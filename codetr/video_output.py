@@ -136,16 +136,19 @@ def check_outputs(video: Path, lines: Path, source: Path) -> None:
 
 
 def _is_own_video(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - len(OWN_BOX)))
-        return file.read() == OWN_BOX
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - len(OWN_BOX)))
+            return file.read() == OWN_BOX
+    except OSError:
+        return False
 
 
 def _is_own_lines(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             first = json.loads(file.readline())
-    except ValueError:
+    except (OSError, ValueError):
         return False
     return isinstance(first, dict) and first.keys() in LINE_KEYS
 

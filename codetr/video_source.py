@@ -47,7 +47,7 @@ class Frame:
 
 def is_video(name: str) -> bool:
     """Return whether a name is that of a video: a stream's address, or a file, there or not, with a video's suffix."""
-    return _is_address(name) or (Path(name).suffix.lower() in SUFFIXES and not Path(name).is_dir())
+    return _is_address(name) or (Path(name).suffix.lower() in SUFFIXES and not os.path.isdir(name))
 
 
 class VideoSource:

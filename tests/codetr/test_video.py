@@ -4,7 +4,7 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,29 @@ def test_at_ctrl_c_what_is_done_is_kept_and_nothing_more_is_asked(tmp_path: Path
     assert [number_of(picture) for picture in read_video(tmp_path / "out" / "a.mp4")] == list(range(10))
     assert len(client.asked) <= 10 + 2 * ALL.concurrency
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.jsonl", "a.mp4"]
+
+
+def test_frames_that_wait_are_not_asked_for_after_an_end() -> None:
+    is_filled, is_left = threading.Event(), threading.Event()
+
+    def frames() -> Iterator[Frame]:
+        for number in range(8):
+            if number == 3:
+                is_filled.set()
+            yield Frame(number, 0.0, frame_pixels(number))
+
+    def before(number: int) -> None:
+        (is_left if number else is_filled).wait(20)
+
+    client = StubClient(before)
+    answers = video._answers(client, frames(), None, concurrency=1, alive=4)
+    assert next(answers).frame.number == 0
+    answers.close()
+    is_left.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("ThreadPoolExecutor"):
+            thread.join(20)
+    assert {number for number, _ in client.asked} <= {0, 1}
 
 
 def test_nothing_is_asked_where_something_would_be_lost(tmp_path: Path) -> None:

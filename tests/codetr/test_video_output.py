@@ -133,6 +133,15 @@ def test_only_a_video_of_an_earlier_run_is_replaced(tmp_path: Path) -> None:
             check_outputs(tmp_path / f"{name}.mp4", tmp_path / "a.jsonl", tmp_path / "source.mp4")
 
 
+def test_what_cannot_be_read_is_somebody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "own.mp4")
+    monkeypatch.setattr(Path, "open", lambda *arguments: (_ for _ in ()).throw(PermissionError("no")))
+    with pytest.raises(CodetrError, match=r"own.mp4 would be overwritten"):
+        check_outputs(tmp_path / "own.mp4", tmp_path / "a.jsonl", Path("source.mp4"))
+    with pytest.raises(CodetrError, match=r"own.mp4 would be overwritten"):
+        check_outputs(tmp_path / "a.mp4", tmp_path / "own.mp4", Path("source.mp4"))
+
+
 def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     write(tmp_path / "own.mp4")
     (tmp_path / "link.mp4").hardlink_to(tmp_path / "own.mp4")

@@ -32,6 +32,7 @@ from tests.videos import frame_pixels, number_of, turn, vary_rate, write_video
         ("mp4", False),
         ("file://a", False),
         ("rtsp:/a", False),
+        (f"{'a' * 300}.mp4", True),
     ],
 )
 def test_a_video_is_told_by_its_name(name: str, expected: bool) -> None:
