@@ -61,7 +61,7 @@ class VideoFile:
         count = round(written.get(cv2.CAP_PROP_FRAME_COUNT))
         written.release()
         try:
-            if count != self._frames:
+            if count < self._frames:  # Ctrl-C can come between a frame and its count
                 raise CodetrError(
                     f"cannot write {self._path}: {count} of {self._frames} frames arrived; free its disk or name "
                     "another folder"

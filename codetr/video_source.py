@@ -144,8 +144,7 @@ class VideoSource:
                 if not is_closed.is_set():
                     slot.put(None)
 
-        # A read that waits for a camera must not keep the program from ending.
-        thread = threading.Thread(target=read, daemon=True)
+        thread = threading.Thread(target=read)
         thread.start()
         try:
             while (frame := slot.get()) is not None:
@@ -154,6 +153,8 @@ class VideoSource:
             is_closed.set()
             with suppress(queue.Empty):
                 slot.get_nowait()  # which the thread may be waiting for
+            # A thread within OpenCV aborts a program that ends. It waits for the next frame, or for `TIMEOUT`.
+            thread.join()
 
 
 def _is_address(name: str) -> bool:

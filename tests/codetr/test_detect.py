@@ -260,5 +260,5 @@ def test_ctrl_c_ends_a_video_with_what_is_done(images: Path, monkeypatch: pytest
     assert re.search(r"\d+ frames, [0-9.]+ frames/s: ", result.output)
     frames = len((images / "out" / "a.jsonl").read_text().splitlines())
     assert 0 < frames < 200
-    assert len(read_video(images / "out" / "a.mp4")) == frames
+    assert frames - len(read_video(images / "out" / "a.mp4")) in (0, 1), "its line comes first"
     assert sorted(path.name for path in (images / "out").iterdir()) == ["a.jsonl", "a.mp4"]

@@ -70,6 +70,16 @@ def test_a_video_that_is_not_whole_is_said_and_the_one_before_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+def test_a_frame_more_than_was_counted_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C came before it was counted."""
+    video = VideoFile(tmp_path / "a.mp4", 25, frame_pixels(0))
+    for number in range(5):
+        video.write(frame_pixels(number))
+    monkeypatch.setattr(video, "_frames", 4)
+    video.close()
+    assert len(read_video(tmp_path / "a.mp4")) == 5
+
+
 def test_without_an_encoder_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video_output, "CODECS", ("abcd",))
     with pytest.raises(CodetrError, match="OpenCV opens no MP4 of 64x48 with abcd"):

@@ -69,5 +69,6 @@ def test_ctrl_c_leaves_a_video_that_plays(both: TritonServer, tmp_path: Path) ->
     found = lines(tmp_path)
     assert [line["frame"] for line in found] == list(range(len(found)))
     pictures = read_video(tmp_path / "out" / "a.mp4")
-    assert 0 < len(pictures) == len(found) < 5000
+    assert 0 < len(pictures) <= len(found) < 5000
+    assert len(found) - len(pictures) <= 1, "the line of a frame comes before its picture"
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["a.jsonl", "a.mp4"]
