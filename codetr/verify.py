@@ -10,6 +10,7 @@ import typer
 from codetr.config import ConfigOption, ExecuteOption, read_variant
 from codetr.shown import DONE, line, new_console
 from serving.errors import CodetrError
+from serving.repository import check_repository
 
 
 def verify(
@@ -23,8 +24,21 @@ def verify(
     report: Annotated[Path | None, typer.Option(help="Folder for a report with pictures, one in it for each.")] = None,
     config: ConfigOption = None,
     execute_config: ExecuteOption = False,
+    files_only: Annotated[
+        bool,
+        typer.Option(
+            "--files-only", help="Check files and manifests, and what they need of this machine; compute nothing."
+        ),
+    ] = False,
 ) -> None:
     """Check a repository's files and compare its engines with the float32 detectors again."""
+    if files_only:
+        _refuse_beside_files_only(weights, name, verify_images, verify_annotations, report, config)
+        check_repository(repository)
+        new_console().print(
+            line(DONE, f" {repository} is complete, and its engines are those that were built"), soft_wrap=True
+        )
+        return
     from builder.pipeline.recheck import check_network, chosen_names, verify_repository
     from codetr_client.outputs import check_folder, refuse_inside
 
@@ -40,6 +54,11 @@ def verify(
             _check_report(folder)
         result = verify_repository(repository, each, weights or (), verify_images, verify_annotations, folder)
         new_console().print(line(DONE, f" {each}: engine and detector agree: {result}"), soft_wrap=True)
+
+
+def _refuse_beside_files_only(*others: object) -> None:
+    if any(other is not None and other != [] for other in others):
+        raise CodetrError("--files-only computes nothing and looks at every engine; leave the other options out")
 
 
 def _check_report(folder: Path) -> None:

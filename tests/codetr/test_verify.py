@@ -8,7 +8,9 @@ import pytest
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe
 from codetr import cli
+from serving.manifest import FILES, read_manifest
 from tests.smallest import SMALLEST, built
+from tests.tiny_engine import write_tiny_repository
 
 
 @pytest.mark.parametrize("key", ["seed", "dynamic_batch", "weights"])
@@ -51,3 +53,33 @@ def test_an_earlier_report_is_replaced(tmp_path, monkeypatch):
         cli.main()
     assert not ended.value.code
     assert asked == [folder]
+
+
+def test_only_the_files_are_checked_on_request(tmp_path, monkeypatch, capsys):
+    repository = write_tiny_repository(tmp_path / "models")
+    monkeypatch.setattr(
+        "builder.pipeline.recheck.verify_repository", lambda *arguments: pytest.fail("an engine was run")
+    )
+    monkeypatch.setattr(sys, "argv", ["codetr", "verify", str(repository), "--files-only"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert "is complete, and its engines are those that were built" in capsys.readouterr().out
+
+    file = next(iter(read_manifest(repository)[FILES]))
+    (repository / file).write_text("changed")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert f"{file} is not the file that was built" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["--weights", "--name", "--verify-images", "--verify-annotations", "--report", "--config"]
+)
+def test_what_needs_an_engine_is_refused_beside_it(tmp_path, monkeypatch, capsys, option):
+    monkeypatch.setattr(sys, "argv", ["codetr", "verify", str(tmp_path), "--files-only", option, "x"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "--files-only computes nothing" in capsys.readouterr().err
