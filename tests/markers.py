@@ -19,3 +19,9 @@ needs_prometheus = pytest.mark.skipif(
     (shutil.which("prometheus") is None or shutil.which("promtool") is None) and os.environ.get("CI") != "true",
     reason="no prometheus and promtool on PATH; Debian's package prometheus has both",
 )
+
+# Debian's package `kubernetes-client`, or another with the same program; .ci/run installs it: CI must not pass without.
+needs_kubectl = pytest.mark.skipif(
+    shutil.which("kubectl") is None and os.environ.get("CI") != "true",
+    reason="no kubectl on PATH; Debian's package kubernetes-client has it, from release 13 on new enough (1.22)",
+)

@@ -34,6 +34,7 @@ from tests.tiny_engine import write_tiny_repository
 # Why a block may be left out of the run; it is checked without running then.
 REASONS = {
     "needs a GPU",
+    "needs a Kubernetes cluster",
     "needs COCO val2017",
     "needs Docker",
     "needs published weights",

@@ -23,8 +23,9 @@ from tests.docs.pages import ROOT, Block
 # Programs that are not of this project or are built from it, and of which only the files they are given are checked.
 FOREIGN = {
     "build/cpp/codetr_detect",
-    "cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git", "jq", "kill", "mkdir", "nsys", "perl",
-    "pip", "pre-commit", "printf", "prometheus", "promtool", "source", "stat", "sudo", "tritonserver", "trtexec",
+    "cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git", "jq", "kill", "kubectl", "mkdir", "nsys",
+    "perl", "pip", "pre-commit", "printf", "prometheus", "promtool", "source", "stat", "sudo", "tritonserver",
+    "trtexec",
 }  # fmt: skip  # a set of words
 # Options of ours whose value is written, and so need not exist.
 _WRITTEN = {"--output", "--repository", "-r", "--report", "--timing-cache", "--builds", "--baseline"}
