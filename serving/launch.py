@@ -35,6 +35,7 @@ from serving.server_log import (
     instances,
     is_warning,
     last_line,
+    waits_for_requests,
     why_it_ended,
 )
 from serving.shared_memory import check_shared_memory
@@ -62,6 +63,8 @@ _LOOK_AT_STUBS_SECONDS = 0.5
 _WITHOUT_STEPS_SECONDS = 60.0
 # Triton 2.51 keeps what a dead step had of its requests, and waits 30 s for it when nothing else is left to wait for.
 _UNLOAD_SECONDS = 3.0
+# Before it looks at its requests, Triton 2.51 waits 30 s for HTTP connections that clients and proxies keep open.
+_CONNECTIONS_SECONDS = 3.0
 
 
 class TritonServer:
@@ -95,6 +98,7 @@ class TritonServer:
         self._started = time.monotonic()
         self._watchdog: Watchdog | None = None
         self._load_seconds = 0.0
+        self._is_idle = False
 
     @property
     def http_url(self) -> str:
@@ -174,7 +178,7 @@ class TritonServer:
         """Refuse what comes from now on and wait for what is under way, half a minute at most, as long as `wanted`."""
         if self._watchdog is not None:
             self._watchdog.stop()
-        drain(self._folder.path, _DRAIN_SECONDS, wanted)
+        self._is_idle = drain(self._folder.path, _DRAIN_SECONDS, wanted)
 
     def tell_to_end(self, number: int = signal.SIGTERM) -> None:
         """Send the server a signal that ends it; it refuses what comes from now on, and finishes what it has."""
@@ -195,15 +199,20 @@ class TritonServer:
             self._folder.close()
 
     def _wait_for_end(self) -> int:
-        until, is_drained = time.monotonic() + _STOP_SECONDS, False
+        started = time.monotonic()
+        waits, is_drained = False, False
+        until = started + (_CONNECTIONS_SECONDS if self._is_idle else _STOP_SECONDS)
         while time.monotonic() < until:
             with suppress(subprocess.TimeoutExpired):
                 return self.process.wait(0.2)
-            if not is_drained and drained(self._log.copy()):
+            log = self._log.copy()
+            if not waits and waits_for_requests(log):
+                until, waits = started + _STOP_SECONDS, True
+            if not is_drained and drained(log):
                 until, is_drained = time.monotonic() + _UNLOAD_SECONDS, True
         self.process.kill()
         status = self.process.wait()
-        return 0 if is_drained else status
+        return 0 if is_drained or (self._is_idle and not waits) else status
 
     def why_it_ended(self) -> str:
         """Return in one line why the server, which has ended, did so before it was ready."""

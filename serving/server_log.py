@@ -14,6 +14,7 @@ _REFUSED_OPTION = re.compile(
 )
 _BAD_OPTION = re.compile(r"Bad option: \"(?P<option>[^\"]*)\"")
 _ENDPOINT = re.compile(r"\] \"?Started HTTPService at ")
+_WAITS_FOR_REQUESTS = "Waiting for in-flight requests to complete"
 _DRAINED = "All models are stopped, unloading models"
 _INSTANCE = re.compile(r"TRITONBACKEND_ModelInstanceInitialize: (?P<instance>\S+)")
 _TRITON_LINE = re.compile(r"[IWEF]\d{4} |[+|]")
@@ -62,6 +63,11 @@ def _advised(reason: str) -> str:
 def has_endpoints(log: Iterable[str]) -> bool:
     """Return whether the server listens, which it does when it has tried to load every model."""
     return any(map(_ENDPOINT.search, log))
+
+
+def waits_for_requests(log: Iterable[str]) -> bool:
+    """Return whether a server that ends has closed its HTTP connections, and looks at its requests."""
+    return any(_WAITS_FOR_REQUESTS in line for line in log)
 
 
 def drained(log: Iterable[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -258,11 +259,11 @@ def serve(repository: Path, ports: list[int]) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture
-def served(repository: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`codetr serve`, ready; and its gRPC address."""
+def served(repository: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, str]]:
+    """`codetr serve`, ready; its HTTP and its gRPC address."""
     ports = free_ports(3)
     process = serve(repository, ports)
-    yield process, f"127.0.0.1:{ports[1]}"
+    yield process, f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
     process.terminate()
     process.wait(timeout=60)
 
@@ -285,9 +286,9 @@ def ask_until_answered(url: str, value: int = 200) -> Detections:
 
 
 def test_who_asks_again_is_answered_and_an_end_waits_for_what_is_under_way(
-    served: tuple[subprocess.Popen[bytes], str],
+    served: tuple[subprocess.Popen[bytes], str, str],
 ) -> None:
-    process, url = served
+    process, http_url, url = served
     (server,) = psutil.Process(process.pid).children()
     victim = next(child for child in server.children() if "/codetr_detector/" in " ".join(child.cmdline()))
     with ThreadPoolExecutor(9) as pool:
@@ -299,9 +300,13 @@ def test_who_asks_again_is_answered_and_an_end_waits_for_what_is_under_way(
         assert all(len(each.result()) for each in waiting)
         asked = pool.submit(ask, url, SLOW)
         time.sleep(0.2)
-        process.terminate()
-        assert isinstance(asked.result(), Detections), asked.result()
-    assert process.wait(timeout=60) == 0
+        with socket.create_connection(tuple(http_url.split(":"))) as kept_open:
+            # Triton would wait half a minute for whoever keeps a connection, and then fail.
+            kept_open.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert kept_open.recv(4096).startswith(b"HTTP/1.1 200")
+            process.terminate()
+            assert isinstance(asked.result(), Detections), asked.result()
+            assert process.wait(timeout=60) == 0
     assert not server.is_running()
 
 
@@ -324,8 +329,8 @@ def test_who_asks_again_is_answered_by_the_server_that_comes_after_one_that_was_
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_a_server_at_once(served: tuple[subprocess.Popen[bytes], str]) -> None:
-    process, url = served
+def test_a_second_signal_ends_a_server_at_once(served: tuple[subprocess.Popen[bytes], str, str]) -> None:
+    process, _, url = served
 
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, url, HANGS)
