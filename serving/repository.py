@@ -38,7 +38,7 @@ def _check(repository: Path) -> None:
     os.listdir(repository)  # Path.glob finds nothing in a folder that may not be read, and says nothing
     for name in engine_names(repository) or [ENSEMBLE]:
         for role in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
-            for part in ("config.pbtxt", "1"):
+            for part in ("config.pbtxt", "1/model.py" if role in (PREPROCESS, POSTPROCESS) else "1"):
                 path = repository / model_name(role, name) / part
                 if not path.exists():
                     missing = path.relative_to(repository)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable, Sequence
 
 _FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version -?\d+: (?:\w+(?: \w+)*: )?(?P<reason>.*?)\"?$")
+_FAILED_CONFIG = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.*?)\"?$")
 _FAILED_REPOSITORY = re.compile(r"failed to (?:load|poll) (?:all models|model repository)[^:]*: ?(?P<reason>.*)")
 _FAILED_SOCKET = re.compile(r"Socket '(?P<socket>[^']+)' already in use")
 _REFUSED_OPTION = re.compile(
@@ -52,7 +53,8 @@ def is_warning(line: str) -> bool:
 
 def failed_models(log: Iterable[str]) -> dict[str, str]:
     """Return why each model failed that did, by its name."""
-    return {match["model"]: _advised(match["reason"].strip()) for match in map(_FAILED_MODEL.search, log) if match}
+    found = (pattern.search(line) for line in log for pattern in (_FAILED_MODEL, _FAILED_CONFIG))
+    return {match["model"]: _advised(match["reason"].strip()) for match in found if match}
 
 
 def _advised(reason: str) -> str:

@@ -131,6 +131,8 @@ def _content(image: str | os.PathLike[str] | bytes | bytearray | memoryview | Bi
         raise InvalidImageError(f"cannot read the open file: {error}") from error
     if not isinstance(content, bytes):
         raise InvalidImageError(f"an open file must be read as bytes, not {type(content).__name__}: open it with 'rb'")
+    if not content:
+        raise InvalidImageError("the open file has nothing left to read; if it was read before, seek(0) goes back")
     return content
 
 

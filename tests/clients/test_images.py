@@ -214,6 +214,15 @@ def test_what_is_no_image_is_refused(image: Any, message: str) -> None:
             use(image)
 
 
+def test_an_open_file_that_was_read_before_is_not_sent_as_empty(pixels: np.ndarray) -> None:
+    file = io.BytesIO(encode(pixels))
+    assert encode(file)
+    with pytest.raises(InvalidImageError, match=r"nothing left to read; .* seek\(0\)"):
+        encode(file)
+    file.seek(0)
+    assert encode(file)
+
+
 def test_a_closed_file_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     (tmp_path / "a.png").write_bytes(encode(pixels))
     with (tmp_path / "a.png").open("rb") as file:

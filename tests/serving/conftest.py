@@ -17,5 +17,7 @@ def repository(tmp_path: Path) -> Path:
     for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
         (folder / model / "1").mkdir(parents=True)
         (folder / model / "config.pbtxt").touch()
+    for step in (PREPROCESS, POSTPROCESS):
+        (folder / step / "1" / "model.py").touch()
     manifest_path(folder).write_text('{"files": {}}')
     return folder

@@ -17,6 +17,8 @@ def add_engine(repository: Path, name: str, plugin: str | None = None, **manifes
     for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS):
         (repository / model_name(model, name) / "1").mkdir(parents=True, exist_ok=True)
         (repository / model_name(model, name) / "config.pbtxt").touch()
+    for step in (PREPROCESS, POSTPROCESS):
+        (repository / model_name(step, name) / "1" / "model.py").touch()
     files = {}
     if plugin is not None:
         path = f"{model_name(DETECTOR, name)}/1/{PLUGIN_LIBRARY}"
@@ -30,7 +32,16 @@ def test_missing_repository_says_how_to_make_one(tmp_path: Path) -> None:
         check_repository(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("part", ["codetr/1", "codetr_detector/config.pbtxt", "codetr_detector/manifest.json"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "codetr/1",
+        "codetr_preprocess/1/model.py",
+        "codetr_postprocess/1/model.py",
+        "codetr_detector/config.pbtxt",
+        "codetr_detector/manifest.json",
+    ],
+)
 def test_incomplete_repository_names_the_part(repository: Path, part: str) -> None:
     check_repository(repository)
     path = repository / part
