@@ -24,8 +24,8 @@ def test_warnings_are_told_from_notes() -> None:
             id="no backend",
         ),
         pytest.param(
-            ["E1126 x model_repository_manager.cc:1460] \"Poll failed for model directory 'm': failed to read text proto "
-             "from /r/m/config.pbtxt\"", "error: creating server: Internal - failed to load all models"],
+            ["E1126 x manager.cc:1460] \"Poll failed for model directory 'm': failed to read text proto from "
+             "/r/m/config.pbtxt\"", "error: creating server: Internal - failed to load all models"],
             1,
             "model m failed to load: failed to read text proto from /r/m/config.pbtxt",
             id="configuration that cannot be read",
