@@ -36,6 +36,7 @@ from serving.server_log import (
     is_warning,
     last_line,
     waits_for_requests,
+    what_it_waits_for,
     why_it_ended,
 )
 from serving.shared_memory import check_shared_memory
@@ -149,7 +150,9 @@ class TritonServer:
             waited = time.monotonic() - started
             looks.raise_if_hopeless(waited)
             if timeout is not None and waited > timeout:
-                raise CodetrError(f"tritonserver was not ready within {timeout:g} s: {last_line(list(self._log))}")
+                raise CodetrError(
+                    f"tritonserver was not ready within {timeout:g} s: {what_it_waits_for(list(self._log))}"
+                )
             if on_wait is not None:
                 on_wait(waited)
             time.sleep(0.1)

@@ -15,6 +15,8 @@ _REFUSED_OPTION = re.compile(
 )
 _BAD_OPTION = re.compile(r"Bad option: \"(?P<option>[^\"]*)\"")
 _ENDPOINT = re.compile(r"\] \"?Started HTTPService at ")
+_LOADING = re.compile(r'\] "loading: (?P<model>.+):\d+"$')
+_LOADED = re.compile(r"successfully loaded '(?P<model>[^']+)'")
 _WAITS_FOR_REQUESTS = "Waiting for in-flight requests to complete"
 _DRAINED = "All models are stopped, unloading models"
 _INSTANCE = re.compile(r"TRITONBACKEND_ModelInstanceInitialize: (?P<instance>\S+)")
@@ -65,6 +67,14 @@ def _advised(reason: str) -> str:
 def has_endpoints(log: Iterable[str]) -> bool:
     """Return whether the server listens, which it does when it has tried to load every model."""
     return any(map(_ENDPOINT.search, log))
+
+
+def what_it_waits_for(log: Sequence[str]) -> str:
+    """Return in words which models are still being loaded; without one the log's last line."""
+    loaded = {match["model"] for match in map(_LOADED.search, log) if match}
+    begun = dict.fromkeys(match["model"] for match in map(_LOADING.search, log) if match)
+    left = [model for model in begun if model not in loaded]
+    return f"{', '.join(left)} still being loaded" if left else last_line(log)
 
 
 def waits_for_requests(log: Iterable[str]) -> bool:

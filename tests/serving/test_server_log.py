@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving.server_log import complaint, how_it_ended, instances, is_warning, why_it_ended
+from serving.server_log import complaint, how_it_ended, instances, is_warning, what_it_waits_for, why_it_ended
 
 
 def test_warnings_are_told_from_notes() -> None:
@@ -94,3 +94,10 @@ def test_instances_are_those_that_were_begun() -> None:
         "x",
     ]
     assert instances(log) == ["codetr_detector_0_0"]
+
+
+def test_what_a_server_waits_for_are_the_models_that_it_has_begun_to_load() -> None:
+    begun = [f'I1126 06:22:51.18 27253 model_lifecycle.cc:472] "loading: {name}:1"' for name in ("a", "b:c", "d")]
+    done = ["I1126 06:22:52.1 27253 model_lifecycle.cc:839] \"successfully loaded 'a'\""]
+    assert what_it_waits_for([*begun, *done]) == "b:c, d still being loaded"
+    assert what_it_waits_for(["x", ""]) == "x"
