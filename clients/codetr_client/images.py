@@ -18,7 +18,7 @@ from PIL import Image
 from codetr_client.containers import READERS, image_format
 from codetr_client.errors import InvalidImageError
 from codetr_client.exif import ORIENTATION, read_orientation
-from codetr_client.jpeg import END, read_jpeg, without_metadata
+from codetr_client.jpeg import END, fault, reaches_the_end, read_jpeg, without_metadata
 
 
 @runtime_checkable
@@ -83,6 +83,7 @@ def encode(image: ImageInput) -> bytes:
             an array is not RGB uint8 [H, W, 3]; or it is nothing of all that.
     """
     if isinstance(image, Image.Image):
+        _check_jpeg(image)
         return _png(_from_pillow(image))
     if isinstance(image, np.ndarray):
         return _png(_from_array(image))
@@ -111,6 +112,26 @@ def open_upright(image: ImageInput) -> Image.Image:
     content, exif = _without_metadata(_content(image))
     with _typed_errors(), Image.open(io.BytesIO(content)) as opened:
         return _from_pillow(opened, None if exif is None else read_orientation(exif)).convert("RGB")
+
+
+def _check_jpeg(image: Image.Image) -> None:
+    """Refuse a JPEG that Pillow would fill with gray without a word; once it is loaded nothing can be told any more."""
+    file = getattr(image, "fp", None)
+    if file is None or image.format not in ("JPEG", "MPO"):
+        return
+    try:
+        place = file.tell()
+        file.seek(0)
+        content = file.read()
+        file.seek(place)
+        jpeg = read_jpeg(content)
+    except (OSError, ValueError, InvalidImageError):  # loading it says what is wrong
+        return
+    missing = fault(jpeg, content)
+    if missing is None and not reaches_the_end(jpeg, content):
+        missing = "its data end before its last row"
+    if missing is not None:
+        raise InvalidImageError(f"damaged JPEG image: {missing}; a server may accept it: give its path or its bytes")
 
 
 def _content(image: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile) -> bytes:

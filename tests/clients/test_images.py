@@ -244,8 +244,38 @@ def test_a_lazy_image_of_a_cut_file_is_refused(form: str) -> None:
     except OSError:
         return  # Pillow tells while it opens some, which is the caller's to handle
     for use in (encode, open_upright):
-        with pytest.raises(InvalidImageError, match="cannot decode the picture"):
+        with pytest.raises(InvalidImageError, match=r"cannot decode the picture|damaged JPEG image: it is cut short"):
             use(image)
+
+
+JPEGS = [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 20}]
+
+
+def jpeg_of_noise(**options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 80, 3), np.uint8)).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+@pytest.mark.parametrize("part", [0.4, 0.6])
+def test_a_jpeg_cut_before_an_end_marker_is_refused_while_its_file_is_open(
+    options: dict[str, Any], part: float
+) -> None:
+    whole = jpeg_of_noise(**options)
+    cut = whole[: int(len(whole) * part)] + b"\xff\xd9"
+    image = Image.open(io.BytesIO(cut))
+    with pytest.raises(InvalidImageError, match=r"damaged JPEG image: .*; a server may accept it"):
+        encode(image)
+    image.load()  # Pillow says nothing; the pixels that are there now are the caller's
+    assert encode(image).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_a_whole_jpeg_is_not_mistaken_for_a_cut_one(options: dict[str, Any]) -> None:
+    for behind in (b"", b"\0 more"):
+        image = Image.open(io.BytesIO(jpeg_of_noise(**options) + behind))
+        assert encode(image).startswith(b"\x89PNG")
 
 
 def entry(tag: int, kind: int, count: int, value: bytes) -> bytes:

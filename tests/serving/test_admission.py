@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,16 +37,16 @@ def request(cancelled: bool = False, text: str = "") -> Any:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        pytest.param(request(), None, id="no deadline"),
-        pytest.param(request(text=json.dumps(deadline(60))), None, id="in a minute"),
-        pytest.param(request(text=json.dumps(deadline(-2))), DEADLINE_PASSED, id="over"),
-        pytest.param(request(cancelled=True), "cancelled", id="cancelled"),
-        pytest.param(request(text="[1"), None, id="no JSON"),
-        pytest.param(request(text="[]"), None, id="no mapping"),
+        pytest.param(request, None, id="no deadline"),
+        pytest.param(lambda: request(text=json.dumps(deadline(60))), None, id="in a minute"),
+        pytest.param(lambda: request(text=json.dumps(deadline(-2))), DEADLINE_PASSED, id="over"),
+        pytest.param(lambda: request(cancelled=True), "cancelled", id="cancelled"),
+        pytest.param(lambda: request(text="[1"), None, id="no JSON"),
+        pytest.param(lambda: request(text="[]"), None, id="no mapping"),
     ],
 )
-def test_what_nobody_waits_for_is_too_late(given: Any, expected: str | None) -> None:
-    refusal = too_late(given)
+def test_what_nobody_waits_for_is_too_late(given: Callable[[], Any], expected: str | None) -> None:
+    refusal = too_late(given())
     assert (refusal is None) == (expected is None)
     assert (expected or "None") in str(refusal)
 
