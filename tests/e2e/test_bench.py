@@ -66,7 +66,10 @@ def results(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("protocol", "arrival"),
-    [pytest.param("grpc", "closed", id="users over gRPC"), pytest.param("http", "constant-rate", id="arrivals, HTTP")],
+    [
+        pytest.param("grpc", "closed", id="users over gRPC", marks=pytest.mark.slow),
+        pytest.param("http", "constant-rate", id="arrivals, HTTP"),
+    ],
 )
 def test_a_load_test_gets_answers_and_refusals_of_the_ensemble_it_names(
     both: TritonServer, tmp_path: Path, protocol: str, arrival: str, bench: Callable[..., Ended]
@@ -87,6 +90,7 @@ def test_a_load_test_gets_answers_and_refusals_of_the_ensemble_it_names(
     assert after["codetr"] == before["codetr"]
 
 
+@pytest.mark.slow  # the limits themselves are tested in process
 def test_a_broken_limit_is_exit_status_1(server: TritonServer, tmp_path: Path, bench: Callable[..., Ended]) -> None:
     options = ["--think", "0", "--seconds", "2", "--max-p99-ms", "0.001"]
     done = bench("load", "--url", server.grpc_url, "--output", str(tmp_path), *options)
@@ -120,7 +124,9 @@ def load_test(server: TritonServer, folder: Path) -> Iterator[subprocess.Popen[b
     "end",
     [
         pytest.param(lambda pid: os.killpg(pid, signal.SIGINT), id="Ctrl-C"),
-        pytest.param(lambda pid: os.kill(pid, signal.SIGTERM), id="SIGTERM to the command alone"),
+        pytest.param(
+            lambda pid: os.kill(pid, signal.SIGTERM), id="SIGTERM to the command alone", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_an_interrupted_load_test_keeps_what_it_measured(
@@ -132,6 +138,7 @@ def test_an_interrupted_load_test_keeps_what_it_measured(
     assert results(tmp_path)["outcome"]["requests"] > 0
 
 
+@pytest.mark.slow
 def test_no_locust_outlives_a_killed_load_test(server: TritonServer, tmp_path: Path) -> None:
     with load_test(server, tmp_path) as process:
         (locust,) = psutil.Process(process.pid).children()
@@ -161,6 +168,7 @@ def test_a_sweep_of_an_ensemble_and_its_steps(both: TritonServer, tmp_path: Path
 
 
 @needs_perf_analyzer
+@pytest.mark.slow
 def test_the_server_adds_to_a_detector_of_fixed_cost(tmp_path: Path) -> None:
     case = Case(96, 64, picture=(64, 48), protocol="http", preprocess=1)
     plan = CostPlan(cost_ms=20, concurrency=2, repeats=1, window=0.5)
