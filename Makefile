@@ -19,7 +19,7 @@ export CODETR_TEST_BUILDS := build/tests
 # WORKERS processes of one thread each: one for the tests of a server, which mostly wait, the others for the rest.
 WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: audit help demo test test-fast test-all fuzz lint lint-models format plugin clean setup
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
+SERVERS = "tests/e2e/"
 # `make test` installs mmengine here, apart from this environment: it asks for another OpenCV.
-MMENGINE = ROOT / "build" / "mmengine"
+MMENGINE = Path(__file__).parent.parent / "build" / "mmengine"
 
 # Small enough to build and run in seconds on two cores, neither square nor a multiple of the Swin window.
 HEIGHT, WIDTH = 96, 136
@@ -33,17 +33,22 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(tryfirst=True)  # before markers are selected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what waits for an engine, by the fixture that builds them; tell several processes who runs what.
-
-    The tests of a file stay together, and those that start a server too, whatever their file: they come first, one
-    after the other.
-    """
+    """Mark what waits for an engine, by the fixture that builds them; begin with what starts servers: it waits most."""
     for item in items:
         if "built_once" in getattr(item, "fixturenames", ()):
             item.add_marker("engine")
-        of_server = item.get_closest_marker("server") is not None
-        item.add_marker(pytest.mark.xdist_group("server" if of_server else item.path.relative_to(ROOT).as_posix()))
-    items.sort(key=lambda item: item.get_closest_marker("server") is None)
+    items.sort(key=lambda item: not item.nodeid.startswith(SERVERS))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one process have all tests that start servers, and the others whole files, which share what they build."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SERVERS if nodeid.startswith(SERVERS) else nodeid.split("::")[0]
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
