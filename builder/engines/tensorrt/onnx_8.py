@@ -50,7 +50,11 @@ def build(program: ExportedProgram, path: Path) -> None:
     Raises:
         EngineError: an operator has no ONNX form, or none that TensorRT 8.5 reads, or the result is not valid ONNX.
     """
-    write(decompose(program, {torch.ops.aten.layer_norm.default: layer_norm}), path, TRANSLATIONS, revise)
+    table: dict[Any, Any] = {
+        torch.ops.aten.layer_norm.default: layer_norm,
+        torch.ops.aten.group_norm.default: group_norm,
+    }
+    write(decompose(program, table), path, TRANSLATIONS, revise)
 
 
 def layer_norm(
@@ -69,6 +73,24 @@ def layer_norm(
     return (normed if bias is None else normed + bias.float()).to(x.dtype)
 
 
+def group_norm(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """Return `torch.nn.functional.group_norm` of [B, C, h, w] in simple operators and float32.
+
+    ONNX's own form of it is an InstanceNormalization, which 8.5 leaves to a plugin that needs cuDNN.
+    """
+    groups = x.float().reshape(x.shape[0], num_groups, -1)
+    normed = layer_norm(groups, groups.shape[-1:], eps=eps).reshape(x.shape)
+    normed = normed if weight is None else normed * weight.float()[:, None, None]
+    return (normed if bias is None else normed + bias.float()[:, None, None]).to(x.dtype)
+
+
 def revise(model: ModelProto) -> None:
     """Bring a model of opset 18 to `OPSET` and fold its constants, in place.
 
@@ -83,6 +105,8 @@ def revise(model: ModelProto) -> None:
         if opset.domain == "":
             opset.version = OPSET
     model.ir_version = IR_VERSION
+    share_batch(model)
+    whole_shapes(model)
     fold(model)
     gather_rows(model)
     _check(model.graph.node)
@@ -108,6 +132,55 @@ def fold(model: ModelProto) -> None:
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(kept)
     model.graph.initializer.extend(tensors)
+
+
+def whole_shapes(model: ModelProto) -> None:
+    """Take single sizes of a tensor from its whole shape, in place: 8.5's parser ignores a Shape's start and end.
+
+    It says nothing, and what is made of the sizes then has too many dimensions.
+    """
+    graph = model.graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in [*graph.value_info, *graph.input]}
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        limits = {attribute.name: attribute.i for attribute in node.attribute if attribute.name in ("start", "end")}
+        if node.op_type != "Shape" or not limits:
+            continue
+        del node.attribute[:]
+        rank = ranks[node.input[0]]
+        wanted = list(range(rank))[limits.get("start", 0) : limits.get("end", rank)]
+        if len(wanted) == rank:
+            continue
+        name, part = node.output[0], f"{node.output[0]}_sizes"
+        node.output[0] = f"{name}_whole"
+        graph.initializer.append(numpy_helper.from_array(np.array(wanted, np.int64), part))
+        nodes.append(helper.make_node("Gather", [node.output[0], part], [name], name=f"{node.name}_sizes", axis=0))
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def share_batch(model: ModelProto) -> None:
+    """Give every input the first one's batch, in place, where batches are open: to 8.5 each is a number of its own."""
+    graph = model.graph
+    opened = [value.name for value in graph.input if value.type.tensor_type.shape.dim[0].dim_param]
+    if len(opened) < 2:
+        return
+    first, *others = opened
+    nodes = [helper.make_node("Shape", [first], ["batch"], name="batch", start=0, end=1)]
+    for name in others:
+        (value,) = (each for each in graph.input if each.name == name)
+        sizes = [size.dim_value for size in value.type.tensor_type.shape.dim][1:]
+        for node in graph.node:
+            node.input[:] = [f"{name}_of_batch" if each == name else each for each in node.input]
+        graph.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), f"{name}_rest"))
+        shape, result = f"{name}_shape", f"{name}_of_batch"
+        nodes.append(helper.make_node("Concat", ["batch", f"{name}_rest"], [shape], name=shape, axis=0))
+        nodes.append(helper.make_node("Reshape", [name, shape], [result], name=result))
+        graph.value_info.append(helper.make_value_info(result, value.type))
+    nodes.extend(graph.node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def gather_rows(model: ModelProto) -> None:

@@ -21,6 +21,7 @@ from tests.builder.detr.golden import Golden
 SPEC = InputSpec(96, 128, max_batch_size=2)
 OPERATOR = torch.ops.codetr.ms_deform_attn.default
 LAYER_NORM = torch.ops.aten.layer_norm.default
+GROUP_NORM = torch.ops.aten.group_norm.default
 
 
 def co_dino(data_dir, shallow_config, checkpoint):
@@ -67,6 +68,11 @@ def check_operators(model):
     constants = {tensor.name for tensor in model.graph.initializer}
     assert not [node.name for node in model.graph.node if set(node.input) <= constants], "a constant is computed"
     assert all(node.input[1] in constants for node in nodes if node.op_type == "TopK")
+    assert not [node.name for node in nodes if node.op_type == "Shape" and node.attribute], "start and end are ignored"
+    assert not [node.name for node in nodes if node.op_type == "InstanceNormalization"], "its plugin needs cuDNN"
+    opened = [value.name for value in model.graph.input if value.type.tensor_type.shape.dim[0].dim_param]
+    for name in opened[1:]:
+        assert [node.op_type for node in nodes if name in node.input] == ["Reshape"], "its batch is another"
     repeats = {name for node in nodes if node.op_type == "Expand" for name in node.output}
     assert not [node.name for node in nodes if node.op_type == "GatherElements" and node.input[1] in repeats]
 
@@ -83,7 +89,7 @@ def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, tmp_path)
 
 
 def test_with_the_operator_written_out_it_is_the_detector(detector, program, tmp_path):
-    table = {OPERATOR: reference_ms_deform_attn, LAYER_NORM: onnx_8.layer_norm}
+    table = {OPERATOR: reference_ms_deform_attn, LAYER_NORM: onnx_8.layer_norm, GROUP_NORM: onnx_8.group_norm}
     write(decompose(program, table), tmp_path / "model.onnx", None, onnx_8.revise)
     check_operators(onnx.load(tmp_path / "model.onnx"))
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
@@ -110,6 +116,19 @@ def test_layer_norm_written_out(dtype, affine):
     args = [None if each is None else each.double() for each in (weight, bias)]
     expected = torch.nn.functional.layer_norm(x.double(), (5, 7), *args)
     found = onnx_8.layer_norm(x, (5, 7), weight, bias)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=1e-4 if dtype == torch.float32 else 4e-3, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm_written_out(dtype, affine):
+    generator = torch.manual_seed(0)
+    x = (torch.randn(2, 6, 4, 5, generator=generator) * 400 + 1000).to(dtype)
+    weight, bias = (torch.randn(6, generator=generator).to(dtype) if affine else None for _ in range(2))
+    args = [None if each is None else each.double() for each in (weight, bias)]
+    expected = torch.nn.functional.group_norm(x.double(), 3, *args)
+    found = onnx_8.group_norm(x, 3, weight, bias)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, atol=1e-4 if dtype == torch.float32 else 4e-3, rtol=0)
 
@@ -141,6 +160,24 @@ X = np.arange(24, dtype=np.float32).reshape(4, 6)
             [node("Split", ["x"], "a b", axis=1, num_outputs=2), node("Sub", ["a", "b"])], {}, id="equal parts"
         ),
         pytest.param([node("Pad", ["x", "pads"])], {"pads": [1, 0, 0, 2]}, id="a border"),
+        pytest.param(
+            [
+                node("Shape", ["x"], "rows", start=0, end=1),
+                node("Concat", ["rows", "rest"], "sizes", axis=0),
+                node("Reshape", ["x", "sizes"]),
+            ],
+            {"rest": [6]},
+            id="one size of a shape",
+        ),
+        pytest.param(
+            [
+                node("Shape", ["x"], "columns", start=-1),
+                node("Concat", ["columns", "rest"], "sizes", axis=0),
+                node("Reshape", ["x", "sizes"]),
+            ],
+            {"rest": [-1]},
+            id="the last size of a shape",
+        ),
         pytest.param(
             [node("Add", ["a", "b"], "c"), node("Mul", ["x", "c"])],
             {"a": np.float32(1), "b": np.float32(2)},
