@@ -68,6 +68,10 @@ def build(
     ] = False,
     hardware_compatible: Annotated[bool, typer.Option(help="TensorRT: also for other GPUs.")] = False,
     fp32_accumulation: Annotated[bool, typer.Option(help="TensorRT: of half-precision products.")] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="TensorRT: float32 products of 10-bit mantissas.")] = False,
+    workspace_gib: Annotated[
+        float | None, typer.Option(help="TensorRT: the most GPU memory that a kernel may use beside its tensors.")
+    ] = None,
     frontend: Annotated[
         Literal["onnx", "torch-tensorrt"] | None,
         typer.Option(help="TensorRT: what makes its network; torch-tensorrt if installed, else onnx."),
@@ -150,6 +154,8 @@ def build(
             version_compatible,
             hardware_compatible,
             fp32_accumulation,
+            tf32,
+            workspace_gib,
             frontend=frontend,
             python=tensorrt_python,
             marked_modules=tuple(mark_outputs or ()),

@@ -75,6 +75,8 @@ def fault(tmp_path, monkeypatch, capsys):
         pytest.param([*DEMO, "--name", "a.b"], "name 'a.b' is not possible; expected letters", id="name"),
         pytest.param([*DEMO, "--verify-images", "absent"], "absent holds no images (.jpg, .jpeg", id="images"),
         pytest.param([*DEMO, "--optimization-level", "3"], "settings are not for the onnx engine", id="settings"),
+        pytest.param([*DEMO, "--tf32"], "settings are not for the onnx engine", id="tf32"),
+        pytest.param([*DEMO, "--workspace-gib", "0"], "workspace 0.0 GiB is not possible", id="workspace"),
     ],
 )
 def test_an_impossible_wish_is_one_line(fault, arguments, expected):

@@ -59,5 +59,7 @@ def _ending(code: int) -> str:
 
 
 def _last_lines(log: Path) -> str:
+    """Return the last lines of a log that are no warnings, for TensorRT warns a lot and then aborts without a word."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return " / ".join(lines[-_LAST_LINES:]) or "nothing"
+    said = [line for line in lines if not line.startswith("WARNING:")]
+    return " / ".join(said[-_LAST_LINES:]) or ("nothing but warnings" if lines else "nothing")

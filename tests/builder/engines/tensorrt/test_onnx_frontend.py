@@ -106,6 +106,14 @@ def test_an_abort_is_an_error_of_this_process(tmp_path):
     )
 
 
+def test_warnings_are_not_what_an_ended_process_said(tmp_path):
+    says = "import os; print('ERROR: shapes', 'WARNING: INT64 weights', sep=chr(10), flush=True); os.abort()"
+    error = refused(tmp_path, stand_in(tmp_path, says))
+    assert "ended its process with SIGABRT, having said: ERROR: shapes; log" in error
+    error = refused(tmp_path, stand_in(tmp_path, says.replace("ERROR", "WARNING")))
+    assert "ended its process with SIGABRT, having said: nothing but warnings; log" in error
+
+
 def test_a_null_pointer_of_the_bindings_is_explained(tmp_path):
     start = "logger.log(2, 'CUDA initialization failure with error: 35'); raise TypeError('pybind11::init()')"
     error = refused(tmp_path, stand_in(tmp_path, start))
@@ -230,9 +238,9 @@ def test_a_program_becomes_a_plan_of_its_precision_and_batch(monkeypatch, tmp_pa
         linear = {"Name": "gemm", "Inputs": [{"Datatype": type_}], "Outputs": [{"Datatype": type_}]}
         return {"tensorrt": "11.1", "layers": {"Layers": [linear]}}
 
+    program, type_ = export_detector(Pixels().half(), spec), "FP16"  # PyTorch looks for a real tensorrt in here
     monkeypatch.setattr(TensorRTPython, "ask", ask)
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
-    program, type_ = export_detector(Pixels().half(), spec), "FP16"
     built = build(program, tmp_path / "a.plan")
     assert (built.file, built.kind.name, built.inputs, built.outputs, built.extra_files) == (
         tmp_path / "a.plan", "tensorrt", ("images", "image_sizes"), ("boxes", "scores", "labels"), (),
