@@ -29,6 +29,7 @@ from codetr.status import status
 from codetr.train_demo import demo_data, train_demo
 from codetr.variants import variants
 from codetr.verify import verify
+from codetr.web import web
 from serving.errors import CodetrError
 
 app = typer.Typer(
@@ -60,6 +61,7 @@ bench.command("server")(bench_server)
 bench.command("install-perf-analyzer")(install_perf_analyzer)
 app.command()(variants)
 app.command()(verify)
+app.command()(web)
 bench.command()(precision)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from codetr_client.aio import AsyncCoDetrClient
 from codetr_client.client import CoDetrClient
 from codetr_client.options import Tls
 from codetr_client.wire import ClassNames, Endpoint, Protocol, endpoint
@@ -60,5 +61,13 @@ class Access:
     ) -> CoDetrClient:
         """Return a client."""
         return CoDetrClient(
+            url, protocol, timeout, class_names, model, headers=self.headers(), tls=self.tls, retries=self.retries
+        )
+
+    def async_client(
+        self, url: str | None, protocol: Protocol | None, timeout: float, class_names: ClassNames, model: str
+    ) -> AsyncCoDetrClient:
+        """Return a client for asyncio."""
+        return AsyncCoDetrClient(
             url, protocol, timeout, class_names, model, headers=self.headers(), tls=self.tls, retries=self.retries
         )

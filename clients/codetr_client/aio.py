@@ -193,6 +193,10 @@ class AsyncCoDetrClient:
         """Return the detector's class names in label order; () where neither the caller nor the server names them."""
         return await self._connection.run(self._calls.class_names({}, self._deadline()))
 
+    async def models(self, *, headers: Mapping[str, str] | None = None) -> tuple[str, ...]:
+        """Return the names of the server's models that answer as this client expects, as `CoDetrClient.models`."""
+        return await self._connection.run(self._calls.models(checked_headers(headers), self._deadline()))
+
     async def check(self) -> None:
         """Raise a `codetr_client.errors.ServiceError` unless the model can answer now."""
         await self._connection.run(self._calls.check({}, self._deadline()))

@@ -186,6 +186,13 @@ class CoDetrClient:
         """Return the detector's class names in label order; () where neither the caller nor the server names them."""
         return self._connection.run(self._calls.class_names({}, self._deadline()))
 
+    def models(self, *, headers: Mapping[str, str] | None = None) -> tuple[str, ...]:
+        """Return the names of the server's models that answer as this client expects, sorted.
+
+        Raises RequestDeniedError where the server shuts its statistics, which name them; `headers` may hold its key.
+        """
+        return self._connection.run(self._calls.models(checked_headers(headers), self._deadline()))
+
     def check(self) -> None:
         """Raise a `codetr_client.errors.ServiceError` unless the model can answer now."""
         self._connection.run(self._calls.check({}, self._deadline()))

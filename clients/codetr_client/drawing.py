@@ -77,10 +77,11 @@ def _draw_label(
     top = top if top >= 0 else min(y1, size[1] - height - 2 * pad)
     background = colour(int(detections.labels[index]))
     canvas.rectangle((left, top, left + width + 2 * pad, top + height + 2 * pad), fill=background)
-    canvas.text((left + pad, top + pad), text, fill=_readable_on(background), font=font)
+    canvas.text((left + pad, top + pad), text, fill=readable_on(background), font=font)
 
 
-def _readable_on(background: Colour) -> Colour:
+def readable_on(background: Colour) -> Colour:
+    """Return black or white, whichever can be read on a colour."""
     red, green, blue = background
     # Rec. 601 luma, the brightness that the eye sees.
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else (255, 255, 255)

@@ -66,6 +66,19 @@ class Calls:
                 self.names = wire.names_from_config(config, self.endpoint.model)
         return self.names
 
+    def models(self, headers: Mapping[str, str], deadline: Deadline) -> Steps[tuple[str, ...]]:
+        """Return the names of the server's models that keep the ensemble's contract."""
+        answer = yield from self._asked(Send(Ask("statistics", self.endpoint.model), headers, deadline))
+        found = []
+        for name in wire.names_in_statistics(answer):
+            try:
+                metadata = yield from self._asked(Send(Ask("metadata", name), headers, deadline))
+            except (errors.ModelNotFoundError, errors.ModelNotReadyError):  # unloaded meanwhile
+                continue
+            if wire.is_ensemble(metadata):
+                found.append(name)
+        return tuple(found)
+
     def check(self, headers: Mapping[str, str], deadline: Deadline) -> Steps[None]:
         """Raise a ServiceError unless the model can answer now."""
         yield from self.ready(self.endpoint.model, headers, deadline)

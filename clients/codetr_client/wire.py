@@ -189,6 +189,24 @@ def names_from_config(config: Mapping[str, Any], model: str) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
+def names_in_statistics(answer: Any) -> list[str]:
+    """Return the names in the answer to "statistics", sorted; raises ServerAnswerError if it is none of Triton's."""
+    try:
+        return sorted({str(each["name"]) for each in answer.get("model_stats", [])})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise errors.ServerAnswerError("the statistics are none of Triton's") from error
+
+
+def is_ensemble(metadata: Any) -> bool:
+    """Whether a model's metadata name the inputs and outputs of the ensemble's contract."""
+    expected = contract.ensemble()
+    try:
+        inputs, outputs = ({each["name"] for each in metadata.get(key, [])} for key in ("inputs", "outputs"))
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return inputs == {each.name for each in expected.inputs} and outputs == {each.name for each in expected.outputs}
+
+
 def read_detections(tensors: Tensors, images: int, names: Sequence[str]) -> list[Detections]:
     """Return the detections of every image of an answer, without the padding rows.
 
