@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,31 +28,41 @@ def demo(
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Another image than the sample that comes along.")] = None,
     family: Annotated[Family, typer.Option(help="Family of the detector.")] = "co_dino",
+    web: Annotated[
+        bool, typer.Option("--web", help="Then serve a page to try pictures on, until Ctrl-C; needs the extra `web`.")
+    ] = False,
 ) -> None:
     """Build the demo detector, serve it, detect on an image, write the annotated picture, stop the server."""
     from codetr.detect import raise_failures, results_table
     from codetr.stages import Stages, own_console
+    from codetr.web import check_installed, page_of, show_page
     from codetr_client.client import CoDetrClient
     from codetr_client.files import RESULTS_NAME, detect_files
     from codetr_client.outputs import make_folder, refuse_inside
     from demo import SAMPLE_IMAGE
     from serving.launch import running_server
 
+    if web:
+        check_installed()
     console = own_console()
     output = output or default_output(family)
     repository = output / "repository"
     make_folder(output)
     refuse_inside([repository], [image])
     prepare_repository(repository, Stages(console), family)
-    with console.status("starting tritonserver"), running_server(repository) as server:
-        console.print(line(DONE, f" serving on {server.grpc_url} (gRPC) and {server.http_url} (HTTP)"))
-        with CoDetrClient(server.grpc_url) as client:
-            results = detect_files(client, [image or SAMPLE_IMAGE], output, SCORE_THRESHOLD)
-    console.print(results_table(results))
-    raise_failures(results)
-    picture: Path = results[0].picture  # type: ignore[union-attr]  # none failed
-    for name, path in (("annotated picture", picture), ("boxes", output / RESULTS_NAME)):
-        console.print(line(f"{name}: ", shown(path, "bold")), soft_wrap=True)
+    with ExitStack() as stack:
+        with console.status("starting tritonserver"):
+            server = stack.enter_context(running_server(repository))
+            console.print(line(DONE, f" serving on {server.grpc_url} (gRPC) and {server.http_url} (HTTP)"))
+            with CoDetrClient(server.grpc_url) as client:
+                results = detect_files(client, [image or SAMPLE_IMAGE], output, SCORE_THRESHOLD)
+        console.print(results_table(results))
+        raise_failures(results)
+        picture: Path = results[0].picture  # type: ignore[union-attr]  # none failed
+        for name, path in (("annotated picture", picture), ("boxes", output / RESULTS_NAME)):
+            console.print(line(f"{name}: ", shown(path, "bold")), soft_wrap=True)
+        if web:
+            show_page(page_of(server.grpc_url))
 
 
 def default_output(family: Family) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -79,12 +80,26 @@ def web(
     )
 
 
+def page_of(url: str) -> PageOptions:
+    """Return a page on a free port of this machine for one server of this machine."""
+    from codetr.page.options import PageOptions, Reach
+    from perf.access import Access
+
+    reach = Reach(None, 60.0, Access(retries=RETRIES))
+    return PageOptions([url], [], reach, LOOPBACK, 0, [], SCORE_THRESHOLD, LOWEST_SCORE, MAX_MEGABYTES * 2**20)
+
+
+def check_installed() -> None:
+    """Raise CodetrError if the page's library is not installed."""
+    if importlib.util.find_spec("aiohttp") is None:
+        raise CodetrError("the page needs aiohttp, which is not installed: pip install -e '.[web]'")
+
+
 def show_page(options: PageOptions) -> None:
     """Serve a page until interrupted, and print where it is."""
-    try:
-        from codetr.page.server import run_page
-    except ModuleNotFoundError as error:
-        raise CodetrError(f"the page needs aiohttp ({error}): pip install -e '.[web]'") from error
+    check_installed()
+    from codetr.page.server import run_page
+
     console = new_console(stderr=True)
 
     def announce(address: str) -> None:
@@ -92,4 +107,8 @@ def show_page(options: PageOptions) -> None:
         if not resolve_host(options.host).is_loopback:
             console.print(shown(OPEN_WARNING, "yellow"), soft_wrap=True)
 
-    run_page(options, announce, lambda said: console.print(shown(said), soft_wrap=True))
+    def report(said: str) -> None:
+        for row in said.rstrip().split("\n"):
+            console.print(shown(row), soft_wrap=True)
+
+    run_page(options, announce, report)

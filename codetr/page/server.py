@@ -6,7 +6,6 @@ import asyncio
 import signal
 import traceback
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -57,8 +56,8 @@ async def _run(options: PageOptions, announce: Callable[[str], None], report: Ca
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, ended.set)
-    servers = Servers(options.urls, options.models, options.reach)
     names = guard.names_of(address, options.host, options.allowed_hosts)
+    servers = Servers(options.urls, options.models, options.reach)
     page = Page(options, servers, names, address.is_loopback, report)
     runner = web.AppRunner(
         page.application(), access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT
@@ -149,6 +148,8 @@ class Page:
                 content = await asyncio.wait_for(request.read(), UPLOAD_TIMEOUT)
             except asyncio.TimeoutError:
                 return _error(408, f"the picture did not arrive within {UPLOAD_TIMEOUT:g} s", again=True)
+            except (web.RequestPayloadError, ConnectionError):
+                return _error(400, "the picture did not arrive whole", again=True)
             try:
                 async with model.client() as client:
                     start = perf_counter()
@@ -173,6 +174,5 @@ def _error(status: int, reason: str, again: bool = False) -> web.Response:
 
 
 async def _add_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    with suppress(RuntimeError):
-        response.headers.update(guard.HEADERS)
-        response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.update(guard.HEADERS)
+    response.headers.setdefault("Cache-Control", "no-store")

@@ -74,6 +74,22 @@ class FakeTriton:
         self.ready = True
         self.seen: list[Seen] = []
         self.config_calls = 0
+        self.ensembles = {"codetr"}
+        self.names: Refusal | list[str] = ["codetr_detector", "codetr", "codetr"]  # a row for each version
+        self.seen_statistics: list[dict[str, str]] = []
+
+    def metadata(self, name: str) -> dict[str, Any]:
+        """Those of the contract for the names in `ensembles`, of something else for others."""
+        outputs = ("boxes", "scores", "labels", "num_detections") if name in self.ensembles else ("boxes",)
+        return {
+            "name": name,
+            "inputs": [{"name": "image", "datatype": "BYTES"}],
+            "outputs": [{"name": output, "datatype": "FP32"} for output in outputs],
+        }
+
+    def statistics(self, headers: dict[str, str]) -> Refusal | list[str]:
+        self.seen_statistics.append(headers)
+        return self.names
 
     def infer(self, seen: Seen) -> Refusal | dict[str, np.ndarray]:
         self.seen.append(seen)
@@ -123,7 +139,20 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelReadyResponse(ready=self.triton.ready)
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return service_pb2.ModelMetadataResponse(name=request.name)
+        message = service_pb2.ModelMetadataResponse(name=request.name)
+        metadata = self.triton.metadata(request.name)
+        for key in ("inputs", "outputs"):
+            for tensor in metadata[key]:
+                getattr(message, key).add(**tensor)
+        return message
+
+    def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        names = self.triton.statistics({key: str(value) for key, value in context.invocation_metadata()})
+        self._refuse(names, context)
+        message = service_pb2.ModelStatisticsResponse()
+        for name in names:
+            message.model_stats.add(name=name)
+        return message
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         config = self.triton.model_config()
@@ -168,8 +197,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200 if self.triton.ready else 400, b"")
         elif path.endswith("/config"):
             self.answer_json(self.triton.model_config())
+        elif path.endswith("/stats"):
+            names = self.triton.statistics({name.lower(): value for name, value in self.headers.items()})
+            refused = isinstance(names, Refusal)
+            self.answer_json(names if refused else {"model_stats": [{"name": name} for name in names]})
         else:
-            self.answer_json({"name": "codetr"})
+            self.answer_json(self.triton.metadata(path.rsplit("/", 1)[-1]))
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))

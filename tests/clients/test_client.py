@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from codetr_client import contract, errors, steps
+from codetr_client import contract, errors, steps, wire
 from codetr_client.aio import AsyncCoDetrClient
 from codetr_client.client import CoDetrClient
 from codetr_client.errors import ClientStateError, CodetrError, InvalidImageError
@@ -435,3 +435,33 @@ def test_no_proxy_of_the_environment_is_used(
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("no_grpc_proxy", "")
     assert len(call("detect", b"a", url=f"{server.protocol}://{host}:{server.port}")) == 1
+
+
+def test_models_are_those_that_keep_the_contract_each_once(call: Call, server: Server) -> None:
+    server.ensembles = {"codetr", "cars"}
+    server.names = ["codetr_detector", "codetr", "codetr", "cars", "cars_preprocess"]
+    assert call("models", url=server.url) == ("cars", "codetr")
+
+
+def test_a_server_that_shuts_its_statistics_says_so(call: Call, server: Server) -> None:
+    server.names = Refusal("UNAVAILABLE", "This protocol is restricted, expecting header 'codetr-admin'")
+    with pytest.raises(errors.RequestDeniedError, match="expecting header 'codetr-admin'; give that header"):
+        call("models", url=server.url)
+
+
+def test_headers_of_the_question_for_models_are_sent_with_it(server: Server) -> None:
+    with CoDetrClient(server.url, headers={"x-all": "1"}) as client:
+        client.models(headers={"codetr-admin": "key"})
+    (seen,) = server.seen_statistics
+    assert (seen["codetr-admin"], seen["x-all"]) == ("key", "1")
+
+
+@pytest.mark.parametrize("answer", [[], {"model_stats": ["a"]}, {"model_stats": [{}]}, {"model_stats": 1}])
+def test_statistics_of_something_else_are_refused(answer: Any) -> None:
+    with pytest.raises(errors.ServerAnswerError, match="none of Triton's"):
+        wire.names_in_statistics(answer)
+
+
+@pytest.mark.parametrize("answer", [[], {}, {"inputs": [1], "outputs": []}, {"inputs": [{"name": "image"}]}])
+def test_metadata_of_something_else_are_no_ensemble(answer: Any) -> None:
+    assert not wire.is_ensemble(answer)

@@ -35,6 +35,7 @@ async function poll() {
 
 function begin({ score_threshold: threshold, lowest_score: lowest }) {
   at("threshold").min = lowest;
+  at("threshold").title = `Boxes below ${Math.round(lowest * 100)} % are not asked for: --lowest-score of codetr web`;
   at("threshold").value = threshold;
   showThreshold();
 }
@@ -95,7 +96,7 @@ function add(files) {
     pictures.push(picture);
     build(picture);
   }
-  at("all").hidden = pictures.length === 0;
+  at("all").hidden = pictures.length < 2;
   pump();
 }
 
@@ -268,7 +269,7 @@ function showBoxes(picture) {
     const { detections, looks } = picture.answer;
     const rows = detections.map((_, row) => row).sort((a, b) => detections[b].score - detections[a].score);
     const areas = detections.map(({ box: [x1, y1, x2, y2] }) => Math.max(0, x2 - x1) * Math.max(0, y2 - y1));
-    const bySize = [...rows].sort((a, b) => areas[b] - areas[a]);
+    const bySize = [...rows].reverse().sort((a, b) => areas[b] - areas[a]);
     for (const row of rows) {
       const { box: [x1, y1, x2, y2], score } = detections[row];
       const percent = `${Math.round(score * 100)} %`;
@@ -416,7 +417,7 @@ function remove(list) {
     picture.element.remove();
     pictures.splice(pictures.indexOf(picture), 1);
   }
-  at("all").hidden = pictures.length === 0;
+  at("all").hidden = pictures.length < 2;
   say(list.length === 1 ? "The picture is removed." : "The pictures are removed.");
   at("choose").focus();
 }
