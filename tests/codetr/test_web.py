@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import signal
@@ -100,11 +101,11 @@ def test_it_serves_until_it_is_told_to_end(number: signal.Signals) -> None:
         assert running.stderr is not None
         said = running.stderr.readline()
         address = said.split("http://")[1].split("/")[0]
-        connection = http.client.HTTPConnection(address, timeout=60)
-        connection.request("GET", "/")
-        assert b"<title>codetr</title>" in connection.getresponse().read()
-        running.send_signal(number)  # while a browser holds its connection
-        _, rest = running.communicate(timeout=60)
+        with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
+            connection.request("GET", "/")
+            assert b"<title>codetr</title>" in connection.getresponse().read()
+            running.send_signal(number)  # while a browser holds its connection
+            _, rest = running.communicate(timeout=60)
     finally:
         running.kill()
         running.wait()
