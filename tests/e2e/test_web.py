@@ -246,12 +246,15 @@ def test_the_camera_gives_a_picture(tab: Chromium) -> None:
 def test_a_box_under_the_mouse_is_shown_alone(tab: Chromium, tmp_path: Path) -> None:
     tab.drop([save(tmp_path / "a.png")])
     said(tab)
-    x, y = tab.run("(() => { const r = document.querySelector('article .stage').getBoundingClientRect();"
-                   " return [r.x + r.width * 0.02, r.y + r.height * 0.02]; })()")  # fmt: skip  # one expression
-    tab.point(x, y)
-    tab.until("document.querySelectorAll('.box.active').length === 1")
-    assert tab.run("document.querySelector('.box.active').textContent").startswith("class 0 ")
-    assert tab.run("document.querySelector('.list .active').textContent").startswith("class 0")
+    tab.click("article h2")  # which brings it into view
+    whole = "document.querySelector('article .stage').getBoundingClientRect()"
+    left, top, width, height = tab.run(f"(({{x, y, width, height}}) => [x, y, width, height])({whole})")
+    # 1 to 8 lie over the first place, 0 to 4 over the second: of equal ones the best, whichever was shown before
+    for place, name in ((0.42, "class 1"), (0.2, "class 0"), (0.42, "class 1")):
+        tab.point(left + width * place, top + height * place)
+        tab.until(f"document.querySelector('.box.active')?.textContent.startsWith('{name} ')")
+        assert tab.run("document.querySelectorAll('.box.active').length") == 1
+        assert tab.run("document.querySelector('.list .active').textContent").startswith(name)
     tab.point(2, 2)
     tab.until("document.querySelectorAll('.active, .hovered').length === 0")
 
@@ -293,7 +296,7 @@ def test_it_fits_a_phone_in_both_schemes(tab: Chromium, tmp_path: Path, dark: bo
                 getComputedStyle(document.querySelector(behind)).backgroundColor].map(luma);
             return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
         };
-        return Math.min(of('body', 'body'), of('#message', 'body'), of('.said', 'article'), of('.primary', '.primary'));
+        return Math.min(of('body', 'body'), of('.said', 'article'), of('.primary', '.primary'));
     })()"""
     assert tab.run(ratio) >= 4.5, "what WCAG 2.2 asks for in 1.4.3"
 

@@ -77,7 +77,7 @@ function showState() {
     const { latency } = model;
     kind = "good";
     text = `${model.name} at ${model.server.address} is ready`;
-    if (latency) text += `; ${latency.last.toFixed(0)} ms the last picture, median ${latency.median.toFixed(0)} ms`;
+    if (latency) text += `; last picture ${latency.last.toFixed(0)} ms, median ${latency.median.toFixed(0)} ms`;
   }
   if (at("state").textContent !== text) at("state").textContent = text;
   at("dot").className = `dot ${kind}`;
@@ -164,7 +164,7 @@ async function detect(picture) {
   if (!signal.aborted && pictures.includes(picture)) {
     Object.assign(picture, { answer, error, again, tries: again ? picture.tries + 1 : 0, abort: null });
     show(picture);
-    say(`${picture.name}: ${picture.element.querySelector(".said").textContent}`);
+    at("spoken").textContent = `${picture.name}: ${picture.element.querySelector(".said").textContent}`;
   }
   pump();
 }
@@ -223,10 +223,12 @@ function build(picture) {
   image.addEventListener("error", () => showStage(picture, false));
   image.addEventListener("load", () => showStage(picture, true));
   image.src = picture.url;
+  const [stage, list] = [article.querySelector(".stage"), article.querySelector(".list")];
   const over = (event) => mark(picture, event.target.closest("[data-row]")?.dataset.row);
-  for (const kind of ["pointerover", "focusin"]) article.querySelector(".body").addEventListener(kind, over);
-  article.querySelector(".body").addEventListener("pointerleave", () => mark(picture));
-  article.querySelector(".body").addEventListener("focusout", () => mark(picture));
+  for (const kind of ["pointerover", "focusin"]) list.addEventListener(kind, over);
+  for (const kind of ["pointermove", "pointerdown"]) stage.addEventListener(kind, (event) => mark(picture, rowAt(picture, event)));
+  for (const each of [stage, list]) each.addEventListener("pointerleave", () => mark(picture));
+  list.addEventListener("focusout", () => mark(picture));
   article.addEventListener("click", (event) => act(event.target.closest("[data-do]")?.dataset.do, [picture]));
   at("pictures").append(article);
   show(picture);
@@ -273,14 +275,16 @@ function showBoxes(picture) {
     for (const row of rows) {
       const { box: [x1, y1, x2, y2], score } = detections[row];
       const percent = `${Math.round(score * 100)} %`;
-      const box = element("div", y1 < height * 0.06 ? "box inside" : "box");
+      const box = element("div", "box");
+      box.classList.toggle("inside", y1 < height * 0.06);
+      box.classList.toggle("right", x1 > width * 0.7);
       box.dataset.row = row;
       Object.assign(box.style, {
         left: `${(100 * x1) / width}%`,
         top: `${(100 * y1) / height}%`,
         width: `${(100 * Math.max(0, x2 - x1)) / width}%`,
         height: `${(100 * Math.max(0, y2 - y1)) / height}%`,
-        zIndex: bySize.indexOf(row),  // a small one within a large one can be pointed at
+        zIndex: bySize.indexOf(row),  // a small one's name lies on a large one's
       });
       box.append(element("span", "label", `${looks[row].name} ${percent}`));
       const item = element("li", "");
@@ -319,6 +323,19 @@ function filter(picture) {
     said.textContent = error || "waiting for the server";
   }
   article.querySelector(".stage").classList.toggle("crowded", shown > CROWD);
+}
+
+// The smallest box under the pointer, so that one within another can be reached; of equal ones the best.
+function rowAt(picture, { clientX, clientY }) {
+  const whole = picture.element.querySelector(".stage").getBoundingClientRect();
+  let [found, least] = [undefined, Infinity];
+  for (const box of picture.element.querySelectorAll(".box:not([hidden])")) {
+    const { left, top, right, bottom } = box.getBoundingClientRect();
+    const isOver = left <= clientX && clientX <= right && top <= clientY && clientY <= bottom;
+    const area = Math.round(((right - left) * (bottom - top) * 1e4) / (whole.width * whole.height));
+    if (isOver && area < least) [found, least] = [box.dataset.row, area];
+  }
+  return found;
 }
 
 function mark(picture, row) {
