@@ -44,6 +44,7 @@ REASONS = {
     "needs a config and a checkpoint of yours",
     "needs certificates of yours",
     "needs a video or a camera of yours",
+    "serves until Ctrl-C",
     "installs packages of the system",
     "sets up an environment",
     "takes minutes",
