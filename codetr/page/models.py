@@ -83,6 +83,11 @@ class Model:
             "slowest": max(numbers),
         }
 
+    async def drop(self) -> None:
+        """Close what nobody uses, and the rest once it is given back: the model is not asked any more."""
+        await self._checker.close()
+        await self._retire()
+
     async def close(self) -> None:
         """Close every connection."""
         for client in {self._checker, *self._users, *([self._client] if self._client else [])}:
@@ -174,7 +179,7 @@ class Server:
         else:
             self._listed = monotonic()
             for name in set(self.models) - set(names) if names else ():
-                await self.models.pop(name).close()
+                await self.models.pop(name).drop()
             self._offer(names)
 
     def _offer(self, names: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import traceback
 from collections.abc import Awaitable, Callable
@@ -28,7 +29,7 @@ FILES = {
 }
 _STATIC = Path(__file__).parent / "static"
 MAX_UNDER_WAY = 8  # pictures in memory at a time; others wait outside
-MAX_DRAWN = 2  # at a time; a decoded picture of 64 megapixels takes some 400 MB
+MAX_DRAWN = 2  # at a time; a decoded picture of 64 megapixels takes some 700 MB
 UPLOAD_TIMEOUT = 120.0  # seconds for a picture to arrive
 SHUTDOWN_TIMEOUT = 5.0  # seconds for what is under way at the end
 
@@ -59,8 +60,15 @@ async def _run(options: PageOptions, announce: Callable[[str], None], report: Ca
     names = guard.names_of(address, options.host, options.allowed_hosts)
     servers = Servers(options.urls, options.models, options.reach)
     page = Page(options, servers, names, address.is_loopback, report)
+    quiet = logging.getLogger("codetr.page")  # what is no HTTP is no news; faults of this program are reported
+    quiet.disabled = True
     runner = web.AppRunner(
-        page.application(), access_log=None, handler_cancellation=True, shutdown_timeout=SHUTDOWN_TIMEOUT
+        page.application(),
+        access_log=None,
+        logger=quiet,
+        auto_decompress=False,  # no picture needs it
+        handler_cancellation=True,
+        shutdown_timeout=SHUTDOWN_TIMEOUT,
     )
     try:
         await runner.setup()

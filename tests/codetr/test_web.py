@@ -101,6 +101,11 @@ def test_it_serves_until_it_is_told_to_end(number: signal.Signals) -> None:
         assert running.stderr is not None
         said = running.stderr.readline()
         address = said.split("http://")[1].split("/")[0]
+        host, port = address.split(":")
+        for content in (b"no HTTP\r\n\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"):
+            with socket.create_connection((host, int(port)), 60) as stranger:
+                stranger.sendall(content)
+                assert stranger.recv(12) == b"HTTP/1.0 400", "and not a word on the terminal"
         with contextlib.closing(http.client.HTTPConnection(address, timeout=60)) as connection:
             connection.request("GET", "/")
             assert b"<title>codetr</title>" in connection.getresponse().read()

@@ -12,6 +12,7 @@ let servers = [];
 let settings = null;
 let underWay = 0;
 let ownServerAnswers = true;
+let nextPoll;
 
 // ---- the servers' state
 
@@ -30,7 +31,8 @@ async function poll() {
   }
   showState();
   tryAgain();
-  setTimeout(poll, 1000 * POLL_SECONDS * (document.hidden ? 5 : 1));
+  clearTimeout(nextPoll);
+  nextPoll = setTimeout(poll, 1000 * POLL_SECONDS * (document.hidden ? 5 : 1));
 }
 
 function begin({ score_threshold: threshold, lowest_score: lowest }) {
@@ -109,7 +111,7 @@ function isTaken(bytes) {
 async function prepare(picture) {
   const first = new Uint8Array(await picture.file.slice(0, 16).arrayBuffer());
   if (first.length === 0) throw new Error("the file is empty");
-  picture.sent = isTaken(first) ? picture.file : await asPng(picture.file);
+  picture.sent = isTaken(first) ? picture.file : await converted(picture.file);
   if (picture.sent.size > settings.max_bytes) {
     const mebibytes = (size) => (size / 2 ** 20).toFixed(1);
     throw new Error(`${mebibytes(picture.sent.size)} MiB are more than the ${mebibytes(settings.max_bytes)} MiB that this page takes; make it smaller`);
@@ -117,7 +119,7 @@ async function prepare(picture) {
 }
 
 // AVIF, GIF and whatever else this browser reads and the server does not.
-async function asPng(file) {
+async function converted(file) {
   const url = URL.createObjectURL(file);
   try {
     const image = new Image();
@@ -130,8 +132,10 @@ async function asPng(file) {
     context.fillStyle = "#fff";
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.drawImage(image, 0, 0);
-    const png = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-    if (png !== null) return png;
+    for (const kind of ["image/png", "image/jpeg"]) {  // one without loss, if it is not too large
+      const sent = await new Promise((resolve) => canvas.toBlob(resolve, kind, 0.95));
+      if (sent !== null && (sent.size <= settings.max_bytes || kind === "image/jpeg")) return sent;
+    }
   } catch { /* said below */ } finally {
     URL.revokeObjectURL(url);
   }
@@ -519,6 +523,7 @@ document.addEventListener("drop", (event) => {
   if (event.dataTransfer.files.length === 0) say("Nothing was dropped that is a file.");
   add(event.dataTransfer.files);
 });
+document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
 document.addEventListener("paste", (event) => add(event.clipboardData.files));
 
 poll();
