@@ -23,6 +23,8 @@ from codetr_client import CoDetrClient
 from codetr_client.exif import ORIENTATION
 from serving.launch import LOOPBACK, ServerOptions, TritonServer, free_ports, start_server
 from tests.chromium import Chromium, chromium
+from tests.clients import fakes
+from tests.clients.fakes import FakeTriton
 from tests.e2e.conftest import ENGINES
 from tests.tiny_engine import MAX_DETECTIONS, write_tiny_repository
 
@@ -232,6 +234,55 @@ def test_pictures_of_all_kinds_at_once_and_what_is_none(tab: Chromium, tmp_path:
     assert lines[6] == "the file is empty"
     classes = tab.run("[...document.querySelectorAll('.said')].map((line) => line.classList.contains('error'))")
     assert classes == [False] * 4 + [True] * 3
+
+
+def test_pictures_are_chosen_and_pasted_too(tab: Chromium, tmp_path: Path) -> None:
+    root = tab.call("DOM.getDocument")["root"]["nodeId"]
+    node = tab.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
+    tab.call("DOM.setFileInputFiles", nodeId=node, files=[str(save(tmp_path / "a.png")), str(save(tmp_path / "b.png"))])
+    assert "boxes" in said(tab, 2)
+    tab.run("""new Promise((resolve) => document.createElement('canvas').toBlob(resolve)).then((blob) => {
+        const clipboardData = new DataTransfer();
+        clipboardData.items.add(new File([blob], 'image.png', { type: 'image/png' }));
+        document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }));
+    })""")
+    assert "boxes" in said(tab, 3)
+
+
+def test_the_page_keeps_so_many_pictures_and_says_what_it_leaves_out(tab: Chromium) -> None:
+    tab.run("""(() => {
+        const clipboardData = new DataTransfer();
+        for (let number = 0; number < 103; number += 1) clipboardData.items.add(new File([], `${number}.png`));
+        document.dispatchEvent(new ClipboardEvent('paste', { clipboardData }));
+    })()""")
+    assert said(tab, 100) == "the file is empty"
+    assert tab.run("document.querySelectorAll('article').length") == 100
+    message = tab.run("document.getElementById('message').textContent")
+    assert message == "Left out: 3 of 103, because this page keeps 100; remove some first."
+
+
+def test_a_half_photograph_is_shown_as_far_as_it_goes(tab: Chromium, tmp_path: Path) -> None:
+    whole = save(tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) * 3 // 4])
+    tab.run("(() => { const model = document.getElementById('model'); model.selectedIndex = 1;"
+            " model.dispatchEvent(new Event('change')); })()")  # fmt: skip  # one expression
+    tab.drop([tmp_path / "half.jpg"])
+    assert said(tab).endswith("300×200 pixels"), "`small` accepts it"
+    assert boxes(tab)[0]["box"] == pytest.approx([0, 0, 0.4, 0.4], abs=0.006)
+
+
+def test_what_only_the_server_reads_has_its_boxes_on_nothing(browser: Chromium, tmp_path: Path) -> None:
+    (tmp_path / "a.bmp").write_bytes(b"BM, and what follows is known to the server alone")
+    with fakes.http_server(FakeTriton()) as port, page(f"http://127.0.0.1:{port}") as found:
+        browser.screen(1000, 800)
+        browser.open(found)
+        browser.until("document.querySelector('#dot.good') !== null")
+        browser.drop([tmp_path / "a.bmp"])
+        assert "1 of 1 boxes" in said(browser)
+        browser.until("!document.querySelector('article .unseen').hidden")
+        (box,) = boxes(browser)
+        assert box["box"] == pytest.approx([1 / 30, 2 / 40, 1, 1], abs=0.006), "within the boxes' own extent"
+        assert box["words"] == "dog 50 %"
 
 
 def test_the_camera_gives_a_picture(tab: Chromium) -> None:

@@ -91,7 +91,7 @@ function add(files) {
   const left = MAX_PICTURES - pictures.length;
   const taken = [...files].slice(0, Math.max(0, left));
   if (taken.length < files.length) {
-    say(`${files.length - taken.length} pictures were left out: this page keeps ${MAX_PICTURES}. Remove some first.`);
+    say(`Left out: ${files.length - taken.length} of ${files.length}, because this page keeps ${MAX_PICTURES}; remove some first.`);
   }
   for (const file of taken) {
     const picture = { name: file.name || "picture", file, sent: null, answer: null, error: "", again: false, tries: 0, abort: null, waits: true };
@@ -239,10 +239,8 @@ function build(picture) {
 }
 
 function showStage(picture, isSeen) {
-  const stage = picture.element.querySelector(".stage");
-  stage.classList.toggle("empty", !isSeen);
-  stage.querySelector(".unseen").hidden = isSeen || !picture.answer;
-  if (picture.answer) showBoxes(picture);
+  picture.element.querySelector(".stage").classList.toggle("empty", !isSeen);
+  showBoxes(picture);
 }
 
 function size(picture) {
@@ -269,6 +267,7 @@ function showBoxes(picture) {
   const list = picture.element.querySelector(".list");
   for (const box of stage.querySelectorAll(".box")) box.remove();
   list.replaceChildren();
+  stage.querySelector(".unseen").hidden = !(picture.answer && stage.classList.contains("empty"));
   if (picture.answer) {
     const [width, height] = size(picture);
     stage.style.aspectRatio = stage.classList.contains("empty") ? `${width} / ${height}` : "";
