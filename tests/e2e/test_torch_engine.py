@@ -1,9 +1,12 @@
 """The torch engine on a CPU: compiled, verified, and served by a real tritonserver beside its own runner's source."""
 
+import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,17 +18,20 @@ from builder.families import FAMILIES
 from builder.pipeline.build import BuildOptions, build_repository
 from builder.pipeline.export import InputSpec
 from codetr_client.client import CoDetrClient
+from model_repository.torch_runner import TorchRunner
 from serving.launch import running_server
 from serving.manifest import read_manifest
 from serving.postprocess import PostprocessSettings, postprocess
-from serving.preprocess import preprocess
+from serving.preprocess import preprocess, resize_and_pad
 from serving.rules import Rules
+from tests.clients.cpp.program import PACKAGES
 from tests.smallest import SMALLEST
 from tests.toy_family import SMALL, TOY
 
 pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 
 
+ROOT = Path(__file__).parents[2]
 # A network of a few kernels, and one with our operator, whose compilation takes two minutes.
 VARIANTS = {"toy": replace(SMALL, rules=Rules()), "smallest": SMALLEST}
 
@@ -66,3 +72,46 @@ def test_compiled_package_is_served(compiled, variant):
     )
     np.testing.assert_allclose(found.boxes, expected.boxes[: len(found)], atol=1e-2)
     np.testing.assert_allclose(found.scores, expected.scores[: len(found)], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_codetr_run_finds_what_the_server_finds(compiled, built_once, tmp_path):
+    """The package without a server, by libtorch."""
+    program = built_once("codetr_run", build_codetr_run)
+    images = [np.random.default_rng(i).integers(0, 256, (50 + i, 40, 3), dtype=np.uint8) for i in range(3)]
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    detector = compiled / "codetr_detector"
+    command = [program, detector, *(tmp_path / f"{i}.png" for i in range(3)), "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [*map(str, command), "--score-threshold", "0.05"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
+    runner = TorchRunner(detector / "1" / "model.pt2", (64, 96), "cpu")
+    manifest = read_manifest(compiled)
+    rules = Rules.restore(manifest["network"])
+    settings = PostprocessSettings.of(rules.suppression, manifest["max_detections"])
+    for image, result in zip(images, found, strict=True):
+        canvas, size = resize_and_pad(image, 64, 96, rules.pixels)
+        candidates = [each[0] for each in runner(canvas[None], np.array([size], np.int32))]
+        expected = postprocess(*candidates, image.shape[:2], settings, lowest_score=0.05)
+        assert expected.num_detections > 0
+        rows = result["detections"]
+        assert [row["label"] for row in rows] == expected.labels[: expected.num_detections].tolist()
+        np.testing.assert_array_equal([row["score"] for row in rows], expected.scores[: len(rows)])
+        np.testing.assert_array_equal([row["box"] for row in rows], expected.boxes[: len(rows)])
+
+
+def build_codetr_run(path):
+    folder = path.with_name("runner")
+    prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
+    cmake = ["cmake", "-S", ROOT / "plugin_src/runner", "-B", folder, prefix, "-DTENSORRT_INCLUDE_DIR="]
+    found = subprocess.run(cmake, capture_output=True, text=True, check=False) if shutil.which("cmake") else None
+    if found is None or found.returncode != 0:
+        reason = f"codetr_run needs cmake, pkg-config and {PACKAGES}"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    command = ["cmake", "--build", folder, "--target", "codetr_run", "--parallel", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    shutil.copy(folder / "codetr_run", path)
