@@ -26,6 +26,7 @@ from codetr.evaluate import evaluate
 from codetr.serve import serve
 from codetr.shown import escape_what_cannot_be_encoded, line, new_console, say
 from codetr.status import status
+from codetr.switch import rollback, switch
 from codetr.train_demo import demo_data, train_demo
 from codetr.variants import variants
 from codetr.verify import verify
@@ -46,8 +47,10 @@ app.command()(demo)
 app.command()(detect)
 app.command()(demo_data)
 app.command()(evaluate)
+app.command()(rollback)
 app.command()(serve)
 app.command()(status)
+app.command()(switch)
 app.command()(train_demo)
 bench.command("engine")(bench_engine)
 bench.command("canvas")(bench_canvas)

@@ -80,6 +80,9 @@ def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> in
         signals.keep()
         _announce(console, server)
         server.watch(lambda said: console.print(shown(f"warning: {said}")))
+        server.follow(
+            lambda said, is_wrong: console.print(shown(f"warning: {said}" if is_wrong else said)), load_timeout
+        )
         while not signals.received and server.process.poll() is None:
             time.sleep(0.1)
         server.drain(lambda: server.process.poll() is None)
