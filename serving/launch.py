@@ -22,6 +22,7 @@ from serving.arguments import hide_argument
 from serving.binary import Binary, find_tritonserver
 from serving.child import bound_to_us
 from serving.errors import CodetrError
+from serving.gpus import VISIBLE, check_gpus
 from serving.health import ask
 from serving.options import ServerOptions, tritonserver_options
 from serving.python import python_folder
@@ -333,6 +334,7 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
     snapshot = not options.names("model-control-mode")  # who wants models to come and go sees to it
     engines = _engines(options) if snapshot else []
     check_repository(options.repository, engines if snapshot else None)
+    gpus = check_gpus(options.repository, engines, options.gpus, os.environ) if engines else None
     for name, port in options.ports.items():
         listen = options.http_listen if name == "HTTP" else options.listen
         check_port(name, listen, port, f"--{name.lower()}-port")
@@ -345,7 +347,7 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
     options = replace(options, admin_key=options.admin_key or secrets.token_hex(24))
     folder = PrivateFolder()
     try:
-        process = _start(binary, options, folder, engines if snapshot else None)
+        process = _start(binary, options, folder, engines if snapshot else None, gpus)
     except BaseException:
         folder.close()
         raise
@@ -360,7 +362,7 @@ def _engines(options: ServerOptions) -> list[str]:
 
 
 def _start(
-    binary: Binary, options: ServerOptions, folder: PrivateFolder, engines: Sequence[str] | None
+    binary: Binary, options: ServerOptions, folder: PrivateFolder, engines: Sequence[str] | None, gpus: str | None
 ) -> subprocess.Popen[str]:
     models = link_repository(options.repository, folder.path, engines is not None, engines)
     if engines is not None:
@@ -377,7 +379,9 @@ def _start(
     )
     process = subprocess.Popen(
         bound_to_us([str(binary.path), *arguments]),
-        env=binary.environment(python_folder(folder.path)) | {FOLDER_VARIABLE: str(folder.path)},
+        env=binary.environment(python_folder(folder.path))
+        | {FOLDER_VARIABLE: str(folder.path)}
+        | ({VISIBLE: gpus} if gpus is not None else {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -396,6 +400,7 @@ def _start(
             admin_key=options.admin_key,
             repository=str(options.repository.absolute()),
             tls=options.tls is not None,
+            gpus=options.gpus,
         )
     )
     return process
@@ -408,6 +413,7 @@ def running_server(
     timeout: float = 120.0,
     on_log: Callable[[str], object] = lambda line: None,
     engines: Sequence[str] | None = None,
+    gpus: str | None = None,
 ) -> Iterator[TritonServer]:
     """Run a server on free loopback ports for the length of a `with` block.
 
@@ -417,13 +423,16 @@ def running_server(
         timeout: seconds to wait for readiness.
         on_log: called with each line that the server writes.
         engines: what the engines are called that are served; None for those that the repository names.
+        gpus: which GPUs it gets, as of `serving.gpus.visible_devices`.
 
     Raises:
         CodetrError: as `start_server` and `TritonServer.wait_ready`.
     """
     http_port, grpc_port, metrics_port = free_ports(3)
     chosen = None if engines is None else tuple(engines)
-    options = ServerOptions(repository, LOOPBACK, http_port, grpc_port, metrics_port, tuple(extra), engines=chosen)
+    options = ServerOptions(
+        repository, LOOPBACK, http_port, grpc_port, metrics_port, tuple(extra), engines=chosen, gpus=gpus
+    )
     server = start_server(options, on_log)
     try:
         server.wait_ready(timeout)

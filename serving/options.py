@@ -55,7 +55,7 @@ class ServerOptions:
         admin_key: opens the endpoints that are not for everybody; None lets each start make its own.
         engines: what the engines are called that are served, one version of each; None for those that the repository
             names.
-        gpus: numbers of the GPUs that the server gets, of those that it could see; None for all of them.
+        gpus: which GPUs the server gets, as of `serving.gpus.visible_devices`; None for all that it sees.
 
     Raises:
         CodetrError: a port or the key is impossible, or an option is given in two places.
@@ -70,7 +70,7 @@ class ServerOptions:
     tls: TlsFiles | None = None
     admin_key: str | None = field(default=None, repr=False)
     engines: tuple[str, ...] | None = None
-    gpus: tuple[int, ...] | None = None
+    gpus: str | None = None
 
     def __post_init__(self) -> None:
         ports = self.ports

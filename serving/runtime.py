@@ -40,6 +40,7 @@ class ServerRecord:
         admin_key: opens the endpoints that are not for everybody; None where the caller's own options shut them.
         repository: what it serves.
         tls: whether gRPC speaks TLS.
+        gpus: which GPUs it was told to take, None for all.
     """
 
     pid: int
@@ -50,6 +51,7 @@ class ServerRecord:
     admin_key: str | None
     repository: str
     tls: bool
+    gpus: str | None = None
 
 
 class PrivateFolder:

@@ -15,7 +15,7 @@ from serving.errors import CodetrError
 from serving.health import why_no_answer
 from serving.launch import running_server
 from serving.repository import check_repository
-from serving.runtime import is_running, server_folders
+from serving.runtime import is_running, read_record, server_folders
 from serving.switcher import read_note, stamp
 from serving.versions import Choice, name_and_version, read_choice, versioned, versions, write_choice
 
@@ -66,7 +66,7 @@ def switch(
     servers = _servers(repository, name)
     if servers and wanted != before.version:
         with stage("try it in a server of its own"):
-            _try(repository, engine, timeout)
+            _try(repository, engine, timeout, read_record(servers[0]).gpus)
     choice = before if wanted == before.version else Choice(wanted, before.version)
     write_choice(repository, name, choice)
     try:
@@ -86,9 +86,9 @@ def _servers(repository: Path, name: str) -> list[Path]:
     ]
 
 
-def _try(repository: Path, engine: str, timeout: float) -> None:
+def _try(repository: Path, engine: str, timeout: float, gpus: str | None) -> None:
     try:
-        with running_server(repository, timeout=timeout, engines=[engine]) as server:
+        with running_server(repository, timeout=timeout, engines=[engine], gpus=gpus) as server:
             fault = why_no_answer(server.http_url, name_and_version(engine)[0], timeout)
     except CodetrError as error:
         raise CodetrError(f"version {name_and_version(engine)[1]} does not start: {error}") from error

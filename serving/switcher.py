@@ -36,6 +36,8 @@ _LOOK = 0.2
 _RETIRE_SECONDS = 2.0
 # For the first image through an engine on a busy machine.
 _ANSWER_SECONDS = 120.0
+# In which Triton sees that a step has died which it is loading; of some deaths it never does.
+_NOTICED_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -222,18 +224,19 @@ class Switcher:
     def _wait_for(self, path: str, models: Sequence[str], begun: int) -> None:
         """Wait until the server answers a path well; raises CodetrError where one of these models fails."""
         until = time.monotonic() + self._load_seconds
-        stubs = LoadingStubs(self._server)
+        stubs, death = LoadingStubs(self._server), ""
         while not self._answers(path):
             lines, _ = self._log_since(begun)
-            if failures := {model: why for model, why in failed_models(lines).items() if model in models}:
-                raise CodetrError("; ".join(f"model {model} failed to load: {why}" for model, why in failures.items()))
-            if (died := stubs.died(instances(lines))) and died[0] in models:
-                raise CodetrError(
-                    f"{died[0]} {how_it_ended(died[1])}, while it was loaded; this server may load nothing more, "
-                    "restart it when that suits"
-                )
+            failures = {model: why for model, why in failed_models(lines).items() if model in models}
+            if failures:
+                found = "; ".join(f"model {model} failed to load: {why}" for model, why in failures.items())
+                raise CodetrError(death or found)
+            if not death and (died := stubs.died(instances(lines))) and died[0] in models:
+                death = f"{died[0]} {how_it_ended(died[1])}, while it was loaded"
+                until = min(until, time.monotonic() + _NOTICED_SECONDS)
             if time.monotonic() > until:
-                raise CodetrError(f"{models[0]} was not ready within {self._load_seconds:g} s")
+                hangs = f"{death}; this server loads nothing more, restart it when that suits"
+                raise CodetrError(hangs if death else f"{models[0]} was not ready within {self._load_seconds:g} s")
             self._wait(_LOOK)
 
     def _answers(self, path: str) -> bool:

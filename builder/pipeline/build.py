@@ -32,6 +32,7 @@ from builder.pipeline.verify import LIMITS, Comparison, Verification, verify
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.manifest import PLAN_BACKEND
+from serving.versions import name_and_version
 
 # Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
 # detector that was exported, and the engine.
@@ -178,7 +179,8 @@ def _check_size(options: BuildOptions, tensorrt: bool) -> None:
 def _check_has_effect(options: BuildOptions) -> None:
     """Refuse what only a repository has, where none is written."""
     given = {
-        "name or version": options.name != ENSEMBLE,
+        "name": name_and_version(options.name)[0] != ENSEMBLE,
+        "version": name_and_version(options.name)[1] != 1,
         "instances": options.instances is not None,
         "verify_images": options.verify_images is not None,
         "verify_annotations": options.verify_annotations is not None,

@@ -307,6 +307,10 @@ def _customise(config: Any, variant: DetectorConfig, engine: BuiltEngine) -> Non
             output.name = name
         if "device" in config.parameters:
             config.parameters["device"].string_value = engine.device
+            on_gpu = engine.device == "cuda"
+            config.instance_group[0].kind = model_config_pb2.ModelInstanceGroup.Kind.Value(
+                f"KIND_{'GPU' if on_gpu else 'CPU'}"
+            )
     if config.name == PREPROCESS:
         for key, text in pixel_parameters(variant.rules.pixels).items():
             config.parameters[key].string_value = text

@@ -208,6 +208,9 @@ def test_no_request_fails_and_none_is_wrong_while_versions_change(
     ("version", "reason"),
     [
         pytest.param(BROKEN, "model codetr.3_detector failed to load: .*no such weights", id="fails to load"),
+        pytest.param(
+            DYING, "codetr.4_detector ended with status 3, while it was loaded", id="dies", marks=pytest.mark.slow
+        ),
         pytest.param(SILENT, "codetr.5 cannot answer: .*RuntimeError; the server's log says", id="fails at an image"),
     ],
 )
