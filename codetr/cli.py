@@ -14,6 +14,7 @@ from codetr.bench_cost import bench_cost
 from codetr.bench_engine import bench_engine
 from codetr.bench_faults import bench_faults
 from codetr.bench_fuzz import bench_fuzz
+from codetr.bench_gpus import bench_gpus
 from codetr.bench_load import bench_load
 from codetr.bench_op import bench_op
 from codetr.bench_precision import precision
@@ -58,6 +59,7 @@ bench.command("cost")(bench_cost)
 bench.command("faults")(bench_faults)
 bench.command("op")(bench_op)
 bench.command("fuzz")(bench_fuzz)
+bench.command("gpus")(bench_gpus)
 bench.command("load")(bench_load)
 bench.command("preprocess")(bench_preprocess)
 bench.command("server")(bench_server)
