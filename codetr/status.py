@@ -105,7 +105,7 @@ def _table(engine: EngineStatus, seconds: float | None) -> Table:
     about = ", ".join(f"{key} {value}" for key, value in engine.about.items())
     span = "since the start" if seconds is None else f"over {seconds:.1f} s; dim, answered and failed: since the start"
     table = Table(
-        title=Text(printable(f"{engine.name}: {about}" if about else engine.name)),
+        title=Text(printable(f"{_named(engine)}: {about}" if about else _named(engine))),
         title_justify="left",
         caption=f"times in ms, means {span}",
         caption_justify="left",
@@ -124,6 +124,11 @@ def _table(engine: EngineStatus, seconds: float | None) -> Table:
         failed = Text(str(model.since_start.failures), "red" if model.lately and model.lately.failures else "")
         table.add_row(Text(printable(model.name)), rate, *times, waiting, str(model.since_start.requests), failed)
     return table
+
+
+def _named(engine: EngineStatus) -> str:
+    version = f" version {engine.version}" if engine.version else ""
+    return f"{engine.name}{version}" + (f" (version {engine.loading} is loaded beside it)" if engine.loading else "")
 
 
 def _times(step: StepStatus) -> list[str]:

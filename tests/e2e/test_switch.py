@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from builder.pipeline.repository import check_destination
 from codetr.cli import app
 from codetr_client.client import CoDetrClient
+from codetr_client.deadline import Deadline
+from codetr_client.errors import ModelNotFoundError, ModelNotReadyError
 from serving.errors import CodetrError
 from serving.health import check_service
 from serving.launch import TritonServer, running_server
@@ -200,6 +202,11 @@ def test_no_request_fails_and_none_is_wrong_while_versions_change(
     assert load.answered[-1] == "1"
     assert read_choice(repository, "codetr") == Choice(1, former=2)
     eventually(lambda: followed.steps == steps("codetr"))
+    for url in (server.grpc_url, server.http_url):
+        with CoDetrClient(url, "grpc" if url == server.grpc_url else "http") as client:
+            gone = client._calls._names_of("2", {}, Deadline(10))
+            with pytest.raises((ModelNotFoundError, ModelNotReadyError)):  # or it would not ask again
+                client._connection.run(gone)
     assert "failed to load" not in server.log()
     assert [said for said in followed.said if "anew" in said] == []
 
