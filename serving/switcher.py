@@ -74,8 +74,8 @@ def stamp(repository: Path, name: str) -> str:
     return f"{found.st_mtime_ns}-{found.st_ino}"
 
 
-class _EndedError(Exception):
-    """The server is told to end."""
+class EndedError(Exception):
+    """The server was told to end while it loaded a version."""
 
 
 class Switcher:
@@ -134,7 +134,7 @@ class Switcher:
 
     def _run(self) -> None:
         while not self._stopping.wait(_TICK):
-            with suppress(_EndedError):
+            with suppress(EndedError):
                 self.look()
 
     def look(self) -> None:
@@ -166,6 +166,9 @@ class Switcher:
             if fault := why_no_answer(self._url, trial, _ANSWER_SECONDS):
                 raise CodetrError(fault)
             self._hand_over(name, engine)
+        except EndedError:
+            hold.release()
+            raise
         except (CodetrError, OSError) as error:
             hold.release()
             self._remove([trial, *models_of(engine)[1:]])
@@ -259,7 +262,7 @@ class Switcher:
 
     def _wait(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
-            raise _EndedError
+            raise EndedError
 
 
 def _plugin(repository: Path, engine: str) -> str | None:
