@@ -56,5 +56,5 @@ def print_result(result: GpuResult) -> None:
     say(
         f"way={result.way} gpus={','.join(map(str, result.gpus))} concurrency={result.concurrency} "
         f"images_per_s={result.images_per_s:.1f} largest_difference={result.largest_difference:.2g} "
-        f"failures={result.failures}"
+        f"failures={result.failures} identical={result.identical}"
     )

@@ -50,7 +50,7 @@ def visible_devices(wanted: str, environment: Mapping[str, str]) -> str:
         CodetrError: that names no GPUs, one that is not there, or one twice.
     """
     if wanted != "all" and not re.fullmatch(r"\d{1,4}(,\d{1,4})*", wanted):
-        raise CodetrError(f"--gpus {wanted!r}: expected numbers such as 0,1, or all")
+        raise CodetrError(f"gpus {wanted!r}: expected numbers such as 0,1, or all")
     if VISIBLE in environment:
         there = [each.strip() for each in environment[VISIBLE].split(",") if each.strip() not in ("", "-1")]
         origin, shown = f"{VISIBLE} names", there
@@ -59,16 +59,14 @@ def visible_devices(wanted: str, environment: Mapping[str, str]) -> str:
         there = [gpu.uuid for gpu in gpus]
         origin, shown = "nvidia-smi lists", [gpu.name for gpu in gpus]
     if not there:
-        raise CodetrError(f"--gpus {wanted}: {origin} no GPU here; leave it out, or serve where there is one")
+        raise CodetrError(f"gpus {wanted}: {origin} no GPU here; leave it out, or serve where there is one")
     numbers = list(range(len(there))) if wanted == "all" else [int(number) for number in wanted.split(",")]
     for number in numbers:
         if number >= len(there):
             listed = ", ".join(f"{i} ({name})" for i, name in enumerate(shown))
-            raise CodetrError(f"--gpus {wanted}: there is no GPU {number}; {origin} {listed}")
+            raise CodetrError(f"gpus {wanted}: there is no GPU {number}; {origin} {listed}")
         if numbers.count(number) > 1:
-            raise CodetrError(
-                f"--gpus {wanted}: GPU {number} is named twice; `codetr build --instances` has several on each"
-            )
+            raise CodetrError(f"gpus {wanted}: GPU {number} is named twice; several on each are instances of the build")
     return ",".join(there[number] for number in numbers)
 
 
@@ -95,14 +93,14 @@ def check_gpus(
     if wanted is not None:
         devices = visible_devices(wanted, environment)
         if not on_gpu:
-            raise CodetrError(f"--gpus {wanted}: no engine of {repository} runs on a GPU; leave it out")
+            raise CodetrError(f"gpus {wanted}: no engine of {repository} runs on a GPU; leave it out")
     gpus = _seen(devices if devices is not None else environment.get(VISIBLE)) if on_gpu else []
     for engine, manifest in on_gpu.items():
         built = manifest.get("compute_capability")
         others = [gpu for gpu in gpus if gpu.capability not in ("", built)]
         if built and others and len(others) < len(gpus) and not manifest.get("hardware_compatible", False):
             fit = ",".join(str(gpu.number) for gpu in gpus if gpu not in others)
-            advice = f"take it out of {VISIBLE}" if VISIBLE in environment else f"give --gpus {fit}"
+            advice = f"take it out of {VISIBLE}" if VISIBLE in environment else f"choose the GPUs {fit}"
             raise CodetrError(
                 f"the engine {engine} in {repository} was built for compute capability {built}, and GPU "
                 f"{others[0].number} ({others[0].name}) has {others[0].capability}; {advice}"

@@ -56,10 +56,10 @@ def switch(
     before = read_choice(repository, name)
     wanted = before.former if version is None else version
     if wanted is None:
-        raise CodetrError(f"no version of {name} was served before version {before.version}; name one with --to")
+        raise CodetrError(f"no version of {name} was served before version {before.version}; name one")
     if wanted not in there:
         known = ", ".join(map(str, there))
-        raise CodetrError(f"{repository} has no version {wanted} of {name}; it has {known}: `codetr build --version`")
+        raise CodetrError(f"{repository} has no version {wanted} of {name}; it has {known}")
     engine = versioned(name, wanted)
     with stage("check the files"):
         check_repository(repository, [engine])

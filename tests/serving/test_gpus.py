@@ -73,7 +73,7 @@ def test_what_names_no_gpus_of_this_machine_is_refused(
 
 def test_a_machine_without_gpus_says_so(machine: Machine) -> None:
     assert installed_gpus() == []
-    with pytest.raises(CodetrError, match="--gpus all: nvidia-smi lists no GPU here; leave it out"):
+    with pytest.raises(CodetrError, match="gpus all: nvidia-smi lists no GPU here; leave it out"):
         visible_devices("all", {})
 
 
@@ -87,7 +87,7 @@ def test_an_engine_for_cpus_gets_none(machine: Machine, tmp_path: Path) -> None:
     machine(["9.0"])
     repository = repository_of(tmp_path / "r", engine="onnx", device="cpu")
     assert check_gpus(repository, ["codetr"], None, {}) is None
-    with pytest.raises(CodetrError, match=r"--gpus 0: no engine of .* runs on a GPU; leave it out"):
+    with pytest.raises(CodetrError, match=r"gpus 0: no engine of .* runs on a GPU; leave it out"):
         check_gpus(repository, ["codetr"], "0", {})
 
 
@@ -96,9 +96,9 @@ def test_an_engine_runs_on_gpus_that_it_was_built_for(machine: Machine, tmp_path
     repository = repository_of(tmp_path / "r", engine="torch", device="cuda", compute_capability="9.0")
     fault = r"built for compute capability 9\.0, and GPU 0 \(NVIDIA No\. 0\) has 8\.9; "
     for wanted, environment, advice in (
-        (None, {}, "give --gpus 1,2"),
-        ("all", {}, "give --gpus 1,2"),
-        ("0,2", {}, "give --gpus 2"),
+        (None, {}, "choose the GPUs 1,2"),
+        ("all", {}, "choose the GPUs 1,2"),
+        ("0,2", {}, "choose the GPUs 2"),
         (None, {VISIBLE: "0,1"}, f"take it out of {VISIBLE}"),
     ):
         with pytest.raises(CodetrError, match=f"{fault}{advice}$"):

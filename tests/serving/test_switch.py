@@ -107,9 +107,9 @@ def test_a_version_that_does_not_answer_reaches_no_server(server: Server, reposi
 @pytest.mark.parametrize(
     ("name", "version", "message"),
     [
-        pytest.param("codetr", 3, "has no version 3 of codetr; it has 1, 2: `codetr build --version`", id="version"),
+        pytest.param("codetr", 3, "has no version 3 of codetr; it has 1, 2$", id="version"),
         pytest.param("other", 1, "has no engine 'other'; it has codetr", id="name"),
-        pytest.param("codetr", None, "no version of codetr was served before version 1; name one with --to", id="none"),
+        pytest.param("codetr", None, "no version of codetr was served before version 1; name one$", id="none"),
     ],
 )
 def test_what_is_not_there_is_refused(repository: Path, name: str, version: int | None, message: str) -> None:
