@@ -61,8 +61,11 @@ def test_a_healthy_server() -> None:
     [("2", "", "codetr version 2: variant"), ("2", "3", "codetr version 2 (version 3 is loaded beside it): variant")],
 )
 def test_the_version_is_shown(version: str, loading: str, title: str) -> None:
-    engine = replace(SERVER.engines[0], version=version, loading=loading)
-    assert title in printed(replace(SERVER, engines=[engine]))
+    steps = [replace(SERVER.engines[0].models[0], name="codetr.12_postprocess")]
+    engine = replace(SERVER.engines[0], version=version, loading=loading, models=steps)
+    text = printed(replace(SERVER, engines=[engine]))
+    assert title in text
+    assert all(heading in text for heading in ("img/s", "queue", "output", "done", "failed")), "names of versions leave room"
 
 
 def test_an_idle_engine_shows_what_it_took_before() -> None:
