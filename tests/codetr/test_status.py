@@ -65,7 +65,8 @@ def test_the_version_is_shown(version: str, loading: str, title: str) -> None:
     engine = replace(SERVER.engines[0], version=version, loading=loading, models=steps)
     text = printed(replace(SERVER, engines=[engine]))
     assert title in text
-    assert all(heading in text for heading in ("img/s", "queue", "output", "done", "failed")), "names of versions leave room"
+    headings = ("img/s", "queue", "output", "done", "failed")
+    assert all(heading in text for heading in headings), "names of versions leave room"
 
 
 def test_an_idle_engine_shows_what_it_took_before() -> None:

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -147,9 +148,12 @@ class Followed:
     @property
     def steps(self) -> set[str]:
         """The models whose processes run."""
-        children = psutil.Process(self.server.process.pid).children()
-        words = (word for child in children if child.status() != psutil.STATUS_ZOMBIE for word in child.cmdline())
-        return {Path(word).parent.parent.name for word in words if word.endswith("/model.py")}
+        found = set()
+        for child in psutil.Process(self.server.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it ends at this moment
+                words = child.cmdline() if child.status() != psutil.STATUS_ZOMBIE else []
+                found |= {Path(word).parent.parent.name for word in words if word.endswith("/model.py")}
+        return found
 
 
 @pytest.fixture(scope="module")
