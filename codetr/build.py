@@ -44,7 +44,13 @@ def build(
         bool, typer.Option(help="Keep the engine unverified; random weights in half precision cannot be compared.")
     ] = False,
     name: Annotated[str, typer.Option(help="Of the ensemble; others beside it in the repository stay.")] = "codetr",
-    overwrite: Annotated[bool, typer.Option(help="Replace the engine of this name.")] = False,
+    version: Annotated[
+        int, typer.Option(min=1, help="Beside the versions that are there; `codetr switch` has it served.")
+    ] = 1,
+    instances: Annotated[
+        int | None, typer.Option(min=1, help="How many of the engine serve, on each GPU; by default 1, of plans 2.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace the engine of this name and version.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the compilers' own logs.")] = False,
     report: Annotated[
         Path | None, typer.Option(help="Folder for the verification's report and the log of a failed build.")
@@ -104,6 +110,7 @@ def build(
     from codetr_client.outputs import check_folder, refuse_inside, refuse_overwriting
     from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
     from serving.errors import CodetrError
+    from serving.versions import read_choice, versioned
 
     if precision not in PRECISIONS:
         raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(PRECISIONS)}")
@@ -144,7 +151,8 @@ def build(
         verify_images=verify_images,
         verify_annotations=verify_annotations,
         skip_verification=skip_verification,
-        name=name,
+        name=versioned(name, version),
+        instances=instances,
         overwrite=overwrite,
         verbose=verbose,
         report=report,
@@ -167,11 +175,12 @@ def build(
             check_folder(folder)
     sources = (weights, classes, verify_images, verify_annotations)
     refuse_inside(
-        (repository / model_name(model, name) for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)), sources
+        (repository / model_name(model, options.name) for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)),
+        sources,
     )
     refuse_overwriting([repository / FILE_NAME, *([timing_cache] if timing_cache else [])], sources)
     if report is not None:
-        refuse_inside([report / f"{repository.absolute().name}-{name}-verification"], sources)
+        refuse_inside([report / f"{repository.absolute().name}-{options.name}-verification"], sources)
     console = own_console()
     if plugin_nodes:
         with _sigterm_cleans_up():
@@ -183,8 +192,12 @@ def build(
         result = build_repository(options, repository, Stages(console))
     if result is not None:
         console.print(line(f"engine and detector agree: {result}"), soft_wrap=True)
-    ready = line(shown(repository, "bold"), f" is ready: codetr serve --repository {repository}")
-    console.print(ready, soft_wrap=True)
+    served = read_choice(repository, name).version
+    todo = f" is ready: codetr serve --repository {repository}"
+    if version != served:
+        todo = f": version {version} of {name} is beside version {served}: codetr switch {repository} --to {version}"
+        todo += "" if name == ENSEMBLE else f" --name {name}"
+    console.print(line(shown(repository, "bold"), todo), soft_wrap=True)
 
 
 def _with_suppression(variant: DetectorConfig, **given: Any) -> DetectorConfig:

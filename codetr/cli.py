@@ -14,6 +14,7 @@ from codetr.bench_cost import bench_cost
 from codetr.bench_engine import bench_engine
 from codetr.bench_faults import bench_faults
 from codetr.bench_fuzz import bench_fuzz
+from codetr.bench_gpus import bench_gpus
 from codetr.bench_load import bench_load
 from codetr.bench_op import bench_op
 from codetr.bench_precision import precision
@@ -26,6 +27,7 @@ from codetr.evaluate import evaluate
 from codetr.serve import serve
 from codetr.shown import escape_what_cannot_be_encoded, line, new_console, say
 from codetr.status import status
+from codetr.switch import rollback, switch
 from codetr.train_demo import demo_data, train_demo
 from codetr.variants import variants
 from codetr.verify import verify
@@ -46,8 +48,10 @@ app.command()(demo)
 app.command()(detect)
 app.command()(demo_data)
 app.command()(evaluate)
+app.command()(rollback)
 app.command()(serve)
 app.command()(status)
+app.command()(switch)
 app.command()(train_demo)
 bench.command("engine")(bench_engine)
 bench.command("canvas")(bench_canvas)
@@ -55,6 +59,7 @@ bench.command("cost")(bench_cost)
 bench.command("faults")(bench_faults)
 bench.command("op")(bench_op)
 bench.command("fuzz")(bench_fuzz)
+bench.command("gpus")(bench_gpus)
 bench.command("load")(bench_load)
 bench.command("preprocess")(bench_preprocess)
 bench.command("server")(bench_server)

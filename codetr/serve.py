@@ -34,6 +34,9 @@ def serve(
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     tls_ca: Annotated[Path | None, typer.Option(help="Authority that clients must show a certificate of, PEM.")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="GPUs that the engines get: numbers such as 0,1, or all, which is the default.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the server's whole log.")] = False,
     triton_options: Annotated[list[str] | None, typer.Argument(help="Options for tritonserver, behind `--`.")] = None,
 ) -> None:
@@ -47,6 +50,7 @@ def serve(
         tuple(triton_options or ()),
         tls=_tls_files(tls_cert, tls_key, tls_ca),
         admin_key=os.environ.get(KEY_VARIABLE) or None,
+        gpus=gpus,
     )
     status = run_server(options, load_timeout, verbose)
     raise typer.Exit(status if status >= 0 else 128 - status)
@@ -80,6 +84,9 @@ def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> in
         signals.keep()
         _announce(console, server)
         server.watch(lambda said: console.print(shown(f"warning: {said}")))
+        server.follow(
+            lambda said, is_wrong: console.print(shown(f"warning: {said}" if is_wrong else said)), load_timeout
+        )
         while not signals.received and server.process.poll() is None:
             time.sleep(0.1)
         server.drain(lambda: server.process.poll() is None)

@@ -103,18 +103,18 @@ def _heading(found: Status) -> Text:
 
 def _table(engine: EngineStatus, seconds: float | None) -> Table:
     about = ", ".join(f"{key} {value}" for key, value in engine.about.items())
-    span = "since the start" if seconds is None else f"over {seconds:.1f} s; dim, answered and failed: since the start"
+    span = "since the start" if seconds is None else f"over {seconds:.1f} s; dim, done and failed: since the start"
     table = Table(
-        title=Text(printable(f"{engine.name}: {about}" if about else engine.name)),
+        title=Text(printable(f"{_named(engine)}: {about}" if about else _named(engine))),
         title_justify="left",
         caption=f"times in ms, means {span}",
         caption_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),  # it fits into 80 columns
+        padding=0,  # it fits into 80 columns, with the names of versions
         pad_edge=False,
     )
     table.add_column("model", no_wrap=True)
-    for name in ("img/s", "queue", "input", "infer", "output", "batch", "waits", "answered", "failed"):
+    for name in ("img/s", "queue", "input", "infer", "output", "batch", "waits", "done", "failed"):
         table.add_column(name, justify="right")
     for model in engine.models:
         lately = model.lately if model.lately is not None and model.lately.requests else None
@@ -124,6 +124,11 @@ def _table(engine: EngineStatus, seconds: float | None) -> Table:
         failed = Text(str(model.since_start.failures), "red" if model.lately and model.lately.failures else "")
         table.add_row(Text(printable(model.name)), rate, *times, waiting, str(model.since_start.requests), failed)
     return table
+
+
+def _named(engine: EngineStatus) -> str:
+    version = f" version {engine.version}" if engine.version else ""
+    return f"{engine.name}{version}" + (f" (version {engine.loading} is loaded beside it)" if engine.loading else "")
 
 
 def _times(step: StepStatus) -> list[str]:

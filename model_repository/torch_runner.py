@@ -6,7 +6,7 @@ Imports PyTorch and NumPy alone, because `codetr build` puts a copy beside the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -58,6 +58,7 @@ class TorchRunner:
         device: Literal["cuda", "cpu"],
         operator_library: Path | None = None,
         batch_sizes: Sequence[int] = (),
+        index: int = 0,
     ) -> None:
         """Load `package`.
 
@@ -67,18 +68,23 @@ class TorchRunner:
             device: it was compiled for.
             operator_library: the CUDA library of `codetr::ms_deform_attn`, for a package that calls it.
             batch_sizes: to capture CUDA graphs for; other batches run without one.
+            index: of the GPU, among those that PyTorch sees; a package is compiled for none in particular.
         """
         self.place = device
-        self.device = torch.device(device)
+        self.device = torch.device(device, index) if device == "cuda" else torch.device(device)
         if operator_library is not None:
             torch.ops.load_library(str(operator_library))
         # One thread calls it; the synchronisation for several would query events, which no capture allows.
-        self.model: Any = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
+        with self._on_device():
+            self.model: Any = torch._inductor.aoti_load_package(
+                str(package), run_single_threaded=True, device_index=-1 if self.device.index is None else index
+            )
         self.input_count = treespec_loads(self.model.loader.get_call_spec()[0]).num_leaves  # images, and sizes or not
         self.input_shape = input_shape
         self.graphs: dict[int, _Captured] = {}
         for batch_size in sorted(batch_sizes if self.device.type == "cuda" else (), reverse=True):
-            self.graphs[batch_size] = self._capture(batch_size)
+            with self._on_device():
+                self.graphs[batch_size] = self._capture(batch_size)
 
     def __call__(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
         """Return boxes, scores and labels of images uint8 [B, H, W, 3] with valid sizes int32 [B, 2].
@@ -90,17 +96,25 @@ class TorchRunner:
     def prepare(self, *inputs: NDArray[Any]) -> Callable[[], Sequence[Tensor]]:
         """Return a call that repeats the inference of these inputs, which are copied to the device now.
 
-        On a GPU it returns its outputs before the current stream has computed them, and only the last inputs prepared
-        for a batch size are in the buffers of its CUDA graph.
+        On a GPU it returns its outputs before that GPU's current stream has computed them, and only the last inputs
+        prepared for a batch size are in the buffers of its CUDA graph.
         """
         arrays = [torch.from_numpy(array) for array in inputs[: self.input_count]]
         captured = self.graphs.get(len(inputs[0]))
         if captured is None:
             inference = partial(self.model, *(array.to(self.device) for array in arrays))
-            return float32_products(tf32=False)(torch.inference_mode()(inference))
+            return partial(self._run, float32_products(tf32=False)(torch.inference_mode()(inference)))
         for buffer, array in zip(captured.inputs, arrays, strict=True):
             buffer.copy_(array)
-        return captured.replay
+        return partial(self._run, captured.replay)
+
+    def _run(self, inference: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
+        """Queue an inference on its own GPU, whichever is this thread's."""
+        with self._on_device():
+            return inference()
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _capture(self, batch_size: int) -> _Captured:
         """Record one inference; all graphs share one memory pool, since none runs while another's outputs are read."""
@@ -116,6 +130,6 @@ class TorchRunner:
                 for _ in range(WARMUPS):
                     self.model(*inputs)
             torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=stream):  # PyTorch's own is one GPU's for good
                 outputs = self.model(*inputs)
         return _Captured(graph, inputs, outputs)

@@ -63,9 +63,10 @@ class Connection:
         Raises a one-line `codetr_client.errors.ServiceError` for a server that is away and a model that is unknown or
         not ready.
         """
-        configs = {}
+        self._connection.run(self._calls.ready(self.ensemble, {}, self._deadline()))
+        configs, names = {}, self._served_names()
         for model in models:
-            served = self.served_name(model)
+            served = names[model]
             self._connection.run(self._calls.ready(served, {}, self._deadline()))
             answer = self._ask(Ask("config", served))
             configs[model] = answer.get("config", answer)
@@ -75,13 +76,21 @@ class Connection:
         """Return Triton's statistics of the ensemble's models since the server's start, as JSON."""
         shut = statistics_headers(self._endpoint.authority, self.protocol)
         answer = self._ask(Ask("statistics", self.ensemble), shut)
-        names = {self.served_name(model): model for model in contract.contract(1, 1)}
+        names = {served: model for model, served in self._served_names().items()}
         known = [stats for stats in answer.get("model_stats", []) if stats["name"] in names]
         return {"model_stats": [{**stats, "name": names[stats["name"]]} for stats in known]}
 
     def served_name(self, model: str) -> str:
-        """Return what a model of the contract is called on this server."""
-        return contract.model_name(model, self.ensemble)
+        """Return what a model of the contract is called on this server: steps have the names of their version."""
+        return self._served_names()[model]
+
+    def _served_names(self) -> dict[str, str]:
+        answer = self._ask(Ask("config", self.ensemble))
+        steps = answer.get("config", answer).get("ensemble_scheduling", {}).get("step", [])
+        names = {model: contract.model_name(model, self.ensemble) for model in contract.contract(1, 1)}
+        for step in (str(step["model_name"]) for step in steps):
+            names |= {model: step for model in names if model != contract.ENSEMBLE and _has_role(step, model)}
+        return names
 
     def _ask(self, ask: Ask, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         answer: dict[str, Any] = self._connection.run(self._calls.ask(ask, headers or {}, self._deadline()))
@@ -89,3 +98,7 @@ class Connection:
 
     def _deadline(self) -> Deadline:
         return Deadline(self._endpoint.timeout)
+
+
+def _has_role(step: str, model: str) -> bool:
+    return step.endswith(model.removeprefix(contract.ENSEMBLE))

@@ -19,6 +19,7 @@ from serving.errors import CodetrError
 from serving.health import check_service
 from serving.manifest import ABOUT
 from serving.runtime import KEY_VARIABLE, admin_headers, find_server
+from serving.versions import name_and_version
 
 Json = dict[str, Any]
 
@@ -90,12 +91,23 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """One ensemble; `about` is what its configuration tells of the engine, such as variant and precision."""
+    """One ensemble.
+
+    Attributes:
+        name: its name.
+        about: what its configuration tells of the engine, such as variant and precision.
+        models: it and its steps.
+        refused_images: since the server started, by cause.
+        version: of the engine that answers; "" where the server does not tell.
+        loading: another version, which is loaded beside it; "" where there is none.
+    """
 
     name: str
     about: Mapping[str, str]
     models: Sequence[ModelStatus]
-    refused_images: Mapping[str, int]  # since the server started, by cause
+    refused_images: Mapping[str, int]
+    version: str = ""
+    loading: str = ""
 
 
 @dataclass(frozen=True)
@@ -253,11 +265,15 @@ def _samples(address: Address, notes: list[str]) -> list[Sample]:
 
 
 def _engine_names(statistics: Mapping[str, Json]) -> list[str]:
-    return sorted(name for name in statistics if model_name(DETECTOR, name) in statistics)
+    """Return the names of the ensembles, of which another version may be loaded beside as NAME.N."""
+    ending = model_name(DETECTOR, "")
+    detectors = (name.removesuffix(ending) for name in statistics if name.endswith(ending))
+    return sorted({name_and_version(each)[0] for each in detectors if name_and_version(each)[0] in statistics})
 
 
 def _engine(name: str, now: Reading, before: Reading | None) -> EngineStatus:
-    served = [model_name(role, name) for role in _ROLES]
+    config = now.configs[name]
+    served = [name, *(_steps(config) or [model_name(role, name) for role in _ROLES[1:]])]
     waiting = {sample.labels.get("model"): int(sample.value) for sample in now.samples if sample.name == _PENDING}
     models = [
         ModelStatus(
@@ -269,7 +285,18 @@ def _engine(name: str, now: Reading, before: Reading | None) -> EngineStatus:
         for model in served
         if model in now.statistics
     ]
-    return EngineStatus(name, _about(now.configs[name]), models, _refused(now.samples, model_name(PREPROCESS, name)))
+    version = str(now.statistics.get(name, {}).get("version", ""))
+    ending = model_name(DETECTOR, "")
+    beside = (each.removesuffix(ending) for each in now.statistics if each.endswith(ending) and each not in served)
+    loading = next((str(number) for base, number in map(name_and_version, beside) if base == name), "")
+    refused = _refused(now.samples, served[1])
+    return EngineStatus(name, _about(config), models, refused, version, loading)
+
+
+def _steps(config: Json) -> list[str]:
+    """Return the models that an ensemble's configuration calls: pre-processing, detector, post-processing."""
+    steps = config.get("ensemble_scheduling", {}).get("step", [])
+    return [str(step.get("model_name", "")) for step in steps]
 
 
 def _step(before: Json, after: Json) -> StepStatus:

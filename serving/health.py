@@ -32,7 +32,7 @@ def check_service(
         headers: sent with each question; the key of the statistics where the server shuts them.
     """
     try:
-        status, _ = _ask(url, "/v2/health/ready", timeout)
+        status, _ = ask(url, "/v2/health/ready", timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
         return [f"no server answers HTTP at {url}: {error}"]
     if status != http.client.OK:
@@ -41,10 +41,21 @@ def check_service(
     return [fault for fault in faults if fault]
 
 
+def why_no_answer(url: str, model: str, timeout: float) -> str | None:
+    """Return why an engine has not answered one small image, in one line; None if it has."""
+    try:
+        status, answer = ask(url, f"/v2/models/{model}/infer", timeout, *_question({}))
+    except TimeoutError:
+        return f"{model} gave no answer within {timeout:g} s"
+    except (OSError, http.client.HTTPException) as error:
+        return f"{model} gave no answer: {error}"
+    return None if status == http.client.OK else f"{model} cannot answer: {_message(answer)}"
+
+
 def _fault(url: str, model: str, timeout: float, headers: Mapping[str, str]) -> str | None:
     before = _answered(url, model, timeout, headers)
     try:
-        status, answer = _ask(url, f"/v2/models/{model}/infer", timeout, *_question(headers))
+        status, answer = ask(url, f"/v2/models/{model}/infer", timeout, *_question(headers))
     except TimeoutError:
         after = _answered(url, model, timeout, headers)
         return None if before is not None and after != before else f"{model} gave no answer within {timeout:g} s"
@@ -67,16 +78,21 @@ def _question(headers: Mapping[str, str]) -> tuple[bytes, dict[str, str]]:
 def _answered(url: str, model: str, timeout: float, headers: Mapping[str, str]) -> int | None:
     """Return how many requests the model has answered, or None where the server does not say."""
     try:
-        status, answer = _ask(url, f"/v2/models/{model}/stats", timeout, None, headers)
+        status, answer = ask(url, f"/v2/models/{model}/stats", timeout, None, headers)
         statistics = json.loads(answer)["model_stats"][0]["inference_stats"]
         return int(statistics["success"]["count"]) if status == http.client.OK else None
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
         return None
 
 
-def _ask(
+def ask(
     url: str, path: str, timeout: float, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> tuple[int, bytes]:
+    """Return the status and the body of a server's answer; a question with a body is a POST.
+
+    Raises:
+        OSError, http.client.HTTPException: there is none.
+    """
     connection = http.client.HTTPConnection(url, timeout=timeout)  # no proxy of the environment comes between
     try:
         connection.request("GET" if body is None else "POST", path, body, dict(headers or {}))

@@ -22,9 +22,17 @@ from serving.arguments import hide_argument
 from serving.binary import Binary, find_tritonserver
 from serving.child import bound_to_us
 from serving.errors import CodetrError
+from serving.gpus import VISIBLE, check_gpus
+from serving.health import ask
 from serving.options import ServerOptions, tritonserver_options
 from serving.python import python_folder
-from serving.repository import check_repository, find_plugin, has_version_compatible_plans, link_repository
+from serving.repository import (
+    check_repository,
+    find_plugin,
+    has_version_compatible_plans,
+    link_repository,
+    served_models,
+)
 from serving.runtime import PrivateFolder, ServerRecord, remove_leftovers
 from serving.server_log import (
     complaint,
@@ -41,6 +49,8 @@ from serving.server_log import (
 )
 from serving.shared_memory import check_shared_memory
 from serving.stubs import LoadingStubs
+from serving.switcher import Switcher
+from serving.versions import name_and_version, served_engines
 from serving.view import make_reloadable
 from serving.watchdog import STANDSTILL_SECONDS, Watchdog
 
@@ -76,6 +86,8 @@ class TritonServer:
         binary: the tritonserver that runs.
         process: the server's process, leader of its own process group.
         notes: lines about this start that the user should see.
+        engines: what the engines are called that it was started with, such as codetr.2; () where the user's own model
+            control mode decides what is loaded.
     """
 
     def __init__(
@@ -86,18 +98,22 @@ class TritonServer:
         folder: PrivateFolder,
         on_log: Callable[[str], object],
         notes: Sequence[str] = (),
+        engines: Sequence[str] = (),
     ) -> None:
         self.options = options
         self.binary = binary
         self.process = process
         self.notes = tuple(notes)
+        self.engines = tuple(engines)
         self._folder = folder
         self._on_log = on_log
         self._log: deque[str] = deque(maxlen=2000)
+        self._lines = 0
         self._reader = threading.Thread(target=self._read_log, args=(process.stdout,), daemon=True)
         self._reader.start()
         self._started = time.monotonic()
         self._watchdog: Watchdog | None = None
+        self._switcher: Switcher | None = None
         self._load_seconds = 0.0
         self._is_idle = False
 
@@ -122,15 +138,11 @@ class TritonServer:
 
     def is_ready(self) -> bool:
         """Return whether every model is loaded."""
-        host = self.options.http_listen.local_ip
-        connection = http.client.HTTPConnection(host, self.options.http_port, timeout=2)  # knows no proxies
+        ensembles = (f"/v2/models/{name_and_version(engine)[0]}/ready" for engine in self.engines)
         try:
-            connection.request("GET", "/v2/health/ready")
-            return connection.getresponse().status == http.client.OK
+            return all(ask(self.http_url, path, 2)[0] == http.client.OK for path in ("/v2/health/ready", *ensembles))
         except (OSError, http.client.HTTPException):
             return False
-        finally:
-            connection.close()
 
     def wait_ready(self, timeout: float | None = None, on_wait: Callable[[float], object] | None = None) -> None:
         """Wait until every model is loaded.
@@ -177,16 +189,48 @@ class TritonServer:
             self._watchdog.start()
         return self._watchdog
 
+    def follow(self, report: Callable[[str, bool], object], load_seconds: float) -> Switcher | None:
+        """Take over the versions that the repository will name, from now until the server is told to end.
+
+        Args:
+            report: called, in another thread, with one line for what happens, and whether it went wrong.
+            load_seconds: the longest that a version may take to load.
+
+        Returns:
+            What does so; None where nothing is watched.
+        """
+        if self._watchdog is not None:
+            self._switcher = Switcher(
+                self.options.repository,
+                self._folder.path,
+                self.engines,
+                self.http_url,
+                self.process.pid,
+                report,
+                self._log_since,
+                self._watchdog,
+                load_seconds,
+            )
+            self._switcher.start()
+        return self._switcher
+
+    def _log_since(self, count: int) -> tuple[list[str], int]:
+        lines, read = list(self._log), self._lines
+        return (lines[-(read - count) :] if read > count else []), read
+
+    def _watch_no_longer(self) -> None:
+        for each in (self._switcher, self._watchdog):
+            if each is not None:
+                each.stop()
+
     def drain(self, wanted: Callable[[], bool]) -> None:
         """Refuse what comes from now on and wait for what is under way, half a minute at most, as long as `wanted`."""
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        self._watch_no_longer()
         self._is_idle = drain(self._folder.path, _DRAIN_SECONDS, wanted)
 
     def tell_to_end(self, number: int = signal.SIGTERM) -> None:
         """Send the server a signal that ends it; it refuses what comes from now on, and finishes what it has."""
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        self._watch_no_longer()
         if self.process.poll() is None:
             self.process.send_signal(number)
 
@@ -234,6 +278,7 @@ class TritonServer:
                     self._hide_key()
                 shown = line.rstrip("\n").replace(f"{self._folder.path}/models", str(self.options.repository))
                 self._log.append(shown)
+                self._lines += 1
                 self._on_log(shown)
 
 
@@ -286,7 +331,10 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
         CodetrError: the repository is missing, incomplete or not what was built; an address or a port cannot be
             listened on; there is no room in shared memory; there is no tritonserver.
     """
-    check_repository(options.repository)
+    snapshot = not options.names("model-control-mode")  # who wants models to come and go sees to it
+    engines = _engines(options) if snapshot else []
+    check_repository(options.repository, engines if snapshot else None)
+    gpus = check_gpus(options.repository, engines, options.gpus, os.environ) if engines else None
     for name, port in options.ports.items():
         listen = options.http_listen if name == "HTTP" else options.listen
         check_port(name, listen, port, f"--{name.lower()}-port")
@@ -294,36 +342,46 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
         options.tls.check()
     binary = find_tritonserver()
     remove_leftovers()
-    note = check_shared_memory(options.repository)
+    models = served_models(options.repository, engines) if snapshot else None
+    note = check_shared_memory(options.repository, models)
     options = replace(options, admin_key=options.admin_key or secrets.token_hex(24))
     folder = PrivateFolder()
     try:
-        process = _start(binary, options, folder)
+        process = _start(binary, options, folder, engines if snapshot else None, gpus)
     except BaseException:
         folder.close()
         raise
-    return TritonServer(options, binary.path, process, folder, on_log, [note] if note else [])
+    return TritonServer(options, binary.path, process, folder, on_log, [note] if note else [], engines)
 
 
-def _start(binary: Binary, options: ServerOptions, folder: PrivateFolder) -> subprocess.Popen[str]:
-    # Who wants models to come and go while the server runs gets the repository as it is at that time.
-    snapshot = not options.names("model-control-mode")
-    models = link_repository(options.repository, folder.path, snapshot)
-    if snapshot:
+def _engines(options: ServerOptions) -> list[str]:
+    """Return what the engines are called that are served; a repository that is none is no business of this."""
+    if options.engines is not None:
+        return list(options.engines)
+    return served_engines(options.repository) if os.path.isdir(options.repository) else []
+
+
+def _start(
+    binary: Binary, options: ServerOptions, folder: PrivateFolder, engines: Sequence[str] | None, gpus: str | None
+) -> subprocess.Popen[str]:
+    models = link_repository(options.repository, folder.path, engines is not None, engines)
+    if engines is not None:
         make_reloadable(models)
-    plugin = find_plugin(options.repository)
+    plugin = find_plugin(options.repository, engines)
     arguments = tritonserver_options(
         options,
         models=models,
         plugin=plugin and models / plugin,
-        version_compatible=has_version_compatible_plans(options.repository),
+        version_compatible=has_version_compatible_plans(options.repository, engines),
         backends=binary.link_backends(folder.path),
         region_prefix=folder.region_prefix,
         known=binary.known_options(),
     )
     process = subprocess.Popen(
         bound_to_us([str(binary.path), *arguments]),
-        env=binary.environment(python_folder(folder.path)) | {FOLDER_VARIABLE: str(folder.path)},
+        env=binary.environment(python_folder(folder.path))
+        | {FOLDER_VARIABLE: str(folder.path)}
+        | ({VISIBLE: gpus} if gpus is not None else {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -342,6 +400,7 @@ def _start(binary: Binary, options: ServerOptions, folder: PrivateFolder) -> sub
             admin_key=options.admin_key,
             repository=str(options.repository.absolute()),
             tls=options.tls is not None,
+            gpus=options.gpus,
         )
     )
     return process
@@ -353,6 +412,8 @@ def running_server(
     extra: Sequence[str] = (),
     timeout: float = 120.0,
     on_log: Callable[[str], object] = lambda line: None,
+    engines: Sequence[str] | None = None,
+    gpus: str | None = None,
 ) -> Iterator[TritonServer]:
     """Run a server on free loopback ports for the length of a `with` block.
 
@@ -361,12 +422,17 @@ def running_server(
         extra: further options of tritonserver.
         timeout: seconds to wait for readiness.
         on_log: called with each line that the server writes.
+        engines: what the engines are called that are served; None for those that the repository names.
+        gpus: which GPUs it gets, as of `serving.gpus.visible_devices`.
 
     Raises:
         CodetrError: as `start_server` and `TritonServer.wait_ready`.
     """
     http_port, grpc_port, metrics_port = free_ports(3)
-    options = ServerOptions(repository, LOOPBACK, http_port, grpc_port, metrics_port, tuple(extra))
+    chosen = None if engines is None else tuple(engines)
+    options = ServerOptions(
+        repository, LOOPBACK, http_port, grpc_port, metrics_port, tuple(extra), engines=chosen, gpus=gpus
+    )
     server = start_server(options, on_log)
     try:
         server.wait_ready(timeout)

@@ -53,6 +53,9 @@ class ServerOptions:
         extra: further options of tritonserver, which win where that is possible.
         tls: certificates of the gRPC endpoint; HTTP then listens on loopback alone, because it has no TLS.
         admin_key: opens the endpoints that are not for everybody; None lets each start make its own.
+        engines: what the engines are called that are served, one version of each; None for those that the repository
+            names.
+        gpus: which GPUs the server gets, as of `serving.gpus.visible_devices`; None for all that it sees.
 
     Raises:
         CodetrError: a port or the key is impossible, or an option is given in two places.
@@ -66,6 +69,8 @@ class ServerOptions:
     extra: tuple[str, ...] = ()
     tls: TlsFiles | None = None
     admin_key: str | None = field(default=None, repr=False)
+    engines: tuple[str, ...] | None = None
+    gpus: str | None = None
 
     def __post_init__(self) -> None:
         ports = self.ports
@@ -154,7 +159,8 @@ def tritonserver_options(
         f"--metrics-port={options.metrics_port}",
     ]
     # The mode in which no client can load or unload a model, and the watchdog can have one loaded anew.
-    defaults = [*POLL_OPTIONS, *([f"--backend-directory={backends}"] if backends else [])]
+    # Ready is who answers: also while another version is loaded or unloaded.
+    defaults = [*POLL_OPTIONS, "--strict-readiness=false", *([f"--backend-directory={backends}"] if backends else [])]
     if not options.names("strict-model-config"):
         defaults.append("--disable-auto-complete-config")  # ours are complete; asking would start each model twice
     if not Path("/dev/nvidiactl").exists():

@@ -40,6 +40,7 @@ class ServerRecord:
         admin_key: opens the endpoints that are not for everybody; None where the caller's own options shut them.
         repository: what it serves.
         tls: whether gRPC speaks TLS.
+        gpus: which GPUs it was told to take, None for all.
     """
 
     pid: int
@@ -50,6 +51,7 @@ class ServerRecord:
     admin_key: str | None
     repository: str
     tls: bool
+    gpus: str | None = None
 
 
 class PrivateFolder:
@@ -101,13 +103,23 @@ def remove_leftovers() -> int:
 
 def running_servers() -> list[ServerRecord]:
     """Return what this user's servers on this machine say about themselves, by their ports."""
-    records = []
+    return [record for _, record in server_folders()]
+
+
+def server_folders() -> list[tuple[Path, ServerRecord]]:
+    """Return the private folders of this user's servers on this machine with their records, by their ports."""
+    found = []
     for path in _folders():
         with suppress(OSError, ValueError, TypeError):  # ends meanwhile, or is of another version
             record = read_record(path)
             if _is_locked(path):
-                records.append(record)
-    return sorted(records, key=lambda record: record.http_port)
+                found.append((path, record))
+    return sorted(found, key=lambda each: each[1].http_port)
+
+
+def is_running(folder: Path) -> bool:
+    """Return whether the server of a private folder runs."""
+    return _is_locked(folder)
 
 
 def read_record(folder: Path) -> ServerRecord:

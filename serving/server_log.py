@@ -45,6 +45,8 @@ _ADVICE = (
     ),
     (r"bad_alloc|Cannot allocate memory|MemoryError", "this machine's memory is full"),
     (r"Unable to initialize shared memory key", "/dev/shm is full"),
+    # Triton 2.51 waits 10 s for a lock that a step holds, and then ends.
+    (r"interprocess::lock_exception", "the machine was too busy to load a step; free cores and repeat it"),
 )
 
 
@@ -106,7 +108,9 @@ def why_it_ended(log: Sequence[str], status: int) -> str:
             return f"tritonserver refuses the option {match['option']}: {following.strip()}"
         if match := _FAILED_REPOSITORY.search(line):
             return f"tritonserver cannot load the repository: {match['reason'].strip()}"
-    return f"tritonserver {how_it_ended(status)}; its last line: {last_line(log)}"
+    said = complaint(log) if status < 0 else ""  # what a library says as it ends the process
+    last = f"it said: {_advised(said)}" if said else f"its last line: {last_line(log)}"
+    return f"tritonserver {how_it_ended(status)}; {last}"
 
 
 def how_it_ended(status: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from serving import runtime
@@ -20,8 +21,8 @@ _BYTES = {
 _ENCODED_BYTES = 4 << 20
 
 
-def check_shared_memory(repository: Path) -> str | None:
-    """Compare the free shared memory with what a repository needs.
+def check_shared_memory(repository: Path, models: Collection[str] | None = None) -> str | None:
+    """Compare the free shared memory with what a repository needs, or some of its models.
 
     Returns:
         A line to show where full batches will not fit, else None.
@@ -29,7 +30,8 @@ def check_shared_memory(repository: Path) -> str | None:
     Raises:
         CodetrError: not even the start fits.
     """
-    needs = [_need(path) for path in sorted(repository.glob("*/config.pbtxt"))]
+    configs = sorted(repository.glob("*/config.pbtxt"))
+    needs = [_need(path) for path in configs if models is None or path.parent.name in models]
     start, full = (sum(values) for values in zip(*needs, strict=True)) if needs else (0, 0)
     state = os.statvfs(runtime.SHARED_MEMORY)
     free, whole = state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize

@@ -5,6 +5,7 @@ Nothing here imports `triton_python_backend_utils`, which exists only inside the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from time import perf_counter
@@ -80,7 +81,7 @@ def _parse(key: str, text: str, hint: Any) -> Any:
 class OnnxSettings:
     """How ONNX Runtime runs the detector."""
 
-    threads: int = 0  # of one inference; 0: as many as the machine has cores
+    threads: int = 0  # of one inference; 0: the machine's cores, shared by the instances
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -104,6 +105,17 @@ class PlanSettings:
     """How the Python backend runs a TensorRT plan."""
 
     cuda_graphs: bool = True  # for every batch size
+
+
+def threads_of_instance(model_config: Mapping[str, Any], threads: int = 0) -> int:
+    """Return how many threads an instance of a model computes with: `threads`, or its share of the cores.
+
+    It is 0, for the library's own number, where one instance has them all.
+    """
+    instances = sum(int(group.get("count", 1)) for group in model_config.get("instance_group", []))
+    if threads or instances <= 1:
+        return threads
+    return max(1, len(os.sched_getaffinity(0)) // instances)
 
 
 def output_dims(model_config: Mapping[str, Any], name: str) -> tuple[int, ...]:

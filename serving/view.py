@@ -10,6 +10,7 @@ makes that time grow, in a folder that only the server's user can enter.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 POLL_OPTIONS = ("--model-control-mode=poll", "--repository-poll-secs=1")
@@ -20,8 +21,31 @@ _AHEAD = 2_114_380_800  # seconds: 1 January 2037, which every file system can s
 def make_reloadable(models: Path) -> None:
     """Give each model of the folder that a server is to load the file by which `reload` works."""
     for model in models.iterdir():
-        (model / _GENERATION).touch()
-        os.utime(model / _GENERATION, (_AHEAD, _AHEAD))
+        _set_generation(model, _AHEAD)
+
+
+def add(models: Path, model: Path, count: int) -> None:
+    """Move a model's folder into that of a server, which loads it within a second or so.
+
+    Args:
+        models: what the server loads.
+        model: a folder on the same disk; its name becomes the model's.
+        count: another one each time, so that a model that was there before is news.
+    """
+    _set_generation(model, _AHEAD + count)
+    model.rename(models / model.name)
+
+
+def remove(models: Path, model: str, aside: Path) -> None:
+    """Move a model out of the folder of a server, which unloads it when it has answered what it has of it.
+
+    Args:
+        models: what the server loads.
+        model: its name.
+        aside: an empty folder on the same disk, which goes with it.
+    """
+    (models / model).rename(aside / model)
+    shutil.rmtree(aside)
 
 
 def reload(models: Path, model: str) -> None:
@@ -29,3 +53,16 @@ def reload(models: Path, model: str) -> None:
     generation = models / model / _GENERATION
     next_time = generation.stat().st_mtime + 1
     os.utime(generation, (next_time, next_time))
+
+
+def replace_config(models: Path, model: str, text: str) -> None:
+    """Give a loaded model another configuration, with which its server loads it anew."""
+    fresh = models.parent / f"{model}.pbtxt"  # outside: a change of the folder before its time is loaded half
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(models / model / "config.pbtxt")
+    reload(models, model)
+
+
+def _set_generation(model: Path, seconds: float) -> None:
+    (model / _GENERATION).touch()
+    os.utime(model / _GENERATION, (seconds, seconds))

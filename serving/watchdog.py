@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,13 +87,26 @@ class Watchdog:
         self._board = Board(folder)
         self._patience = _UNHEARD_SECONDS + 2 * load_seconds
         self._standstill = standstill_seconds
-        self._models = {name: _Model(expected) for name, expected in _python_models(models).items()}
+        self._models: dict[str, _Model] = {}
+        self.adopt(sorted(path.parent.name for path in models.glob("*/config.pbtxt")))
         self._next_look_for_new = 0.0
         self._stopping = threading.Event()
+        # Set while the server loads a new version, before which it begins with no other model.
+        self.server_is_loading = False
 
     def start(self) -> None:
         """Look, in a thread of its own, until `stop` or until the server has ended."""
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def adopt(self, models: Iterable[str]) -> None:
+        """Watch the processes of these models too, of those that the Python backend runs; those there are count."""
+        found = _python_models(self._models_folder, models)
+        self._find_new(found, time.monotonic())
+        self._models = {**self._models, **found}
+
+    def drop(self, models: Iterable[str]) -> None:
+        """Watch these models no longer."""
+        self._models = {name: model for name, model in self._models.items() if name not in set(models)}
 
     def stop(self) -> None:
         """Watch no longer: from now on steps end because the server does."""
@@ -106,11 +119,13 @@ class Watchdog:
     def look(self, now: float) -> None:
         """Look at every process once, at a monotonic time in seconds."""
         if now >= self._next_look_for_new:
-            self._find_new(now)
+            self._find_new(self._models, now)
             waits = any(model.unheard_since is not None for model in self._models.values())
             self._next_look_for_new = now + (0.0 if waits else _LOOK_FOR_NEW)
         work = self._board.work()
         for name, model in self._models.items():
+            if self.server_is_loading and model.unheard_since is not None:
+                model.unheard_since = now
             faults = self._faults(name, model, work)
             if faults and not model.is_faulty and now - model.seen > _SHORT_LIFE:
                 model.tries, model.next_try = 0, now
@@ -121,9 +136,11 @@ class Watchdog:
             if model.unheard_since is not None and now - model.unheard_since > self._patience:
                 self._give_up(name, now)
 
-    def _find_new(self, now: float) -> None:
+    def _find_new(self, models: Mapping[str, _Model], now: float) -> None:
         for process in _children(self._server):
-            model = self._models.setdefault(process.model, _Model(1))
+            model = models.get(process.model)
+            if model is None:  # of a version that is not served yet, or not any more
+                continue
             before = model.current.get(process.instance)
             if before is not None and before.started >= process.started:
                 continue
@@ -164,7 +181,8 @@ class Watchdog:
             model.unheard_since = now
         self._next_look_for_new = 0.0
         self._report(f"{', '.join(faults)}: loading {name} anew")
-        reload(self._models_folder, name)
+        with suppress(FileNotFoundError):  # its version is unloaded at this moment
+            reload(self._models_folder, name)
 
     def _end_superseded(self, model: _Model, work: dict[int, Work], now: float) -> None:
         for pid, since in list(model.superseded.items()):
@@ -183,10 +201,10 @@ class Watchdog:
             os.kill(self._server, signal.SIGKILL)
 
 
-def _python_models(models: Path) -> dict[str, int]:
-    """Return how many instances each model has that the Python backend runs; on GPUs, at least so many."""
-    configs = {path.parent.name: read_model_config(path) for path in sorted(models.glob("*/config.pbtxt"))}
-    return {name: instance_count(config) for name, config in configs.items() if config.get("backend") == ["python"]}
+def _python_models(folder: Path, names: Iterable[str]) -> dict[str, _Model]:
+    """Return those of the models that the Python backend runs; of instances on GPUs it expects one GPU's at least."""
+    configs = {name: read_model_config(folder / name / "config.pbtxt") for name in names}
+    return {name: _Model(instance_count(each)) for name, each in configs.items() if each.get("backend") == ["python"]}
 
 
 def _children(server: int) -> list[_Process]:

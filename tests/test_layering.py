@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "serving.postprocess",
         "serving.manifest",
         "serving.rules",
+        "serving.versions",  # what a version is called, and whether a server holds it
         "demo.shapes",
         "model_repository",  # the templates it fills in, and the runner that verification shares with the server
         "plugin_src",

@@ -32,6 +32,7 @@ from builder.pipeline.verify import LIMITS, Comparison, Verification, verify
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.manifest import PLAN_BACKEND
+from serving.versions import name_and_version
 
 # Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
 # detector that was exported, and the engine.
@@ -58,7 +59,8 @@ class BuildOptions:
     verify_images: Path | None = None  # None: generated shapes
     verify_annotations: Path | None = None  # COCO annotations of these images
     skip_verification: bool = False
-    name: str = ENSEMBLE  # of the ensemble; a repository may hold several
+    name: str = ENSEMBLE  # of the ensemble; a repository may hold several, and several versions of each
+    instances: int | None = None  # of the engine, on GPUs on each of them; None: its kind's own number
     overwrite: bool = False
     verbose: bool = False  # show the compilers' own logs
     report: Path | None = None  # folder for the verification's report and a failed build's log; None: the repository's
@@ -67,6 +69,8 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if not engine_kind(self.engine).has_settings and self.tensorrt != TensorRTSettings():
             raise EngineError(f"TensorRT's settings are not for the {self.engine} engine; use the tensorrt engine")
+        if self.instances is not None and self.instances < 1:
+            raise EngineError(f"instances: expected 1 or more, got {self.instances}")
 
 
 def build_repository(
@@ -121,6 +125,7 @@ def build_repository(
                 options.spec,
                 _describe(options, engine, comparison),
                 name=options.name,
+                instances=options.instances,
                 report=report,
                 overwrite=options.overwrite,
             )
@@ -174,7 +179,9 @@ def _check_size(options: BuildOptions, tensorrt: bool) -> None:
 def _check_has_effect(options: BuildOptions) -> None:
     """Refuse what only a repository has, where none is written."""
     given = {
-        "name": options.name != ENSEMBLE,
+        "name": name_and_version(options.name)[0] != ENSEMBLE,
+        "version": name_and_version(options.name)[1] != 1,
+        "instances": options.instances is not None,
         "verify_images": options.verify_images is not None,
         "verify_annotations": options.verify_annotations is not None,
         "skip_verification": options.skip_verification,

@@ -28,6 +28,7 @@ from serving.errors import CodetrError
 from serving.manifest import ABOUT, FILES, MANIFEST, engine_names, foreign_folders, older_manifest, sha256
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import pixel_parameters
+from serving.versions import is_held, name_and_version, versions
 
 # Within the detector's folder, because Triton takes every folder of a repository for a model.
 REPORT_FOLDER = "verification"
@@ -49,6 +50,7 @@ def write_repository(
     manifest: Mapping[str, Any],
     *,
     name: str = ENSEMBLE,
+    instances: int | None = None,
     report: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -67,7 +69,8 @@ def write_repository(
         spec: the engine's input size and the most images in one inference; of all four models alike.
         manifest: what is known about the engine; `files`, the SHA-256 of each engine file by its path in the
             repository, is added, and all of it written to `manifest.json` in the detector's folder.
-        name: of the ensemble; the three other models begin with it.
+        name: of the ensemble; the three other models begin with it. `serving.versions.versioned` gives a version's.
+        instances: how many of the engine run, on GPUs on each of them; None for its kind's own number.
         report: folder with the report of the engine's verification, copied into the detector's.
         overwrite: replace an engine of this name; write into a folder that holds something else.
 
@@ -85,6 +88,8 @@ def write_repository(
             _leave_out(config, [name for name in INPUTS if name not in engine.inputs])
             _set_sizes(config, model, spec.max_batch_size)
             _customise(config, variant, engine)
+            if config.name == DETECTOR and instances is not None:
+                config.instance_group[0].count = instances
             if config.name == ENSEMBLE:
                 config.parameters[ABOUT].string_value = json.dumps(_about(manifest), ensure_ascii=False)
             _rename(config, name)
@@ -108,9 +113,10 @@ def check_destination(destination: Path, name: str, overwrite: bool) -> None:
         CodetrError: the name is impossible or taken, the folder cannot be written or holds something else; says what
             to do.
     """
-    if not _NAME.fullmatch(name) or name.endswith(tuple(model_name(model, "") for model in _MODELS[1:])):
+    base, _ = name_and_version(name)
+    if not _NAME.fullmatch(base) or base.endswith(tuple(model_name(model, "") for model in _MODELS[1:])):
         raise CodetrError(
-            f"name {name!r} is not possible; expected letters, digits, '-' and '_' that do not end like a step of an "
+            f"name {base!r} is not possible; expected letters, digits, '-' and '_' that do not end like a step of an "
             "ensemble (_preprocess, _detector, _postprocess)"
         )
     if os.path.isfile(destination):
@@ -123,10 +129,20 @@ def check_destination(destination: Path, name: str, overwrite: bool) -> None:
     names = engine_names(destination)
     if overwrite or names:
         _refuse_foreign_folders(destination)
+    if name in names and is_held(destination, name):
+        another = max(versions(destination)[base]) + 1
+        raise CodetrError(
+            f"a server runs on the engine {name} of {destination}; build version {another} beside it and switch to "
+            "that, or stop the server"
+        )
     if overwrite:
         return
     if name in names:
-        raise CodetrError(f"{destination} has an engine {name}; give the new one another name, or overwrite it")
+        another = max(versions(destination)[base]) + 1
+        raise CodetrError(
+            f"{destination} has an engine {name}; give the new one another name, make it version {another}, or "
+            "overwrite it"
+        )
     if not names and any(destination.iterdir()):
         raise CodetrError(
             f"{destination} is not empty and no repository of this project; name another, or overwrite, which "
@@ -291,6 +307,10 @@ def _customise(config: Any, variant: DetectorConfig, engine: BuiltEngine) -> Non
             output.name = name
         if "device" in config.parameters:
             config.parameters["device"].string_value = engine.device
+            on_gpu = engine.device == "cuda"
+            config.instance_group[0].kind = model_config_pb2.ModelInstanceGroup.Kind.Value(
+                f"KIND_{'GPU' if on_gpu else 'CPU'}"
+            )
     if config.name == PREPROCESS:
         for key, text in pixel_parameters(variant.rules.pixels).items():
             config.parameters[key].string_value = text

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from codetr_client.errors import CodetrError, ServerAnswerError
-from codetr_client.wire import MAX_ANSWER_BYTES, Ask, Endpoint, Tensors, tensor_from_bytes
+from codetr_client.wire import MAX_ANSWER_BYTES, Answer, Ask, Endpoint, Tensors, tensor_from_bytes
 
 METHODS = {
     "infer": "ModelInfer",
@@ -64,7 +64,7 @@ def request(service_pb2: Any, ask: Ask) -> Any:
     if ask.what == "infer":
         return _infer_request(service_pb2, ask)
     kind = getattr(service_pb2, f"{METHODS[ask.what]}Request")
-    return kind() if ask.what == "statistics" else kind(name=ask.model)
+    return kind() if ask.what == "statistics" else kind(name=ask.model, version=ask.version)
 
 
 def _infer_request(service_pb2: Any, ask: Ask) -> Any:
@@ -87,12 +87,12 @@ def metadata(endpoint: Endpoint, headers: Mapping[str, str]) -> list[tuple[str, 
 
 
 def read(endpoint: Endpoint, ask: Ask, message: Any) -> Any:
-    """Return what an answer says: tensors of "infer", True of "ready", a dictionary else.
+    """Return what an answer says: an `Answer` of "infer", True of "ready", a dictionary else.
 
     Raises ServerAnswerError for tensors that cannot be, ModelNotReadyError for "ready" that is not.
     """
     if ask.what == "infer":
-        return _tensors(message)
+        return Answer(_tensors(message), message.model_version)
     if ask.what == "ready":
         if not message.ready:
             raise endpoint.not_ready(ask.model)

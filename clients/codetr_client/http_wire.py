@@ -14,7 +14,7 @@ import h11
 import numpy as np
 
 from codetr_client.errors import ServerAnswerError
-from codetr_client.wire import DTYPES, MAX_ANSWER_BYTES, Ask, Endpoint, Tensors, tensor_from_bytes
+from codetr_client.wire import DTYPES, MAX_ANSWER_BYTES, Answer, Ask, Endpoint, Tensors, tensor_from_bytes
 
 # h11's time for a header of blanks that ends with a zero byte grows with its square: 16 KiB took 0.6 s, 32 KiB 3.4 s.
 MAX_HEAD_BYTES = 16 << 10
@@ -56,7 +56,8 @@ class BrokenOffError(Exception):
 
 def exchange(endpoint: Endpoint, ask: Ask, headers: Mapping[str, str]) -> Exchange:
     """Return what asks one question; `headers` are added to the client's."""
-    path = PATHS[ask.what].format(quote(ask.model, safe=""))
+    version = f"/versions/{quote(ask.version, safe='')}" if ask.version else ""
+    path = PATHS[ask.what].format(quote(ask.model, safe="") + version)
     headers = {**endpoint.options.headers, **headers}
     if ask.what != "infer":
         return Exchange(endpoint, path, headers)
@@ -166,7 +167,7 @@ def _check_size(size: int) -> None:
 
 
 def read(ask: Ask, response: Response) -> Any:
-    """Return what a good answer says: tensors of "infer", True of "ready", a dictionary else.
+    """Return what a good answer says: an `Answer` of "infer", True of "ready", a dictionary else.
 
     Raises ServerAnswerError for content that is none of Triton's.
     """
@@ -182,7 +183,7 @@ def read(ask: Ask, response: Response) -> Any:
         raise ServerAnswerError(f"the answer's {HEADER_LENGTH} is {length[:40]!r}, its body {len(response.body)} bytes")
     document = _document(response.body[: int(length)], response)
     try:
-        return _tensors(document, response.body[int(length) :])
+        return Answer(_tensors(document, response.body[int(length) :]), str(document.get("model_version", "")))
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise ServerAnswerError("the answer's JSON has no outputs as KServe describes them") from error
 

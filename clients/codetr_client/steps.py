@@ -11,7 +11,7 @@ from codetr_client.deadline import Deadline, wait_before_repeat
 from codetr_client.detections import Detections
 from codetr_client.faults import DeadlinePassedError
 from codetr_client.threshold import check_threshold
-from codetr_client.wire import Ask, Endpoint, Tensors
+from codetr_client.wire import Answer, Ask, Endpoint
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,19 @@ class Wait:
 
 
 T = TypeVar("T")
+# How often an image is sent again whose answer's class names have gone with their version.
+_ASKED_AGAIN = 3
 Steps: TypeAlias = Generator[Send | Wait, Any, T]
 
 
 class Calls:
-    """The calls of one client; they remember the class names, and whether the server's clock is another."""
+    """The calls of one client; they remember each version's class names, and whether the server's clock is another."""
 
     def __init__(self, endpoint: Endpoint, class_names: wire.ClassNames) -> None:
         self.endpoint = endpoint
-        self.names = wire.known_names(class_names)
+        self._given = wire.known_names(class_names)
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._version = ""  # that answered last
         self._sends_deadline = True
 
     def detect(
@@ -50,21 +54,37 @@ class Calls:
         deadline: Deadline,
     ) -> Steps[list[Detections]]:
         """Return the detections of several encoded images, sent as one request."""
-        tensors = yield from self._infer(tuple(payloads), score_threshold, headers, deadline)
-        names = yield from self.class_names(headers, deadline)
-        return wire.read_detections(tensors, len(payloads), names)
+        left = _ASKED_AGAIN
+        while True:
+            answer = yield from self._infer(tuple(payloads), score_threshold, headers, deadline)
+            self._version = answer.version
+            try:
+                names = yield from self._names_of(answer.version, headers, deadline)
+            except (errors.ModelNotFoundError, errors.ModelNotReadyError):
+                # Another version has taken over since, and nobody knows any more what the classes were called.
+                if not left or not answer.version:
+                    raise
+                left -= 1
+            else:
+                return wire.read_detections(answer.tensors, len(payloads), names)
 
     def class_names(self, headers: Mapping[str, str], deadline: Deadline) -> Steps[tuple[str, ...]]:
-        """Return the class names, asked for once; () where the server keeps its configuration to itself."""
-        if self.names is None:
-            ask = Ask("config", self.endpoint.model)
+        """Return the class names of the version that answered last; () where the server keeps them to itself."""
+        return (yield from self._names_of(self._version, headers, deadline))
+
+    def _names_of(self, version: str, headers: Mapping[str, str], deadline: Deadline) -> Steps[tuple[str, ...]]:
+        """Return the class names of a version, which the server is asked for once."""
+        if self._given is not None:
+            return self._given
+        if version not in self._names:
+            ask = Ask("config", self.endpoint.model, version=version)
             try:
                 config = yield from self._asked(Send(ask, headers, deadline))
             except errors.RequestDeniedError:
-                self.names = ()
+                self._names[version] = ()
             else:
-                self.names = wire.names_from_config(config, self.endpoint.model)
-        return self.names
+                self._names[version] = wire.names_from_config(config, self.endpoint.model)
+        return self._names[version]
 
     def models(self, headers: Mapping[str, str], deadline: Deadline) -> Steps[tuple[str, ...]]:
         """Return the names of the server's models that keep the ensemble's contract."""
@@ -114,7 +134,7 @@ class Calls:
         score_threshold: float | None,
         headers: Mapping[str, str],
         deadline: Deadline,
-    ) -> Steps[Tensors]:
+    ) -> Steps[Answer]:
         repeats = 0
         while True:
             ask = Ask("infer", self.endpoint.model, payloads, self._parameters(score_threshold, deadline))

@@ -47,12 +47,22 @@ class Ask:
     what: "infer", "ready", "metadata", "config" of a model; "statistics" of all.
     payloads: encoded images of "infer".
     parameters: of the request.
+    version: of the model, of "config"; "" for the one that answers now.
     """
 
     what: Literal["infer", "ready", "metadata", "config", "statistics"]
     model: str
     payloads: tuple[bytes, ...] = field(default=(), repr=False)
     parameters: Mapping[str, float | int] = field(default_factory=dict, hash=False)
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to "infer": its tensors, and the version of the model that computed them, "" if it does not say."""
+
+    tensors: Tensors
+    version: str
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,8 @@ class FakeTriton:
     def __init__(self) -> None:
         self.script: list[Refusal | Callable[[], Any]] = []
         self.config: Refusal | str = '["cat", "dog"]'
+        self.version = ""  # that answers
+        self.configs: dict[str, Refusal | str] = {}  # of versions; of others `config`
         self.ready = True
         self.seen: list[Seen] = []
         self.config_calls = 0
@@ -98,11 +100,12 @@ class FakeTriton:
         step = self.script.pop(0)
         return step if isinstance(step, Refusal) else step()
 
-    def model_config(self) -> Any:
+    def model_config(self, version: str = "") -> Any:
         self.config_calls += 1
-        if isinstance(self.config, Refusal):
-            return self.config
-        return {"name": "codetr", "parameters": {"class_names": {"string_value": self.config}}}
+        config = self.configs.get(version, self.config)
+        if isinstance(config, Refusal):
+            return config
+        return {"name": "codetr", "parameters": {"class_names": {"string_value": config}}}
 
 
 def payloads(content: bytes) -> tuple[bytes, ...]:
@@ -129,7 +132,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         images = payloads(request.raw_input_contents[0])
         answer = self.triton.infer(Seen(headers, "", images, parameters, context.peer()))
         self._refuse(answer, context)
-        message = service_pb2.ModelInferResponse(model_name="codetr")
+        message = service_pb2.ModelInferResponse(model_name="codetr", model_version=self.triton.version)
         for name, array in answer.items():
             message.outputs.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
             message.raw_output_contents.append(array.tobytes())
@@ -155,7 +158,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return message
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
-        config = self.triton.model_config()
+        config = self.triton.model_config(request.version)
         self._refuse(config, context)
         answer = service_pb2.ModelConfigResponse()
         answer.config.parameters["class_names"].string_value = config["parameters"]["class_names"]["string_value"]
@@ -196,7 +199,8 @@ class Handler(BaseHTTPRequestHandler):
         if path.endswith("/ready"):
             self.answer(200 if self.triton.ready else 400, b"")
         elif path.endswith("/config"):
-            self.answer_json(self.triton.model_config())
+            asked = path.removesuffix("/config").partition("/versions/")[2]
+            self.answer_json(self.triton.model_config(asked))
         elif path.endswith("/stats"):
             names = self.triton.statistics({name.lower(): value for name, value in self.headers.items()})
             refused = isinstance(names, Refusal)
@@ -214,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(answer, Refusal):
             self.answer_json(answer)
             return
-        content, head = infer_body(answer)
+        content, head = infer_body(answer, self.triton.version)
         self.answer(200, content, head)
 
     def answer_json(self, document: Any) -> None:
@@ -233,7 +237,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def infer_body(answer: dict[str, np.ndarray]) -> tuple[bytes, int]:
+def infer_body(answer: dict[str, np.ndarray], version: str = "") -> tuple[bytes, int]:
     outputs = [
         {
             "name": name,
@@ -243,7 +247,7 @@ def infer_body(answer: dict[str, np.ndarray]) -> tuple[bytes, int]:
         }
         for name, array in answer.items()
     ]
-    document = json.dumps({"model_name": "codetr", "outputs": outputs}).encode()
+    document = json.dumps({"model_name": "codetr", "model_version": version, "outputs": outputs}).encode()
     return document + b"".join(array.tobytes() for array in answer.values()), len(document)
 
 

@@ -16,7 +16,7 @@ import pytest
 from codetr_client import contract, errors, steps, wire
 from codetr_client.aio import AsyncCoDetrClient
 from codetr_client.client import CoDetrClient
-from codetr_client.errors import ClientStateError, CodetrError, InvalidImageError
+from codetr_client.errors import ClientStateError, CodetrError, InvalidImageError, ModelNotFoundError
 from tests.clients import fakes
 from tests.clients.conftest import Call, Server, within
 from tests.clients.fakes import Refusal
@@ -403,6 +403,37 @@ def test_a_client_cannot_travel_to_another_process(server: Server) -> None:
     for client in (CoDetrClient(server.url), AsyncCoDetrClient(server.url)):
         with pytest.raises(ClientStateError, match=f"a {type(client).__name__} cannot travel to another process"):
             pickle.dumps(client)
+
+
+def test_an_answer_has_the_names_of_the_version_that_computed_it(server: Server) -> None:
+    server.configs = {"1": '["cat", "dog"]', "2": '["car", "bus"]'}
+    with CoDetrClient(server.url) as client:
+        for version, name in (("1", "dog"), ("2", "bus"), ("2", "bus"), ("1", "dog")):
+            server.version = version
+            assert client.detect(b"a").names == (name,)
+            assert client.class_names()[1] == name
+    assert server.config_calls == 2
+
+
+def test_an_image_is_sent_again_whose_version_has_gone_with_its_names(server: Server) -> None:
+    server.version, server.configs = "1", {"1": Refusal("NOT_FOUND", "unknown model: 'codetr' version 1 is not found")}
+
+    def changes_over() -> dict[str, np.ndarray]:
+        server.version = "2"
+        return fakes.tensors(1)
+
+    server.configs["2"] = '["car", "bus"]'
+    server.script = [lambda: fakes.tensors(1), changes_over]
+    with CoDetrClient(server.url) as client:
+        assert client.detect(b"a").names == ("bus",)
+    assert len(server.seen) == 2
+
+
+def test_names_that_never_come_are_an_error_in_the_end(server: Server) -> None:
+    server.version, server.configs = "1", {"1": Refusal("NOT_FOUND", "unknown model: 'codetr' version 1 is not found")}
+    with CoDetrClient(server.url) as client, pytest.raises(ModelNotFoundError):
+        client.detect(b"a")
+    assert len(server.seen) == 4
 
 
 def test_one_client_asks_for_the_names_once(server: Server) -> None:

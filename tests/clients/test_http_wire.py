@@ -142,7 +142,7 @@ def test_outputs_as_json_are_read_too() -> None:
         for name, array in expected.items()
     ]
     body = json.dumps({"outputs": outputs}).encode()
-    found = http_wire.read(wire.Ask("infer", "codetr"), Response(200, {}, body))
+    found = http_wire.read(wire.Ask("infer", "codetr"), Response(200, {}, body)).tensors
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, strict=True)
 

@@ -93,7 +93,7 @@ def test_a_model_that_takes_too_long(call: Call, server: Server) -> None:
 
 def test_the_question_for_class_names_is_within_the_limit(call: Call, server: Server) -> None:
     go_on = threading.Event()
-    server.model_config = lambda: go_on.wait(30) and {"parameters": {"class_names": {"string_value": "[]"}}}
+    server.model_config = lambda version="": go_on.wait(30) and {"parameters": {"class_names": {"string_value": "[]"}}}
     with pytest.raises(LATE, match=NO_ANSWER):
         call("detect", b"a", url=server.url, timeout=LIMIT)
     go_on.set()

@@ -71,6 +71,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimpleNa
             server.drained += wanted()
 
         server.watch, server.drain = watch, drain
+        server.follow = lambda report, load_seconds: None
 
         def start(options: object, on_log: object) -> SimpleNamespace:
             server.options = options

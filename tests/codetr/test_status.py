@@ -56,6 +56,19 @@ def test_a_healthy_server() -> None:
     assert "something is not shown" in text
 
 
+@pytest.mark.parametrize(
+    ("version", "loading", "title"),
+    [("2", "", "codetr version 2: variant"), ("2", "3", "codetr version 2 (version 3 is loaded beside it): variant")],
+)
+def test_the_version_is_shown(version: str, loading: str, title: str) -> None:
+    steps = [replace(SERVER.engines[0].models[0], name="codetr.12_postprocess")]
+    engine = replace(SERVER.engines[0], version=version, loading=loading, models=steps)
+    text = printed(replace(SERVER, engines=[engine]))
+    assert title in text
+    headings = ("img/s", "queue", "output", "done", "failed")
+    assert all(heading in text for heading in headings), "names of versions leave room"
+
+
 def test_an_idle_engine_shows_what_it_took_before() -> None:
     model = replace(SERVER.engines[0].models[0], since_start=replace(BUSY, queue_ms=9.5), lately=IDLE)
     text = printed(replace(SERVER, engines=[replace(SERVER.engines[0], models=[model])]))

@@ -113,6 +113,24 @@ def test_a_server_is_described(address: Address) -> None:
     assert json.loads(json.dumps(found.to_json()))["engines"][0]["models"][2]["waiting"] == 7
 
 
+def test_the_version_that_answers_and_one_that_is_loaded_beside_it_are_told(address: Address, server: Server) -> None:
+    steps = ("codetr.2_preprocess", "codetr.2_detector", "codetr.2_postprocess")
+    server.answers["/v2/models/codetr/config"][1]["ensemble_scheduling"] = {
+        "step": [{"model_name": name} for name in steps]
+    }
+    stats = [statistics(name, 10, 2.0) | {"version": "1"} for name in steps]
+    stats.append(statistics("codetr", 10, 2.0) | {"version": "2"})
+    server.answers["/v2/models/stats"] = (200, {"model_stats": stats})
+    (engine,) = state.status(state.read(address), address).engines
+    assert (engine.name, engine.version, engine.loading) == ("codetr", "2", "")
+    assert [model.name for model in engine.models] == ["codetr", *steps]
+
+    beside = [statistics(f"codetr.3{step}", 0, 0.0) | {"version": "1"} for step in ("_preprocess", "_detector")]
+    server.answers["/v2/models/stats"] = (200, {"model_stats": [*beside, *stats]})
+    (engine,) = state.status(state.read(address), address).engines
+    assert (engine.version, engine.loading) == ("2", "3")
+
+
 def test_lately_is_what_happened_between_two_readings(address: Address, server: Server) -> None:
     before = state.read(address)
     server.count(30, 4.0, failures=3)

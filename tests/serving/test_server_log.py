@@ -101,3 +101,16 @@ def test_what_a_server_waits_for_are_the_models_that_it_has_begun_to_load() -> N
     done = ["I1126 06:22:52.1 27253 model_lifecycle.cc:839] \"successfully loaded 'a'\""]
     assert what_it_waits_for([*begun, *done]) == "b:c, d still being loaded"
     assert what_it_waits_for(["x", ""]) == "x"
+
+
+def test_a_server_that_gave_up_a_lock_says_what_is_too_busy() -> None:
+    log = [
+        'I1126 08:49:42.268175 30649 model_lifecycle.cc:472] "loading: codetr_preprocess:1"',
+        "terminate called after throwing an instance of 'boost::interprocess::lock_exception'",
+        "  what():  boost::interprocess::lock_exception",
+        "I1126 08:49:57.369491 30680 pb_stub.cc:2145]  Non-graceful termination detected. ",
+    ]
+    assert why_it_ended(log, -6).endswith(
+        "it said: terminate called after throwing an instance of 'boost::interprocess::lock_exception' / what():  "
+        "boost::interprocess::lock_exception (the machine was too busy to load a step; free cores and repeat it)"
+    )

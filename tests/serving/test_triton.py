@@ -27,6 +27,7 @@ from serving.triton import (
     respond,
     respond_together,
     run_in_batches,
+    threads_of_instance,
 )
 
 
@@ -506,3 +507,22 @@ def test_boxes_are_clipped_or_not_by_the_config() -> None:
         name = "codetr_postprocess"
         step = Postprocess(config(name, {"boxes": [1, 4]}, max_detections="1", clip=clip), lambda line: None)
         assert step(inputs, {})["boxes"][0, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("counts", "threads", "expected"),
+    [
+        pytest.param([], 0, 0, id="one has all"),
+        pytest.param([1], 0, 0, id="one has all, said"),
+        pytest.param([2], 0, 4, id="two share eight"),
+        pytest.param([2, 1], 0, 2, id="groups add up"),
+        pytest.param([16], 0, 1, id="more than cores"),
+        pytest.param([2], 3, 3, id="a number of the user's own"),
+    ],
+)
+def test_instances_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, counts: list[int], threads: int, expected: int
+) -> None:
+    monkeypatch.setattr("serving.triton.os.sched_getaffinity", lambda pid: set(range(8)))
+    config = {"instance_group": [{"kind": "KIND_CPU", "count": count} for count in counts]}
+    assert threads_of_instance(config, threads) == expected

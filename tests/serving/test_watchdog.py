@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,41 @@ def test_a_step_that_died_is_loaded_anew_once(server: Server) -> None:
     server.watchdog.look(102.0)
     server.watchdog.look(130.0)
     assert server.reloads == 1
+
+
+def test_steps_of_a_version_are_watched_from_its_adoption_until_it_is_dropped(server: Server) -> None:
+    server.watchdog.drop([STEP])
+    die(server.start_step())
+    server.watchdog.look(100.0)
+    assert server.said == [], "a step of no version that is served"
+    step = server.start_step()
+    server.watchdog.adopt([STEP])
+    server.watchdog.look(100.1)
+    assert server.said == [], "it was there when it was adopted"
+    die(step)
+    server.watchdog.look(100.2)
+    assert server.said == [f"{STEP}_0_0 has died: loading {STEP} anew"]
+
+
+def test_a_step_whose_version_goes_is_not_loaded_anew(server: Server) -> None:
+    step = server.start_step()
+    server.watchdog.look(100.0)
+    shutil.rmtree(server.folder / "models" / STEP)
+    die(step)
+    server.watchdog.look(100.2)
+
+
+def test_a_server_that_loads_a_version_is_given_its_time(server: Server, killed: list[int]) -> None:
+    step = server.start_step()
+    server.watchdog.look(100.0)
+    die(step)
+    server.watchdog.server_is_loading = True
+    server.watchdog.look(100.2)
+    server.watchdog.look(1000.0)
+    assert os.getpid() not in killed
+    server.watchdog.server_is_loading = False
+    server.watchdog.look(2000.0)
+    assert killed[-1] == os.getpid()
 
 
 def test_a_step_that_dies_again_is_given_more_time_each_time(server: Server) -> None:

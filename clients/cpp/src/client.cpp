@@ -214,6 +214,7 @@ struct Client::Connection {
     std::unique_ptr<CURL, decltype(&curl_easy_cleanup)> handle;
     std::string base, model;  // URLs
     std::optional<std::vector<std::string>> names;
+    std::string version;  // of the model, whose names they are; the one that answered last
 };
 
 Client::Client(Options options) : connection_(std::make_unique<Connection>(std::move(options))) {}
@@ -260,13 +261,18 @@ std::vector<std::vector<Detection>> Client::detectBatch(std::vector<std::string>
     if (answer.status != 200) {
         connection_->fail(answer);
     }
-    std::vector<std::string> const& names = classNames();
     try {
         std::size_t const length = answer.headerLength;
         if (length == 0 || length > answer.body.size()) {
             notOurs("it has no binary tensors");
         }
         json const header = json::parse(answer.body.begin(), answer.body.begin() + static_cast<std::ptrdiff_t>(length));
+        std::string const version = header.value("model_version", "");
+        if (version != connection_->version) {  // another version may have other classes
+            connection_->names.reset();
+            connection_->version = version;
+        }
+        std::vector<std::string> const& names = classNames();
         std::string_view const binary = std::string_view(answer.body).substr(length);
         auto const boxes = readOutput<float>(header, binary, "boxes", "FP32", images.size());
         auto const scores = readOutput<float>(header, binary, "scores", "FP32", images.size());
@@ -300,7 +306,8 @@ std::vector<std::string> const& Client::classNames() {
     if (connection_->names) {
         return *connection_->names;
     }
-    Answer const answer = connection_->ask(connection_->model + "/config");
+    std::string const& version = connection_->version;
+    Answer const answer = connection_->ask(connection_->model + (version.empty() ? "" : "/versions/" + version) + "/config");
     if (answer.status != 200) {
         if (answer.body.find("restricted") == std::string::npos) {
             connection_->fail(answer);

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from serving.contract import DETECTOR, contract
 from serving.telemetry import OF_DETECTOR, Telemetry
-from serving.triton import OnnxSettings, parse_settings, respond_together
+from serving.triton import OnnxSettings, parse_settings, respond_together, threads_of_instance
 
 
 class TritonPythonModel:
@@ -21,7 +21,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.telemetry = Telemetry(pb_utils, config["name"], OF_DETECTOR)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = parse_settings(OnnxSettings, config).threads
+        options.intra_op_num_threads = threads_of_instance(config, parse_settings(OnnxSettings, config).threads)
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.inputs = [tensor["name"] for tensor in config["input"]]

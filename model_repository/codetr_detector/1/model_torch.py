@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton_python_backend_utils as pb_utils
 from torch_runner import TorchRunner
 
 from serving.telemetry import OF_DETECTOR, Telemetry
-from serving.triton import TorchSettings, parse_settings, respond_together
+from serving.triton import TorchSettings, parse_settings, respond_together, threads_of_instance
 
 
 class TritonPythonModel:
@@ -23,12 +24,15 @@ class TritonPythonModel:
         height, width, _ = config["input"][0]["dims"]
         self.max_batch_size = int(config["max_batch_size"])
         settings = parse_settings(TorchSettings, config)
+        if settings.device == "cpu" and (threads := threads_of_instance(config)):
+            torch.set_num_threads(threads)
         self.run = TorchRunner(
             folder / "model.pt2",
             (int(height), int(width)),
             settings.device,
             library,
             range(1, self.max_batch_size + 1) if settings.cuda_graphs else (),
+            int(args["model_instance_device_id"]),
         )
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -231,3 +231,51 @@ def test_tf32_is_set_and_given_back(before, monkeypatch):
             assert torch.get_float32_matmul_precision() == expected
             assert torch.backends.cudnn.allow_tf32 is tf32
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, before)
+
+
+def test_a_package_is_loaded_captured_and_run_on_its_own_gpu(tmp_path, monkeypatch):
+    """With stand-ins for two GPUs: whatever GPU the thread has, and which it has afterwards."""
+    current, seen = [0], []
+
+    class On:
+        def __init__(self, device):
+            self.index = torch.device(device).index
+
+        def __enter__(self):
+            self.before, current[0] = current[0], self.index
+
+        def __exit__(self, *error):
+            current[0] = self.before
+
+    class Two(Package):
+        def __call__(self, *tensors):
+            seen.append(("runs", current[0]))
+            return tensors
+
+    def load(path, run_single_threaded, device_index):
+        seen.append(("is loaded", current[0], device_index))
+        return Two(2)
+
+    def capture(self, batch_size):
+        seen.append(("is captured", current[0]))
+        return SimpleNamespace(inputs=(torch.zeros(1), torch.zeros(1)), replay=lambda: self.model())
+
+    monkeypatch.setattr(torch.cuda, "device", On)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
+    monkeypatch.setattr(TorchRunner, "_capture", capture)
+    monkeypatch.setattr(Package, "__call__", Two.__call__)
+    runner = TorchRunner(tmp_path / "model.pt2", (4, 6), "cuda", None, [1], index=1)
+    assert runner.device == torch.device("cuda", 1)
+    replay = runner.prepare(np.zeros(1, np.float32), np.zeros(1, np.float32))
+    assert seen == [("is loaded", 1, 1), ("is captured", 1)]
+    replay()
+    assert (seen[-1], current) == (("runs", 1), [0])
+
+
+def test_a_package_for_the_cpu_has_no_gpu(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        torch._inductor, "aoti_load_package", lambda *args, **kwargs: given.append(kwargs) or Package(1)
+    )
+    TorchRunner(tmp_path / "model.pt2", (4, 6), "cpu", index=1)
+    assert given[0]["device_index"] == -1

@@ -25,8 +25,10 @@ from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contra
 from serving.errors import CodetrError
 from serving.manifest import check_files, engine_names, manifest_path, older_manifest, read_manifest, sha256
 from serving.postprocess import PostprocessSettings
+from serving.repository import check_repository
 from serving.rules import Rules, Suppression
 from serving.triton import parse_settings
+from serving.versions import Hold, served_engines, versions
 
 TINY = Variant("tiny", SwinConfig(), num_classes=2, num_queries=6, max_detections=12, class_names=("cat", "Bär"))
 
@@ -208,7 +210,7 @@ def test_templates_are_left_alone(tmp_path: Path, engine_file: Path) -> None:
 def test_an_engine_is_replaced_whole_if_told(tmp_path: Path, engine_file: Path) -> None:
     repository = write(tmp_path / "repository", engine_file)
     before = content(repository)
-    with pytest.raises(CodetrError, match=r"has an engine codetr; give the new one another name, or overwrite it"):
+    with pytest.raises(CodetrError, match=r"has an engine codetr; give .* another name, make it version 2, or"):
         write(repository, engine_file, kind="tensorrt")
     assert content(repository) == before
     write(repository, engine_file, kind="tensorrt", overwrite=True)
@@ -330,6 +332,58 @@ def test_a_second_engine_has_its_own_ensemble_and_leaves_the_first_alone(tmp_pat
     assert tuple(read_config(repository, "large_detector").input[0].dims) == (128, 160, 3)
     assert engine_names(repository) == ["codetr", "large"]
     assert list(read_manifest(repository, "large")["files"]) == ["large_detector/1/model.onnx"]
+
+
+def test_a_version_is_written_beside_the_others_and_not_served(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    before = content(repository)
+    write(repository, engine_file, name="codetr.2", height=128, width=160)
+    assert {key: value for key, value in content(repository).items() if key in before} == before
+    steps = read_config(repository, "codetr.2").ensemble_scheduling.step
+    assert [step.model_name for step in steps] == ["codetr.2_preprocess", "codetr.2_detector", "codetr.2_postprocess"]
+    assert versions(repository) == {"codetr": [1, 2]}
+    assert served_engines(repository) == ["codetr"]
+    check_repository(repository)
+    with pytest.raises(CodetrError, match=r"has an engine codetr\.2; give .* make it version 3, or overwrite it"):
+        write(repository, engine_file, name="codetr.2")
+
+
+@pytest.mark.parametrize("name", ["a.b", "a.0", "a.2.3", ".2", "a_detector.2"])
+def test_a_name_with_what_is_no_version_is_refused(tmp_path: Path, engine_file: Path, name: str) -> None:
+    with pytest.raises(CodetrError, match="is not possible; expected letters"):
+        write(tmp_path / "repository", engine_file, name=name)
+
+
+def test_an_engine_that_a_server_runs_on_is_not_overwritten(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file)
+    hold, before = Hold(repository, "codetr"), content(repository)
+    with pytest.raises(CodetrError, match=r"a server runs on the engine codetr of .*; build version 2 beside it"):
+        write(repository, engine_file, overwrite=True)
+    assert content(repository) == before
+    hold.release()
+    write(repository, engine_file, overwrite=True)
+    assert content(repository) != before
+
+
+@pytest.mark.parametrize(
+    ("kind", "instances", "place", "count"),
+    [
+        ("onnx", None, "CPU", 1),
+        ("onnx", 3, "CPU", 3),
+        ("torch", None, "GPU", 1),
+        ("torch", 2, "GPU", 2),
+        ("tensorrt", None, "GPU", 2),
+        ("tensorrt", 1, "GPU", 1),
+    ],
+)
+def test_instances_run_where_the_engine_does(
+    tmp_path: Path, engine_file: Path, kind: str, instances: int | None, place: str, count: int
+) -> None:
+    repository = write(tmp_path / "repository", engine_file, kind=kind, instances=instances)
+    (group,) = read_config(repository, DETECTOR).instance_group
+    assert group.kind == model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{place}")
+    assert group.count == count
+    assert list(group.gpus) == [], "on each that the server sees"
 
 
 def test_overwriting_one_engine_leaves_the_others(tmp_path: Path, engine_file: Path) -> None:

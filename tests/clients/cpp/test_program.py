@@ -42,7 +42,7 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def answer(**changes: Any) -> tuple[int, dict[str, str], bytes]:
+def answer(version: str = "1", **changes: Any) -> tuple[int, dict[str, str], bytes]:
     """Return a whole answer, with other tensors by name; None leaves one out."""
     outputs, binary = [], b""
     for name, tensor in {**GOOD, **changes}.items():
@@ -51,7 +51,7 @@ def answer(**changes: Any) -> tuple[int, dict[str, str], bytes]:
             size = {"binary_data_size": array.nbytes}
             outputs.append({"name": name, "datatype": datatype, "shape": shape, "parameters": size})
             binary += array.tobytes()
-    header = json.dumps({"outputs": outputs}).encode()
+    header = json.dumps({"model_version": version, "outputs": outputs}).encode()
     return 200, {"Inference-Header-Content-Length": str(len(header))}, header + binary
 
 
@@ -167,6 +167,28 @@ def test_another_answer_is_that_images_error(program: Path, picture: Path, infer
     assert len(done.stderr.splitlines()) == 1
     results = json.loads((picture.parent / "out/detections.json").read_text())
     assert message in results["images"][0]["error"]
+
+
+def test_names_are_those_of_the_version_that_answered(program: Path, picture: Path) -> None:
+    for name in ("b.png", "c.png"):
+        Image.new("RGB", (80, 60), "white").save(picture.with_name(name))
+    asked: list[str] = []
+    order = iter(["1", "2", "2"])
+
+    def config(handler: Handler) -> tuple[int, dict[str, str], bytes]:
+        if handler.path.endswith("/config"):  # it is looked up at any question
+            asked.append(handler.path)
+        names = json.dumps(["?", f"of version {handler.path.split('/')[-2]}"])
+        return 200, {}, json.dumps({"parameters": {"class_names": {"string_value": names}}}).encode()
+
+    changing = property(lambda handler: answer(next(order)) if handler.command == "POST" else None)
+    with serving(infer=changing, config=property(config)) as (url, _):
+        done = run(program, [picture.parent, "--output", picture.parent / "out", "--url", url])
+    assert done.returncode == 0, done.stderr
+    results = json.loads((picture.parent / "out/detections.json").read_text())
+    found = [image["detections"][0]["name"] for image in results["images"]]
+    assert found == ["of version 1", "of version 2", "of version 2"]
+    assert asked == [f"/v2/models/codetr/versions/{version}/config" for version in (1, 2)]
 
 
 def test_names_that_the_server_keeps_to_itself_are_numbers(program: Path, picture: Path) -> None:

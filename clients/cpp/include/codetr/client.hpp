@@ -68,7 +68,8 @@ public:
     std::vector<std::vector<Detection>> detectBatch(std::vector<std::string> const& images,
                                                     std::optional<float> scoreThreshold = {});
 
-    // Returns the class names in label order, which the server is asked for once; empty where it keeps them to itself.
+    // Returns the class names in label order of the version that answered last, which the server is asked for once;
+    // empty where it keeps them to itself.
     std::vector<std::string> const& classNames();
 
     // Throws Error unless the model can answer now.

@@ -1,0 +1,115 @@
+"""Names the version of an engine that is to be served, and waits until the servers on this machine have taken it over.
+
+The order is a file of the repository, so who may write that may give it, also to servers of other users, in containers
+and on other machines that see the same disk. What they answer is known of this user's servers on this machine alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from serving.errors import CodetrError
+from serving.health import why_no_answer
+from serving.launch import running_server
+from serving.repository import check_repository
+from serving.runtime import is_running, read_record, server_folders
+from serving.switcher import read_note, stamp
+from serving.versions import Choice, name_and_version, read_choice, versioned, versions, write_choice
+
+_LOOK = 0.2
+
+# Shows one stage of a switch while it runs, by its name.
+Stage = Callable[[str], AbstractContextManager[object]]
+
+
+def switch(
+    repository: Path,
+    name: str,
+    version: int | None,
+    timeout: float,
+    stage: Stage = lambda name: nullcontext(),
+) -> tuple[Choice, int]:
+    """Have a version of an engine served from now on, by running servers and by those that will start.
+
+    Where a server of this user serves the repository on this machine, the version is first tried in a server of its
+    own: what crashes there crashes nothing else.
+
+    Args:
+        repository: the engine's.
+        name: of the engine.
+        version: None for the one before the present one.
+        timeout: seconds for the trial, and again for the servers.
+        stage: shows what is done.
+
+    Returns:
+        The choice that holds now, and how many servers have taken it over.
+
+    Raises:
+        CodetrError: there is no such version, it does not work, or a server refused it; the choice is as before.
+    """
+    there = versions(repository).get(name)
+    if not there:
+        raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(versions(repository)) or 'none'}")
+    before = read_choice(repository, name)
+    wanted = before.former if version is None else version
+    if wanted is None:
+        raise CodetrError(f"no version of {name} was served before version {before.version}; name one")
+    if wanted not in there:
+        known = ", ".join(map(str, there))
+        raise CodetrError(f"{repository} has no version {wanted} of {name}; it has {known}")
+    engine = versioned(name, wanted)
+    with stage("check the files"):
+        check_repository(repository, [engine])
+    servers = _servers(repository, name)
+    if servers and wanted != before.version:
+        with stage("try it in a server of its own"):
+            _try(repository, engine, timeout, read_record(servers[0]).gpus)
+    choice = before if wanted == before.version else Choice(wanted, before.version)
+    write_choice(repository, name, choice)
+    try:
+        with stage("wait for the servers") if servers else nullcontext():
+            _wait(servers, repository, name, timeout)
+    except BaseException:
+        write_choice(repository, name, before)
+        raise
+    return choice, len(servers)
+
+
+def _servers(repository: Path, name: str) -> list[Path]:
+    """Return the private folders of this user's servers that follow what the repository says."""
+    found = ((folder, Path(record.repository)) for folder, record in server_folders())
+    return [
+        folder for folder, other in found if other.is_dir() and other.samefile(repository) and read_note(folder, name)
+    ]
+
+
+def _try(repository: Path, engine: str, timeout: float, gpus: str | None) -> None:
+    try:
+        with running_server(repository, timeout=timeout, engines=[engine], gpus=gpus) as server:
+            fault = why_no_answer(server.http_url, name_and_version(engine)[0], timeout)
+    except CodetrError as error:
+        raise CodetrError(f"version {name_and_version(engine)[1]} does not start: {error}") from error
+    if fault:
+        raise CodetrError(f"version {name_and_version(engine)[1]} does not answer: {fault}")
+
+
+def _wait(servers: list[Path], repository: Path, name: str, timeout: float) -> None:
+    written, until = stamp(repository, name), time.monotonic() + timeout
+    waiting = list(servers)
+    while waiting:
+        notes = {folder: read_note(folder, name) for folder in waiting}
+        for folder, note in notes.items():
+            if not is_running(folder):
+                raise CodetrError(f"a server of {repository} ended before it had taken the version over")
+            if note is None or note.stamp != written:
+                continue
+            if note.state == "failed":
+                raise CodetrError(f"a server of {repository} has not taken version {note.version} over: {note.reason}")
+            if note.state == "serving":
+                waiting.remove(folder)
+        if time.monotonic() > until:
+            raise CodetrError(f"a server of {repository} has not taken the version over within {timeout:g} s")
+        time.sleep(_LOOK)
