@@ -23,6 +23,7 @@ from tests.docs.pages import ROOT, Block
 # Programs that are not of this project or are built from it, and of which only the files they are given are checked.
 FOREIGN = {
     "build/cpp/codetr_detect",
+    "build/runner/codetr_run",
     "cat", "cd", "cmake", "ctest", "curl", "docker", "echo", "export", "git", "jq", "kill", "kubectl", "mkdir", "nsys",
     "perl", "pip", "pre-commit", "printf", "prometheus", "promtool", "source", "stat", "sudo", "tritonserver",
     "trtexec",
