@@ -21,9 +21,11 @@ from serving.admission import FOLDER_VARIABLE, drain
 from serving.arguments import hide_argument
 from serving.binary import Binary, find_tritonserver
 from serving.child import bound_to_us
+from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.gpus import VISIBLE, check_gpus
 from serving.health import ask
+from serving.manifest import engine_names
 from serving.options import ServerOptions, tritonserver_options
 from serving.python import python_folder
 from serving.repository import (
@@ -51,7 +53,7 @@ from serving.shared_memory import check_shared_memory
 from serving.stubs import LoadingStubs
 from serving.switcher import Switcher
 from serving.versions import name_and_version, served_engines
-from serving.view import make_reloadable
+from serving.view import INFLIGHT, bound_ensembles, make_reloadable
 from serving.watchdog import STANDSTILL_SECONDS, Watchdog
 
 __all__ = [
@@ -366,6 +368,7 @@ def _start(
 ) -> subprocess.Popen[str]:
     models = link_repository(options.repository, folder.path, engines is not None, engines)
     if engines is not None:
+        bound_ensembles(models, engine_names(models) or [ENSEMBLE], binary.has_config_field(INFLIGHT))
         make_reloadable(models)
     plugin = find_plugin(options.repository, engines)
     arguments = tritonserver_options(

@@ -26,6 +26,7 @@ from serving.manifest import FILES, read_manifest
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings
 from serving.triton import OnnxSettings, PlanSettings, TorchSettings
+from serving.view import EnsembleSettings
 from tests.docs import checks, command
 from tests.docs.pages import OTHER_PAGES, PAGES, ROOT, Block, blocks, blocks_of, read
 from tests.docs.room import Room, remember
@@ -273,6 +274,7 @@ def shown(value: object) -> str:
 @pytest.mark.parametrize(
     ("heading", "settings"),
     [
+        ("NAME", EnsembleSettings),
         ("NAME_preprocess", PreprocessSettings),
         ("NAME_detector, `onnx` engine", OnnxSettings),
         ("NAME_detector, `torch` engine", TorchSettings),
