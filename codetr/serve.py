@@ -16,9 +16,9 @@ from rich.console import Console
 from codetr.lossy import LossyStderr
 from codetr.shown import line, new_console, shown
 from serving.errors import CodetrError
-from serving.launch import LOOPBACK, ServerOptions, TritonServer, is_warning, start_server
+from serving.launch import LOOPBACK, ServerOptions, TritonServer, start_server
 from serving.runtime import KEY_VARIABLE
-from serving.server_log import how_it_ended
+from serving.server_log import News, how_it_ended
 from serving.tls import TlsFiles
 
 
@@ -69,9 +69,12 @@ def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> in
     console.file = cast(IO[str], LossyStderr())
     is_serving = False
 
+    news = News()
+
     def show(said: str) -> None:
-        if verbose or (is_serving and is_warning(said)):
-            console.print(shown(said.expandtabs()))
+        told = said if verbose else news.of(said, time.monotonic()) if is_serving else None
+        if told is not None:
+            console.print(shown(told.expandtabs()))
 
     signals = _Signals()
     server = start_server(options, show)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 DONE = Text("✓", "green")
 
 
-def new_console(file: IO[str] | None = None, stderr: bool = False) -> Console:
+def new_console(file: IO[str] | None = None, stderr: bool = False, width: int | None = None) -> Console:
     """Return a console that does not turn `:smile:` into a picture; what it cannot encode it escapes."""
-    return Console(file=file, stderr=stderr, emoji=False)
+    return Console(file=file, stderr=stderr, width=width, emoji=False, highlight=False)
 
 
 def shown(text: object, style: StyleType = "") -> Text:

@@ -43,7 +43,6 @@ from serving.server_log import (
     has_endpoints,
     how_it_ended,
     instances,
-    is_warning,
     last_line,
     waits_for_requests,
     what_it_waits_for,
@@ -61,7 +60,6 @@ __all__ = [
     "ServerOptions",
     "TritonServer",
     "free_ports",
-    "is_warning",
     "running_server",
     "start_server",
 ]
