@@ -12,7 +12,7 @@ from rich.text import Text
 from codetr.bench_canvas import bench_canvas
 from codetr.bench_cost import bench_cost
 from codetr.bench_engine import bench_engine
-from codetr.bench_faults import bench_faults
+from codetr.bench_faults import bench_faults, bench_surroundings
 from codetr.bench_fuzz import bench_fuzz
 from codetr.bench_gpus import bench_gpus
 from codetr.bench_load import bench_load
@@ -57,6 +57,7 @@ bench.command("engine")(bench_engine)
 bench.command("canvas")(bench_canvas)
 bench.command("cost")(bench_cost)
 bench.command("faults")(bench_faults)
+bench.command("surroundings")(bench_surroundings)
 bench.command("op")(bench_op)
 bench.command("fuzz")(bench_fuzz)
 bench.command("gpus")(bench_gpus)

@@ -54,6 +54,7 @@ def _check(repository: Path, engines: Sequence[str]) -> None:
                 if not path.exists():
                     missing = path.relative_to(repository)
                     raise CodetrError(f"{repository} is incomplete: {missing} is missing; build it again")
+            read_model_config(repository / model_name(role, name) / "config.pbtxt")
         check_files(repository, name)
         check_versions(repository, name)
     if foreign := foreign_folders(repository):

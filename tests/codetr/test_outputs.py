@@ -25,6 +25,7 @@ COMMANDS = {
     "bench load": ["--output"],
     "bench server": ["--output"],
     "bench faults": ["--repository", "none", "--output"],
+    "bench surroundings": ["--repository", "none", "--output"],
     "bench fuzz": ["--output"],
     "bench fuzz, what it keeps": ["--output", "new", "--files", "0", "--requests", "0", "--keep"],
     "bench install-perf-analyzer": ["--folder"],

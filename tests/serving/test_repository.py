@@ -60,6 +60,13 @@ def test_every_engine_must_be_complete(repository: Path, part: str) -> None:
         check_repository(repository)
 
 
+@pytest.mark.parametrize("model", ["codetr", "codetr_preprocess", "codetr_detector", "codetr_postprocess"])
+def test_a_configuration_that_is_cut_short_is_named(repository: Path, model: str) -> None:
+    (repository / model / "config.pbtxt").write_text("input [ { name: ")
+    with pytest.raises(CodetrError, match=rf"{model}/config\.pbtxt cannot be read .*: it ends too early"):
+        check_repository(repository)
+
+
 def test_folders_that_are_no_models_are_named(repository: Path) -> None:
     (repository / ".repository.abcdefgh").mkdir()
     (repository / "photos").mkdir()
