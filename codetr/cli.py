@@ -86,13 +86,30 @@ def options(
     """Co-DETR from checkpoint to a measured NVIDIA Triton detection service."""
 
 
+def _where_servers_run(message: str) -> str:
+    """Return what to add to the message that no server answers at an address: those of this user on this machine."""
+    if not message.endswith("`codetr serve` starts one"):
+        return ""
+    from serving.addresses import bracketed
+    from serving.runtime import running_servers
+
+    found = [
+        f"HTTP {bracketed(record.host)}:{record.http_port} and gRPC {bracketed(record.host)}:{record.grpc_port} "
+        f"({record.repository})"
+        for record in running_servers()[:3]
+    ]
+    return f", and here runs {', '.join(found)}" if found else ""
+
+
 def main() -> None:
     """Run the command; a `CodetrError` becomes one line on standard error and exit status 1."""
     escape_what_cannot_be_encoded()
     try:
         app()
     except CodetrError as error:
-        lines = [line(text) for text in str(error).split("\n")]  # of a few the second says where to read on
+        lines = [
+            line(text) for text in (str(error) + _where_servers_run(str(error))).split("\n")
+        ]  # of a few the second says where to read on
         message = line(Text("error:", "bold red"), " ", Text("\n").join(lines))
         new_console(stderr=True).print(message, soft_wrap=True)
         sys.exit(1)

@@ -67,6 +67,15 @@ def test_a_configuration_that_is_cut_short_is_named(repository: Path, model: str
         check_repository(repository)
 
 
+@pytest.mark.parametrize("content", ["nothing", "photos", "one of the models"])
+def test_a_folder_without_an_engine_is_not_called_incomplete(repository: Path, tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.jpg").touch() if content == "photos" else None
+    with pytest.raises(CodetrError, match=r"holds no engine; name a folder that `codetr build` has written"):
+        check_repository(repository / PREPROCESS if content == "one of the models" else folder)
+
+
 def test_folders_that_are_no_models_are_named(repository: Path) -> None:
     (repository / ".repository.abcdefgh").mkdir()
     (repository / "photos").mkdir()
