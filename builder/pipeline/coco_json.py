@@ -48,8 +48,8 @@ def read_json(path: Path) -> tuple[Any, str]:
         raise CodetrError(f"{path} is no COCO annotation file: {_place(text, error)}") from error
     except RecursionError as error:
         raise CodetrError(f"{path} is no COCO annotation file: it is nested too deeply") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise CodetrError(f"{path} is no COCO annotation file: {error}") from error
+    except ValueError as error:  # Python's only other reason
+        raise CodetrError(f"{path} is no COCO annotation file: a number in it has thousands of digits") from error
 
 
 class _NotJsonError(Exception):

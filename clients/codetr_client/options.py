@@ -131,6 +131,8 @@ def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
 
     Raises CodetrError for a name or a value that cannot travel on both protocols; it names the header, not the value.
     """
+    if headers is not None and not isinstance(headers, Mapping):
+        raise CodetrError(f"headers: expected a mapping of names to values, got {type(headers).__name__}")
     checked: dict[str, str] = {}
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
