@@ -25,7 +25,7 @@ from codetr.demo import demo
 from codetr.detect import detect
 from codetr.evaluate import evaluate
 from codetr.serve import serve
-from codetr.shown import escape_what_cannot_be_encoded, line, new_console, say
+from codetr.shown import escape_what_cannot_be_encoded, line, new_console, open_what_is_closed, say
 from codetr.status import status
 from codetr.switch import rollback, switch
 from codetr.train_demo import demo_data, train_demo
@@ -103,6 +103,7 @@ def _where_servers_run(message: str) -> str:
 
 def main() -> None:
     """Run the command; a `CodetrError` becomes one line on standard error and exit status 1."""
+    open_what_is_closed()
     escape_what_cannot_be_encoded()
     try:
         app()

@@ -20,7 +20,7 @@ from serving.addresses import LOOPBACK, check_port, free_ports
 from serving.admission import FOLDER_VARIABLE, drain
 from serving.arguments import hide_argument
 from serving.binary import Binary, find_tritonserver
-from serving.child import bound_to_us
+from serving.child import allow_open_files, bound_to_us
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.gpus import VISIBLE, check_gpus
@@ -331,6 +331,7 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
         CodetrError: the repository is missing, incomplete or not what was built; an address or a port cannot be
             listened on; there is no room in shared memory; there is no tritonserver.
     """
+    allow_open_files()
     snapshot = not options.names("model-control-mode")  # who wants models to come and go sees to it
     engines = _engines(options) if snapshot else []
     check_repository(options.repository, engines if snapshot else None)

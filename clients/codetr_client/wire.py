@@ -149,7 +149,9 @@ def endpoint(
         raise CodetrError(f"url {url!r} is not encrypted, but tls is given; expected {scheme}s://")
     if prefix and spoken == "grpc":
         raise CodetrError(f"url {url!r}: gRPC has no path prefix; expected {host}:{port}")
-    options = Options(timeout, {} if headers is None else headers, tls or (Tls() if encrypted else None), retries, keepalive)
+    options = Options(
+        timeout, {} if headers is None else headers, tls or (Tls() if encrypted else None), retries, keepalive
+    )
     if options.tls is not None:
         options.tls.context()  # a file at fault is an error now, not at the first call
     return Endpoint(host, port, spoken, model, options, prefix)
