@@ -61,11 +61,11 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimpleNa
         server.drained = 0
         server.stop = lambda: status
 
-        def watch(report: Callable[[str], object]) -> None:
+        def watch(report: Callable[[str], object]) -> object:
             if serving is None:
                 server.process.status = status  # it ends by itself at once
-            else:
-                serving(server, report)
+                return None
+            return serving(server, report)
 
         def drain(wanted: Callable[[], bool]) -> None:
             server.drained += wanted()
@@ -182,6 +182,17 @@ def test_a_server_that_ends_by_itself_is_said(run: Callable) -> None:
     result, _ = run(status=-9)
     assert result.exit_code == 128 + 9
     assert "error: tritonserver was ended by SIGKILL, most likely because" in result.stderr
+
+
+def test_a_server_that_the_watchdog_ended_has_not_run_out_of_memory(run: Callable) -> None:
+    def serving(server: SimpleNamespace, report: object) -> SimpleNamespace:
+        server.process.status = -9
+        return SimpleNamespace(has_given_up=True)
+
+    result, _ = run(serving=serving, status=-9)
+    assert result.exit_code == 128 + 9
+    assert "error: tritonserver was ended, because it loads nothing anew any more" in result.stderr
+    assert "memory" not in result.stderr
 
 
 def test_certificates_and_the_operators_key_reach_the_server(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
