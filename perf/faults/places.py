@@ -110,7 +110,8 @@ def _full_disk(repository: Path, room: str) -> Placed:
     before = _state(repository)
     http, grpc, metrics = free_ports(3)
     ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    command = [sys.executable, "-m", "codetr.cli", "serve", "--repository", str(repository), *ports, "--verbose"]
+    program = [sys.executable, "-c", "from codetr.cli import main; main()"]
+    command = [*program, "serve", "--repository", str(repository), *ports, "--verbose"]
     with Path(room, "filled").open("ab") as log:
         served = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": room}, cwd=room)
         answer = _first_answer(f"127.0.0.1:{grpc}")
