@@ -65,13 +65,14 @@ def places(repository: Path) -> Iterator[Placed]:
 def _within(mounts: Sequence[str], case: str, repository: Path, place: str, user: str = "", room: str = "") -> Placed:
     unshare = ["unshare", "--mount", *([] if os.getuid() == 0 else ["--map-root-user"])]
     script = " && ".join([*mounts, f'exec {user} "$@"'])
-    child = [sys.executable, "-m", "perf.faults.places", case, str(repository), room]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    child = [sys.executable, "-m", "perf.faults.places", case, str(repository.absolute()), room]
     done = subprocess.run(
         [*unshare, "sh", "-c", script, "sh", *child],
-        capture_output=True, text=True, check=False, cwd="/", env=environment,
-    )  # fmt: skip  # options in one line
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
     try:
         return Placed(**{**json.loads(done.stdout.splitlines()[-1]), "place": place})
     except (ValueError, IndexError, TypeError):
