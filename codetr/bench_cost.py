@@ -34,7 +34,7 @@ def bench_cost(
     from perf.cost.cases import CostPlan
     from perf.cost.report import write_cost_report
     from perf.cost.run import measure_case, run
-    from perf.records import check_output, reporting
+    from perf.records import DRAWN, check_output, reporting
     from perf.server.perf_analyzer import find
 
     plan = CostPlan(
@@ -46,7 +46,7 @@ def bench_cost(
         repeats=repeats,
         window=window,
     )
-    check_output(output)
+    check_output(output, others=DRAWN)
     installation = find()
     with reporting(output, lambda record: write_cost_report(record, output)):
         run(partial(measure_case, installation, plan, output), plan, output, print_result)

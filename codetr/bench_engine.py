@@ -65,10 +65,11 @@ def bench_engine(
     if (weights is None) != random_weights:
         raise CodetrError("give either --weights FILE, or --random-weights to measure speed without a checkpoint")
     from codetr.stages import Stages
+    from perf.engine.report import PICTURE, RESULTS
     from perf.engine.run import Options, run
     from perf.records import check_output
 
-    check_output(output, "engine.json", ["engine.md"], [weights])
+    check_output(output, RESULTS, ["engine.md"], [weights], others=[PICTURE])
     if repository is None:
         chosen = _chosen(variant, variants, weights, config, execute_config)
         targets = _new(chosen, [parse_size(each) for each in size or ()], engine, precision, batch or [1], builds)

@@ -23,18 +23,27 @@ def bench_fuzz(
     keep: Annotated[Path | None, typer.Option(help="Folder for the smallest file of each distinct outcome.")] = None,
 ) -> None:
     """Mutate real files of every format, and count what decoding and the server make of them."""
-    from perf.fuzz.run import run
-    from perf.fuzz.server import run_through_server
+    from codetr_client.outputs import make_folder
+    from perf.fuzz import run as in_process
+    from perf.fuzz import server
+    from perf.records import check_output
+
+    for record, wanted in ((in_process.RECORD, files), (server.RECORD, requests)):
+        if wanted:
+            check_output(output, record, ())
+    make_folder(output)
+    if keep is not None:
+        make_folder(keep)
 
     chosen = random.SystemRandom().randrange(10**6) if seed is None else seed
     typer.echo(f"seed {chosen}")
     faults = 0
     if files:
-        record = run(files, chosen, output, workers=workers, keep=keep, on_progress=print_progress)
-        faults += record["faults"]
+        counted = in_process.run(files, chosen, output, workers=workers, keep=keep, on_progress=print_progress)
+        faults += counted["faults"]
     if requests:
-        record = run_through_server(requests, chosen, output, on_progress=print_progress)
-        faults += record["faults"]
+        counted = server.run_through_server(requests, chosen, output, on_progress=print_progress)
+        faults += counted["faults"]
     typer.echo(f"wrote {output}")
     if faults:
         raise CodetrError(f"{faults} faults: {output} has the records and the files")

@@ -61,7 +61,7 @@ def bench_load(
     from perf.load.limits import SOAK_MAX_GROWTH_MB
     from perf.load.run import run
     from perf.machine import command_line
-    from perf.records import check_output
+    from perf.records import DRAWN, check_output
 
     if max_memory_growth_mb is None and shape == "soak":
         max_memory_growth_mb = SOAK_MAX_GROWTH_MB
@@ -91,7 +91,7 @@ def bench_load(
         access=reach,
     )
     options = locust_options or []
-    check_output(output)
+    check_output(output, sources=[baseline], others=DRAWN)
     run(config, web, options)
     if "--worker" not in options:  # the master judges and reports
         say(f"all limits kept; report in {output / 'report.html'}")

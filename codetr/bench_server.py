@@ -55,7 +55,7 @@ def bench_server(
 ) -> None:
     """Sweep a running server with perf_analyzer: the ensemble and each step, concurrency and Poisson arrivals."""
     from perf.connection import Connection
-    from perf.records import RESULTS_NAME, check_output, reporting
+    from perf.records import DRAWN, RESULTS_NAME, check_output, reporting
     from perf.report import load_record, write_server_report
     from perf.server import run as server
     from perf.server.perf_analyzer import find
@@ -70,7 +70,7 @@ def bench_server(
         batch=batch,
         picture_sizes=tuple(parse_size(size) for size in pictures.split(",")),
     )
-    check_output(output, sources=[baseline])
+    check_output(output, sources=[baseline], others=DRAWN)
     earlier = load_record(baseline, "server") if baseline else None
     installation = find()
     with Connection(url, protocol, ensemble=model) as connection:

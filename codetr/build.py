@@ -100,6 +100,7 @@ def build(
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
     from builder.engines.tensorrt import TensorRTSettings
     from builder.engines.tensorrt.plugin_onnx import FILE_NAME, trtexec_line
+    from builder.engines.tensorrt.timing_cache import check as check_timing_cache
     from builder.families import family_of
     from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
     from builder.pipeline.export import InputSpec
@@ -179,6 +180,8 @@ def build(
         sources,
     )
     refuse_overwriting([repository / FILE_NAME, *([timing_cache] if timing_cache else [])], sources)
+    if timing_cache is not None:
+        check_timing_cache(timing_cache)
     if report is not None:
         refuse_inside([report / f"{repository.absolute().name}-{options.name}-verification"], sources)
     console = own_console()

@@ -12,7 +12,7 @@ from rich.text import Text
 from codetr.bench_canvas import bench_canvas
 from codetr.bench_cost import bench_cost
 from codetr.bench_engine import bench_engine
-from codetr.bench_faults import bench_faults
+from codetr.bench_faults import bench_faults, bench_surroundings
 from codetr.bench_fuzz import bench_fuzz
 from codetr.bench_gpus import bench_gpus
 from codetr.bench_load import bench_load
@@ -25,7 +25,7 @@ from codetr.demo import demo
 from codetr.detect import detect
 from codetr.evaluate import evaluate
 from codetr.serve import serve
-from codetr.shown import escape_what_cannot_be_encoded, line, new_console, say
+from codetr.shown import escape_what_cannot_be_encoded, line, new_console, open_what_is_closed, say
 from codetr.status import status
 from codetr.switch import rollback, switch
 from codetr.train_demo import demo_data, train_demo
@@ -57,6 +57,7 @@ bench.command("engine")(bench_engine)
 bench.command("canvas")(bench_canvas)
 bench.command("cost")(bench_cost)
 bench.command("faults")(bench_faults)
+bench.command("surroundings")(bench_surroundings)
 bench.command("op")(bench_op)
 bench.command("fuzz")(bench_fuzz)
 bench.command("gpus")(bench_gpus)
@@ -85,13 +86,31 @@ def options(
     """Co-DETR from checkpoint to a measured NVIDIA Triton detection service."""
 
 
+def _where_servers_run(message: str) -> str:
+    """Return what to add to the message that no server answers at an address: those of this user on this machine."""
+    if not message.endswith("`codetr serve` starts one"):
+        return ""
+    from serving.addresses import bracketed
+    from serving.runtime import running_servers
+
+    found = [
+        f"HTTP {bracketed(record.host)}:{record.http_port} and gRPC {bracketed(record.host)}:{record.grpc_port} "
+        f"({record.repository})"
+        for record in running_servers()[:3]
+    ]
+    return f", and here runs {', '.join(found)}" if found else ""
+
+
 def main() -> None:
     """Run the command; a `CodetrError` becomes one line on standard error and exit status 1."""
+    open_what_is_closed()
     escape_what_cannot_be_encoded()
     try:
         app()
     except CodetrError as error:
-        lines = [line(text) for text in str(error).split("\n")]  # of a few the second says where to read on
+        lines = [
+            line(text) for text in (str(error) + _where_servers_run(str(error))).split("\n")
+        ]  # of a few the second says where to read on
         message = line(Text("error:", "bold red"), " ", Text("\n").join(lines))
         new_console(stderr=True).print(message, soft_wrap=True)
         sys.exit(1)

@@ -65,12 +65,14 @@ def evaluate(
     server_name: ServerName = None,
 ) -> None:
     """Measure COCO accuracy; killed and started again, it goes on where it was."""
+    from codetr_client.outputs import check_folder
     from perf.accuracy.agreement import draw_worst
     from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label, read_dataset
     from perf.accuracy.detectors import built_variant, onnx_detect, open_server, server_setup
     from perf.accuracy.scores import RESULTS, check_output, report
 
+    check_folder(output)  # before a file of annotations is read
     console = new_console()
     dataset = read_dataset(annotations, images, limit, skip_missing)
     _note(dataset.coco.notes)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codetr_client.inputs import read_file
 from codetr_client.text import decode_text
 from serving.errors import CodetrError
+
+_MOST_BYTES = 16 << 20  # of a file of class names
 
 
 def read_class_names(file: Path, option: str, expected: str = "expected a file with one name a line") -> list[str]:
@@ -15,7 +18,7 @@ def read_class_names(file: Path, option: str, expected: str = "expected a file w
         CodetrError: it cannot be read, it is empty, or a line of it is; the message holds `option` and `expected`.
     """
     try:
-        text = decode_text(file.read_bytes())
+        text = decode_text(read_file(file, _MOST_BYTES))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CodetrError(f"{option} {file}: {reason}; {expected}") from error

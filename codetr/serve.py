@@ -16,10 +16,11 @@ from rich.console import Console
 from codetr.lossy import LossyStderr
 from codetr.shown import line, new_console, shown
 from serving.errors import CodetrError
-from serving.launch import LOOPBACK, ServerOptions, TritonServer, is_warning, start_server
+from serving.launch import LOOPBACK, ServerOptions, TritonServer, start_server
 from serving.runtime import KEY_VARIABLE
-from serving.server_log import how_it_ended
+from serving.server_log import News, how_it_ended
 from serving.tls import TlsFiles
+from serving.watchdog import Watchdog
 
 
 def serve(
@@ -69,10 +70,14 @@ def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> in
     console.file = cast(IO[str], LossyStderr())
     is_serving = False
 
-    def show(said: str) -> None:
-        if verbose or (is_serving and is_warning(said)):
-            console.print(shown(said.expandtabs()))
+    news = News()
 
+    def show(said: str) -> None:
+        told = said if verbose else news.of(said, time.monotonic()) if is_serving else None
+        if told is not None:
+            console.print(shown(told.expandtabs()))
+
+    watchdog: Watchdog | None = None
     signals = _Signals()
     server = start_server(options, show)
     try:
@@ -83,7 +88,7 @@ def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> in
         is_serving = True
         signals.keep()
         _announce(console, server)
-        server.watch(lambda said: console.print(shown(f"warning: {said}")))
+        watchdog = server.watch(lambda said: console.print(shown(f"warning: {said}")))
         server.follow(
             lambda said, is_wrong: console.print(shown(f"warning: {said}" if is_wrong else said)), load_timeout
         )
@@ -96,7 +101,9 @@ def run_server(options: ServerOptions, load_timeout: float, verbose: bool) -> in
     finally:
         exit_status = server.stop()
     if exit_status and not signals.received:
-        console.print(line(shown("error:", "bold red"), f" tritonserver {how_it_ended(exit_status)}"))
+        was_given_up = watchdog is not None and watchdog.has_given_up
+        how = "was ended, because it loads nothing anew any more" if was_given_up else how_it_ended(exit_status)
+        console.print(line(shown("error:", "bold red"), f" tritonserver {how}"))
     return exit_status
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 DONE = Text("✓", "green")
 
 
-def new_console(file: IO[str] | None = None, stderr: bool = False) -> Console:
+def new_console(file: IO[str] | None = None, stderr: bool = False, width: int | None = None) -> Console:
     """Return a console that does not turn `:smile:` into a picture; what it cannot encode it escapes."""
-    return Console(file=file, stderr=stderr, emoji=False)
+    return Console(file=file, stderr=stderr, width=width, emoji=False, highlight=False)
 
 
 def shown(text: object, style: StyleType = "") -> Text:
@@ -42,6 +43,18 @@ def progress_bar(console: Console) -> Progress:
     """Return a progress bar whose descriptions are shown as they are, and which is gone in the end."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True)
+
+
+def open_what_is_closed() -> None:
+    """Let standard files that a service manager has closed lead nowhere; else the next file opened would be one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
 
 
 def escape_what_cannot_be_encoded() -> None:

@@ -8,16 +8,23 @@ import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from codetr.shown import new_console
 from codetr_client.text import printable
+from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
     from perf.status import Address, EngineStatus, GpuStatus, Reading, Status, StepStatus
+
+# What a row of the table takes at most.
+_COLUMNS = 80
+_WIDE = 10_000
+_STEPS = tuple(model_name(role, "") for role in (PREPROCESS, DETECTOR, POSTPROCESS))
+_DIGITS = 6  # of a number with its decimals
 
 
 def status(
@@ -53,7 +60,7 @@ def status(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        Console(highlight=False).print(shown(found))
+        _console().print(shown(found))
 
 
 def _watch(address: Address, model: str | None, seconds: float, as_json: bool) -> None:
@@ -64,9 +71,7 @@ def _watch(address: Address, model: str | None, seconds: float, as_json: bool) -
 
     before: Reading | None = None
     picture: RenderableType
-    with (
-        Live(console=Console(highlight=False), auto_refresh=False) if not as_json else contextlib.nullcontext() as live
-    ):
+    with Live(console=_console(), auto_refresh=False) if not as_json else contextlib.nullcontext() as live:
         while True:
             try:
                 now = state.read(address, model)
@@ -83,12 +88,18 @@ def _watch(address: Address, model: str | None, seconds: float, as_json: bool) -
             time.sleep(seconds)
 
 
+def _console() -> Console:
+    """Return a console on which nothing is cut off; in a pipe or a file each sentence is one line."""
+    console = new_console()
+    return new_console(width=max(console.width, _COLUMNS) if console.is_terminal else _WIDE)
+
+
 def shown(found: Status) -> Group:
     """Return what is printed of a server's state."""
     parts: list[RenderableType] = [_heading(found)]
     parts += [Text(printable(fault), "red") for fault in found.faults or ()]
     for engine in found.engines:
-        parts += [_table(engine, found.seconds), *_refusals(engine)]
+        parts += [*_table(engine, found.seconds), *_refusals(engine)]
     parts += [_gpu(gpu) for gpu in found.gpus]
     return Group(*parts, *(Text(printable(note), "yellow") for note in found.notes))
 
@@ -101,29 +112,33 @@ def _heading(found: Status) -> Text:
     return Text.assemble(printable(f"{found.server} {found.version} at {found.address}: "), (state, style))
 
 
-def _table(engine: EngineStatus, seconds: float | None) -> Table:
+def _table(engine: EngineStatus, seconds: float | None) -> list[RenderableType]:
     about = ", ".join(f"{key} {value}" for key, value in engine.about.items())
     span = "since the start" if seconds is None else f"over {seconds:.1f} s; dim, done and failed: since the start"
-    table = Table(
-        title=Text(printable(f"{_named(engine)}: {about}" if about else _named(engine))),
-        title_justify="left",
-        caption=f"times in ms, means {span}",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=0,  # it fits into 80 columns, with the names of versions
-        pad_edge=False,
-    )
-    table.add_column("model", no_wrap=True)
-    for name in ("img/s", "queue", "input", "infer", "output", "batch", "waits", "done", "failed"):
-        table.add_column(name, justify="right")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)  # a box takes the room of a column
+    for name in ("step", "img/s", "queue", "input", "infer", "output", "batch", "waits", "done", "failed"):
+        table.add_column(name, justify="left" if name == "step" else "right", no_wrap=True)
     for model in engine.models:
         lately = model.lately if model.lately is not None and model.lately.requests else None
-        rate = "" if model.lately is None or not seconds else f"{model.lately.images / seconds:.1f}"
+        rate = "" if model.lately is None or not seconds else _number(model.lately.images / seconds, 1)
         times = [Text(value, "" if lately else "dim") for value in _times(lately or model.since_start)]
-        waiting = "" if model.waiting is None else str(model.waiting)
-        failed = Text(str(model.since_start.failures), "red" if model.lately and model.lately.failures else "")
-        table.add_row(Text(printable(model.name)), rate, *times, waiting, str(model.since_start.requests), failed)
-    return table
+        waiting = "" if model.waiting is None else _number(model.waiting)
+        answered = _number(model.since_start.requests, most=9_999_999)
+        failed = Text(_number(model.since_start.failures), "red" if model.lately and model.lately.failures else "")
+        step = next((role[1:] for role in _STEPS if model.name.endswith(role)), "all")
+        table.add_row(Text(printable(step)), rate, *times, waiting, answered, failed)
+    title = Text(printable(f"{_named(engine)}: {about}" if about else _named(engine)))
+    return [Text(), title, table, Text(f"times in ms, means {span}", "dim")]
+
+
+def _number(value: float, digits: int = 0, most: int = 99_999) -> str:
+    """Return a number, of thousands and more above `most`, so that a row fits into 80 columns."""
+    units = iter("kMGT")
+    unit = ""
+    while round(value) > most:
+        value, digits, unit = value / 1000, 0, next(units)
+    text = f"{value:.{digits}f}"
+    return f"{text if len(text) <= _DIGITS else round(value)}{unit}"
 
 
 def _named(engine: EngineStatus) -> str:
@@ -135,7 +150,7 @@ def _times(step: StepStatus) -> list[str]:
     if not step.requests:
         return [""] * 5
     phases = (step.queue_ms, step.compute_input_ms, step.compute_infer_ms, step.compute_output_ms)
-    return [*(f"{value:.2f}" for value in phases), f"{step.batch:.1f}" if step.batch else ""]
+    return [*(_number(value, 2) for value in phases), _number(step.batch, 1) if step.batch else ""]
 
 
 def _refusals(engine: EngineStatus) -> list[Text]:

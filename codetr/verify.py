@@ -63,9 +63,7 @@ def _refuse_beside_files_only(*others: object) -> None:
 
 def _check_report(folder: Path) -> None:
     """Refuse a folder with anything else in it than an earlier report."""
-    from builder.pipeline.report import FIGURES, REPORT
-    from perf.records import check_output
+    from builder.pipeline.report import is_free
 
-    check_output(folder, FIGURES, [REPORT], key="agrees")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / FIGURES).is_file():
+    if not is_free(folder):
         raise CodetrError(f"{folder} holds something else than a report; move it away, or name another --report")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from codetr_client.aio import AsyncCoDetrClient
 from codetr_client.client import CoDetrClient
+from codetr_client.inputs import read_file
 from codetr_client.options import Tls
+from codetr_client.text import decode_text
 from codetr_client.wire import ClassNames, Endpoint, Protocol, endpoint
 from serving.errors import CodetrError
+
+_HEADER_BYTES = 1 << 20  # far more than a server takes
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Access:
         if self.header_file is None:
             return {}
         try:
-            lines = Path(self.header_file).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = decode_text(read_file(self.header_file, _HEADER_BYTES)).splitlines()
+        except (OSError, ValueError) as error:
             raise CodetrError(f"header_file {self.header_file}: cannot be read: {error}") from error
         headers: dict[str, str] = {}
         for number, line in enumerate(lines, 1):

@@ -14,6 +14,7 @@ from serving.errors import CodetrError
 
 RESULTS_NAME = "results.json"
 REPORT_NAMES = ("report.html", "report.md")  # beside it
+DRAWN = ("*.svg", "*.csv", "csv", "inputs")  # and beside these, in runs that draw curves
 
 
 def check_output(
@@ -22,8 +23,9 @@ def check_output(
     reports: Sequence[str] = REPORT_NAMES,
     sources: Iterable[Path | None] = (),
     key: str = "kind",
+    others: Sequence[str] = (),
 ) -> None:
-    """Check that a run can write `record` and its `reports` to the folder `output`.
+    """Check that a run can write `record`, its `reports` and `others`, by patterns, to the folder `output`.
 
     Files of earlier runs are replaced, and nothing else: a record is known by its `key`, reports by their record.
 
@@ -33,6 +35,7 @@ def check_output(
     check_folder(output)
     refuse_overwriting((output / name for name in (record, *reports)), sources)
     foreign = [name for name in (record, *reports) if os.path.lexists(output / name)]
+    foreign += sorted(path.name for pattern in others for path in output.glob(pattern))
     if foreign and not _is_own(output / record, key):
         raise CodetrError(
             f"{output} has {', '.join(foreign)}, but not from an earlier run of this kind; move them away, or name "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import shutil
@@ -71,6 +72,18 @@ class Binary:
         except (OSError, subprocess.SubprocessError):
             return frozenset()
         return frozenset(re.findall(r"^\s*--([a-z][\w-]*)", done.stdout + done.stderr, re.MULTILINE))
+
+    def has_config_field(self, name: str) -> bool:
+        """Return whether a model's configuration can have a field in this release.
+
+        A field that it does not know would keep the model from being loaded. The schema of the configuration lies in
+        the program, each field with its tag, its name's length and its name (descriptor.proto, FieldDescriptorProto).
+        """
+        try:
+            with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as program:
+                return program.find(bytes([10, len(name)]) + name.encode()) >= 0
+        except (OSError, ValueError):  # an empty file cannot be mapped
+            return False
 
 
 def find_tritonserver() -> Binary:

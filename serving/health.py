@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.contract import ENSEMBLE
+from serving.server_log import cause
 
 _UNAVAILABLE = 503  # a full queue: alive, and busy
 
@@ -105,7 +106,7 @@ def ask(
 def _message(answer: bytes) -> str:
     try:
         content: Any = json.loads(answer)
-        return str(content["error"])
+        return cause(str(content["error"]))
     except (ValueError, LookupError, TypeError):
         return answer[:200].decode(errors="replace") or "(nothing)"
 

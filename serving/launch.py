@@ -20,10 +20,12 @@ from serving.addresses import LOOPBACK, check_port, free_ports
 from serving.admission import FOLDER_VARIABLE, drain
 from serving.arguments import hide_argument
 from serving.binary import Binary, find_tritonserver
-from serving.child import bound_to_us
+from serving.child import allow_open_files, bound_to_us
+from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.gpus import VISIBLE, check_gpus
 from serving.health import ask
+from serving.manifest import engine_names
 from serving.options import ServerOptions, tritonserver_options
 from serving.python import python_folder
 from serving.repository import (
@@ -41,7 +43,6 @@ from serving.server_log import (
     has_endpoints,
     how_it_ended,
     instances,
-    is_warning,
     last_line,
     waits_for_requests,
     what_it_waits_for,
@@ -51,7 +52,7 @@ from serving.shared_memory import check_shared_memory
 from serving.stubs import LoadingStubs
 from serving.switcher import Switcher
 from serving.versions import name_and_version, served_engines
-from serving.view import make_reloadable
+from serving.view import INFLIGHT, bound_ensembles, make_reloadable
 from serving.watchdog import STANDSTILL_SECONDS, Watchdog
 
 __all__ = [
@@ -59,7 +60,6 @@ __all__ = [
     "ServerOptions",
     "TritonServer",
     "free_ports",
-    "is_warning",
     "running_server",
     "start_server",
 ]
@@ -331,6 +331,7 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
         CodetrError: the repository is missing, incomplete or not what was built; an address or a port cannot be
             listened on; there is no room in shared memory; there is no tritonserver.
     """
+    allow_open_files()
     snapshot = not options.names("model-control-mode")  # who wants models to come and go sees to it
     engines = _engines(options) if snapshot else []
     check_repository(options.repository, engines if snapshot else None)
@@ -366,6 +367,7 @@ def _start(
 ) -> subprocess.Popen[str]:
     models = link_repository(options.repository, folder.path, engines is not None, engines)
     if engines is not None:
+        bound_ensembles(models, engine_names(models) or [ENSEMBLE], binary.has_config_field(INFLIGHT))
         make_reloadable(models)
     plugin = find_plugin(options.repository, engines)
     arguments = tritonserver_options(

@@ -45,6 +45,32 @@ def instance_count(config: Message) -> int:
     return sum(int(group.get("count", ["1"])[0]) for group in groups) or 1
 
 
+def with_field(text: str, message: str, field: str, value: int) -> str:
+    """Return the text of a configuration with a number set in one of its messages, unless that is set already.
+
+    Args:
+        text: what `read_model_config` can read.
+        message: name of a message at the top level that has fields.
+        field: of the message.
+        value: of the field.
+    """
+    depth, name = 0, ""
+    for match in _TOKEN.finditer(text):
+        token = match[1] or ""
+        if depth == 0 and token == message:
+            name = token
+        elif token in _CLOSING:
+            if depth == 0 and name == message:
+                inside = _message(_tokens(text[match.end() :]), _CLOSING[token])
+                return text if field in inside else f"{text[: match.end()]} {field}: {value}{text[match.end() :]}"
+            depth += 1
+        elif token in _CLOSING.values():
+            depth -= 1
+        elif token and token != ":":
+            name = ""
+    return text
+
+
 def _tokens(text: str) -> Iterator[str]:
     for match in _TOKEN.finditer(text):
         if match[2]:

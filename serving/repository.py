@@ -47,6 +47,8 @@ def check_repository(repository: Path, engines: Sequence[str] | None = None) -> 
 
 
 def _check(repository: Path, engines: Sequence[str]) -> None:
+    if not engines and not (repository / ENSEMBLE).is_dir():
+        raise CodetrError(f"{repository} holds no engine; name a folder that `codetr build` has written")
     for name in engines or [ENSEMBLE]:
         for role in _ROLES:
             for part in ("config.pbtxt", "1/model.py" if role in (PREPROCESS, POSTPROCESS) else "1"):
@@ -54,6 +56,7 @@ def _check(repository: Path, engines: Sequence[str]) -> None:
                 if not path.exists():
                     missing = path.relative_to(repository)
                     raise CodetrError(f"{repository} is incomplete: {missing} is missing; build it again")
+            read_model_config(repository / model_name(role, name) / "config.pbtxt")
         check_files(repository, name)
         check_versions(repository, name)
     if foreign := foreign_folders(repository):

@@ -6,6 +6,8 @@ import re
 import signal
 from collections.abc import Iterable, Sequence
 
+from serving.errors import CodetrError
+
 _FAILED_MODEL = re.compile(r"failed to load '(?P<model>[^']+)' version -?\d+: (?:\w+(?: \w+)*: )?(?P<reason>.*?)\"?$")
 _FAILED_CONFIG = re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.*?)\"?$")
 _FAILED_REPOSITORY = re.compile(r"failed to (?:load|poll) (?:all models|model repository)[^:]*: ?(?P<reason>.*)")
@@ -21,7 +23,17 @@ _WAITS_FOR_REQUESTS = "Waiting for in-flight requests to complete"
 _DRAINED = "All models are stopped, unloading models"
 _INSTANCE = re.compile(r"TRITONBACKEND_ModelInstanceInitialize: (?P<instance>\S+)")
 _TRITON_LINE = re.compile(r"[IWEF]\d{4} |[+|]")
-_LOG_WARNING = re.compile(r"[WEF]\d{4} ")
+_LOG_WARNING = re.compile(r"[WEF]\d{4} (?P<time>[\d:]*)(?:\.\d+ +\d+ \S+:\d+\] )?")
+# That there is no GPU, and what the next line says with the model's name.
+_NO_NEWS = re.compile(
+    r"unable to create stream for \S+: (?:CUDA driver version is insufficient|no CUDA-capable device)"
+    r"|ERROR: Failed to create instance: "
+)
+# An exception of a Python step goes on so; in the log with escapes.
+_STACK = re.compile(r"(?:\s|\\n)*(?:\n|\\n)At:(?:\n|\\n).*", re.DOTALL)
+_OUR_ERROR = re.compile(rf"(?:^|(?<=: )){CodetrError.__name__}: ")
+_ESCAPED = re.compile(r"\\([\"\\])|\\[ntr]|\n")
+_REPEAT_SECONDS = 60.0
 
 # What a process's end by a signal most often means here.
 _SIGNALS = {
@@ -50,15 +62,39 @@ _ADVICE = (
 )
 
 
-def is_warning(line: str) -> bool:
-    """Return whether a line of the server's log is a warning or an error."""
-    return _LOG_WARNING.match(line) is not None
+def cause(text: str) -> str:
+    """Return what Triton says of a fault as one sentence: without the lines of Python's stack, without escapes.
+
+    A Python step's exception comes as `TYPE: MESSAGE`, an empty line and `At:` with files and lines of code, in a
+    line of the log with escapes for quotes and ends of lines.
+    """
+    sentence = _OUR_ERROR.sub("", _STACK.sub("", text))
+    return _ESCAPED.sub(lambda match: match[1] or " ", sentence).strip()
+
+
+class News:
+    """What of a server's log is worth showing: warnings and errors, each as one sentence, and not again and again."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, float] = {}
+
+    def of(self, line: str, now: float) -> str | None:
+        """Return what to show of a line at a monotonic time in seconds, or None."""
+        match = _LOG_WARNING.match(line)
+        if match is None or _NO_NEWS.search(line):
+            return None
+        said = cause(line[match.end() :].strip().strip('"'))
+        if now - self._shown.get(said, -_REPEAT_SECONDS) < _REPEAT_SECONDS:
+            return None
+        self._shown = {each: at for each, at in self._shown.items() if now - at < _REPEAT_SECONDS}
+        self._shown[said] = now
+        return f"{match['time']} {said}"
 
 
 def failed_models(log: Iterable[str]) -> dict[str, str]:
     """Return why each model failed that did, by its name."""
     found = (pattern.search(line) for line in log for pattern in (_FAILED_MODEL, _FAILED_CONFIG))
-    return {match["model"]: _advised(match["reason"].strip()) for match in found if match}
+    return {match["model"]: _advised(cause(match["reason"])) for match in found if match}
 
 
 def _advised(reason: str) -> str:
@@ -107,7 +143,7 @@ def why_it_ended(log: Sequence[str], status: int) -> str:
         if match := _BAD_OPTION.search(line):
             return f"tritonserver refuses the option {match['option']}: {following.strip()}"
         if match := _FAILED_REPOSITORY.search(line):
-            return f"tritonserver cannot load the repository: {match['reason'].strip()}"
+            return f"tritonserver cannot load the repository: {cause(match['reason'])}"
     said = complaint(log) if status < 0 else ""  # what a library says as it ends the process
     last = f"it said: {_advised(said)}" if said else f"its last line: {last_line(log)}"
     return f"tritonserver {how_it_ended(status)}; {last}"
@@ -137,4 +173,4 @@ def instances(log: Iterable[str]) -> list[str]:
 
 def last_line(log: Sequence[str]) -> str:
     """Return the last line that is not empty."""
-    return next((line for line in reversed(log) if line.strip()), "(nothing)")
+    return next((cause(line) for line in reversed(log) if line.strip()), "(nothing)")

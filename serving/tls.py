@@ -6,7 +6,10 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from codetr_client.inputs import read_file
 from serving.errors import CodetrError
+
+_MOST_BYTES = 16 << 20  # of a file in PEM; a system's whole list of authorities has less
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class TlsFiles:
         """
         for path in filter(None, (self.cert, self.key, self.authority)):
             try:
-                path.read_bytes()
+                read_file(path, _MOST_BYTES)
             except OSError as error:
                 raise CodetrError(f"{path} cannot be read ({error.strerror}); expected a file in PEM") from error
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

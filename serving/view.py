@@ -1,21 +1,73 @@
-"""How one model of a running server is loaded anew, although no client can load or unload any.
+"""What a server is shown of a repository: a time by which a model is loaded anew, and a limit that its release knows.
 
 The server loads the links that `serving.repository.link_repository` makes, in Triton's mode `poll`. Both protocols
-refuse to load and unload then, and every second Triton looks whether the newest time of change in a model's folder has
-grown. If so it loads the model beside the old one, and changes over when the new one is ready. Each folder gets one
-file of a time far ahead. So what changes in the repository itself is not loaded, as in the mode `none`; only `reload`
-makes that time grow, in a folder that only the server's user can enter.
+refuse to load and unload then, so no client can, and every second Triton looks whether the newest time of change in a
+model's folder has grown. If so it loads the model beside the old one, and changes over when the new one is ready. Each
+folder gets one file of a time far ahead. So what changes in the repository itself is not loaded, as in the mode `none`;
+only `reload` makes that time grow, in a folder that only the server's user can enter.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+from serving.errors import CodetrError
+from serving.model_config import parameter, read_model_config, with_field
 
 POLL_OPTIONS = ("--model-control-mode=poll", "--repository-poll-secs=1")
 _GENERATION = "generation"
+# The most requests in one step of an ensemble, in Triton since the end of 2025; also the name of our setting for it.
+INFLIGHT = "max_inflight_requests"
 _AHEAD = 2_114_380_800  # seconds: 1 January 2037, which every file system can store
+
+
+@dataclass(frozen=True)
+class EnsembleSettings:
+    """The parameters of an ensemble that are settings.
+
+    Attributes:
+        max_inflight_requests: the most requests in one of its steps; 0 for no limit. Triton holds up what is more, and
+            the connections that its thread serves, so it is above every queue that refuses (256 and what is computed).
+    """
+
+    max_inflight_requests: int = 320
+
+    @classmethod
+    def of(cls, path: Path) -> EnsembleSettings:
+        """Return those of a `config.pbtxt`.
+
+        Raises:
+            CodetrError: a value is impossible.
+        """
+        text = parameter(read_model_config(path), INFLIGHT)
+        if text is None:
+            return cls()
+        if not text.isdecimal() or int(text) >= 2**32:
+            raise CodetrError(f"{path.parent.name}: {INFLIGHT}: expected 0 or more requests, got {text!r}")
+        return cls(int(text))
+
+
+def bound_ensembles(models: Path, names: Iterable[str], is_known: bool) -> None:
+    """Give the ensembles of a folder that a server is to load their limit, where its release knows such a thing.
+
+    Args:
+        models: the folder; a link in it becomes a file.
+        names: of the ensembles.
+        is_known: whether the server's configurations have the field `INFLIGHT`.
+
+    Raises:
+        CodetrError: the setting of one is impossible.
+    """
+    for path in filter(Path.exists, (models / name / "config.pbtxt" for name in names)):
+        limit = EnsembleSettings.of(path).max_inflight_requests
+        if is_known and limit:
+            text = with_field(path.read_text(encoding="utf-8"), "ensemble_scheduling", INFLIGHT, limit)
+            path.unlink()
+            path.write_text(text, encoding="utf-8")
 
 
 def make_reloadable(models: Path) -> None:

@@ -93,6 +93,7 @@ class Watchdog:
         self._stopping = threading.Event()
         # Set while the server loads a new version, before which it begins with no other model.
         self.server_is_loading = False
+        self.has_given_up = False  # it has ended the server
 
     def start(self) -> None:
         """Look, in a thread of its own, until `stop` or until the server has ended."""
@@ -197,6 +198,7 @@ class Watchdog:
         waited = now - (self._models[name].unheard_since or now)
         self._report(f"the server has not begun to load {name} anew for {waited:.0f} s: ending it")
         self._stopping.set()
+        self.has_given_up = True
         with suppress(ProcessLookupError):
             os.kill(self._server, signal.SIGKILL)
 

@@ -7,8 +7,17 @@ import platform
 import re
 import shutil
 import subprocess
+from typing import NoReturn
 
 import pytest
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip a test for want of a program or a package; in CI, whose set-up has it, fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
 
 # `make setup` fetches it wherever it exists, so there its absence is a failure and not a skip.
 needs_perf_analyzer = pytest.mark.skipif(

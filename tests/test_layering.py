@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
         "codetr_client.contract",
         "codetr_client.errors",
         "codetr_client.exif",
+        "codetr_client.inputs",
         "codetr_client.jpeg",
         "codetr_client.threshold",
     },
@@ -41,6 +42,8 @@ ALLOWED: dict[str, set[str]] = {
         "codetr_client.containers",
         "codetr_client.exif",
         "codetr_client.jpeg",
+        "codetr_client.inputs",  # a file that never ends is refused alike
+        "codetr_client.outputs",  # what may be replaced, and how a file is written whole
         "codetr_client.text",  # text from files is shown alike by everyone
         "serving.contract",
         "serving.preprocess",
@@ -92,7 +95,7 @@ LAYERS: dict[str, set[str]] = {
     } | ERRORS,
     "builder.engines": {
         "builder.engines", "builder.detector", "builder.operators", "builder.pipeline.export", "builder.precision",
-        "model_repository", "plugin_src", "serving.contract", "serving.manifest",
+        "codetr_client.outputs", "model_repository", "plugin_src", "serving.contract", "serving.manifest",
     } | ERRORS,
     "builder.pipeline.export": {"builder.engines", "builder.operators.ms_deform_attn"} | ERRORS,
     "builder.pipeline.ap": ERRORS,

@@ -25,7 +25,7 @@ from builder.family import DetectorConfig
 from builder.pipeline.export import InputSpec, export_detector
 from builder.pipeline.logs import compiler_logs, keep_text
 from builder.pipeline.manifest import describe
-from builder.pipeline.report import FIGURES, write_report
+from builder.pipeline.report import place_report, write_report
 from builder.pipeline.repository import check_destination, check_writable, write_repository
 from builder.pipeline.samples import Samples, sample_images
 from builder.pipeline.verify import LIMITS, Comparison, Verification, verify
@@ -243,19 +243,6 @@ def compare_engine(detector: Detector, run: Runner, samples: Samples, spec: Inpu
     return verify(detector, run, samples, spec.height, spec.width, batches, LIMITS[precision], rules)
 
 
-def keep_report(report: Path, kept: Path) -> Path:
-    """Copy a verification's report to `kept`; return the copy.
-
-    Where nothing can be written there, it goes to a folder for temporary files.
-    """
-    try:
-        if (kept / FIGURES).is_file():
-            shutil.rmtree(kept)  # of an earlier attempt
-        return Path(shutil.copytree(report, kept))
-    except OSError:
-        return Path(shutil.copytree(report, Path(tempfile.mkdtemp(prefix="codetr-")) / kept.name))
-
-
 def _prepare_report(folder: Path | None, repository: Path) -> None:
     """Make the folder of the report, before anything long."""
     if folder is None:
@@ -312,7 +299,7 @@ def _check(comparison: Comparison, report: Path, options: BuildOptions, reposito
     """Refuse an engine that does not agree; its report is kept; where a folder is given for it, always."""
     disagrees = bool(comparison.result.faults(comparison.limits))
     if disagrees or options.report is not None:
-        kept = keep_report(report, _beside(options, repository, "verification"))
+        kept = place_report(report, _beside(options, repository, "verification"))
         comparison.check(hint=f"; the report with pictures is in {kept}")
 
 

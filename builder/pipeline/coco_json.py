@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from codetr_client.inputs import read_file
 from serving.errors import CodetrError
 
 _GZIP = b"\x1f\x8b"
@@ -33,7 +34,7 @@ def read_json(path: Path) -> tuple[Any, str]:
         CodetrError: it cannot be read or is no JSON; names what it is instead.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, None)
     except OSError as error:
         raise CodetrError(f"annotations {path}: {error.strerror}; name a COCO annotation file") from error
     digest = hashlib.sha256(data).hexdigest()
@@ -47,8 +48,8 @@ def read_json(path: Path) -> tuple[Any, str]:
         raise CodetrError(f"{path} is no COCO annotation file: {_place(text, error)}") from error
     except RecursionError as error:
         raise CodetrError(f"{path} is no COCO annotation file: it is nested too deeply") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise CodetrError(f"{path} is no COCO annotation file: {error}") from error
+    except ValueError as error:  # Python's only other reason
+        raise CodetrError(f"{path} is no COCO annotation file: a number in it has thousands of digits") from error
 
 
 class _NotJsonError(Exception):

@@ -18,6 +18,7 @@ from builder.pipeline.coco import CocoFile
 from builder.pipeline.coco_entries import Annotation, Box, CocoImage, in_words
 from codetr_client import containers, jpeg
 from codetr_client.exif import read_orientation
+from codetr_client.inputs import read_file
 from serving.errors import CodetrError
 
 _PIXEL = 1.0  # a box may reach beyond its picture by so much, as rounding has it
@@ -100,7 +101,7 @@ def read_header(path: Path) -> Header:
         CodetrError: it is no picture that the service decodes; the message is the reason alone.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         name = containers.image_format(data)
         if name is None:
             raise CodetrError("expected JPEG, PNG, WEBP or BMP")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import traceback
@@ -13,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builder.engines import first_line
+from codetr_client.outputs import write_whole
 from serving.errors import CodetrError
 
 # Those of `torch` have a handler of PyTorch's own on standard error.
 _TORCH = ("torch.onnx", "torch.export", "torch._inductor")
+_MARK = "log of codetr build\n"  # the first line, by which a log of an earlier build is known again
 _OTHERS = ("onnxscript", "onnx_ir", "torch_tensorrt")
 
 
@@ -49,7 +50,7 @@ def compiler_logs(verbose: bool, kept: Path) -> Iterator[None]:
         except Exception as error:
             if verbose:
                 raise
-            log = f"the compilers' log is {_keep(path, kept)}, and `verbose` shows it"
+            log = f"the compilers' log is {keep_text(path.read_text(errors='replace'), kept)}, and `verbose` shows it"
             if isinstance(error, CodetrError):
                 raise type(error)(f"{error}; {log}") from error
             raise CodetrError(f"{type(error).__name__}: {first_line(error)}; {log}") from error
@@ -94,15 +95,27 @@ def _redirected(path: Path) -> Iterator[None]:
 
 
 def keep_text(text: str, kept: Path) -> Path:
-    """Write a log to `kept`, or to a folder for temporary files where that is impossible; return where it is."""
-    with tempfile.TemporaryDirectory(prefix="codetr-log-") as folder:
-        path = Path(folder, kept.name)
-        path.write_text(text, encoding="utf-8")
-        return _keep(path, kept)
+    """Write a log to `kept`, or to a folder for temporary files where that is impossible; return where it is.
 
-
-def _keep(path: Path, kept: Path) -> Path:
+    A log of an earlier build is replaced; where another file is, a number is put behind the name.
+    """
+    content = f"{_MARK}{text}".encode()
+    free, count = kept, 1
     try:
-        return Path(shutil.copyfile(path, kept))
-    except OSError:
-        return Path(shutil.copyfile(path, Path(tempfile.mkdtemp(prefix="codetr-")) / kept.name))
+        while not _is_free(free):
+            free, count = kept.with_name(f"{kept.stem}-{count + 1}{kept.suffix}"), count + 1
+        write_whole(free, content)
+        return free
+    except (OSError, CodetrError):
+        elsewhere = Path(tempfile.mkdtemp(prefix="codetr-")) / kept.name
+        elsewhere.write_bytes(content)
+        return elsewhere
+
+
+def _is_free(path: Path) -> bool:
+    if not os.path.lexists(path):
+        return True
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_MARK)) == _MARK.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from builder.engines.eager import eager_device
 from builder.family import DetectorConfig
 from builder.pipeline.build import compare_engine
 from builder.pipeline.manifest import check_described, load_engine, spec_of, variant_of
-from builder.pipeline.report import write_report
+from builder.pipeline.report import place_report, write_report
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import Verification
 from builder.reading.checkpoint_file import digest
@@ -110,7 +111,10 @@ def verify_repository(
     comparison = compare_engine(detector.to(eager_device(run.device)), run, samples, spec, manifest["precision"])
     if report is None:
         return comparison.check("; a report shows where")
-    return comparison.check(f"; see {write_report(report, comparison, samples, manifest)}")
+    with tempfile.TemporaryDirectory(prefix="codetr-verify-") as folder:
+        written = write_report(Path(folder, "report"), comparison, samples, manifest)
+        place = place_report(written.parent, report)
+    return comparison.check(f"; see {place / written.name}")
 
 
 def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequence[Path]) -> Path | None:

@@ -7,6 +7,10 @@ left and the engine's at the right.
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +29,7 @@ from codetr_client.text import markdown
 
 REPORT, FIGURES = "report.md", "verification.json"
 WORST = 4  # images that are drawn
+_PICTURE = re.compile(rf"[1-{WORST}]-.*\.jpg", re.DOTALL)
 # Detections from this score are drawn; where the detector has none, as with random weights, its best ones.
 SHOWN_SCORE, SHOWN_AT_LEAST = 0.3, 10
 PICTURE_SIDE = 960  # pixels, the longer side of one half
@@ -59,6 +64,57 @@ def write_report(folder: Path, comparison: Comparison, samples: Samples, about: 
     pictures = draw_worst(folder, comparison, samples, about.get("network", {}).get("class_names") or ())
     (folder / REPORT).write_text(_text(comparison, samples, about, faults, pictures), encoding="utf-8")
     return folder / REPORT
+
+
+def _is_report(folder: Path) -> bool:
+    """Return whether a folder holds an earlier report and nothing else, so that another may take its place."""
+    try:
+        figures = json.loads((folder / FIGURES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if folder.is_symlink() or not isinstance(figures, dict) or "agrees" not in figures:
+        return False
+    return all(path.name in (REPORT, FIGURES) or _PICTURE.fullmatch(path.name) for path in folder.iterdir())
+
+
+def place_report(report: Path, place: Path) -> Path:
+    """Copy a report's folder to `place`; return the copy.
+
+    An earlier report there is kept until the copy is whole. Where something else is, a number is put behind the name;
+    where nothing can be written, the copy goes to a folder for temporary files.
+    """
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".codetr-report-", dir=place.parent) as aside:
+            copy = Path(shutil.copytree(report, Path(aside, "new")))
+            free, count = place, 1
+            while not is_free(free):
+                free, count = place.with_name(f"{place.name}-{count + 1}"), count + 1
+            _exchange(copy, free, Path(aside, "earlier"))
+            return free
+    except OSError:
+        return Path(shutil.copytree(report, Path(tempfile.mkdtemp(prefix="codetr-")) / place.name))
+
+
+def _exchange(new: Path, place: Path, aside: Path) -> None:
+    """Rename a folder to its place, and what is there aside; nothing happens if that fails."""
+    if os.path.lexists(place):
+        place.rename(aside)
+    try:
+        new.rename(place)
+    except OSError:
+        if os.path.lexists(aside):
+            aside.rename(place)
+        raise
+
+
+def is_free(place: Path) -> bool:
+    """Return whether a report may be placed there: nothing is, or an empty folder, or an earlier report."""
+    return not os.path.lexists(place) or _is_report(place) or _is_empty(place)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
 
 
 def draw_worst(folder: Path, comparison: Comparison, samples: Samples, class_names: Sequence[str]) -> list[Path]:

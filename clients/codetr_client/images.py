@@ -8,7 +8,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -18,6 +17,7 @@ from PIL import Image
 from codetr_client.containers import READERS, image_format
 from codetr_client.errors import InvalidImageError
 from codetr_client.exif import ORIENTATION, read_orientation
+from codetr_client.inputs import read_file
 from codetr_client.jpeg import END, fault, reaches_the_end, read_jpeg, without_metadata
 
 
@@ -93,7 +93,7 @@ def encode(image: ImageInput) -> bytes:
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of the file `path`; raises InvalidImageError if it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        return read_file(path)
     except OSError as error:
         raise InvalidImageError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
     except ValueError as error:  # a null byte in it

@@ -8,9 +8,9 @@ import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from codetr_client.errors import CodetrError
+from codetr_client.inputs import read_file
 
 DEFAULT_TIMEOUT = 60.0  # seconds, as tritonclient's own
 MAX_TIMEOUT = 366 * 86400.0  # more does not fit into what sockets and requests carry
@@ -26,6 +26,8 @@ _OWN_HEADERS = frozenset(
 )  # fmt: skip
 
 FilePath = str | os.PathLike[str]
+
+_PEM_BYTES = 16 << 20  # a system's whole list of authorities has less
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _pem(name: str, path: FilePath | None) -> bytes | None:
     if path is None:
         return None
     try:
-        content = Path(path).read_bytes()
+        content = read_file(path, _PEM_BYTES)
     except OSError as error:
         raise CodetrError(f"tls {name} {os.fspath(path)}: cannot be read: {error.strerror}") from error
     if b"-----BEGIN " not in content:
@@ -129,6 +131,8 @@ def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
 
     Raises CodetrError for a name or a value that cannot travel on both protocols; it names the header, not the value.
     """
+    if headers is not None and not isinstance(headers, Mapping):
+        raise CodetrError(f"headers: expected a mapping of names to values, got {type(headers).__name__}")
     checked: dict[str, str] = {}
     for name, value in (headers or {}).items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):

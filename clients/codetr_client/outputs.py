@@ -19,6 +19,7 @@ JPEG_QUALITY = 92  # of the annotated pictures: no visible loss
 MARK = b"annotated by codetr "
 _NO_CHECKSUM = b"00000000"  # what stands there while it is computed
 _MARK_WITHIN = 64  # Pillow writes the comment behind the JFIF segment of 20 bytes
+_JPEG_SIDE = 65_500  # pixels, the most that libjpeg writes (JPEG_MAX_DIMENSION); an accepted image may have 35 more
 _STEM_BYTES = 240  # of a name's 255, which leaves room for a number and the suffix
 
 _Identity = tuple[int, int]
@@ -69,8 +70,14 @@ def _shortened(stem: str) -> str:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture as JPEG with the mark of this project, whole or not at all."""
+    """Write a picture as JPEG with the mark of this project, whole or not at all.
+
+    What is larger than a JPEG can be is made smaller.
+    """
     buffer = io.BytesIO()
+    if max(picture.size) > _JPEG_SIDE:
+        width, height = (min(side, _JPEG_SIDE) for side in picture.size)
+        picture = picture.resize((width, height))
     picture.save(buffer, "JPEG", quality=JPEG_QUALITY, comment=MARK + _NO_CHECKSUM)
     content = buffer.getvalue()
     write_whole(path, content.replace(MARK + _NO_CHECKSUM, MARK + _checksum(content), 1))

@@ -139,6 +139,8 @@ def endpoint(
     """
     if protocol is not None and protocol not in get_args(Protocol):
         raise CodetrError(f"protocol {protocol!r}: expected 'grpc' or 'http'")
+    if not isinstance(model, str) or not model:
+        raise CodetrError(f"model {model!r}: expected the name of an ensemble, such as {contract.ENSEMBLE}")
     scheme, host, port, prefix = _parts(url, protocol)
     spoken, encrypted, _ = SCHEMES.get(scheme, (protocol or "grpc", tls is not None, None))
     if protocol not in (None, spoken):
@@ -147,7 +149,9 @@ def endpoint(
         raise CodetrError(f"url {url!r} is not encrypted, but tls is given; expected {scheme}s://")
     if prefix and spoken == "grpc":
         raise CodetrError(f"url {url!r}: gRPC has no path prefix; expected {host}:{port}")
-    options = Options(timeout, headers or {}, tls or (Tls() if encrypted else None), retries, keepalive)
+    options = Options(
+        timeout, {} if headers is None else headers, tls or (Tls() if encrypted else None), retries, keepalive
+    )
     if options.tls is not None:
         options.tls.context()  # a file at fault is an error now, not at the first call
     return Endpoint(host, port, spoken, model, options, prefix)

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
+from safetensors import SafetensorError, safe_open
 
 from builder.co_dino.presets import DEMO_NETWORK as CO_DINO
 from builder.family import DetectorConfig
 from builder.rtdetrv2.presets import DEMO_NETWORK as RTDETRV2
 from demo import WEIGHTS, Family
 from demo.train.run import Settings, export_weights, train
+from serving.errors import CodetrError
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,15 @@ def train_demo(
 
     Returns:
         The path of the float16 weights, in `output`; None if time was up before they were there.
+
+    Raises:
+        CodetrError: a file there is not of such a training.
     """
     recipe, until = RECIPES[family], time.monotonic() + 60 * minutes
     names = [f"run-{number}.safetensors" for number in range(1, len(recipe.runs))] + [WEIGHTS[family].name]
     seeds = " and ".join(str(settings.seed) for settings in recipe.runs)
+    for name in names:
+        _check_own(output / name)
     start: str | None = None
     for name, settings in zip(names, recipe.runs, strict=True):
         path = output / name
@@ -78,3 +85,16 @@ def train_demo(
             export_weights(detector, path, {"training_command": command, "data_seed": seeds})
         start = str(path)
     return output / names[-1]
+
+
+def _check_own(path: Path) -> None:
+    """Refuse weights of somebody else, which would be taken for those of an earlier call."""
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, "pt") as file:
+            is_own = "training_command" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        is_own = False
+    if not is_own:
+        raise CodetrError(f"{path} is not of an earlier training; move it away, or name another output folder")

@@ -165,7 +165,13 @@ class _Run:
         os.replace(new, self.path)
 
     def _load(self) -> None:
-        checkpoint = torch.load(self.path, map_location=self.device, weights_only=True)
+        try:
+            checkpoint = torch.load(self.path, map_location=self.device, weights_only=True)
+            _ = checkpoint["settings"]
+        except Exception as error:  # torch.load has no error of its own
+            raise CodetrError(
+                f"{self.path} is no checkpoint of a training; move it away, or name another output folder"
+            ) from error
         if checkpoint["settings"] != asdict(self.settings):
             raise CodetrError(
                 f"{self.path} was made with {checkpoint['settings']}, not {asdict(self.settings)}; "

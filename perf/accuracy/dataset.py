@@ -79,8 +79,9 @@ def read_dataset(annotations: Path, images: Path, limit: int | None = None, skip
     if missing:
         note = f"{len(missing)} of {len(listed)} images are not in {images} and left out: {in_words(missing)}"
         coco = replace(coco, notes=(*coco.notes, f"{annotations}: {note}"))
-    if not coco.annotations:
-        coco = replace(coco, notes=(*coco.notes, f"{annotations}: nothing is annotated, so there is no AP"))
+    if all(annotation.is_crowd for annotation in coco.annotations):
+        what = "nothing is annotated but crowds" if coco.annotations else "nothing is annotated"
+        coco = replace(coco, notes=(*coco.notes, f"{annotations}: {what}, so there is no AP"))
     wanted = set(chosen)
     found = tuple(
         Picture(image.number, image.id, paths[image.number], image.width or 0, image.height or 0)

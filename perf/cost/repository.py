@@ -34,13 +34,13 @@ def write_cost_repository(destination: Path, case: Case, cost_ms: float) -> Path
         engine = BuiltEngine(file, FIXED_COST, "cpu", INPUTS, CANDIDATES)
         manifest = describe(VARIANT, None, 0, engine, "float32", spec, None)
         write_repository(destination, engine, VARIANT, spec, manifest)
-    _edit(destination, DETECTOR, lambda config: _set_batching(config, case))
-    _edit(destination, PREPROCESS, lambda config: _set_instances(config, case.preprocess))
-    _edit(destination, POSTPROCESS, lambda config: _set_instances(config, case.postprocess))
+    edit_config(destination, DETECTOR, lambda config: _set_batching(config, case))
+    edit_config(destination, PREPROCESS, lambda config: _set_instances(config, case.preprocess))
+    edit_config(destination, POSTPROCESS, lambda config: _set_instances(config, case.postprocess))
     return destination
 
 
-def _edit(repository: Path, model: str, change: Callable[[Any], None]) -> None:
+def edit_config(repository: Path, model: str, change: Callable[[Any], None]) -> None:
     """Change a model's settings, as whoever runs a server may."""
     path = repository / model / "config.pbtxt"
     config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())

@@ -62,7 +62,9 @@ class Flooded:
 
 
 @dataclass(frozen=True)
-class _Answer:
+class Answer:
+    """One request: from when to when, on a monotonic clock in seconds, and what was wrong."""
+
     began: float
     ended: float
     error: str | None
@@ -90,7 +92,7 @@ def run(
     with running_server(repository) as server:
         server.watch(lambda line: None)
         for with_deadline in (True, False):
-            flooded.append(_flood(server, image, with_deadline))
+            flooded.append(flood(server, image, with_deadline))
             on_case(flooded[-1])
         for _ in range(rounds):
             for step in (PREPROCESS, DETECTOR, POSTPROCESS):
@@ -114,16 +116,16 @@ def run(
     return record
 
 
-class _Load:
+class Load:
     """Clients that ask one after the other for the length of a block; each failure is followed by a short pause."""
 
-    def __init__(self, server: TritonServer, image: bytes) -> None:
-        self.answers: list[_Answer] = []
+    def __init__(self, server: TritonServer, image: bytes, clients: int = CLIENTS) -> None:
+        self.answers: list[Answer] = []
         self._server, self._image = server, image
         self._ends = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(CLIENTS)]
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
 
-    def __enter__(self) -> _Load:
+    def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
         return self
@@ -134,7 +136,7 @@ class _Load:
             thread.join()
 
     def _ask(self) -> None:
-        with _Connection(self._server) as connection:
+        with Connection(self._server) as connection:
             while not self._ends.is_set():
                 answer = connection.ask(self._image, 60.0, None)
                 self.answers.append(answer)
@@ -142,22 +144,23 @@ class _Load:
                     time.sleep(0.05)
 
 
-class _Connection:
+class Connection:
     """A gRPC client with nothing of ours between: no repeats, no deadline unless it is given."""
 
-    def __init__(self, server: TritonServer) -> None:
+    def __init__(self, server: TritonServer | str) -> None:
         import tritonclient.grpc
 
         self._library = tritonclient.grpc
-        self._client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+        url = server if isinstance(server, str) else server.grpc_url
+        self._client = tritonclient.grpc.InferenceServerClient(url)
 
-    def __enter__(self) -> _Connection:
+    def __enter__(self) -> Connection:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._client.close()
 
-    def ask(self, image: bytes, timeout: float, deadline: float | None) -> _Answer:
+    def ask(self, image: bytes, timeout: float, deadline: float | None) -> Answer:
         """Ask for one image's detections, and stop listening after `timeout` seconds."""
         from tritonclient.utils import InferenceServerException
 
@@ -170,7 +173,7 @@ class _Connection:
             self._client.infer(public.ENSEMBLE, [tensor], client_timeout=timeout, parameters=parameters)
         except InferenceServerException as fault:
             error = f"{fault.status()}: {fault.message()}"
-        return _Answer(began, time.monotonic(), error)
+        return Answer(began, time.monotonic(), error)
 
     def computed(self) -> int:
         """Return how many requests the detector has computed."""
@@ -183,7 +186,7 @@ def _kill_under_load(server: TritonServer, image: bytes, step: str, number: sign
         return server.log().count(f"successfully loaded '{step}'")
 
     victim, loaded = _newest_process(server, step), loads()
-    with _Load(server, image) as load:
+    with Load(server, image) as load:
         time.sleep(1.0)
         hit = time.monotonic()
         os.kill(victim, number)
@@ -207,8 +210,13 @@ def _kill_under_load(server: TritonServer, image: bytes, step: str, number: sign
     return Killed(step, number.name, answered, len(errors), first_fault, reloaded - hit, whole - hit, messages)
 
 
-def _last_error(answers: Sequence[_Answer], hit: float) -> float:
+def _last_error(answers: Sequence[Answer], hit: float) -> float:
     return max([answer.ended for answer in answers if answer.error], default=hit)
+
+
+def kill_newest(server: TritonServer, step: str) -> None:
+    """Kill the newest process of a step."""
+    os.kill(_newest_process(server, step), signal.SIGKILL)
 
 
 def _newest_process(server: TritonServer, step: str) -> int:
@@ -220,8 +228,9 @@ def _newest_process(server: TritonServer, step: str) -> int:
     return max(found)[1]
 
 
-def _flood(server: TritonServer, image: bytes, with_deadline: bool) -> Flooded:
-    with _Connection(server) as connection:
+def flood(server: TritonServer, image: bytes, with_deadline: bool) -> Flooded:
+    """Ask `FLOOD` times at once, give up after `FLOOD_SECONDS`, and ask once more."""
+    with Connection(server) as connection:
         alone = [connection.ask(image, 600.0, None) for _ in range(3)][-1]
         before = connection.computed()
         deadline = FLOOD_SECONDS if with_deadline else None

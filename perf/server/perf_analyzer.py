@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from builder.cache import cache_folder
+from codetr_client.outputs import make_folder
 from serving.binary import TRITON_FOLDER
 from serving.child import bound_to_us
 from serving.errors import CodetrError
@@ -106,12 +107,18 @@ def install(folder: Path | None = None) -> Installation:
         folder: where to; in the user's cache if not given. The wheel of nvidia-pytriton goes beside it, if it is not
             there.
 
-    Raises CodetrError where the wheel has no binary for this machine, and when pip fails.
+    Raises:
+        CodetrError: the wheel has no binary for this machine, the folder holds something else, or pip fails.
     """
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         raise CodetrError("perf_analyzer's wheel is for x86-64 Linux; elsewhere use the one in Triton's SDK container")
     folder = folder or cache_folder() / FOLDER_NAME
     pytriton = folder.parent / "pytriton"
+    for place, sign in ((folder, "bin/perf_analyzer"), (pytriton, "nvidia_pytriton.libs")):
+        make_folder(place)
+        # pip replaces every folder that a wheel has too: bin, for example
+        if any(place.iterdir()) and not (place / sign).exists():
+            raise CodetrError(f"{place} holds something else than an earlier set-up; name another folder")
     _pip_install(WHEEL, folder)
     if not list(pytriton.glob("nvidia_pytriton.libs/*")):
         _pip_install("nvidia-pytriton==0.7.0", pytriton)

@@ -321,3 +321,24 @@ def test_a_picture_that_cannot_be_written_leaves_the_former_one(folder: Path, mo
         detect_files(StubDetector(), [folder / "b.jpg"], folder / "out")
     assert (folder / "out" / "b.jpg").read_bytes() == before
     assert not list((folder / "out").glob(".*")), "no partial file"
+
+
+class JpegOrPng(StubDetector):
+    """Takes every image."""
+
+    def detect(self, image: bytes, score_threshold: float | None = None) -> Detections:
+        return ONE
+
+
+def test_a_picture_that_is_too_wide_for_a_jpeg_is_made_smaller(tmp_path: Path) -> None:
+    """The largest that the service decodes have sides of 65,535 pixels."""
+    for name, size in (("wide.png", (65535, 2)), ("high.png", (2, 65535))):
+        Image.new("RGB", size).save(tmp_path / name)
+    Image.new("RGB", (65500, 1)).save(tmp_path / "fits.jpg")
+    results = detect_files(JpegOrPng(), [tmp_path / name for name in ("wide.png", "high.png", "fits.jpg")], tmp_path)
+    sizes = []
+    for result in results:
+        assert isinstance(result, Detected)
+        with Image.open(result.picture) as picture:
+            sizes.append(picture.size)
+    assert sizes == [(65500, 2), (2, 65500), (65500, 1)]

@@ -42,6 +42,10 @@ def test_addresses(url: str | None, protocol: Any, expected: tuple[str, str, boo
     ("given", "message"),
     [
         pytest.param({"protocol": "rest"}, "protocol 'rest': expected 'grpc' or 'http'", id="unknown protocol"),
+        pytest.param({"model": ""}, "model '': expected the name of an ensemble, such as codetr", id="no model"),
+        pytest.param({"model": None}, "model None: expected the name of an ensemble", id="None as a model"),
+        pytest.param({"headers": [("a", "b")]}, "headers: expected a mapping of names to values, got list", id="pairs"),
+        pytest.param({"headers": ""}, "headers: expected a mapping of names to values, got str", id="text"),
         pytest.param({"timeout": 0}, "timeout 0: expected seconds above 0", id="no time at all"),
         pytest.param({"timeout": math.nan}, "timeout nan: expected seconds", id="NaN"),
         pytest.param({"timeout": math.inf}, "timeout inf: expected seconds", id="for ever"),

@@ -32,3 +32,12 @@ def test_a_fault_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(server, "run_through_server", lambda *arguments, **options: {"faults": 1})
     result = invoke("--seed", "1", "--output", str(tmp_path))
     assert "3 faults" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", [run.RECORD, server.RECORD])
+def test_a_record_of_somebody_else_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for module, function in ((run, "run"), (server, "run_through_server")):
+        monkeypatch.setattr(module, function, lambda *arguments, **options: pytest.fail("a run began"))
+    (tmp_path / name).write_text("precious")
+    assert f"has {name}, but not from an earlier run" in str(invoke("--output", str(tmp_path)).exception)
+    assert (tmp_path / name).read_text() == "precious"

@@ -282,6 +282,14 @@ def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path, sent, status):
     assert [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("codetr-")] == []
 
 
+def test_a_file_that_is_no_timing_cache_is_refused_before_anything_else(tmp_path):
+    (tmp_path / "notes.txt").write_text("precious")
+    arguments = ["build", *DEMO[:1], "--random-weights", "--engine", "tensorrt", "--repository", str(tmp_path / "r")]
+    result = CliRunner().invoke(cli.app, [*arguments, "--timing-cache", str(tmp_path / "notes.txt")])
+    assert "it is no file of an earlier build's timings" in str(result.exception)
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("source", "options"),
     [

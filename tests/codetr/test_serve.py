@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,11 +61,11 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimpleNa
         server.drained = 0
         server.stop = lambda: status
 
-        def watch(report: Callable[[str], object]) -> None:
+        def watch(report: Callable[[str], object]) -> object:
             if serving is None:
                 server.process.status = status  # it ends by itself at once
-            else:
-                serving(server, report)
+                return None
+            return serving(server, report)
 
         def drain(wanted: Callable[[], bool]) -> None:
             server.drained += wanted()
@@ -74,7 +74,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimpleNa
         server.follow = lambda report, load_seconds: None
 
         def start(options: object, on_log: object) -> SimpleNamespace:
-            server.options = options
+            server.options, server.on_log = options, on_log
             starting()
             return server
 
@@ -152,6 +152,21 @@ def test_what_the_watchdog_does_is_shown(run: Callable) -> None:
     assert "warning: a [step] has died: loading it anew" in result.stderr
 
 
+@pytest.mark.parametrize(("words", "lines"), [((), 1), (("--verbose",), 2)])
+def test_the_servers_log_is_shown_without_stacks_and_repeats(run: Callable, words: Sequence[str], lines: int) -> None:
+    stack = r"\n\nAt:\n  /srv/model.py(3): execute\n"
+
+    def serving(server: SimpleNamespace, report: object) -> None:
+        for _ in range(2):
+            server.on_log(f'E1126 07:35:24.6 9 e.cc:1] "CodetrError: an [entry] is wrong{stack}"')
+        server.process.status = 0
+
+    result, _ = run(*words, serving=serving)
+    assert len([line for line in result.stderr.splitlines() if "an [entry] is wrong" in line]) == lines
+    assert ("model.py" in result.stderr) is bool(words)  # what the server wrote, for who wants all of it
+    assert ("07:35:24 an [entry] is wrong\n" in result.stderr) is not bool(words)
+
+
 def test_a_signal_that_came_while_the_server_was_started_reaches_it_too(run: Callable) -> None:
     _, server = run(starting=lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert server.process.signals == [signal.SIGTERM]
@@ -167,6 +182,17 @@ def test_a_server_that_ends_by_itself_is_said(run: Callable) -> None:
     result, _ = run(status=-9)
     assert result.exit_code == 128 + 9
     assert "error: tritonserver was ended by SIGKILL, most likely because" in result.stderr
+
+
+def test_a_server_that_the_watchdog_ended_has_not_run_out_of_memory(run: Callable) -> None:
+    def serving(server: SimpleNamespace, report: object) -> SimpleNamespace:
+        server.process.status = -9
+        return SimpleNamespace(has_given_up=True)
+
+    result, _ = run(serving=serving, status=-9)
+    assert result.exit_code == 128 + 9
+    assert "error: tritonserver was ended, because it loads nothing anew any more" in result.stderr
+    assert "memory" not in result.stderr
 
 
 def test_certificates_and_the_operators_key_reach_the_server(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,3 +74,22 @@ def test_names_that_the_output_cannot_encode_end_no_command(encoding: str) -> No
     assert done.stdout.splitlines() == [wanted] * 3, done.stderr
     assert done.stderr.splitlines() == [b"error: no " + wanted]
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_standard_files_that_are_closed_lead_nowhere(tmp_path: Path, closed: str) -> None:
+    """Else a file that is opened next would get their number, and what is printed."""
+    code = """
+import sys
+from codetr.shown import escape_what_cannot_be_encoded, open_what_is_closed
+open_what_is_closed()
+escape_what_cannot_be_encoded()
+file = open(sys.argv[1], "w")
+print("said")
+print("said", file=sys.stderr)
+sys.exit(file.fileno())
+"""
+    command = ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-c", code, str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode > 2, done.stderr
+    assert (tmp_path / "file").read_text() == ""

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from codetr.cli import app
-from codetr.status import shown
+from codetr.status import _number, shown
 from perf import status as state
 from perf.status import EngineStatus, GpuStatus, ModelStatus, Status, StepStatus
 from serving.errors import CodetrError
@@ -49,8 +49,8 @@ def test_a_healthy_server() -> None:
     text = printed(SERVER)
     assert "triton 2.51.0 at localhost:8000: ready, every engine answers" in text
     assert "codetr: variant co_[demo] :dog: \\x1b[1m, engine onnx" in text
-    (row,) = [line for line in text.splitlines() if "codetr_detector" in line]
-    assert row.split() == ["codetr_detector", "20.0", "1.25", "0.50", "30.75", "0.25", "2.0", "7", "99", "3"]
+    (row,) = [line for line in text.splitlines() if "detector" in line]
+    assert row.split() == ["detector", "20.0", "1.25", "0.50", "30.75", "0.25", "2.0", "7", "99", "3"]
     assert "refused images: 5 damaged, 1 empty" in text
     assert "GPU GPU-1, 50% busy, 1.0 of 4.0 GiB, 70 W" in text
     assert "something is not shown" in text
@@ -72,8 +72,56 @@ def test_the_version_is_shown(version: str, loading: str, title: str) -> None:
 def test_an_idle_engine_shows_what_it_took_before() -> None:
     model = replace(SERVER.engines[0].models[0], since_start=replace(BUSY, queue_ms=9.5), lately=IDLE)
     text = printed(replace(SERVER, engines=[replace(SERVER.engines[0], models=[model])]))
-    (row,) = [line for line in text.splitlines() if "codetr_detector" in line]
+    (row,) = [line for line in text.splitlines() if "detector" in line]
     assert row.split()[1:3] == ["0.0", "9.50"]
+
+
+# What a server shows that has run for months under load, with models of long names.
+HUGE = StepStatus(9_999_999, 99_999, 10**9, 99_999.4, 99_999.4, 1e9, 999.99, 4096.0)
+
+
+@pytest.mark.parametrize("seconds", [None, 123456.7])
+def test_nothing_of_a_row_is_cut_off_at_80_columns(seconds: float | None) -> None:
+    name = "an-engine-whose-name-has-no-end-" * 3
+    models = [ModelStatus(f"{name}{step}", HUGE, HUGE, 99_999) for step in ("", "_preprocess", "_postprocess")]
+    engine = EngineStatus(name, {"variant": "v" * 100}, models, {})
+    text = printed(replace(SERVER, engines=[engine], seconds=seconds))
+    assert "…" not in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    heading = "step img/s queue input infer output batch waits done failed"
+    assert [line.split() for line in text.splitlines()].count(heading.split()) == 1
+    rows = [line.split() for line in text.splitlines() if line.startswith(("all ", "preprocess ", "postprocess "))]
+    rate = [] if seconds is None else ["8100.0"]
+    times = ["99999", "99999", "1000M", "999.99", "4096.0"]
+    assert [row[1:] for row in rows] == [[*rate, *times, "99999", "9999999", "99999"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0, "0.00"),
+        (999.89, "999.89"),
+        (999.999, "1000"),
+        (99_999.4, "99999"),
+        (99_999.6, "100k"),
+        (99_999_999, "100M"),
+        (2e14, "200T"),
+    ],
+)
+def test_numbers_take_six_characters(value: float, expected: str) -> None:
+    assert _number(value, 2) == expected
+
+
+def test_in_a_pipe_each_sentence_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = ("word " * 60).strip()
+    monkeypatch.setattr(state, "check", lambda address, model: [])
+    monkeypatch.setattr(state, "read", lambda address, model: None)
+    monkeypatch.setattr(state, "status", lambda *readings: replace(SERVER, notes=[long]))
+    for columns in ("40", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        lines = status("--seconds", "0.1").output.splitlines()
+        assert lines[-1] == long
+        assert max(map(len, lines[:-1])) < 100
 
 
 @pytest.mark.parametrize(

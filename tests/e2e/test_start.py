@@ -286,3 +286,5 @@ def test_the_wait_for_a_step_that_cannot_start_ends_with_the_reason(
         pass
     assert re.search(rf"{POSTPROCESS} .*({reason})", str(caught.value)), caught.value
     assert "\n" not in str(caught.value)
+    assert "At:" not in str(caught.value)
+    assert "model.py(" not in str(caught.value)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from model_repository.plan_runner import CudaDriver, PlanError, PlanRunner
+from tests.markers import missing
 
 H, W, MOST = 4, 6, 3
 
@@ -345,7 +346,7 @@ def libcuda(monkeypatch, tmp_path):
     """The stand-in of libcuda, in place of the real one."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        pytest.skip("needs a C compiler")
+        missing("needs a C compiler")
     (tmp_path / "cuda.c").write_text(LIBCUDA)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libcuda.so", tmp_path / "cuda.c"], check=True)
     library = ctypes.CDLL(str(tmp_path / "libcuda.so"))

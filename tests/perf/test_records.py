@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perf.records import check_output, reporting, write_record
+from perf.records import DRAWN, check_output, reporting, write_record
 from serving.errors import CodetrError
 
 
@@ -47,6 +47,16 @@ def test_a_file_that_no_run_wrote_is_refused(tmp_path: Path, name: str, content:
     (tmp_path / name).write_text(content)
     with pytest.raises(CodetrError, match=f"has {re.escape(name)}, but not from an earlier run"):
         check_output(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["latency.svg", "my.csv", "csv", "inputs"])
+def test_drawings_beside_no_record_are_somebody_elses(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    check_output(tmp_path)  # a run that draws none
+    with pytest.raises(CodetrError, match=f"has {re.escape(name)}, but not from an earlier run"):
+        check_output(tmp_path, others=DRAWN)
+    own(tmp_path)
+    check_output(tmp_path, others=DRAWN)
 
 
 def test_an_earlier_run_may_be_replaced_but_not_the_baseline(tmp_path: Path) -> None:

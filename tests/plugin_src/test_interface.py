@@ -16,15 +16,23 @@ from builder.operators.interface import Message
 from builder.operators.ms_deform_attn import ms_deform_attn
 from perf.operator.run import ELEMENT_TYPES, _PlainCall
 from plugin_src import SOURCES
+from tests.markers import missing
 
 
 def compiled(*arguments):
     """What the host compiler prints."""
     if not shutil.which("g++"):
-        pytest.skip("needs g++")
+        missing("needs g++")
     done = subprocess.run(["g++", *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_without_a_compiler_ci_fails(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match=r"needs g\+\+"):
+        compiled("--version")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 
 from builder.operators.cuda import find_nvcc
 from serving.contract import PLUGIN_LIBRARY
+from tests.markers import missing
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "plugin_src"
@@ -74,7 +75,7 @@ def run(*command, **options):
 
 def test_every_query_is_worked_on_once(tmp_path):
     if not shutil.which("g++"):
-        pytest.skip("needs g++")
+        missing("needs g++")
     options = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror")
     run("g++", *options, "-o", tmp_path / "test", SOURCES / "test/query_tiles_test.cpp")
     assert run(tmp_path / "test").endswith(" passed, 0 failed\n")

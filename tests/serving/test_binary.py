@@ -73,6 +73,24 @@ def test_options_of_a_release_are_read_from_its_help(tmp_path: Path) -> None:
     assert Binary(tmp_path / "none", (), None).known_options() == frozenset()
 
 
+def test_a_field_of_the_configuration_is_one_of_the_programs_schema(tmp_path: Path) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_bytes(b"\x7fELF\0 other_field \x0a\x05steps\x18\x01\x0a\x0emax_queue_size\x18\x02")
+    known = ["steps", "max_queue_size", "queue_size", "other_field", "max_queue"]
+    assert [name for name in known if Binary(program, (), None).has_config_field(name)] == ["steps", "max_queue_size"]
+    (tmp_path / "empty").touch()
+    assert not Binary(tmp_path / "empty", (), None).has_config_field("steps")
+    assert not Binary(tmp_path / "none", (), None).has_config_field("steps")
+
+
+@pytest.mark.server
+def test_the_installed_server_shows_its_fields() -> None:
+    found = find_tritonserver()
+    assert found.has_config_field("ensemble_scheduling")
+    assert found.has_config_field("default_timeout_microseconds")
+    assert not found.has_config_field("no_such_field")
+
+
 def test_numpy_2_is_refused_with_the_wheels_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_wheel(tmp_path, monkeypatch)
     monkeypatch.setattr(metadata, "version", lambda name: "2.3.1")

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 from serving.health import check_service
 from serving.launch import free_ports
+from tests.clients.fakes import QuietServer
 
 Answer = tuple[int, Any]
 
@@ -38,7 +39,7 @@ def serving(answer: Callable[[str], Answer], bodies: list[bytes] | None = None) 
 
         def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002  # http.server's name
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = QuietServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -64,6 +65,12 @@ def statistics(count: int) -> Answer:
             (500, {"error": "Stub process 'codetr_detector_0_0' is not healthy."}),
             ["codetr cannot answer: Stub process 'codetr_detector_0_0' is not healthy."],
             id="dead step",
+        ),
+        pytest.param(
+            200,
+            (500, {"error": "in ensemble 'codetr', ValueError: no\n\nAt:\n  /srv/model.py(3): execute\n"}),
+            ["codetr cannot answer: in ensemble 'codetr', ValueError: no"],
+            id="a step's exception",
         ),
         pytest.param(200, (404, ["?"]), ['codetr cannot answer: ["?"]'], id="no message"),
     ],

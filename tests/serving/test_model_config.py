@@ -8,7 +8,7 @@ from tritonclient.grpc import model_config_pb2
 
 from model_repository import TEMPLATES
 from serving.errors import CodetrError
-from serving.model_config import instance_count, parameter, read_model_config
+from serving.model_config import instance_count, parameter, read_model_config, with_field
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -60,3 +60,21 @@ def test_other_ways_to_write_the_same_are_read(tmp_path: Path) -> None:
 def test_what_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(CodetrError, match=r"config.pbtxt cannot be read as a model's configuration: \w+"):
         read_model_config(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("m { a: 1 }", "m { n: 5 a: 1 }", id="braces"),
+        pytest.param("m: < a: 1 >", "m: < n: 5 a: 1 >", id="angles"),
+        pytest.param("x { m { a: 1 } } m {}", "x { m { a: 1 } } m { n: 5}", id="of another message"),
+        pytest.param("# m {\ns: 'm {' m{}", "# m {\ns: 'm {' m{ n: 5}", id="in a comment and a string"),
+        pytest.param("m { n: 3 }", "m { n: 3 }", id="set already"),
+        pytest.param("m { a { n: 3 } }", "m { n: 5 a { n: 3 } }", id="set deeper"),
+        pytest.param("s: m k { a: 1 }", "s: m k { a: 1 }", id="no such message"),
+    ],
+)
+def test_a_field_is_set_in_a_message(tmp_path: Path, text: str, expected: str) -> None:
+    read_model_config(written(tmp_path, text))
+    assert with_field(text, "m", "n", 5) == expected
+    read_model_config(written(tmp_path, expected))

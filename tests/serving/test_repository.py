@@ -60,6 +60,22 @@ def test_every_engine_must_be_complete(repository: Path, part: str) -> None:
         check_repository(repository)
 
 
+@pytest.mark.parametrize("model", ["codetr", "codetr_preprocess", "codetr_detector", "codetr_postprocess"])
+def test_a_configuration_that_is_cut_short_is_named(repository: Path, model: str) -> None:
+    (repository / model / "config.pbtxt").write_text("input [ { name: ")
+    with pytest.raises(CodetrError, match=rf"{model}/config\.pbtxt cannot be read .*: it ends too early"):
+        check_repository(repository)
+
+
+@pytest.mark.parametrize("content", ["nothing", "photos", "one of the models"])
+def test_a_folder_without_an_engine_is_not_called_incomplete(repository: Path, tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.jpg").touch() if content == "photos" else None
+    with pytest.raises(CodetrError, match=r"holds no engine; name a folder that `codetr build` has written"):
+        check_repository(repository / PREPROCESS if content == "one of the models" else folder)
+
+
 def test_folders_that_are_no_models_are_named(repository: Path) -> None:
     (repository / ".repository.abcdefgh").mkdir()
     (repository / "photos").mkdir()

@@ -2,14 +2,56 @@ from __future__ import annotations
 
 import pytest
 
-from serving.server_log import complaint, how_it_ended, instances, is_warning, what_it_waits_for, why_it_ended
+from serving.server_log import News, cause, complaint, how_it_ended, instances, what_it_waits_for, why_it_ended
+
+STACK = (
+    r"\n\nAt:\n  /srv/codetr/serving/triton.py(60): parse_settings\n  /srv/models/codetr/1/model.py(23): initialize\n"
+)
+FAILED = f"E1121 03:51:04.82 9 a.cc:6] \"failed to load 'm' version 1: Internal: CodetrError: m: got 'x'{STACK}\""
 
 
-def test_warnings_are_told_from_notes() -> None:
-    assert is_warning('W1121 03:51:04.799670 15780 pinned_memory_manager.cc:170] "failed"')
-    assert is_warning('E1121 03:51:04.823490 15780 main.cc:245] "failed"')
-    assert not is_warning('I1121 03:51:04.820804 15780 server.cc:604] ""')
-    assert not is_warning("| codetr | 1 | READY |")
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('W1121 03:51:04.799670 15780 pinned_memory_manager.cc:170] "failed"', "03:51:04 failed"),
+        ('E1121 03:51:04.823490 15780 main.cc:245] "said \\"no\\" twice"', '03:51:04 said "no" twice'),
+        (FAILED, "03:51:04 failed to load 'm' version 1: Internal: m: got 'x'"),
+        ("W1121 of a format that is not known", "of a format that is not known"),
+        ('I1121 03:51:04.820804 15780 server.cc:604] ""', None),
+        ("| codetr | 1 | READY |", None),
+        (FAILED.replace("failed to load 'm' version 1: Internal", "ERROR: Failed to create instance"), None),
+        (
+            'E1126 07:35:24.6 9 e.cc:1] "unable to create stream for m: CUDA driver version is insufficient for it"',
+            None,
+        ),
+    ],
+)
+def test_warnings_and_errors_are_news_in_one_sentence(line: str, expected: str | None) -> None:
+    shown = News().of(line, 0.0)
+    assert (shown and shown.strip()) == expected
+
+
+def test_the_same_is_news_once_a_minute() -> None:
+    news = News()
+    other = FAILED.replace("'m'", "'n'")
+    shown = [
+        bool(news.of(line, at)) for at, line in [(0, FAILED), (59, FAILED), (59, other), (61, FAILED), (62, other)]
+    ]
+    assert shown == [True, False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CodetrError: a: b\n\nAt:\n  /x/model.py(1): initialize\n", "a: b"),
+        (f"ValueError: a{STACK}", "ValueError: a"),
+        ("in ensemble 'm', a\n\nAt:\n  /x.py(1): f", "in ensemble 'm', a"),
+        ("two\nlines \\\\ and \\n a third At: the end", "two lines \\ and   a third At: the end"),
+        ("", ""),
+    ],
+)
+def test_a_cause_is_one_sentence_without_a_stack(text: str, expected: str) -> None:
+    assert cause(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -23,6 +65,9 @@ def test_warnings_are_told_from_notes() -> None:
             "(use the image, or build the plan for the Python backend)",
             id="no backend",
         ),
+        pytest.param([FAILED], 1, "model m failed to load: m: got 'x'", id="a step's exception"),
+        pytest.param(["x", FAILED.replace("failed to load", "else")], 1, "tritonserver ended with status 1; its last "
+                     "line: " + FAILED.partition("failed")[0] + "else 'm' version 1: Internal: m: got 'x'", id="else"),
         pytest.param(
             ["E1126 x manager.cc:1460] \"Poll failed for model directory 'm': failed to read text proto from "
              "/r/m/config.pbtxt\"", "error: creating server: Internal - failed to load all models"],

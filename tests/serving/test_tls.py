@@ -33,6 +33,8 @@ def test_files_that_cannot_work_are_named(authority: Authority, tmp_path: Path) 
         TlsFiles(text, key).check()
     with pytest.raises(CodetrError, match=r"text.pem holds no certificate in PEM"):
         TlsFiles(cert, key, text).check()
+    with pytest.raises(CodetrError, match=r"/dev/zero cannot be read \(it is a device, not a file\); expected .* PEM"):
+        TlsFiles(Path("/dev/zero"), key).check()
 
 
 def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(authority: Authority) -> None:

@@ -218,6 +218,7 @@ def test_a_server_that_loads_nothing_more_is_ended(server: Server, killed: list[
     server.watchdog.look(121.0)
     assert killed == [os.getpid()]
     assert server.said[-1] == f"the server has not begun to load {STEP} anew for 21 s: ending it"
+    assert server.watchdog.has_given_up
 
 
 def test_after_the_end_was_asked_for_nothing_is_news(server: Server) -> None:

@@ -16,6 +16,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, first_line
 from builder.engines.kinds import BuiltEngine
-from builder.engines.tensorrt import plans
+from builder.engines.tensorrt import plans, timing_cache
 from builder.engines.tensorrt.precision import check_precision
 from builder.engines.tensorrt.settings import TensorRTSettings
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, inputs_of, uses_operator
@@ -122,12 +123,17 @@ def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | Non
     """Compile the program for this machine's GPU and write the plan to `path`.
 
     Raises:
-        EngineError: TensorRT or the plugin is missing, an operator has no converter, the compilation failed, or the
-            plan's layers have other types than the program.
+        EngineError: TensorRT or the plugin is missing, an operator has no converter, the compilation failed, the
+            plan's layers have other types than the program, or the timing cache is another file.
     """
+    settings = settings or TensorRTSettings()
+    with timing_cache.unpacked(settings.timing_cache) as timings:
+        return _build(program, path, replace(settings, timing_cache=timings))
+
+
+def _build(program: ExportedProgram, path: Path, settings: TensorRTSettings) -> BuiltEngine:
     from builder.engines.tensorrt import onnx_frontend, route
 
-    settings = settings or TensorRTSettings()
     if route.frontend_of(settings) == "onnx":
         return onnx_frontend.build(program, path, settings, route.python_of(settings))
     convert = _convert_function()

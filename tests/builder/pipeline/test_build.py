@@ -10,7 +10,7 @@ import torch
 from builder import get_variant
 from builder.engines import EngineError, output_of
 from builder.engines.tensorrt import plugin_onnx
-from builder.pipeline.build import BuildOptions, build_repository, keep_report, write_plugin_onnx
+from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe, variant_of
 from builder.pipeline.verify import VerificationError, detections
@@ -122,16 +122,6 @@ def test_a_disagreeing_engine_leaves_a_report_and_no_repository(tmp_path, stand_
     kept = tmp_path / "r-codetr-verification"
     assert "does not reproduce the detector" in (kept / "report.md").read_text()
     assert len(list(kept.glob("*.jpg"))) == 2
-
-
-def test_a_report_that_cannot_lie_beside_the_repository_is_kept_elsewhere(tmp_path):
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "report.md").write_text("differs")
-    (tmp_path / "r-codetr-verification").write_text("a file of somebody else")
-    kept = keep_report(tmp_path / "report", tmp_path / "r-codetr-verification")
-    assert (kept / "report.md").read_text() == "differs"
-    assert (tmp_path / "r-codetr-verification").read_text() == "a file of somebody else"
-    shutil.rmtree(kept.parent)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3], ids=["agrees", "disagrees"])

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from builder.engines import EngineError
-from builder.pipeline.logs import compiler_logs
+from builder.pipeline.logs import compiler_logs, keep_text
 from serving.errors import CodetrError
 
 
@@ -72,3 +72,18 @@ def test_ctrl_c_gives_the_terminal_back(tmp_path, capfd):
     print("after")
     assert capfd.readouterr().out == "after\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_of_an_earlier_build_is_replaced_and_nothing_else(tmp_path):
+    log = tmp_path / "r-build.log"
+    assert [keep_text(text, log) for text in ("first", "second")] == [log, log]
+    assert log.read_text() == "log of codetr build\nsecond"
+    log.write_text("notes of somebody else")
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "r-build-2.log").symlink_to("precious")
+    (tmp_path / "r-build-3.log").mkdir()
+    for _ in range(2):
+        assert keep_text("third", log) == tmp_path / "r-build-4.log"
+    assert log.read_text() == "notes of somebody else"
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 5

@@ -1,4 +1,7 @@
 import json
+import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +10,7 @@ from PIL import Image
 from builder.engines import EngineOutput
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe
-from builder.pipeline.report import WORST, write_report
+from builder.pipeline.report import WORST, is_free, place_report, write_report
 from builder.pipeline.samples import Samples
 from builder.pipeline.verify import LIMITS, Comparison, Verification, VerificationError, compare, overall
 from builder.variants import get_variant
@@ -109,3 +112,60 @@ def test_random_detectors_have_their_best_candidates_drawn(tmp_path):
     written(tmp_path, compared)
     with Image.open(next(tmp_path.glob("1-*.jpg"))) as picture:
         assert np.asarray(picture).std() > 5, "boxes on a plain image"
+
+
+def tree(folder):
+    """Every file below a folder and what is in it."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_report_takes_the_place_of_an_earlier_one_and_of_nothing_else(tmp_path):
+    written(tmp_path / "first", comparison(moved=[4]))
+    written(tmp_path / "second", comparison())
+    place = tmp_path / "kept" / "place"
+    assert place_report(tmp_path / "first", place) == place
+    assert place_report(tmp_path / "second", place) == place
+    assert tree(place) == tree(tmp_path / "second")  # no picture of the first is left
+    (place / "notes.txt").write_text("precious")
+    assert not is_free(place)
+    before = tree(place)
+    for _ in range(2):
+        assert place_report(tmp_path / "first", place) == tmp_path / "kept" / "place-2"
+    assert tree(place) == before
+    assert sorted(path.name for path in place.parent.iterdir()) == ["place", "place-2"]
+
+
+@pytest.mark.parametrize("name", ["report.md", "verification.json", "1-image.jpg", "notes.txt"])
+@pytest.mark.parametrize("content", ["precious", '["precious"]', '{"precious": 1}'])
+def test_what_is_no_report_is_not_replaced(tmp_path, name, content):
+    (tmp_path / "place").mkdir()
+    assert is_free(tmp_path / "place")
+    (tmp_path / "place" / name).write_text(content)
+    assert not is_free(tmp_path / "place")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    assert not is_free(tmp_path / "link")
+    assert not is_free(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("owner", "name", "failing"), [(shutil, "copytree", 1), (Path, "rename", 2)])
+def test_an_earlier_report_is_kept_until_the_next_is_whole(tmp_path, monkeypatch, owner, name, failing):
+    """The copy finds no room, or cannot be renamed when the earlier report is aside already."""
+    written(tmp_path / "first", comparison(moved=[4]))
+    place = place_report(tmp_path / "first", tmp_path / "kept" / "place")
+    before, real, calls = tree(place), getattr(owner, name), []
+
+    def failing_once(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == failing:
+            raise OSError("no room")
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, failing_once)
+        elsewhere = place_report(tmp_path / "first", place)
+    assert len(calls) > failing
+    assert tree(place) == before == tree(elsewhere)
+    assert place.parent not in elsewhere.parents
+    assert os.listdir(place.parent) == ["place"]
+    shutil.rmtree(elsewhere.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import shutil
 import socket
 import threading
@@ -288,9 +289,11 @@ def test_nothing_but_earlier_results_is_overwritten(program: Path, tmp_path: Pat
     ("make", "message"),
     [
         (lambda folder: folder / "none.jpg", "cannot read"),
+        (lambda folder: os.mkfifo(folder / "pipe.jpg") or folder / "pipe.jpg", "it is a device or a named pipe"),
+        (lambda folder: Path("/dev/zero"), "it is a device or a named pipe"),
         (lambda folder: folder.joinpath("empty").mkdir() or folder / "empty", "no images in"),
     ],
-    ids=["missing", "empty folder"],
+    ids=["missing", "named pipe", "device", "empty folder"],
 )
 def test_files_that_are_not_there(program: Path, tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with serving() as (url, _):

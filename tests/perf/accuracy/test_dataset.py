@@ -256,6 +256,13 @@ def test_the_first_images_are_the_files_first(annotations: Path) -> None:
     )
 
 
+def test_a_file_of_crowds_alone_says_that_there_is_no_ap(annotations: Path, tmp_path: Path) -> None:
+    change(annotations, lambda whole: [each.update(iscrowd=1) for each in whole["annotations"]])
+    result = evaluated(read_dataset(annotations, annotations.parent / "images"), tmp_path / "out")
+    assert result["ap"] == -1
+    assert f"{annotations}: nothing is annotated but crowds, so there is no AP" in result["notes"]
+
+
 def test_a_file_without_annotations_says_that_there_is_no_ap(annotations: Path, tmp_path: Path) -> None:
     change(annotations, lambda whole: whole.update(annotations=[]))
     result = evaluated(read_dataset(annotations, annotations.parent / "images"), tmp_path / "out")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from perf.faults import run as faults
-from perf.faults.run import Flooded, Killed, _Answer, _last_error
+from perf.faults.run import Answer, Flooded, Killed, _last_error
 
 
 def test_whole_is_counted_from_the_last_failure_and_a_service_without_one_is_whole() -> None:
-    answers = [_Answer(1, 2, None), _Answer(2, 5, "dead"), _Answer(2, 4, "dead"), _Answer(5, 6, None)]
+    answers = [Answer(1, 2, None), Answer(2, 5, "dead"), Answer(2, 4, "dead"), Answer(5, 6, None)]
     assert _last_error(answers, 1.5) == 5
     assert _last_error(answers[:1], 1.5) == 1.5
 
@@ -34,4 +34,4 @@ def test_each_step_gets_each_signal_and_a_flood_goes_by(tmp_path: Path) -> None:
         each["answered"] > 0 or step == "codetr_detector" for each in record["killed"] for step in [each["step"]]
     )
     assert record["stop"]["status"] == 0
-    assert json.loads((tmp_path / "out" / "faults.json").read_text()) == record
+    assert json.loads((tmp_path / "out" / "faults.json").read_text()) == json.loads(json.dumps(record))

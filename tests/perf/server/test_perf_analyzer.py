@@ -202,6 +202,17 @@ def test_install_links_the_libraries_under_the_names_wanted(tmp_path: Path, monk
     assert links == {"libb64.so.0d": "libb64-98cb6333.so.0d", "libcudart.so.12": "libcudart-09529672.so.12.6.77"}
 
 
+@pytest.mark.parametrize("place", ["tools", "pytriton"])
+def test_install_replaces_nothing_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """pip would: a `bin` of the wheel takes the place of the folder's own."""
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(perf_analyzer, "_pip_install", lambda *arguments: pytest.fail("something was replaced"))
+    (tmp_path / place / "bin").mkdir(parents=True)
+    with pytest.raises(CodetrError, match=f"{place} holds something else than an earlier set-up; name another folder"):
+        install(tmp_path / "tools")
+
+
 def test_install_refuses_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     with pytest.raises(CodetrError, match="SDK container"):
