@@ -96,8 +96,8 @@ def test_codetr_run_finds_what_the_server_finds(compiled, built_once, tmp_path):
     settings = PostprocessSettings.of(rules.suppression, manifest["max_detections"])
     for image, result in zip(images, found, strict=True):
         canvas, size = resize_and_pad(image, 64, 96, rules.pixels)
-        candidates = [each[0] for each in runner(canvas[None], np.array([size], np.int32))]
-        expected = postprocess(*candidates, image.shape[:2], settings, lowest_score=0.05)
+        boxes, scores, labels = (each[0] for each in runner(canvas[None], np.array([size], np.int32)))
+        expected = postprocess(boxes, scores, labels, image.shape[:2], settings, lowest_score=0.05)
         assert expected.num_detections > 0
         rows = result["detections"]
         assert [row["label"] for row in rows] == expected.labels[: expected.num_detections].tolist()
