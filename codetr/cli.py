@@ -21,6 +21,7 @@ from codetr.bench_precision import precision
 from codetr.bench_preprocess import bench_preprocess
 from codetr.bench_server import bench_server, install_perf_analyzer
 from codetr.build import build
+from codetr.compare import compare
 from codetr.demo import demo
 from codetr.detect import detect
 from codetr.evaluate import evaluate
@@ -44,6 +45,7 @@ bench = typer.Typer(help="Measure engines, operators, the server and its steps."
 app.add_typer(bench, name="bench")
 
 app.command()(build)
+app.command()(compare)
 app.command()(demo)
 app.command()(detect)
 app.command()(demo_data)

@@ -71,18 +71,23 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
     if place == "cuda" and needs_operator:
         libraries.append(load_cuda_operator())
         shutil.copy(libraries[0], path.parent)
+    compile_package(program if place == "cuda" else decompose_operator(program), path, place)
+    extra_files = (RUNNER_SOURCE, *libraries)
+    return BuiltEngine(path, KINDS["torch"], place, inputs_of(program), OUTPUT_NAMES, extra_files)
+
+
+def compile_package(program: ExportedProgram, path: Path, place: Device) -> None:
+    """Write the package of a program that AOTInductor knows all operators of; raises EngineError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler warns about its own deprecated calls
             torch._inductor.aoti_compile_and_package(
-                program if place == "cuda" else decompose_operator(program),
+                program,
                 package_path=str(path),
                 inductor_configs={} if place == "cuda" else {"freezing": True},
             )
     except Exception as error:  # the compilers raise classes that have no common base
         raise EngineError(f"AOTInductor could not compile the detector: {first_line(error)}") from error
-    extra_files = (RUNNER_SOURCE, *libraries)
-    return BuiltEngine(path, KINDS["torch"], place, inputs_of(program), OUTPUT_NAMES, extra_files)
 
 
 def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> TorchEngine:

@@ -1,0 +1,336 @@
+"""Engines that put out what their modules return, beside the candidates: of ONNX files, torch packages and plans.
+
+What a module returns is found by the names that the exporters leave at each node: a tensor that a node inside makes and
+one outside reads.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Interpreter, Node
+
+from builder.detector import Detector
+from builder.engines import Device
+from builder.engines import torch as torch_engine
+from builder.engines.scopes import Step, leaving, mark_outputs, modules_of
+from builder.engines.tensorrt import TensorRTSettings, onnx_frontend, plugin_library, plugin_onnx, route
+from builder.engines.tensorrt.child import TensorRTPython
+from builder.engines.tensorrt.plans import read_plan
+from builder.operators.cuda import load_cuda_operator
+from builder.pipeline.export import (
+    OUTPUT_NAMES,
+    InputSpec,
+    decompose_operator,
+    device_of,
+    export_detector,
+    inputs_of,
+    uses_operator,
+)
+from builder.precision import Precision
+from model_repository.torch_runner import float32_products
+from serving.errors import CodetrError
+
+Arrays = dict[str, NDArray[Any]]
+_AGAIN = re.compile(r"@\d+$")  # the exporter's mark of a module's second and later calls
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Names of an engine's outputs, in the order of its graph."""
+
+    returned: dict[str, list[str]]  # floating-point tensors that leave each module
+    chosen: dict[str, list[str]]  # places that each top-k chose, by the innermost module; "" is the detector itself
+
+
+@dataclass(frozen=True)
+class MarkedEngine:
+    """An engine whose layers can be seen."""
+
+    marks: Marks
+    run: Callable[[NDArray[np.uint8], NDArray[np.int32]], Arrays]  # all outputs by name, the candidates among them
+    what: str  # a sentence that says what was run
+    is_the_engine: bool  # whether that is the repository's own file, if for its outputs
+
+
+def marks_of(steps: Sequence[Step], floating: set[str], choices: Sequence[tuple[Step, str]]) -> Marks:
+    """Return the marks of a graph.
+
+    Args:
+        steps: its nodes.
+        floating: names of the tensors that can be outputs.
+        choices: its top-k nodes with the names of the places that they chose.
+    """
+    returned: dict[str, list[str]] = {}
+    for module, names in leaving([_plain(step) for step in steps]).items():
+        returned[module] = [name for name in names if name in floating]
+    chosen: dict[str, list[str]] = {}
+    for step, name in choices:
+        modules = _plain(step).modules
+        chosen.setdefault(modules[-1] if modules else "", []).append(name)
+    return Marks(returned, chosen)
+
+
+def _plain(step: Step) -> Step:
+    return step._replace(modules=tuple(_AGAIN.sub("", module) for module in step.modules))
+
+
+def mark_model(model: ModelProto, patterns: Sequence[str] = ("*",)) -> Marks:
+    """Make what leaves the matching modules, and what each top-k chooses, outputs of an ONNX model, in place.
+
+    Raises:
+        EngineError: a pattern matches no module.
+    """
+    mark_outputs(model, patterns)
+    outputs = {value.name for value in model.graph.output}
+    choices = []
+    for node in model.graph.node:
+        if node.op_type == "TopK":
+            choices.append((_step(node), node.output[1]))
+            if node.output[1] not in outputs:
+                values = {value.name: value for value in model.graph.value_info}
+                known = values.get(node.output[1])
+                type_ = known.type if known is not None else None
+                made = (
+                    helper.make_value_info(node.output[1], type_)
+                    if type_ is not None
+                    else helper.make_tensor_value_info(node.output[1], TensorProto.INT64, None)
+                )
+                model.graph.output.append(made)
+    return read_marks(model, choices)
+
+
+def read_marks(model: ModelProto, choices: Sequence[tuple[Step, str]] = ()) -> Marks:
+    """Return the marks of a model's outputs."""
+    outputs = {value.name for value in model.graph.output} - set(OUTPUT_NAMES)
+    return marks_of([_step(node) for node in model.graph.node], outputs, choices)
+
+
+def _step(node: NodeProto) -> Step:
+    return Step(modules_of(node), tuple(node.input), tuple(node.output))
+
+
+def marked_onnx(file: Path, patterns: Sequence[str] = ("*",)) -> MarkedEngine:
+    """Return an ONNX file's engine, of a copy with marked outputs, in ONNX Runtime on the CPU."""
+    model = onnx.load(file)
+    marks = mark_model(model, patterns)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "marked.onnx")
+        onnx.save(model, copy)
+        session = onnxruntime.InferenceSession(str(copy), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_outputs()]
+    inputs = {each.name for each in session.get_inputs()}
+
+    def run(images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> Arrays:
+        given = {"images": images, "image_sizes": sizes}
+        given = {name: array for name, array in given.items() if name in inputs}
+        return dict(zip(names, session.run(names, given), strict=True))
+
+    what = "a copy of the ONNX file whose modules' outputs are outputs of the graph, in ONNX Runtime"
+    return MarkedEngine(marks, run, what, is_the_engine=False)
+
+
+class _Kept(nn.Module):
+    """A program that returns, after its own outputs, the values of chosen nodes."""
+
+    def __init__(self, program: GraphModule, names: Sequence[str]) -> None:
+        super().__init__()
+        self.program, self.names = program, tuple(names)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        values: dict[str, Tensor] = {}
+        names = set(self.names)
+
+        class Keeping(Interpreter):
+            def run_node(self, n: Node) -> Any:
+                made = super().run_node(n)
+                if n.name in names:
+                    values[n.name] = made
+                return made
+
+        outputs = Keeping(self.program).run(*inputs)
+        return (*outputs, *(values[name].clone() for name in self.names))
+
+
+def mark_program(program: ExportedProgram, patterns: Sequence[str] = ("*",)) -> tuple[ExportedProgram, Marks]:
+    """Return the program with what leaves the matching modules, and what each top-k chooses, as further outputs.
+
+    Its batch is the program's own, which must be fixed.
+    """
+    graph = program.graph
+    steps, floating, choices = [], set(), []
+    for node in graph.nodes:
+        if node.op == "output":
+            continue
+        step = Step(_modules_of(node), tuple(each.name for each in node.all_input_nodes), (node.name,))
+        steps.append(step)
+        value = node.meta.get("val")
+        wanted = any(fnmatchcase(_AGAIN.sub("", module), each) for module in step.modules for each in patterns)
+        if isinstance(value, Tensor) and value.is_floating_point() and node.op == "call_function" and wanted:
+            floating.add(node.name)
+        if node.target is torch.ops.aten.topk.default:
+            places = next(user for user in node.users if user.args[1] == 1)
+            choices.append((step, places.name))
+    marks = marks_of(steps, floating, choices)
+    returned = {
+        module: names
+        for module, names in marks.returned.items()
+        if any(fnmatchcase(module, pattern) for pattern in patterns)
+    }
+    marks = Marks(returned, marks.chosen)
+    kept = list(dict.fromkeys(name for part in (*marks.returned.values(), *marks.chosen.values()) for name in part))
+    module = _Kept(program.module(check_guards=False), kept)
+    device = device_of(program)
+    values = {node.name: node.meta["val"] for node in graph.nodes if node.op == "placeholder"}
+    inputs = tuple(
+        torch.zeros(tuple(map(int, values[name].shape)), dtype=values[name].dtype, device=device)
+        for name in program.graph_signature.user_inputs
+    )
+    return torch.export.export(module, inputs, strict=False), marks
+
+
+def names_of(marks: Marks) -> list[str]:
+    """Return the names of the outputs that a marked program has after its own."""
+    return list(dict.fromkeys(name for part in (*marks.returned.values(), *marks.chosen.values()) for name in part))
+
+
+def _modules_of(node: Node) -> tuple[str, ...]:
+    return tuple(name for name, _ in node.meta.get("nn_module_stack", {}).values() if name)
+
+
+def marked_torch(detector: Detector, spec: InputSpec, patterns: Sequence[str] = ("*",)) -> MarkedEngine:
+    """Return an engine that AOTInductor makes of the same program with marked outputs, compiled here and now.
+
+    Args:
+        detector: deployed, in the engine's precision, on the engine's device.
+        spec: of one batch.
+        patterns: of modules.
+
+    Raises:
+        EngineError: it could not be compiled.
+    """
+    program = export_detector(detector, spec)
+    place, needs_operator, inputs = device_of(program), uses_operator(program), inputs_of(program)
+    torch_engine.check(needs_operator)
+    if place == "cuda" and needs_operator:
+        load_cuda_operator()
+    marked, marks = mark_program(program if place == "cuda" else decompose_operator(program), patterns)
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder, "marked.pt2")
+        torch_engine.compile_package(marked, package, place)
+        model = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
+    what = "the same program with its modules' outputs marked, compiled by AOTInductor here: a package cannot be opened"
+    return MarkedEngine(marks, _torch_run(model, marks, place, len(inputs)), what, is_the_engine=False)
+
+
+def marked_eager(program: ExportedProgram, patterns: Sequence[str] = ("*",)) -> MarkedEngine:
+    """Return a program of one batch as an engine that nothing compiles."""
+    marked, marks = mark_program(program, patterns)
+    run = _torch_run(marked.module(check_guards=False), marks, device_of(program), len(inputs_of(program)))
+    return MarkedEngine(marks, run, "the exported program, run by PyTorch", is_the_engine=False)
+
+
+def _torch_run(
+    model: Callable[..., Any], marks: Marks, place: Device, inputs: int
+) -> Callable[[NDArray[np.uint8], NDArray[np.int32]], Arrays]:
+    names = [*OUTPUT_NAMES, *names_of(marks)]
+
+    def run(images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> Arrays:
+        given = [torch.from_numpy(array).to(place) for array in (images, sizes)][:inputs]
+        with torch.inference_mode(), float32_products(tf32=False):
+            made = model(*given)
+        return {name: _array(tensor) for name, tensor in zip(names, made, strict=True)}
+
+    return run
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    tensor = tensor.cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def marked_plan(
+    program: ExportedProgram,
+    spec: InputSpec,
+    precision: Precision,
+    folder: Path,
+    *,
+    built: Path | None = None,
+    python: TensorRTPython | None = None,
+    settings: TensorRTSettings | None = None,
+    patterns: Sequence[str] = ("*",),
+) -> MarkedEngine:
+    """Return a plan with marked outputs in the interpreter that has TensorRT.
+
+    Args:
+        program: of the engine's precision, on the CPU.
+        spec: of the plan.
+        precision: of the plan.
+        folder: for files that are made, logs among them.
+        built: a plan that was built with marked modules, which is run as it is; None builds one of the same ONNX.
+        python: with TensorRT.
+        settings: to build with.
+        patterns: of the modules.
+
+    Raises:
+        EngineError: TensorRT is missing, or cannot build or run the plan; or `built` keeps nothing.
+    """
+    python = python or route.python_of(settings or TensorRTSettings())
+    plugin = plugin_library() if uses_operator(program) else None
+    file = folder / plugin_onnx.FILE_NAME
+    onnx_frontend.write_onnx(program, file, route.version_of(python))
+    model = onnx.load(file)
+    marks = mark_model(model, patterns)
+    plan = built
+    if plan is None:
+        onnx.save(model, file)
+        plan = folder / "marked.plan"
+        onnx_frontend.build_plan(
+            file, plan, spec, precision, settings, plugin=plugin, python=python, inspect=False
+        )
+
+    def run(images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> Arrays:
+        return read_plan(plan, [(images, sizes)], plugin=plugin, python=python)[0]
+
+    if built is None:
+        what = "a plan of the same ONNX with its modules' outputs marked, built here: TensorRT fuses nothing across them"
+    else:
+        what = "the repository's plan itself, by the outputs that it was built to keep"
+    return MarkedEngine(marks, run, what, is_the_engine=built is not None)
+
+
+def check_patterns(detector: nn.Module, patterns: Sequence[str]) -> None:
+    """Refuse a pattern that matches no module; raises CodetrError."""
+    names = [name for name, _ in detector.named_modules() if name]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            first = sorted({name.split(".")[0] for name in names})
+            raise CodetrError(f"no module is called {pattern}; there are {', '.join(first)} and those in them")
+
+
+__all__ = [
+    "MarkedEngine",
+    "Marks",
+    "check_patterns",
+    "mark_model",
+    "mark_program",
+    "marked_eager",
+    "marked_onnx",
+    "marked_plan",
+    "marked_torch",
+    "names_of",
+]
