@@ -25,6 +25,7 @@ from codetr.compare import compare
 from codetr.demo import demo
 from codetr.detect import detect
 from codetr.evaluate import evaluate
+from codetr.inspect_engine import inspect_engine
 from codetr.serve import serve
 from codetr.shown import escape_what_cannot_be_encoded, line, new_console, say
 from codetr.status import status
@@ -51,6 +52,7 @@ app.command()(detect)
 app.command()(demo_data)
 app.command()(evaluate)
 app.command()(rollback)
+app.command("inspect")(inspect_engine)
 app.command()(serve)
 app.command()(status)
 app.command()(switch)

@@ -88,7 +88,9 @@ def _print(found: LayerComparison) -> None:
     for text in report.curve(found):
         console.print(shown(text), soft_wrap=True, highlight=False)
     console.print(
-        shown("        o own error of a layer, X above its tolerance, - the tolerance, . carried from the layers before"),
+        shown(
+            "        o own error of a layer, X above its tolerance, - the tolerance, . carried from the layers before"
+        ),
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="bold")

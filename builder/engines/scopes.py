@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from builder.engines import EngineError
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # what PyTorch's exporter writes beside a node: its modules, the outermost first
+_NO_MODULE = "_empty_nn_module_stack"  # begins what PyTorch writes where it made a node itself
 _FLOATING = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
@@ -29,7 +30,8 @@ def modules_of(node: NodeProto) -> tuple[str, ...]:
     """Return the names of the modules that a node lies in, the innermost last; () if the file does not say."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
-            return tuple(name for name in ast.literal_eval(entry.value)[:-1] if name)
+            names = ast.literal_eval(entry.value)[:-1]
+            return tuple(name for name in names if name and not name.startswith(_NO_MODULE))
     return ()
 
 

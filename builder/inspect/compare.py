@@ -94,7 +94,9 @@ def compare_repository(
         half = None if precision == "float32" else _half(reference, precision).to(place)
         with stage("compare"):
             comparison = compare_layers(reference.to(place), engine, batches, precision, half)
-        unmarked, note = (None, None) if engine.is_the_engine else _unmarked(repository, name, manifest, engine, batches)
+        unmarked, note = (
+            (None, None) if engine.is_the_engine else _unmarked(repository, name, manifest, engine, batches)
+        )
     comparison.unmarked = unmarked
     comparison.notes = [*notes, *([note] if note else [])]
     return comparison
@@ -133,9 +135,7 @@ def _notes_on_weights(
     return [f"{note}; since it is made again from {given.name}, give what it was built from"]
 
 
-def _batches(
-    variant: DetectorConfig, spec: InputSpec, images: Path | None, count: int, batch: int
-) -> Batches:
+def _batches(variant: DetectorConfig, spec: InputSpec, images: Path | None, count: int, batch: int) -> Batches:
     """Return each image as a batch: of copies, where the engine takes several at once only."""
     if count < 1:
         raise CodetrError(f"{count} samples are too few; expected at least 1")

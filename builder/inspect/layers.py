@@ -58,7 +58,7 @@ class Layer:
     not_finite: int = 0
     moved: int = 0  # of a choice: rows that differ
     note: str = ""
-    per_sample: list[dict[str, float]] = field(default_factory=list)
+    per_sample: list[dict[str, str | float]] = field(default_factory=list)
 
     @property
     def comparable(self) -> bool:
@@ -91,7 +91,7 @@ class LayerComparison:
 
     @property
     def first(self) -> Layer | None:
-        """The first layer that leaves its own tolerance, or else the first that is too far from PyTorch; None if none."""
+        """The first layer that leaves its own tolerance, or else that is too far from PyTorch; None if none is."""
         own = next((layer for layer in self.layers if layer.leaves), None)
         return own or next((layer for layer in self.layers if layer.leaves_carried), None)
 
@@ -132,8 +132,12 @@ def compare_layers(
             comparison.unseen = _unseen(detector, shapes, names)
         given = Given(
             {tap: arrays[name] for tap, name in names.items() if name in arrays},
-            {(module, i): arrays[name] for module, each in engine.marks.chosen.items() for i, name in enumerate(each)
-             if name in arrays},
+            {
+                (module, i): arrays[name]
+                for module, each in engine.marks.chosen.items()
+                for i, name in enumerate(each)
+                if name in arrays
+            },
         )
         for name, value in _run_both(detector, given, arrays, images, sizes).items():
             layer = found.setdefault(name, _layer(detector, name, value))
@@ -226,7 +230,11 @@ def _run(detector: Detector, images: NDArray[np.uint8], sizes: NDArray[np.int32]
 
 
 def _run_both(
-    detector: Detector, given: Given, outputs: Mapping[str, NDArray[Any]], images: NDArray[np.uint8], sizes: NDArray[np.int32]
+    detector: Detector,
+    given: Given,
+    outputs: Mapping[str, NDArray[Any]],
+    images: NDArray[np.uint8],
+    sizes: NDArray[np.int32],
 ) -> dict[str, _Value]:
     """Return the differences of all tensors of one batch by name, in the order in which PyTorch makes them."""
     own, _ = _differences(detector, given, outputs, images, sizes, exchange=True)
@@ -351,7 +359,7 @@ def _add(layer: Layer, sample: str, value: _Value) -> None:
             "carried_worst": value.carried.worst,
             "not_finite": value.own.not_finite,
             "moved": value.moved,
-        }  # type: ignore[dict-item]
+        }
     )
 
 

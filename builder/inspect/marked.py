@@ -299,15 +299,15 @@ def marked_plan(
     if plan is None:
         onnx.save(model, file)
         plan = folder / "marked.plan"
-        onnx_frontend.build_plan(
-            file, plan, spec, precision, settings, plugin=plugin, python=python, inspect=False
-        )
+        onnx_frontend.build_plan(file, plan, spec, precision, settings, plugin=plugin, python=python, inspect=False)
 
     def run(images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> Arrays:
         return read_plan(plan, [(images, sizes)], plugin=plugin, python=python)[0]
 
     if built is None:
-        what = "a plan of the same ONNX with its modules' outputs marked, built here: TensorRT fuses nothing across them"
+        what = (
+            "a plan of the same ONNX with its modules' outputs marked, built here: TensorRT fuses nothing across them"
+        )
     else:
         what = "the repository's plan itself, by the outputs that it was built to keep"
     return MarkedEngine(marks, run, what, is_the_engine=built is not None)

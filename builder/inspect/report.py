@@ -119,9 +119,9 @@ def _more(names: Sequence[str], shown: int) -> str:
 
 
 def curve(comparison: LayerComparison, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
-    """Return the errors over the depth as lines of characters: `o` own, `.` carried, `-` what the own may be, `X` above it.
+    """Return the errors over the depth as lines of characters.
 
-    Each column is the worst of the layers that fall into it; the axis is logarithmic.
+    `o` is the own error, `X` above its tolerance, `-` the tolerance, `.` the carried error. Each column is the worst of the layers that fall into it; the axis is logarithmic.
     """
     layers = [layer for layer in comparison.layers if layer.comparable]
     columns = min(width, len(layers))
@@ -144,7 +144,9 @@ def curve(comparison: LayerComparison, width: int = WIDTH, height: int = HEIGHT)
     lines = []
     for i in reversed(range(height)):
         exponent = low + (high - low) * i / (height - 1)
-        label = f"1e{round(exponent):+03d}" if abs(exponent - round(exponent)) < 0.5 * (high - low) / (height - 1) else ""
+        label = (
+            f"1e{round(exponent):+03d}" if abs(exponent - round(exponent)) < 0.5 * (high - low) / (height - 1) else ""
+        )
         lines.append(f"{label:>6} |" + "".join(marks.get((i, column), " ") for column in range(columns)).rstrip())
     lines.append(f"{'':>6} +{'-' * columns}")
     lines.append(f"{'':>8}{_axis(layers, columns)}")
@@ -177,7 +179,9 @@ def to_markdown(comparison: LayerComparison, about: Mapping[str, Any]) -> str:
         *(f"* {markdown(each)}" for each in remarks(comparison)),
         f"* Tolerance of the own error {OWN[comparison.precision]:g}, of the carried one "
         f"{CARRIED[comparison.precision]:g}: {REASONS[comparison.precision]}."
-        + ("" if comparison.precision == "float32" else f" Or {TIMES_PYTORCH:g} times what PyTorch itself loses there."),
+        + (
+            "" if comparison.precision == "float32" else f" Or {TIMES_PYTORCH:g} times what PyTorch itself loses there."
+        ),
         f"* {len(comparison.samples)} images: {markdown(', '.join(comparison.samples[:8]))}.",
         "",
         "| layer | class | own | may be | carried | may be | |",

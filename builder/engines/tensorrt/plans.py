@@ -178,7 +178,7 @@ def inspect_plan(
     python: TensorRTPython | None = None,
     runs: int = 20,
 ) -> dict[str, Any]:
-    """Return TensorRT's own words on a plan's layers: `information`, `times_ms` by layer, `activation_bytes`, `tensorrt`.
+    """Return what TensorRT tells of a plan: `information`, `times_ms` by layer, `activation_bytes` and `tensorrt`.
 
     Raises:
         EngineError: as `run_plan`.

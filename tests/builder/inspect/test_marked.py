@@ -1,0 +1,193 @@
+"""Engines whose modules' outputs are marked: the small repository's ONNX file damaged on purpose, packages, plans."""
+
+import copy
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from builder.checkpoint import load_detector
+from builder.engines.onnx import build
+from builder.engines.tensorrt import onnx_frontend, route
+from builder.engines.tensorrt.child import TensorRTPython
+from builder.inspect import marked
+from builder.inspect.layers import compare_layers
+from builder.pipeline.export import InputSpec, export_detector
+from builder.pipeline.samples import sample_images
+from builder.pipeline.verify import fit
+from serving.errors import CodetrError
+from tests.builder.inspect.damage import damage_onnx
+from tests.builder.inspect.small import DEPTHS, HEIGHT, KINDS, WIDTH, damaged, samples, small_detector
+from tests.conftest import HEIGHT as TINY_HEIGHT
+from tests.conftest import WIDTH as TINY_WIDTH
+
+# Of the shallow Swin Co-DINO that the tests build once.
+CO_DINO = {
+    "backbone": "backbone.stages.1.blocks.0.fc1",
+    "encoder": "encoder.layers.0.ffn.0",
+    "decoder": "decoder.layers.0.cross_attn.value_proj",
+}
+
+
+@pytest.fixture(scope="module")
+def co_dino(shallow_config, checkpoint):
+    return load_detector(shallow_config, checkpoint).deploy()
+
+
+@pytest.fixture(scope="module")
+def onnx_file(repository):
+    return repository / "codetr_detector" / "1" / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def drawn(co_dino):
+    shapes = sample_images((), None)
+    pixels, sizes = fit(shapes.images[:1], TINY_HEIGHT, TINY_WIDTH, co_dino.variant.rules.pixels)
+    return [("shapes-0", pixels, sizes)]
+
+
+def test_an_onnx_file_agrees_layer_by_layer(co_dino, onnx_file, drawn):
+    found = compare_layers(co_dino, marked.marked_onnx(onnx_file), drawn, "float32")
+    assert found.first is None
+    assert len(found.layers) > 90
+    assert found.unseen == []
+    assert {"proposals.choice", "choice", *CO_DINO.values()} <= {layer.name for layer in found.layers}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("depth", CO_DINO)
+def test_the_damaged_layer_of_an_onnx_file_is_named(co_dino, onnx_file, drawn, tmp_path, depth, kind):
+    damage_onnx(onnx_file, tmp_path / "damaged.onnx", CO_DINO[depth], kind)
+    engine = marked.marked_onnx(tmp_path / "damaged.onnx", (f"{depth}*", "proposals*"))
+    found = compare_layers(co_dino, engine, drawn, "float32")
+    assert found.first.name == CO_DINO[depth]
+    assert [layer.name for layer in found.layers if layer.leaves] == [CO_DINO[depth]]
+
+
+def test_only_the_modules_asked_for_are_outputs(onnx_file):
+    model = onnx.load(onnx_file)
+    marks = marked.mark_model(model, ["decoder.layers.0"])
+    assert set(marks.returned) >= {"decoder.layers.0", "decoder"}
+    assert marks.returned["backbone"] == []
+    assert set(marks.chosen) == {"proposals", ""}
+    added = [value.name for value in model.graph.output][3:]
+    assert sorted(added) == sorted({*marks.returned["decoder.layers.0"], *marks.chosen["proposals"], *marks.chosen[""]})
+
+
+def test_a_pattern_without_a_module_is_refused(co_dino):
+    marked.check_patterns(co_dino, ["encoder.layers.*", "decoder"])
+    with pytest.raises(CodetrError, match="no module is called head; there are backbone, class_head, decoder"):
+        marked.check_patterns(co_dino, ["decoder", "head"])
+
+
+def test_a_package_is_compiled_again_with_marks():
+    """The damage is the reference's, so that one package serves every depth."""
+    detector = small_detector()
+    engine = marked.marked_torch(copy.deepcopy(detector), InputSpec(HEIGHT, WIDTH, 1, dynamic_batch=False))
+    assert "a package cannot be opened" in engine.what
+    assert compare_layers(detector, engine, samples(), "float32").first is None
+    for module in DEPTHS.values():
+        for kind in KINDS:
+            found = compare_layers(damaged(detector, module, kind), engine, samples(), "float32")
+            assert found.first.name == module
+            assert [layer.name for layer in found.layers if layer.leaves] == [module]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_package_is_named(kind):
+    detector = small_detector()
+    for module in DEPTHS.values():
+        engine = marked.marked_torch(damaged(detector, module, kind), InputSpec(HEIGHT, WIDTH, 1, dynamic_batch=False))
+        assert compare_layers(detector, engine, samples(), "float32").first.name == module
+
+
+class Plans:
+    """Stands in for TensorRT in another process: runs the ONNX that it was given to build a plan of."""
+
+    def __init__(self, version="10.16"):
+        self.version, self.built = version, []
+
+    def ask(self, request, log):
+        if request["task"] == "version":
+            return {"tensorrt": self.version}
+        if request["task"] == "build":
+            self.built.append(request)
+            Path(request["plan"]).write_bytes(Path(request["onnx"]).read_bytes())
+            return {"tensorrt": self.version, "layers": None}
+        assert request["task"] == "read"
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(request["plan"])
+        with np.load(request["inputs"]) as arrays:
+            given = {each.name: arrays[f"{each.name}_0"] for each in session.get_inputs()}
+        names = [each.name for each in session.get_outputs()]
+        made = dict(zip(names, session.run(names, given), strict=True))
+        np.savez(request["outputs"], **{f"{name}_0": array for name, array in made.items()})
+        return {"tensorrt": self.version}
+
+
+@pytest.fixture
+def trt(monkeypatch):
+    plans = Plans()
+    monkeypatch.setattr(TensorRTPython, "ask", lambda self, request, log: plans.ask(request, log))
+    monkeypatch.setattr(onnx_frontend, "write_onnx", lambda program, path, version: build(program, path))
+    return plans
+
+
+SPEC = InputSpec(HEIGHT, WIDTH, 2)
+
+
+def test_the_damaged_layer_of_a_plan_is_named(trt, tmp_path):
+    """Through the plan's path up to TensorRT, in whose place stands ONNX Runtime."""
+    detector, python = small_detector(), TensorRTPython(Path("/a/python"))
+    program = export_detector(copy.deepcopy(detector), SPEC)
+    engine = marked.marked_plan(program, SPEC, "float32", tmp_path, python=python)
+    assert "TensorRT fuses nothing across them" in engine.what
+    assert trt.built[0]["batch"] == [1, 2, 2]
+    assert compare_layers(detector, engine, samples(1), "float32").first is None
+    for module in DEPTHS.values():
+        for kind in KINDS:
+            found = compare_layers(damaged(detector, module, kind), engine, samples(1), "float32")
+            assert found.first.name == module
+
+
+def test_a_plan_is_read_by_the_outputs_that_it_kept(trt, tmp_path):
+    detector, python = small_detector(), TensorRTPython(Path("/a/python"))
+    program = export_detector(copy.deepcopy(detector), SPEC)
+    build(program, tmp_path / "kept.onnx")
+    model = onnx.load(tmp_path / "kept.onnx")
+    marked.mark_outputs(model, ["encoder.norm2", "decoder.norm2"])
+    onnx.save(model, tmp_path / "kept.plan")
+    engine = marked.marked_plan(program, SPEC, "float32", tmp_path, python=python, built=tmp_path / "kept.plan")
+    assert engine.is_the_engine
+    assert trt.built == []
+    found = compare_layers(detector, engine, samples(1), "float32")
+    layers = {layer.name: layer for layer in found.layers}
+    assert list(layers) == ["encoder.norm2", "decoder.norm2", "boxes", "scores", "labels"]
+    assert layers["encoder.norm2"].comparable
+    assert "proposals.choice, which the engine does not tell" in layers["decoder.norm2"].note
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_damaged_layer_of_a_real_plan_is_named(tmp_path, kind):
+    """TensorRT in the Python that CODETR_TENSORRT_PYTHON names."""
+    if "CODETR_TENSORRT_PYTHON" not in os.environ:
+        pytest.skip("CODETR_TENSORRT_PYTHON is not set: it names a Python that has TensorRT")
+    detector = small_detector()
+    for module in DEPTHS.values():
+        (tmp_path / module).mkdir()
+        program = export_detector(damaged(detector, module, kind), SPEC)
+        engine = marked.marked_plan(
+            program, SPEC, "float32", tmp_path / module, python=route.python_of(marked.TensorRTSettings())
+        )
+        assert compare_layers(detector, engine, samples(1), "float32").first.name == module
+
+
+def test_half_types_come_as_float32():
+    assert marked._array(torch.ones(2, dtype=torch.bfloat16)).dtype == np.float32
+    assert marked._array(torch.ones(2, dtype=torch.int32)).dtype == np.int32
