@@ -258,7 +258,8 @@ def _add(function: str, arguments: str, source: _Source) -> None:
     if weights:
         details["weights"] = ", ".join(each.fqn for each in weights)
     type_ = next((source.types[name] for name in writes if source.types.get(name)), "")
-    type_ = type_ or next((each.dtype for each in weights), "")
+    type_ = type_ or next((each.dtype for each in weights if each.dtype), "")
+    type_ = type_ or next((source.types[name] for name in reads if source.types.get(name)), "")
     source.parts.append(
         Part(
             f"{index}: {function}",

@@ -121,7 +121,8 @@ def _more(names: Sequence[str], shown: int) -> str:
 def curve(comparison: LayerComparison, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
     """Return the errors over the depth as lines of characters.
 
-    `o` is the own error, `X` above its tolerance, `-` the tolerance, `.` the carried error. Each column is the worst of the layers that fall into it; the axis is logarithmic.
+    `o` is the own error, `X` above its tolerance, `-` the tolerance, `.` the carried error. Each column is the worst
+    of the layers that fall into it; the axis is logarithmic.
     """
     layers = [layer for layer in comparison.layers if layer.comparable]
     columns = min(width, len(layers))
