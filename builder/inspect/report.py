@@ -142,13 +142,11 @@ def curve(comparison: LayerComparison, width: int = WIDTH, height: int = HEIGHT)
         marks[row(max(layer.carried for layer in chosen)), column] = "."
         own = max(chosen, key=lambda layer: layer.own / layer.own_limit)
         marks[row(own.own), column] = "X" if own.leaves else "o"
+    labels = {row(10.0**exponent): f"1e{exponent:+03d}" for exponent in range(low, high + 1)}
     lines = []
     for i in reversed(range(height)):
-        exponent = low + (high - low) * i / (height - 1)
-        label = (
-            f"1e{round(exponent):+03d}" if abs(exponent - round(exponent)) < 0.5 * (high - low) / (height - 1) else ""
-        )
-        lines.append(f"{label:>6} |" + "".join(marks.get((i, column), " ") for column in range(columns)).rstrip())
+        drawn = "".join(marks.get((i, column), " ") for column in range(columns))
+        lines.append(f"{labels.get(i, ''):>6} |{drawn.rstrip()}")
     lines.append(f"{'':>6} +{'-' * columns}")
     lines.append(f"{'':>8}{_axis(layers, columns)}")
     return lines

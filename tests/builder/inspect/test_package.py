@@ -158,4 +158,6 @@ def test_a_real_package_is_understood(tmp_path):
     assert {"backbone.1", "encoder.ffn.0", "decoder.self_attn.out_proj", "class_head"} <= modules
     made = {name for part in found.parts for name in part.outputs}
     assert sum(bool(set(part.inputs) & made) for part in found.parts) > 0.9 * len(found.parts)
-    assert np.isclose(found.memory["weights"], sum(each.numel() * 4 for each in small_detector().parameters()), rtol=0.05)
+    assert np.isclose(
+        found.memory["weights"], sum(each.numel() * 4 for each in small_detector().parameters()), rtol=0.05
+    )

@@ -159,9 +159,7 @@ def child(monkeypatch, plan):
         )
         return made
 
-    trt = SimpleNamespace(
-        __version__="8.5.3", IProfiler=Profiler, LayerInformationFormat=SimpleNamespace(JSON="json")
-    )
+    trt = SimpleNamespace(__version__="8.5.3", IProfiler=Profiler, LayerInformationFormat=SimpleNamespace(JSON="json"))
     module = SimpleNamespace(PlanError=RuntimeError, CudaDriver=lambda: None, OUTPUTS=("boxes", "scores", "labels"))
     monkeypatch.setattr(plan_child, "import_tensorrt", lambda: trt)
     monkeypatch.setattr(plan_child, "import_runner", lambda request: module)
