@@ -13,8 +13,7 @@ from tests.builder.inspect.small import KINDS
 
 
 def run(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=True)
-    return result
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=True)
 
 
 def test_compare_draws_and_writes_its_report(repository, checkpoint, tmp_path):

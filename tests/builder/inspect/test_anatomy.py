@@ -27,7 +27,7 @@ def test_parts_are_summed_up(anatomy):
         ("backbone", 2.5),
         ("(the detector itself)", None),
     ]
-    assert [row["module"] for row in anatomy.modules(2)][0] == "backbone.0"
+    assert next(row["module"] for row in anatomy.modules(2)) == "backbone.0"
     assert anatomy.has_times
 
 

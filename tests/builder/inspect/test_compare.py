@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from builder.engines import EngineError
+from builder.engines import torch as torch_engine
+from builder.engines.tensorrt import plans
 from builder.inspect import compare, describe
+from builder.inspect.anatomy import Anatomy
 from builder.inspect.compare import compare_repository
 from builder.inspect.describe import describe_repository
 from builder.inspect.marked import MarkedEngine, marked_onnx
@@ -188,14 +191,12 @@ def test_a_package_is_timed_as_a_whole_and_made_again_for_its_kernels(copied, as
 
     def package(path, title, versions, inputs, outputs, batch, times=None, total_ms=None, notes=()):
         asked.append((path, times, total_ms, notes))
-        return describe.Anatomy("torch", title, str(path), 1, {}, (), (), (), {}, total_ms, batch, tuple(notes))
+        return Anatomy("torch", title, str(path), 1, {}, (), (), (), {}, total_ms, batch, tuple(notes))
 
     monkeypatch.setattr(describe, "describe_package", package)
     monkeypatch.setattr(describe, "export_detector", lambda detector, spec: detector)
     monkeypatch.setattr(describe, "decompose_operator", lambda program: program)
-    monkeypatch.setattr(
-        describe.torch_engine, "compile_package", lambda program, path, place, profiled: asked.append(profiled)
-    )
+    monkeypatch.setattr(torch_engine, "compile_package", lambda program, path, place, profiled: asked.append(profiled))
     found = describe_repository(copied, "codetr")
     assert asked.pop()[:3] == (file, None, 12.5)
     assert "with its weights the same program is compiled again" in found.notes[0]
@@ -218,7 +219,7 @@ def test_a_plan_is_asked_in_the_python_that_has_tensorrt(copied, as_kind, monkey
         layer = {"Name": "a", "LayerType": "conv", "Inputs": [], "Outputs": []}
         return {"information": {"Layers": [layer]}, "times_ms": {"a": 1.0}, "activation_bytes": 5, "tensorrt": "10.16"}
 
-    monkeypatch.setattr(describe.plans, "inspect_plan", told)
+    monkeypatch.setattr(plans, "inspect_plan", told)
     found = describe_repository(copied, "codetr", batch=3, runs=2, python=Path("/a/python"))
     assert asked == [(file, (3, 96, 136, 3), None, Path("/a/python"), 2)]
     assert (found.engine, found.parts[0].name, found.versions["tensorrt"]) == ("tensorrt", "a", "10.16")

@@ -11,7 +11,8 @@ import torch
 
 from builder.checkpoint import load_detector
 from builder.engines.onnx import build
-from builder.engines.tensorrt import onnx_frontend, route
+from builder.engines.scopes import mark_outputs
+from builder.engines.tensorrt import TensorRTSettings, onnx_frontend, route
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.inspect import marked
 from builder.inspect.layers import compare_layers
@@ -160,7 +161,7 @@ def test_a_plan_is_read_by_the_outputs_that_it_kept(trt, tmp_path):
     program = export_detector(copy.deepcopy(detector), SPEC)
     build(program, tmp_path / "kept.onnx")
     model = onnx.load(tmp_path / "kept.onnx")
-    marked.mark_outputs(model, ["encoder.norm2", "decoder.norm2"])
+    mark_outputs(model, ["encoder.norm2", "decoder.norm2"])
     onnx.save(model, tmp_path / "kept.plan")
     engine = marked.marked_plan(program, SPEC, "float32", tmp_path, python=python, built=tmp_path / "kept.plan")
     assert engine.is_the_engine
@@ -183,7 +184,7 @@ def test_the_damaged_layer_of_a_real_plan_is_named(tmp_path, kind):
         (tmp_path / module).mkdir()
         program = export_detector(damaged(detector, module, kind), SPEC)
         engine = marked.marked_plan(
-            program, SPEC, "float32", tmp_path / module, python=route.python_of(marked.TensorRTSettings())
+            program, SPEC, "float32", tmp_path / module, python=route.python_of(TensorRTSettings())
         )
         assert compare_layers(detector, engine, samples(1), "float32").first.name == module
 

@@ -17,7 +17,9 @@ def inputs(batch=1, height=HEIGHT, width=WIDTH):
 
 @pytest.fixture(scope="module")
 def found(repository):
-    return describe_onnx(repository / "codetr_detector" / "1" / "model.onnx", *inputs(2), 2, "title", {"torch": "2"})
+    images, sizes = inputs(2)
+    file = repository / "codetr_detector" / "1" / "model.onnx"
+    return describe_onnx(file, images, sizes, 2, "title", {"torch": "2"})
 
 
 def test_every_node_that_ran_is_a_part_with_its_time(found):
@@ -85,7 +87,8 @@ def test_a_product_counts_each_multiplication_and_addition(tmp_path):
         helper.make_node("MatMul", ["x", "w"], ["y"], "product"),
     ]
     path = small(tmp_path / "a.onnx", nodes, {"w": np.ones((3, 5), np.float32)}, [1, 4, 4, 5])
-    found = describe_onnx(path, *inputs(1, 4, 4), 1, "", {})
+    images, sizes = inputs(1, 4, 4)
+    found = describe_onnx(path, images, sizes, 1, "", {})
     (part,) = (part for part in found.parts if part.kind == "MatMul")
     assert (part.flops, part.weight_bytes, part.module, part.type) == (2 * 16 * 3 * 5, 60, "head", "float32")
     assert part.shapes == ("float32 1x4x4x5",)

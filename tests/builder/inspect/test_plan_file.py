@@ -1,7 +1,9 @@
 """What TensorRT's inspector tells, in the manner of releases 8 and 10, and how a plan comes to tell it."""
 
+import ctypes
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,15 +102,18 @@ class Driver:
     """Copies what lies at an address of this process."""
 
     def download(self, destination, source, size, stream):
-        import ctypes
-
         ctypes.memmove(destination, source, size)
 
 
 def test_outputs_that_were_kept_are_read_in_their_type():
     half, brain = np.arange(6, dtype=np.float16).reshape(2, 3), np.array([0x3F80, 0x4000], np.uint16)
     places, other = np.array([[3, 1]], np.int64), np.ones(2)
-    arrays = {"half": (half, "HALF"), "brain": (brain, "BF16"), "places": (places, "INT64"), "other": (other, "DOUBLE")}
+    arrays: dict[str, Any] = {
+        "half": (half, "HALF"),
+        "brain": (brain, "BF16"),
+        "places": (places, "INT64"),
+        "other": (other, "DOUBLE"),
+    }
     runner = SimpleNamespace(
         unread={name: array.ctypes.data for name, (array, _) in arrays.items()},
         engine=SimpleNamespace(get_tensor_dtype=lambda name: f"DataType.{arrays[name][1]}"),
@@ -147,7 +152,7 @@ def child(monkeypatch, plan):
                 context.profiler.report_layer_time("conv", 2.0)
                 context.profiler.report_layer_time("relu", 1.0)
 
-        made = SimpleNamespace(
+        return SimpleNamespace(
             context=context,
             unread={},
             prepare=lambda images, sizes: replay,
@@ -157,7 +162,6 @@ def child(monkeypatch, plan):
                 create_engine_inspector=lambda: SimpleNamespace(get_engine_information=lambda form: '{"Layers": [1]}'),
             ),
         )
-        return made
 
     trt = SimpleNamespace(__version__="8.5.3", IProfiler=Profiler, LayerInformationFormat=SimpleNamespace(JSON="json"))
     module = SimpleNamespace(PlanError=RuntimeError, CudaDriver=lambda: None, OUTPUTS=("boxes", "scores", "labels"))
