@@ -75,9 +75,16 @@ def compare_repository(
     check_described(repository, name)
     manifest = read_manifest(repository, name)
     kind, variant, spec = engine_kind(manifest["engine"]), variant_of(manifest), spec_of(manifest)
-    precision = cast(Precision, manifest["precision"])
+    precision: str = manifest["precision"]
+    quantised = precision not in DTYPES
+    around = cast(Precision, ("float32" if kind.name == "onnx" else "float16") if quantised else precision)
     if as_built and kind.name != "tensorrt":
         raise CodetrError(f"the engine {name} is of kind {kind.name}; only a plan can keep marked outputs")
+    if quantised and kind.name != "onnx":
+        raise CodetrError(
+            f"the engine {name} is quantised to {precision}, and cannot be made again with marked outputs; compare the "
+            "onnx engine, whose file can be opened"
+        )
     notes = [*_notes_on_files(repository, name), *_notes_on_weights(name, manifest, weights, built_from)]
     with stage("load weights"):
         reference = _detector(variant, weights, manifest)
@@ -91,7 +98,7 @@ def compare_repository(
                 repository, name, manifest, source, batch, modules, Path(folder), as_built=as_built, python=python
             )
         place = eager_device("cpu" if kind.name == "onnx" else device_of(manifest))
-        half = None if precision == "float32" else _half(reference, precision).to(place)
+        half = None if around == "float32" else _half(reference, around).to(place)
         with stage("compare"):
             comparison = compare_layers(reference.to(place), engine, batches, precision, half)
         unmarked, note = (

@@ -160,7 +160,8 @@ def _milliseconds(runner: TorchRunner, images: NDArray[np.uint8], sizes: NDArray
 
 def _modules_of_plan(manifest: Mapping[str, Any], weights: Path, python: TensorRTPython) -> dict[str, str]:
     """Return the innermost module of each node of the ONNX that a plan was made of."""
-    detector = load_detector(variant_of(manifest), weights).deploy().set_precision(DTYPES[manifest["precision"]])
+    dtype = DTYPES.get(manifest["precision"], torch.float16)  # of a quantised plan what is not
+    detector = load_detector(variant_of(manifest), weights).deploy().set_precision(dtype)
     with tempfile.TemporaryDirectory(prefix="codetr-inspect-") as folder:
         path = Path(folder, "model.onnx")
         onnx_frontend.write_onnx(export_detector(detector, spec_of(manifest)), path, route.version_of(python))

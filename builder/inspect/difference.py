@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,22 +27,38 @@ class Difference(NamedTuple):
 WORST = 40.0
 
 
+CHUNK = 1 << 22  # elements that are compared at once, in float64
+
+
 def difference(expected: Tensor, actual: Tensor) -> Difference:
     """Compare two tensors of one shape; an element that is NaN, or the same infinity, in both counts as equal."""
-    expected, actual = expected.detach().double(), actual.detach().to(expected.device).double()
-    same = (expected == actual) | (expected.isnan() & actual.isnan())
+    pairs = list(zip(expected.detach().flatten().split(CHUNK), actual.detach().flatten().split(CHUNK), strict=True))
+    numbers = strange = 0
+    known = apart = 0.0
+    for ours, other in pairs:
+        left, right, finite, not_finite = _finite(ours, other)
+        numbers, strange = numbers + finite, strange + not_finite
+        known, apart = known + float(left.square().sum()), apart + float((right - left).square().sum())
+    if apart == 0:
+        return Difference(math.inf if strange else 0.0, 0.0, strange)
+    if known == 0:
+        return Difference(math.inf, math.inf, strange)
+    scale = math.sqrt(known / numbers)
+    worst = 0.0
+    for ours, other in pairs:
+        left, right, *_ = _finite(ours, other)
+        worst = max(worst, float(((right - left).abs() / (scale + left.abs())).max()))
+    return Difference(math.inf if strange else math.sqrt(apart / known), worst, strange)
+
+
+def _finite(expected: Tensor, actual: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """Return both in float64 with 0 where one is no number.
+
+    And how many are numbers in both, and how many are none in one alone or in another way.
+    """
+    expected = expected.double()
+    actual = actual.to(expected.device).double()
     finite = expected.isfinite() & actual.isfinite()
+    same = (expected == actual) | (expected.isnan() & actual.isnan())
     strange = int((~finite & ~same).sum())
-    number = finite.sum().clamp(min=1)
-    known = torch.where(finite, expected, 0.0)
-    apart = torch.where(finite, actual, 0.0) - known
-    scale = (known.square().sum() / number).sqrt()
-    size = (apart.square().sum() / number).sqrt()
-    if size == 0:
-        error = worst = 0.0
-    elif scale == 0:
-        error = worst = torch.inf
-    else:
-        error = float(size / scale)
-        worst = float((apart.abs() / (scale + known.abs())).max())
-    return Difference(torch.inf if strange else error, worst, strange)
+    return torch.where(finite, expected, 0.0), torch.where(finite, actual, 0.0), int(finite.sum()), strange

@@ -28,16 +28,16 @@ from builder.inspect.difference import Difference, difference
 from builder.inspect.marked import Arrays, MarkedEngine, Marks
 from builder.inspect.watch import Tap, watched
 from builder.pipeline.export import OUTPUT_NAMES
-from builder.precision import Precision
 from model_repository.torch_runner import float32_products
 from serving.errors import CodetrError
 
 # Own errors, relative to the root mean square of the tensor. Float32 has 24 bits: a sum in another order moves a layer
 # by 1e-7 to 3e-6, and rounding one tensor to FP16, which has 11, by 2e-4. Half types: a layer rounds its operands and
-# its result once each, 3e-4 in FP16 and 2e-3 in BF16, and where it is more, in attention, PyTorch itself shows it.
-OWN = {"float32": 3e-5, "float16": 1.5e-3, "bfloat16": 1.2e-2}
+# its result once each, 3e-4 in FP16 and 2e-3 in BF16, and where it is more, in attention, PyTorch itself shows it. INT8
+# has 255 steps for the whole range of a tensor, E4M3 three bits; such an engine is meant to be this far away.
+OWN = {"float32": 3e-5, "float16": 1.5e-3, "bfloat16": 1.2e-2, "int8": 5e-2, "fp8": 8e-2}
 # Errors add up over the depth, and a decoder that refines boxes makes them larger.
-CARRIED = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 1e-1}
+CARRIED = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 1e-1, "int8": 3e-1, "fp8": 4e-1}
 # A half type may also lose this many times what PyTorch's own detector in it loses at the same tensor.
 TIMES_PYTORCH = 3.0
 CHOICE = "choice"  # ends the name of a top-k in place of a module's
@@ -80,7 +80,7 @@ class Layer:
 class LayerComparison:
     """What was found, by depth."""
 
-    precision: Precision
+    precision: str
     what: str  # was run
     layers: list[Layer]
     unseen: list[str]  # modules of PyTorch's run that have no tensor of their own in the engine
@@ -100,7 +100,7 @@ def compare_layers(
     detector: Detector,
     engine: MarkedEngine,
     samples: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.int32]]],
-    precision: Precision,
+    precision: str,
     half: Detector | None = None,
 ) -> LayerComparison:
     """Compare an engine's layers with those of `detector`, deployed and in float32.
@@ -109,8 +109,8 @@ def compare_layers(
         detector: the reference.
         engine: whose modules' outputs are marked.
         samples: name, images uint8 [B, H, W, 3] and valid sizes int32 [B, 2], of a batch that both take.
-        precision: of the engine.
-        half: the detector, deployed, in that precision, of which the tolerances are a multiple; None for float32.
+        precision: of the engine, a key of `OWN`.
+        half: the detector, deployed, in its half precision, of which the tolerances are a multiple; None for float32.
 
     Raises:
         CodetrError: no tensor of the engine can be told to be a module's.

@@ -6,6 +6,7 @@ one outside reads.
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ from model_repository.torch_runner import float32_products
 from serving.errors import CodetrError
 
 Arrays = dict[str, NDArray[Any]]
+MOST_BYTES = 2**31  # of outputs at once
 _AGAIN = re.compile(r"@\d+$")  # the exporter's mark of a module's second and later calls
 
 
@@ -124,24 +126,73 @@ def _step(node: NodeProto) -> Step:
     return Step(modules_of(node), tuple(node.input), tuple(node.output))
 
 
-def marked_onnx(file: Path, patterns: Sequence[str] = ("*",)) -> MarkedEngine:
-    """Return an ONNX file's engine, of a copy with marked outputs, in ONNX Runtime on the CPU."""
+def marked_onnx(file: Path, patterns: Sequence[str] = ("*",), most_bytes: int = MOST_BYTES) -> MarkedEngine:
+    """Return an ONNX file's engine, of a copy with marked outputs, in ONNX Runtime on the CPU.
+
+    Outputs that take more than `most_bytes` come in several runs, and to the disk.
+    """
     model = onnx.load(file)
     marks = mark_model(model, patterns)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "marked.onnx")
-        onnx.save(model, copy)
-        session = onnxruntime.InferenceSession(str(copy), providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_outputs()]
-    inputs = {each.name for each in session.get_inputs()}
+    groups = output_groups(model, most_bytes)
+    folder = tempfile.TemporaryDirectory(prefix="codetr-compare-")
+    sessions: dict[int, Any] = {}
+
+    def session(index: int) -> Any:
+        if index not in sessions:
+            sessions.clear()  # one at a time: each has the weights
+            copy = Path(folder.name, "marked.onnx")
+            onnx.save(_with_outputs(model, groups[index]), copy)
+            sessions[index] = onnxruntime.InferenceSession(str(copy), providers=["CPUExecutionProvider"])
+        return sessions[index]
 
     def run(images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> Arrays:
-        given = {"images": images, "image_sizes": sizes}
-        given = {name: array for name, array in given.items() if name in inputs}
-        return dict(zip(names, session.run(names, given), strict=True))
+        found: Arrays = {}
+        for index, names in enumerate(groups):
+            known = {each.name for each in session(index).get_inputs()}
+            given = {name: array for name, array in (("images", images), ("image_sizes", sizes)) if name in known}
+            arrays = dict(zip(names, session(index).run(names, given), strict=True))
+            found |= arrays if len(groups) == 1 else _on_disk(arrays, Path(folder.name), index)
+        return found
 
     what = "a copy of the ONNX file whose modules' outputs are outputs of the graph, in ONNX Runtime"
     return MarkedEngine(marks, run, what, is_the_engine=False)
+
+
+def output_groups(model: ModelProto, most_bytes: int) -> list[list[str]]:
+    """Return a model's outputs, in their order, in groups of at most `most_bytes` for one image or of one output."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for value in model.graph.output:
+        type_ = value.type.tensor_type
+        sides = [dim.dim_value or 1 for dim in type_.shape.dim]  # an open side is the batch
+        needed = math.prod(sides) * helper.tensor_dtype_to_np_dtype(type_.elem_type).itemsize
+        if groups[-1] and size + needed > most_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(value.name)
+        size += needed
+    return groups
+
+
+def _with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """Return the model with some of its outputs only."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    kept = [value for value in model.graph.output if value.name in set(names)]
+    del copy.graph.output[:]
+    copy.graph.output.extend(kept)
+    return copy
+
+
+def _on_disk(arrays: Arrays, folder: Path, group: int) -> Arrays:
+    """Return the arrays as files, which are read where they are needed."""
+    found: Arrays = {}
+    for i, (name, array) in enumerate(arrays.items()):
+        path = folder / f"{group}-{i}.npy"
+        path.unlink(missing_ok=True)  # an earlier image's, which may still be open
+        np.save(path, array)
+        found[name] = np.load(path, mmap_mode="c")
+    return found
 
 
 class _Kept(nn.Module):

@@ -16,10 +16,13 @@ FIGURES, REPORT = "compare.json", "compare.md"
 PICTURES = ("compare.png", "compare.svg")
 SHOWN = 10  # layers with the largest own errors
 WIDTH, HEIGHT = 72, 14  # characters of the curve
+HALF = ("float16", "bfloat16")
 FLOOR = 1e-9  # where an error of 0 is drawn
 REASONS = {
     "float32": "float32 has 24 bits: another order of sums moves a layer by 1e-7 to 3e-6",
     "float16": "a layer rounds its operands and its result to 11 bits, 3e-4 in all; attention does so more often",
+    "int8": "INT8 has 255 steps for the whole range of a tensor; it is meant to be this far from float32",
+    "fp8": "E4M3 has three bits; it is meant to be this far from float32",
     "bfloat16": "a layer rounds its operands and its result to 8 bits, 2e-3 in all; attention does so more often",
 }
 
@@ -36,7 +39,7 @@ def to_dict(comparison: LayerComparison, about: Mapping[str, Any]) -> dict[str, 
         "tolerances": {
             "own": OWN[comparison.precision],
             "carried": CARRIED[comparison.precision],
-            "times_pytorch": None if comparison.precision == "float32" else TIMES_PYTORCH,
+            "times_pytorch": TIMES_PYTORCH if comparison.precision in HALF else None,
             "reason": REASONS[comparison.precision],
         },
         "samples": comparison.samples,
@@ -178,9 +181,7 @@ def to_markdown(comparison: LayerComparison, about: Mapping[str, Any]) -> str:
         *(f"* {markdown(each)}" for each in remarks(comparison)),
         f"* Tolerance of the own error {OWN[comparison.precision]:g}, of the carried one "
         f"{CARRIED[comparison.precision]:g}: {REASONS[comparison.precision]}."
-        + (
-            "" if comparison.precision == "float32" else f" Or {TIMES_PYTORCH:g} times what PyTorch itself loses there."
-        ),
+        + (f" Or {TIMES_PYTORCH:g} times what PyTorch itself loses there." if comparison.precision in HALF else ""),
         f"* {len(comparison.samples)} images: {markdown(', '.join(comparison.samples[:8]))}.",
         "",
         "| layer | class | own | may be | carried | may be | |",

@@ -163,6 +163,16 @@ def test_a_plan_is_made_again_or_read_as_it_was_built(copied, as_kind, made, che
     assert found.unmarked is None
 
 
+def test_a_quantised_engine_has_wide_tolerances_or_cannot_be_made_again(copied, as_kind, repository, checkpoint):
+    path = copied / "codetr_detector" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "int8"}))
+    found = compare_repository(copied, "codetr", checkpoint, count=1, modules=["class_head"])
+    assert found.layers[0].own_limit == 5e-2
+    as_kind(engine="tensorrt", precision="fp8")
+    with pytest.raises(CodetrError, match="is quantised to fp8, and cannot be made again with marked outputs"):
+        compare_repository(copied, "codetr", checkpoint)
+
+
 def test_a_package_for_a_gpu_needs_one(copied, as_kind, checkpoint, monkeypatch):
     as_kind(engine="torch", device="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

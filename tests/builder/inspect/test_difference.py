@@ -47,6 +47,18 @@ def test_a_tensor_of_zeros_may_only_be_zeros():
     assert difference(torch.zeros(3), torch.tensor([0.0, 1e-9, 0.0])).error == INF
 
 
+def test_large_tensors_are_compared_piece_by_piece(monkeypatch):
+    expected = torch.linspace(-1, 1, 1001)
+    actual = expected * 1.01
+    actual[700], expected[3], actual[3] = 5.0, NAN, NAN
+    whole = difference(expected, actual)
+    monkeypatch.setattr("builder.inspect.difference.CHUNK", 64)
+    pieces = difference(expected, actual)
+    assert pieces.error == pytest.approx(whole.error)
+    assert pieces.worst == pytest.approx(whole.worst) == pytest.approx((5 - 0.4) / (0.577 + 0.4), rel=0.01)
+    assert pieces.not_finite == whole.not_finite == 0
+
+
 def test_types_may_differ():
     expected = torch.linspace(0.1, 1, 100)
     assert 0 < difference(expected, expected.half()).error < 3e-4

@@ -68,6 +68,23 @@ def test_the_damaged_layer_of_an_onnx_file_is_named(co_dino, onnx_file, drawn, t
     assert [layer.name for layer in found.layers if layer.leaves] == [CO_DINO[depth]]
 
 
+def test_outputs_of_a_large_file_come_in_several_runs(co_dino, onnx_file, drawn):
+    ((_, images, sizes),) = drawn
+    patterns = ("encoder*", "proposals*")
+    whole, pieces = (marked.marked_onnx(onnx_file, patterns, most) for most in (2**31, 2**19))
+    expected, found = (engine.run(images, sizes) for engine in (whole, pieces))
+    assert list(found) == list(expected)
+    assert sum(isinstance(array, np.memmap) for array in found.values()) == len(found)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-4)
+    model = onnx.load(onnx_file)
+    marked.mark_model(model, patterns)
+    groups = marked.output_groups(model, 2**19)
+    assert 1 < len(groups) < 40
+    assert [name for group in groups for name in group] == list(expected)
+    assert compare_layers(co_dino, pieces, drawn, "float32").first is None
+
+
 def test_only_the_modules_asked_for_are_outputs(onnx_file):
     model = onnx.load(onnx_file)
     marks = marked.mark_model(model, ["decoder.layers.0"])
