@@ -18,9 +18,13 @@ from builder.inspect.anatomy import Anatomy
 from builder.inspect.compare import compare_repository
 from builder.inspect.describe import describe_repository
 from builder.inspect.marked import MarkedEngine, marked_onnx
+from builder.pipeline.build import BuildOptions, build_repository
+from builder.pipeline.export import InputSpec
+from builder.variants import from_mmdet_config
 from serving.errors import CodetrError
 from tests.builder.inspect.damage import damage_onnx
 from tests.builder.inspect.small import KINDS
+from tests.conftest import HEIGHT, WIDTH
 
 LAYER = "encoder.layers.0.ffn.0"
 
@@ -233,3 +237,20 @@ def test_a_plan_is_asked_in_the_python_that_has_tensorrt(copied, as_kind, monkey
     found = describe_repository(copied, "codetr", batch=3, runs=2, python=Path("/a/python"))
     assert asked == [(file, (3, 96, 136, 3), None, Path("/a/python"), 2)]
     assert (found.engine, found.parts[0].name, found.versions["tensorrt"]) == ("tensorrt", "a", "10.16")
+
+
+@pytest.mark.slow
+def test_a_real_package_is_compared_with_what_it_should_have_been(shallow_config, checkpoint, other_weights, tmp_path):
+    """Built from weights of which one layer is times 1.01; the package agrees with the one that is made again."""
+    variant = from_mmdet_config(shallow_config)
+    options = BuildOptions(variant, InputSpec(HEIGHT, WIDTH, 2), other_weights, engine="torch", skip_verification=True)
+    build_repository(options, tmp_path / "repository")
+    found = compare_repository(tmp_path / "repository", "codetr", checkpoint, built_from=other_weights, count=1)
+    assert found.first.name == LAYER
+    assert [layer.name for layer in found.layers if layer.leaves] == [LAYER]
+    assert found.unmarked < 2e-3
+    assert found.notes == []
+    assert {"backbone.patch_embed", "proposals.choice", "decoder.norm"} <= {layer.name for layer in found.layers}
+    described = describe_repository(tmp_path / "repository", "codetr", runs=2)
+    assert described.total_ms > 0
+    assert {"addmm", "convolution", "topk"} <= {part.kind for part in described.parts}
