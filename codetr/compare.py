@@ -24,7 +24,7 @@ def compare(
     name: Annotated[str | None, typer.Option(help="Of the ensemble, where the repository has several.")] = None,
     built_from: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint that a torch package or plan is made from again, if it is not --weights."),
+        typer.Option(help="Checkpoint that a plan is built from again, if it is not --weights; a package has its own."),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="A picture or a folder of them; generated shapes else.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Images to compare on.")] = 2,

@@ -24,6 +24,7 @@ from builder.family import DetectorConfig
 from builder.inspect.difference import difference
 from builder.inspect.layers import CARRIED, LayerComparison, compare_layers
 from builder.inspect.marked import MarkedEngine, check_patterns, marked_onnx, marked_plan, marked_torch
+from builder.inspect.package import weights_of
 from builder.pipeline.export import InputSpec, export_detector
 from builder.pipeline.manifest import check_described, device_of, engine_file, load_engine, spec_of, variant_of
 from builder.pipeline.samples import sample_images
@@ -86,6 +87,7 @@ def compare_repository(
             "onnx engine, whose file can be opened"
         )
     notes = [*_notes_on_files(repository, name), *_notes_on_weights(name, manifest, weights, built_from)]
+    own: list[str] = []  # what is told of a package's own weights
     with stage("load weights"):
         reference = _detector(variant, weights, manifest)
         source = reference if built_from is None else _detector(variant, built_from, manifest)
@@ -95,7 +97,7 @@ def compare_repository(
     with tempfile.TemporaryDirectory(prefix="codetr-compare-") as folder:
         with stage("mark outputs"):
             engine = _marked(
-                repository, name, manifest, source, batch, modules, Path(folder), as_built=as_built, python=python
+                repository, name, manifest, source, batch, modules, Path(folder), own, as_built=as_built, python=python
             )
         place = eager_device("cpu" if kind.name == "onnx" else device_of(manifest))
         half = None if around == "float32" else _half(reference, around).to(place)
@@ -105,7 +107,7 @@ def compare_repository(
             (None, None) if engine.is_the_engine else _unmarked(repository, name, manifest, engine, batches)
         )
     comparison.unmarked = unmarked
-    comparison.notes = [*notes, *([note] if note else [])]
+    comparison.notes = [*notes, *own, *([note] if note else [])]
     return comparison
 
 
@@ -137,7 +139,7 @@ def _notes_on_weights(
     if known is None or given is None or not given.is_file() or digest(given) == known["sha256"]:
         return []
     note = f"the engine {name} was built from {known['file']} (SHA-256 {known['sha256'][:12]}...), not from {given}"
-    if manifest["engine"] == "onnx":
+    if manifest["engine"] != "tensorrt":
         return [note]
     return [f"{note}; since it is made again from {given.name}, give what it was built from"]
 
@@ -162,6 +164,7 @@ def _marked(
     batch: int,
     modules: Sequence[str],
     folder: Path,
+    notes: list[str],
     *,
     as_built: bool,
     python: Path | None,
@@ -171,13 +174,15 @@ def _marked(
     if not file.is_file():
         raise CodetrError(f"{file} is missing; build the repository again")
     if kind.name == "onnx":
-        return marked_onnx(file, modules)
+        return marked_onnx(file, folder, modules)
     place = device_of(manifest)
     if kind.name == "torch":
         if place == "cuda" and not torch.cuda.is_available():
             raise EngineError(f"{file} was compiled for an NVIDIA GPU; PyTorch finds none here")
         one = InputSpec(spec.height, spec.width, batch, dynamic_batch=False)
-        return marked_torch(_half(source, precision).to(place), one, modules)
+        detector = _half(source, precision)
+        notes.append(_take_weights(file, detector))
+        return marked_torch(detector.to(place), one, modules)
     program = export_detector(_half(source, precision), spec)
     return marked_plan(
         program,
@@ -188,6 +193,23 @@ def _marked(
         python=None if python is None else TensorRTPython(python),
         settings=TensorRTSettings(frontend="onnx", python=python),
         patterns=modules,
+    )
+
+
+def _take_weights(file: Path, detector: Detector) -> str:
+    """Give the detector the weights that lie in a package; return what has to be said of them."""
+    expected = {**dict(detector.named_parameters()), **dict(detector.named_buffers())}
+    found = weights_of(file, expected)
+    if not found:
+        return "the package's own weights could not be read, so it was made again from the checkpoint's"
+    changed = [name for name, weight in found.items() if not torch.equal(weight, expected[name].cpu())]
+    for name in changed:
+        expected[name].data.copy_(found[name])
+    text = f"it was made again from the package's own weights, {len(found)} of {len(expected)}"
+    if not changed:
+        return text
+    return f"{text}, of which {len(changed)} are not the checkpoint's: {', '.join(changed[:5])}" + (
+        ", ..." if len(changed) > 5 else ""
     )
 
 

@@ -47,6 +47,7 @@ from model_repository.torch_runner import float32_products
 from serving.errors import CodetrError
 
 Arrays = dict[str, NDArray[Any]]
+UNREAD = ""  # in place of the name of places that nobody reads
 MOST_BYTES = 2**31  # of outputs at once
 _AGAIN = re.compile(r"@\d+$")  # the exporter's mark of a module's second and later calls
 
@@ -99,20 +100,16 @@ def mark_model(model: ModelProto, patterns: Sequence[str] = ("*",)) -> Marks:
     """
     mark_outputs(model, patterns)
     outputs = {value.name for value in model.graph.output}
+    values = {value.name: value for value in model.graph.value_info}
     choices = []
     for node in model.graph.node:
-        if node.op_type == "TopK":
-            choices.append((_step(node), node.output[1]))
-            if node.output[1] not in outputs:
-                values = {value.name: value for value in model.graph.value_info}
-                known = values.get(node.output[1])
-                type_ = known.type if known is not None else None
-                made = (
-                    helper.make_value_info(node.output[1], type_)
-                    if type_ is not None
-                    else helper.make_tensor_value_info(node.output[1], TensorProto.INT64, None)
-                )
-                model.graph.output.append(made)
+        if node.op_type != "TopK":
+            continue
+        name = node.output[1] if len(node.output) > 1 else UNREAD
+        choices.append((_step(node), name))
+        if name not in (UNREAD, *outputs):
+            unknown = helper.make_tensor_value_info(name, TensorProto.INT64, None)
+            model.graph.output.append(values.get(name, unknown))
     return read_marks(model, choices)
 
 
@@ -126,21 +123,29 @@ def _step(node: NodeProto) -> Step:
     return Step(modules_of(node), tuple(node.input), tuple(node.output))
 
 
-def marked_onnx(file: Path, patterns: Sequence[str] = ("*",), most_bytes: int = MOST_BYTES) -> MarkedEngine:
+def marked_onnx(
+    file: Path, folder: Path, patterns: Sequence[str] = ("*",), most_bytes: int = MOST_BYTES
+) -> MarkedEngine:
     """Return an ONNX file's engine, of a copy with marked outputs, in ONNX Runtime on the CPU.
 
-    Outputs that take more than `most_bytes` come in several runs, and to the disk.
+    Args:
+        file: the engine.
+        folder: for the copy, and for outputs that take more than `most_bytes`: they come in several runs.
+        patterns: of modules.
+        most_bytes: of outputs in memory.
+
+    Raises:
+        EngineError: a pattern matches no module.
     """
     model = onnx.load(file)
     marks = mark_model(model, patterns)
     groups = output_groups(model, most_bytes)
-    folder = tempfile.TemporaryDirectory(prefix="codetr-compare-")
     sessions: dict[int, Any] = {}
 
     def session(index: int) -> Any:
         if index not in sessions:
             sessions.clear()  # one at a time: each has the weights
-            copy = Path(folder.name, "marked.onnx")
+            copy = folder / "marked.onnx"
             onnx.save(_with_outputs(model, groups[index]), copy)
             sessions[index] = onnxruntime.InferenceSession(str(copy), providers=["CPUExecutionProvider"])
         return sessions[index]
@@ -151,7 +156,7 @@ def marked_onnx(file: Path, patterns: Sequence[str] = ("*",), most_bytes: int = 
             known = {each.name for each in session(index).get_inputs()}
             given = {name: array for name, array in (("images", images), ("image_sizes", sizes)) if name in known}
             arrays = dict(zip(names, session(index).run(names, given), strict=True))
-            found |= arrays if len(groups) == 1 else _on_disk(arrays, Path(folder.name), index)
+            found |= arrays if len(groups) == 1 else _on_disk(arrays, folder, index)
         return found
 
     what = "a copy of the ONNX file whose modules' outputs are outputs of the graph, in ONNX Runtime"
@@ -222,41 +227,36 @@ def mark_program(program: ExportedProgram, patterns: Sequence[str] = ("*",)) -> 
 
     Its batch is the program's own, which must be fixed.
     """
-    graph = program.graph
     steps, floating, choices = [], set(), []
-    for node in graph.nodes:
+    for node in program.graph.nodes:
         if node.op == "output":
             continue
-        step = Step(_modules_of(node), tuple(each.name for each in node.all_input_nodes), (node.name,))
-        steps.append(step)
+        steps.append(Step(_modules_of(node), tuple(each.name for each in node.all_input_nodes), (node.name,)))
         value = node.meta.get("val")
-        wanted = any(fnmatchcase(_AGAIN.sub("", module), each) for module in step.modules for each in patterns)
-        if isinstance(value, Tensor) and value.is_floating_point() and node.op == "call_function" and wanted:
+        if isinstance(value, Tensor) and value.is_floating_point() and node.op == "call_function":
             floating.add(node.name)
         if node.target is torch.ops.aten.topk.default:
-            places = next(user for user in node.users if user.args[1] == 1)
-            choices.append((step, places.name))
+            places = next((user.name for user in node.users if user.args[1] == 1), UNREAD)
+            choices.append((steps[-1], places))
     marks = marks_of(steps, floating, choices)
-    returned = {
-        module: names
-        for module, names in marks.returned.items()
-        if any(fnmatchcase(module, pattern) for pattern in patterns)
-    }
-    marks = Marks(returned, marks.chosen)
-    kept = list(dict.fromkeys(name for part in (*marks.returned.values(), *marks.chosen.values()) for name in part))
-    module = _Kept(program.module(check_guards=False), kept)
-    device = device_of(program)
-    values = {node.name: node.meta["val"] for node in graph.nodes if node.op == "placeholder"}
-    inputs = tuple(
-        torch.zeros(tuple(map(int, values[name].shape)), dtype=values[name].dtype, device=device)
-        for name in program.graph_signature.user_inputs
-    )
-    return torch.export.export(module, inputs, strict=False), marks
+    wanted = [name for name in marks.returned if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    marks = Marks({name: marks.returned[name] for name in wanted}, marks.chosen)
+    module = _Kept(program.module(check_guards=False), names_of(marks))
+    return torch.export.export(module, _inputs(program), strict=False), marks
+
+
+def _inputs(program: ExportedProgram) -> tuple[Tensor, ...]:
+    """Return inputs of a program whose batch is fixed."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    given = [values[name] for name in program.graph_signature.user_inputs]
+    place = device_of(program)
+    return tuple(torch.zeros(tuple(map(int, value.shape)), dtype=value.dtype, device=place) for value in given)
 
 
 def names_of(marks: Marks) -> list[str]:
     """Return the names of the outputs that a marked program has after its own."""
-    return list(dict.fromkeys(name for part in (*marks.returned.values(), *marks.chosen.values()) for name in part))
+    names = [name for part in (*marks.returned.values(), *marks.chosen.values()) for name in part]
+    return [name for name in dict.fromkeys(names) if name != UNREAD]
 
 
 def _modules_of(node: Node) -> tuple[str, ...]:
@@ -285,19 +285,13 @@ def marked_torch(detector: Detector, spec: InputSpec, patterns: Sequence[str] = 
         torch_engine.compile_package(marked, package, place)
         model = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
     what = "the same program with its modules' outputs marked, compiled by AOTInductor here: a package cannot be opened"
-    return MarkedEngine(marks, _torch_run(model, marks, place, len(inputs)), what, is_the_engine=False)
+    return MarkedEngine(marks, torch_run(model, marks, place, len(inputs)), what, is_the_engine=False)
 
 
-def marked_eager(program: ExportedProgram, patterns: Sequence[str] = ("*",)) -> MarkedEngine:
-    """Return a program of one batch as an engine that nothing compiles."""
-    marked, marks = mark_program(program, patterns)
-    run = _torch_run(marked.module(check_guards=False), marks, device_of(program), len(inputs_of(program)))
-    return MarkedEngine(marks, run, "the exported program, run by PyTorch", is_the_engine=False)
-
-
-def _torch_run(
+def torch_run(
     model: Callable[..., Any], marks: Marks, place: Device, inputs: int
 ) -> Callable[[NDArray[np.uint8], NDArray[np.int32]], Arrays]:
+    """Return a marked program, compiled or not, as a function of `inputs` arrays."""
     names = [*OUTPUT_NAMES, *names_of(marks)]
 
     def run(images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> Arrays:
@@ -379,9 +373,9 @@ __all__ = [
     "check_patterns",
     "mark_model",
     "mark_program",
-    "marked_eager",
     "marked_onnx",
     "marked_plan",
     "marked_torch",
     "names_of",
+    "torch_run",
 ]

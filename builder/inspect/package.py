@@ -6,16 +6,18 @@ wrote itself and of PyTorch's own. A source of another shape gives fewer parts, 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from builder.engines import Device, EngineError
 from builder.inspect.anatomy import Anatomy, Part, common_module
@@ -34,8 +36,10 @@ _ALIAS = re.compile(
 )
 _SIZES = re.compile(r"assert_size_stride\((\w+), \{([^}]*)\}")
 _SOURCES = re.compile(r"Source Nodes: \[([^\]]*)\](?:, Original ATen: \[([^\]]*)\])?")
-_CONSTANT = re.compile(r"constants_info_\[(\d+)\]\.(name|original_fqn|data_size|dtype|shape) = (.*);")
+_CONSTANT = re.compile(r"constants_info_\[(\d+)\]\.(name|original_fqn|data_size|dtype|shape|stride) = (.*);")
 _DEFINITION = re.compile(r"(?:\bvoid\s+(?:C10_ALWAYS_INLINE_ATTRIBUTE\s+)?|\bdef\s+)((?:cpp|triton)_\w+)\s*\(([^)]*)\)")
+ALIGNMENT = 64  # bytes, of constants in a library
+NEEDLES, NEEDLE_BYTES = 40, 4096  # weights that are looked for, and how much of each
 _TYPES = {"half": "float16", "float": "float32", "double": "float64", "long": "int64", "int": "int32"}
 
 
@@ -46,6 +50,7 @@ class _Constant:
     bytes: int = 0
     dtype: str = ""
     shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
 
     @property
     def module(self) -> str:
@@ -155,9 +160,69 @@ def constants_of(wrapper: str) -> dict[str, _Constant]:
             constant.bytes = int(value)
         elif key == "dtype":
             constant.dtype = _type(value.removeprefix("cached_torch_dtype_"))
+        elif key == "stride":
+            constant.stride = _numbers(value.strip("{}"), 1)
         else:
             constant.shape = _numbers(value.strip("{}"), 1)
     return {each.name: each for each in found.values()}
+
+
+def weights_of(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights that lie in a package, by their names in the detector; empty where they cannot be found.
+
+    They lie one after the other in the package's library, in the order of the source, each at a multiple of 64 bytes.
+    Where they begin is found by those that are as expected, so most must be.
+
+    Args:
+        file: a .pt2 of AOTInductor.
+        expected: the detector's weights in the engine's precision, by name.
+
+    Raises:
+        EngineError: it is no package.
+    """
+    sources, sizes, _ = read_package(file)
+    wrapper = next((text for name, text in sources.items() if name.endswith("wrapper.cpp")), "")
+    constants = [each for each in constants_of(wrapper).values() if each.bytes]
+    offsets = list(itertools.accumulate((_aligned(each.bytes) for each in constants), initial=0))
+    with zipfile.ZipFile(file) as archive:
+        for name in (name for name, size in sizes.items() if size >= offsets[-1] > 0 and not name.endswith(".cpp")):
+            data = archive.read(name)
+            begin = _begin(data, constants, offsets, expected)
+            if begin is not None:
+                return {
+                    each.fqn: _weight(data, begin + offset, each)
+                    for each, offset in zip(constants, offsets, strict=False)
+                    if each.fqn in expected
+                    and each.shape == tuple(expected[each.fqn].shape)
+                    and each.dtype == str(expected[each.fqn].dtype).removeprefix("torch.")
+                }
+    return {}
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _begin(
+    data: bytes, constants: Sequence[_Constant], offsets: Sequence[int], expected: Mapping[str, Tensor]
+) -> int | None:
+    """Return where a library's constants begin, by the majority of some large ones; None if they do not agree."""
+    known = [(each, offset) for each, offset in zip(constants, offsets, strict=False) if each.fqn in expected]
+    votes: Counter[int] = Counter()
+    for constant, offset in sorted(known, key=lambda pair: -pair[0].bytes)[:NEEDLES]:
+        needle = expected[constant.fqn].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()[:NEEDLE_BYTES]
+        place = data.find(needle)
+        if place >= offset:
+            votes[place - offset] += 1
+    (begin, count), *_ = votes.most_common(1) or [(0, 0)]
+    return begin if count > 1 else None
+
+
+def _weight(data: bytes, begin: int, constant: _Constant) -> Tensor:
+    dtype = getattr(torch, constant.dtype)
+    count = constant.bytes // dtype.itemsize
+    values = torch.frombuffer(bytearray(data[begin : begin + constant.bytes]), dtype=dtype, count=count)
+    return values.as_strided(constant.shape, constant.stride).contiguous()
 
 
 def _parameters(sources: Any) -> dict[str, list[str]]:

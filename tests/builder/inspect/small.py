@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from builder.inspect.marked import MarkedEngine, mark_program, torch_run
 from builder.parts.layers import MLP, LayerNorm, MultiHeadAttention, gather_tokens
 
 HEIGHT, WIDTH = 32, 64
@@ -91,3 +92,10 @@ def samples(count=2):
     images = torch.randint(0, 256, (count, 1, HEIGHT, WIDTH, 3), generator=random, dtype=torch.uint8).numpy()
     sizes = torch.tensor([[HEIGHT, WIDTH]], dtype=torch.int32).numpy()
     return [(f"noise {i}", images[i], sizes) for i in range(count)]
+
+
+def marked_eager(program):
+    """A program of one batch as an engine that nothing compiles."""
+    marked, marks = mark_program(program)
+    run = torch_run(marked.module(check_guards=False), marks, "cpu", 2)
+    return MarkedEngine(marks, run, "the exported program", is_the_engine=False)

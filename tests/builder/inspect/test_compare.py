@@ -121,14 +121,14 @@ def as_kind(copied, monkeypatch):
 
 
 @pytest.fixture
-def made(monkeypatch, repository):
+def made(monkeypatch, repository, tmp_path):
     """What engines are made again from: each as the ONNX file, which stands in for it."""
     asked = []
     file = repository / "codetr_detector" / "1" / "model.onnx"
 
     def again(*arguments, **options):
         asked.append((arguments, options))
-        engine = marked_onnx(file, ["class_head"])
+        engine = marked_onnx(file, tmp_path, ["class_head"])
         return MarkedEngine(engine.marks, engine.run, "made again", options.get("built") is not None)
 
     monkeypatch.setattr(compare, "marked_torch", again)
@@ -143,15 +143,35 @@ def test_a_package_is_made_again_from_what_it_was_built_from(
     as_kind(engine="torch", precision="bfloat16")
     far = SimpleNamespace(scores=np.zeros((1, 300), np.float32))
     monkeypatch.setattr(compare, "load_engine", lambda *arguments: lambda images, sizes: far)
+    monkeypatch.setattr(compare, "weights_of", lambda path, expected: {})
     found = compare_repository(copied, "codetr", checkpoint, built_from=other_weights, count=1)
     (((detector, spec, modules), _),) = made
     assert detector.dtype == torch.bfloat16
     assert (spec.max_batch_size, spec.is_dynamic, modules) == (1, False, ("*",))
     reference = compare._detector(detector.variant, other_weights, {"weights": None})
     assert torch.equal(reference.encoder.layers[0].ffn[0].weight.bfloat16(), detector.encoder.layers[0].ffn[0].weight)
-    assert "give what it was built from" in found.notes[-2]
+    assert "own weights could not be read, so it was made again from the checkpoint's" in found.notes[-2]
     assert "It was built from other weights" in found.notes[-1]
     assert found.unmarked > 0.1
+
+
+def test_a_package_is_made_again_with_its_own_weights(copied, as_kind, made, checkpoint, monkeypatch):
+    file = as_kind(engine="torch")
+    asked = []
+
+    def held(path, expected):
+        asked.append(path)
+        return {name: expected[name] + (name == f"{LAYER}.bias") for name in (f"{LAYER}.weight", f"{LAYER}.bias")}
+
+    monkeypatch.setattr(compare, "weights_of", held)
+    monkeypatch.setattr(compare, "load_engine", lambda *arguments: (_ for _ in ()).throw(EngineError("none")))
+    found = compare_repository(copied, "codetr", checkpoint, count=1)
+    (((detector, *_), _),) = made
+    reference = compare._detector(detector.variant, checkpoint, {"weights": None})
+    assert asked == [file]
+    assert torch.equal(detector.encoder.layers[0].ffn[0].bias, reference.encoder.layers[0].ffn[0].bias + 1)
+    (note,) = [note for note in found.notes if "own weights" in note]
+    assert note.endswith(f"of which 1 are not the checkpoint's: {LAYER}.bias")
 
 
 def test_a_plan_is_made_again_or_read_as_it_was_built(copied, as_kind, made, checkpoint, monkeypatch):
@@ -245,11 +265,11 @@ def test_a_real_package_is_compared_with_what_it_should_have_been(shallow_config
     variant = from_mmdet_config(shallow_config)
     options = BuildOptions(variant, InputSpec(HEIGHT, WIDTH, 2), other_weights, engine="torch", skip_verification=True)
     build_repository(options, tmp_path / "repository")
-    found = compare_repository(tmp_path / "repository", "codetr", checkpoint, built_from=other_weights, count=1)
+    found = compare_repository(tmp_path / "repository", "codetr", checkpoint, count=1)
     assert found.first.name == LAYER
     assert [layer.name for layer in found.layers if layer.leaves] == [LAYER]
     assert found.unmarked < 2e-3
-    assert found.notes == []
+    assert f"of which 1 are not the checkpoint's: {LAYER}.weight" in found.notes[1]
     assert {"backbone.patch_embed", "proposals.choice", "decoder.norm"} <= {layer.name for layer in found.layers}
     described = describe_repository(tmp_path / "repository", "codetr", runs=2)
     assert described.total_ms > 0

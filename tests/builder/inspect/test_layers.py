@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from builder.inspect.layers import CARRIED, OWN, compare_layers, match
-from builder.inspect.marked import Marks, marked_eager
+from builder.inspect.marked import Marks
 from builder.inspect.watch import Tap
 from builder.pipeline.export import InputSpec, export_detector
 from serving.errors import CodetrError
-from tests.builder.inspect.small import DEPTHS, HEIGHT, KINDS, WIDTH, damaged, samples, small_detector
+from tests.builder.inspect.small import DEPTHS, HEIGHT, KINDS, WIDTH, damaged, marked_eager, samples, small_detector
 
 
 @pytest.fixture(scope="module")

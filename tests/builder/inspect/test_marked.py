@@ -50,8 +50,8 @@ def drawn(co_dino):
     return [("shapes-0", pixels, sizes)]
 
 
-def test_an_onnx_file_agrees_layer_by_layer(co_dino, onnx_file, drawn):
-    found = compare_layers(co_dino, marked.marked_onnx(onnx_file), drawn, "float32")
+def test_an_onnx_file_agrees_layer_by_layer(co_dino, onnx_file, drawn, tmp_path):
+    found = compare_layers(co_dino, marked.marked_onnx(onnx_file, tmp_path), drawn, "float32")
     assert found.first is None
     assert len(found.layers) > 90
     assert found.unseen == []
@@ -62,16 +62,16 @@ def test_an_onnx_file_agrees_layer_by_layer(co_dino, onnx_file, drawn):
 @pytest.mark.parametrize("depth", CO_DINO)
 def test_the_damaged_layer_of_an_onnx_file_is_named(co_dino, onnx_file, drawn, tmp_path, depth, kind):
     damage_onnx(onnx_file, tmp_path / "damaged.onnx", CO_DINO[depth], kind)
-    engine = marked.marked_onnx(tmp_path / "damaged.onnx", (f"{depth}*", "proposals*"))
+    engine = marked.marked_onnx(tmp_path / "damaged.onnx", tmp_path, (f"{depth}*", "proposals*"))
     found = compare_layers(co_dino, engine, drawn, "float32")
     assert found.first.name == CO_DINO[depth]
     assert [layer.name for layer in found.layers if layer.leaves] == [CO_DINO[depth]]
 
 
-def test_outputs_of_a_large_file_come_in_several_runs(co_dino, onnx_file, drawn):
+def test_outputs_of_a_large_file_come_in_several_runs(co_dino, onnx_file, drawn, tmp_path):
     ((_, images, sizes),) = drawn
     patterns = ("encoder*", "proposals*")
-    whole, pieces = (marked.marked_onnx(onnx_file, patterns, most) for most in (2**31, 2**19))
+    whole, pieces = (marked.marked_onnx(onnx_file, tmp_path, patterns, most) for most in (2**31, 2**19))
     expected, found = (engine.run(images, sizes) for engine in (whole, pieces))
     assert list(found) == list(expected)
     assert sum(isinstance(array, np.memmap) for array in found.values()) == len(found)

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from builder.engines import EngineError
 from builder.engines import torch as torch_engine
-from builder.inspect.package import describe_package, kernel_times, times_of
+from builder.inspect.package import describe_package, kernel_times, times_of, weights_of
 from builder.pipeline.export import InputSpec, export_detector
 from model_repository.torch_runner import TorchRunner
 from tests.builder.inspect.small import HEIGHT, WIDTH, samples, small_detector
@@ -112,6 +113,42 @@ def test_a_package_without_its_source_says_so(tmp_path):
     assert any("its kernels are not known" in note for note in found.notes)
 
 
+def with_weights(path, weights, strides=None):
+    """A package whose library has these weights, after something else."""
+    lines, data = [], b"\x7fELF" + bytes(range(96))
+    for i, (name, tensor) in enumerate(weights.items()):
+        stride = (strides or {}).get(name, tensor.stride())
+        stored = torch.empty(tensor.numel(), dtype=tensor.dtype)
+        stored.as_strided(tensor.shape, stride).copy_(tensor)
+        content = stored.numpy().tobytes()
+        data += content + bytes(-len(content) % 64)
+        lines += [
+            f'    constants_info_[{i}].name = "{name.replace(".", "_")}";',
+            f"    constants_info_[{i}].dtype = cached_torch_dtype_{str(tensor.dtype).removeprefix('torch.')};",
+            f"    constants_info_[{i}].data_size = {len(content)};",
+            f"    constants_info_[{i}].shape = {{{', '.join(map(str, tensor.shape))}}};",
+            f"    constants_info_[{i}].stride = {{{', '.join(map(str, stride))}}};",
+            f'    constants_info_[{i}].original_fqn = "{name}";',
+        ]
+    return package(path, "\n".join(lines), **{"model.wrapper.so": data})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_weights_of_a_package_are_read(tmp_path, dtype):
+    random = torch.Generator().manual_seed(0)
+    shapes = {"a.weight": (7, 5), "a.bias": (7,), "b.weight": (4, 3, 2, 2), "c.weight": (30, 30), "c.bias": (30,)}
+    weights = {name: torch.randn(shape, generator=random).to(dtype) for name, shape in shapes.items()}
+    changed = weights | {"c.weight": weights["c.weight"] * 1.01}
+    file = with_weights(tmp_path / "a.pt2", changed, {"b.weight": (12, 1, 6, 3)})
+    found = weights_of(file, weights)
+    assert list(found) == list(weights)
+    assert all(torch.equal(found[name], changed[name]) for name in weights)
+    assert weights_of(file, {"c.weight": weights["c.weight"]}) == {}, "one that is found nowhere finds nothing"
+    other = {name: tensor + 1 for name, tensor in weights.items()}
+    assert weights_of(file, other) == {}, "of another network nothing is said"
+    assert set(weights_of(file, weights | {"a.bias": torch.zeros(9, dtype=dtype)})) == set(weights) - {"a.bias"}
+
+
 def test_what_is_no_package_is_refused(tmp_path):
     (tmp_path / "a.pt2").write_bytes(b"no zip")
     with pytest.raises(EngineError, match=r"a\.pt2 is no package of AOTInductor"):
@@ -145,7 +182,8 @@ def test_on_a_gpu_the_kernels_time_counts():
 
 @pytest.mark.slow
 def test_a_real_package_is_understood(tmp_path):
-    program = export_detector(small_detector(), InputSpec(HEIGHT, WIDTH, 2))
+    detector = small_detector()
+    program = export_detector(detector, InputSpec(HEIGHT, WIDTH, 2))
     torch_engine.compile_package(program, tmp_path / "a.pt2", "cpu", profiled=True)
     ((_, images, sizes),) = samples(1)
     runner = TorchRunner(tmp_path / "a.pt2", (HEIGHT, WIDTH), "cpu")
@@ -158,6 +196,9 @@ def test_a_real_package_is_understood(tmp_path):
     assert {"backbone.1", "encoder.ffn.0", "decoder.self_attn.out_proj", "class_head"} <= modules
     made = {name for part in found.parts for name in part.outputs}
     assert sum(bool(set(part.inputs) & made) for part in found.parts) > 0.9 * len(found.parts)
+    held = weights_of(tmp_path / "a.pt2", dict(detector.named_parameters()))
+    assert len(held) > 25, "all but the smallest, which are written into the kernels"
+    assert all(torch.equal(weight, detector.get_parameter(name)) for name, weight in held.items())
     assert np.isclose(
         found.memory["weights"], sum(each.numel() * 4 for each in small_detector().parameters()), rtol=0.05
     )
