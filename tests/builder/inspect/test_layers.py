@@ -145,7 +145,7 @@ def test_a_number_that_became_none_is_named(detector, engine):
     assert found.first.not_finite == 2, "one of each sample"
 
 
-@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_half_types_have_the_tolerance_that_pytorch_itself_needs(detector, precision):
     half = copy.deepcopy(detector).set_precision(getattr(torch, precision))
     engine = marked_eager(export_detector(half, InputSpec(HEIGHT, WIDTH, 1)))
