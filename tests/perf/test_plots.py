@@ -17,7 +17,8 @@ def test_the_layer_that_leaves_is_named_at_its_place() -> None:
     layers[3] = layer("backbone.3", 1e-2, leaves=True)
     figure = plots.layer_errors(layers, "title")
     (axes,) = figure.axes
-    (note,) = axes.texts
+    note: Any = axes.texts[0]
+    assert len(axes.texts) == 1
     assert (note.get_text(), note.xy) == ("backbone.3", (3, 1e-2))
     labels = [line.get_label() for line in axes.lines]
     assert {"carried", "own", "the own one may be", "leaves"} <= set(labels)

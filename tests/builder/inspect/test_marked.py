@@ -128,15 +128,17 @@ def test_a_damaged_package_is_named(kind):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_a_package_for_a_gpu_is_compiled_again_with_marks(precision):
-    detector = small_detector()
-    half = None if precision == "float32" else copy.deepcopy(detector).set_precision(torch.float16)
+    def in_half(reference):
+        return None if precision == "float32" else copy.deepcopy(reference).set_precision(torch.float16)
+
+    detector = small_detector().cuda()
     spec = InputSpec(HEIGHT, WIDTH, 1, dynamic_batch=False)
-    engine = marked.marked_torch(copy.deepcopy(half or detector).cuda(), spec)
-    assert compare_layers(detector.cuda(), engine, samples(), precision, half and half.cuda()).first is None
+    engine = marked.marked_torch(in_half(detector) or copy.deepcopy(detector), spec)
+    assert compare_layers(detector, engine, samples(), precision, in_half(detector)).first is None
     for module in DEPTHS.values():
         for kind in KINDS[:2]:
-            found = compare_layers(damaged(detector, module, kind), engine, samples(), precision, half)
-            assert found.first.name == module
+            reference = damaged(detector, module, kind)
+            assert compare_layers(reference, engine, samples(), precision, in_half(reference)).first.name == module
 
 
 class Plans:
