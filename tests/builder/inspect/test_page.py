@@ -1,13 +1,15 @@
 """The page in a real browser: drawn, folded, searched and clicked, with a few parts and with three thousand."""
 
+import io
 import json
 import re
 
 import pytest
+from PIL import Image
 
 from builder.inspect.anatomy import Anatomy, Part
 from builder.inspect.page import to_page
-from tests.browser import run_page
+from tests.chromium import chromium
 
 KINDS = ("Conv", "MatMul", "Add", "Softmax", "Reshape")
 
@@ -37,19 +39,45 @@ def network(layers, itself=20):
     )  # fmt: skip  # in the order of the fields
 
 
-def page(folder, anatomy, script=""):
-    path = folder / "page.html"
-    path.write_text(to_page(anatomy).replace("</body>", f"<script>{{{script}}}</script></body>"), encoding="utf-8")
-    return path
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("chromium")) as running:
+        running.screen(1400, 900)
+        yield running
 
 
-def data(dom, name):
-    found = re.search(rf'<html[^>]* data-{name}="([^"]*)"', dom)
-    return found and found[1]
+@pytest.fixture
+def show(browser, tmp_path):
+    """Opens the page of an engine, which asks for nothing but itself."""
+
+    def open_page(anatomy, fragment=""):
+        path = tmp_path / "page.html"
+        path.write_text(to_page(anatomy), encoding="utf-8")
+        browser.open("about:blank")
+        browser.events.clear()
+        browser.open(f"file://{path}{fragment}")
+        browser.until("document.documentElement.dataset.zoom")
+        asked = [told["request"]["url"] for name, told in browser.events if name == "Network.requestWillBeSent"]
+        assert {url.split("#")[0] for url in asked} <= {f"file://{path}"}
+        return browser
+
+    return open_page
 
 
-def boxes(dom):
-    return re.findall(r'<rect[^>]* class="box[^"]*"[^>]* data-item="([^"]*)"', dom)
+def data(browser, name):
+    return browser.run(f"document.documentElement.dataset.{name}")
+
+
+def boxes(browser):
+    return browser.run("[...document.querySelectorAll('rect.box[data-item]')].map((each) => each.dataset.item)")
+
+
+def click(browser, name):
+    browser.click(f'rect[data-item="{name}"]')
+
+
+def details(browser):
+    return browser.run("document.getElementById('details').innerText")
 
 
 def test_the_page_holds_all_and_asks_for_nothing():
@@ -62,84 +90,95 @@ def test_the_page_holds_all_and_asks_for_nothing():
     assert content["notes"] == ["a note </script>"]
 
 
-def test_a_page_opens_folded(tmp_path):
-    dom = run_page(page(tmp_path, network(3)), "--dump-dom")
-    assert data(dom, "error") is None
-    assert set(boxes(dom)) == {".(itself)", "backbone.stem.conv", "encoder.layers", "head"}
-    assert "a note &lt;/script&gt;" in dom
-    assert ">3.51 ms<" in dom, "the sum of all parts is in the table"
+def test_a_page_opens_folded(show):
+    browser = show(network(3))
+    assert data(browser, "error") is None
+    assert set(boxes(browser)) == {".(itself)", "backbone.stem.conv", "encoder.layers", "head"}
+    text = browser.run("document.body.innerText")
+    assert "a note </script>" in text
+    assert "3.00 ms" in text
+    assert browser.run("document.title") == "A <small> one & more"
 
 
-def test_a_page_is_opened_coloured_searched_and_read(tmp_path):
-    script = """
-    const click = (name) => document.querySelector(`rect[data-item="${name}"]`).dispatchEvent(new MouseEvent("click"));
-    click("encoder.layers"); click("encoder.layers.1"); click("encoder.layers.1.attn");
-    document.documentElement.dataset.unfolded = document.documentElement.dataset.shown;
-    const field = document.getElementById("search");
-    field.value = "topk"; field.dispatchEvent(new Event("input"));
-    field.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
-    document.documentElement.dataset.topk = document.getElementById("details").textContent;
-    click("node_31");
-    document.documentElement.dataset.part = document.getElementById("details").textContent;
-    document.querySelector("#details .link").dispatchEvent(new MouseEvent("click"));
-    document.documentElement.dataset.before = document.querySelector("#details h2").textContent;
-    const colours = () => new Set([...document.querySelectorAll("rect.box:not(.open)")].map((each) => each.getAttribute("fill"))).size;
-    for (const mode of ["kind", "type", "time", "weights"]) {
-      const choice = document.getElementById("colour");
-      choice.value = mode; choice.dispatchEvent(new Event("change"));
-      document.documentElement.dataset["colours" + mode] = colours();
-    }
-    const zoom = Number(document.documentElement.dataset.zoom);
-    document.getElementById("in").click();
-    document.documentElement.dataset.zoomed = Number(document.documentElement.dataset.zoom) / zoom;
-    document.getElementById("graph").dispatchEvent(new WheelEvent("wheel", { deltaY: 100, clientX: 9, clientY: 9, cancelable: true }));
-    const graph = document.getElementById("graph"), at = () => document.getElementById("world").getAttribute("transform");
-    const former = at();
-    graph.dispatchEvent(new PointerEvent("pointerdown", { clientX: 100, clientY: 100 }));
-    window.dispatchEvent(new PointerEvent("pointermove", { clientX: 160, clientY: 130 }));
-    document.documentElement.dataset.panned = former !== at();
-    document.getElementById("fold").click();
-    document.documentElement.dataset.folded = document.documentElement.dataset.shown;
-    """  # noqa: E501  # a program of another language
-    dom = run_page(page(tmp_path, network(3), script), "--dump-dom")
-    assert data(dom, "error") is None
-    assert data(dom, "unfolded") == str(3 + 2 + 1 + 6), "three others, two layers, ffn and six parts of attn"
-    assert data(dom, "found") == "1"
-    assert "kindTopK" in data(dom, "topk")
-    assert "moduleencoder.layers.1.attn" in data(dom, "part")
-    assert "reads" in data(dom, "part")
-    assert data(dom, "before") == "node_30"
-    assert all(int(data(dom, f"colours{mode}")) > 1 for mode in ("kind", "type", "time"))
-    assert float(data(dom, "zoomed")) == pytest.approx(1.3)
-    assert data(dom, "panned") == "true"
-    assert data(dom, "folded") == "4"
+def test_modules_unfold_and_parts_tell_what_they_are(show):
+    browser = show(network(3))
+    for name in ("encoder.layers", "encoder.layers.1", "encoder.layers.1.attn"):
+        click(browser, name)
+    assert len(boxes(browser)) == 3 + 2 + 1 + 6, "three others, two layers, ffn and six parts of attn"
+    click(browser, "node_31")
+    assert "encoder.layers.1.attn" in details(browser)
+    assert "float32 1x8" in details(browser)
+    browser.click("#details .link")
+    assert browser.run("document.querySelector('#details h2').textContent") == "node_30", "which it reads"
+    assert len(browser.run("[...document.querySelectorAll('.edge.hot')].map(() => 1)")) == 2
+    browser.click("#fold")
+    assert data(browser, "shown") == "4"
+    assert data(browser, "error") is None
 
 
-def test_three_thousand_parts_are_drawn_folded_and_all_at_once(tmp_path):
+def test_parts_are_searched_and_shown(show):
+    browser = show(network(3))
+    browser.click("#search")
+    browser.call("Input.insertText", text="topk")
+    assert data(browser, "found") == "1"
+    browser.press("Enter", 13)
+    assert "TopK" in details(browser)
+    assert browser.run("document.getElementById('hits').textContent") == "1 of 1"
+    assert data(browser, "error") is None
+
+
+def test_parts_are_coloured_in_four_ways(show):
+    browser = show(network(3), "#open=all")
+    fills = "new Set([...document.querySelectorAll('rect.box:not(.open)')].map((e) => e.getAttribute('fill'))).size"
+    seen = {}
+    for mode in ("kind", "type", "time", "weights"):
+        browser.run(f"(() => {{ const c = document.getElementById('colour'); c.value = '{mode}';"
+                    " c.dispatchEvent(new Event('change')); })()")  # fmt: skip  # a call
+        seen[mode] = browser.run(fills)
+        assert browser.run("document.getElementById('legend').children.length") > 0
+    assert (seen["kind"], seen["type"], seen["weights"]) == (7, 1, 1)
+    assert seen["time"] == 2, "one part takes nearly all of the time"
+
+
+def test_the_graph_is_zoomed_and_moved(show):
+    browser = show(network(3))
+    zoom = float(data(browser, "zoom"))
+    browser.click("#in")
+    assert float(data(browser, "zoom")) == pytest.approx(1.3 * zoom)
+    place = "document.getElementById('world').getAttribute('transform')"
+    before = browser.run(place)
+    mouse = {"button": "left", "clickCount": 1}
+    browser.call("Input.dispatchMouseEvent", type="mousePressed", x=30, y=500, **mouse)
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=130, y=560, buttons=1)
+    browser.call("Input.dispatchMouseEvent", type="mouseReleased", x=130, y=560, **mouse)
+    moved = browser.run(place)
+    assert moved != before
+    browser.point(150, 500)
+    assert browser.run(place) == moved, "not after the button is let go"
+    browser.call("Input.dispatchMouseEvent", type="mouseWheel", x=300, y=500, deltaX=0, deltaY=200)
+    browser.until(f"Number(document.documentElement.dataset.zoom) < {1.29 * zoom}")
+    browser.click("#fit")
+    assert float(data(browser, "zoom")) == pytest.approx(zoom)
+
+
+def test_three_thousand_parts_are_drawn_folded_and_all_at_once(show):
     anatomy = network(300)
-    path = page(tmp_path, anatomy)
-    dom = run_page(path, "--dump-dom")
-    assert data(dom, "error") is None
-    assert int(data(dom, "shown")) == 4
-    dom = run_page(path, "--dump-dom", fragment="#open=all&colour=kind&search=softmax")
-    assert data(dom, "error") is None
-    assert int(data(dom, "shown")) == len(anatomy.parts) == len(boxes(dom))
-    assert int(data(dom, "edges")) == len(anatomy.parts) - 1
-    assert data(dom, "found") == "600"
+    assert data(show(anatomy), "shown") == "4"
+    browser = show(anatomy, "#open=all&colour=kind&search=softmax")
+    assert data(browser, "error") is None
+    assert int(data(browser, "shown")) == len(anatomy.parts) == len(boxes(browser)) > 3000
+    assert int(data(browser, "edges")) == len(anatomy.parts) - 1
+    assert data(browser, "found") == "600"
 
 
-def test_a_page_of_no_parts_opens(tmp_path):
-    empty = Anatomy("torch", "empty", "model.pt2", 1, {}, (), (), ())
-    dom = run_page(page(tmp_path, empty), "--dump-dom")
-    assert data(dom, "error") is None
-    assert data(dom, "shown") == "0"
+def test_a_page_of_no_parts_opens(show):
+    browser = show(Anatomy("torch", "empty", "model.pt2", 1, {}, (), (), ()))
+    assert data(browser, "error") is None
+    assert data(browser, "shown") == "0"
 
 
-def test_the_page_is_not_blank(tmp_path):
-    from PIL import Image
-
-    run_page(page(tmp_path, network(3)), f"--screenshot={tmp_path / 'page.png'}", fragment="#open=all&colour=kind")
-    with Image.open(tmp_path / "page.png") as picture:
-        colours = picture.convert("RGB").getcolors(2**20)
-        assert picture.size == (1400, 900)
-    assert colours is None or len(colours) > 50
+def test_the_page_is_not_blank(show):
+    picture = show(network(3), "#open=all&colour=kind").screenshot()
+    with Image.open(io.BytesIO(picture)) as image:
+        assert image.size == (1400, 900)
+        assert len(image.convert("RGB").getcolors(2**21)) > 50
