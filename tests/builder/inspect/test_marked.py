@@ -214,6 +214,21 @@ def test_a_plan_is_read_by_the_outputs_that_it_kept(trt, plan_onnx, tmp_path):
     assert "proposals.choice, which the engine does not tell" in layers["decoder.norm2"].note
 
 
+def test_a_real_parser_takes_the_marks(monkeypatch, plan_onnx, tmp_path):
+    """TensorRT-RTX reads ONNX and builds without a GPU, as TensorRT does not; it cannot run what it built."""
+    root = Path(__file__).parents[3]
+    if not (root / "build/tensorrt-rtx/tensorrt_rtx_bindings").is_dir():
+        pytest.skip("no TensorRT-RTX in build/tensorrt-rtx; make build/tensorrt-rtx/.installed fetches it")
+    monkeypatch.setattr(onnx_frontend, "write_onnx", lambda program, path, version: shutil.copy(plan_onnx[1], path))
+    monkeypatch.setattr(route, "version_of", lambda python: "11.1")  # this Python itself has none
+    folders = (root / "tests/builder/engines/tensorrt/rtx_as_tensorrt", root / "build/tensorrt-rtx")
+    path = os.pathsep.join(map(str, folders))
+    python = TensorRTPython(environment={**os.environ, "PYTHONPATH": path})
+    engine = marked.marked_plan(plan_onnx[0], SPEC, "float32", tmp_path, python=python)
+    assert (tmp_path / "marked.plan").stat().st_size > 1000
+    assert len(marked.names_of(engine.marks)) > 20
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_damaged_layer_of_a_real_plan_is_named(tmp_path, kind):
