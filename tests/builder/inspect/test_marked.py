@@ -59,8 +59,16 @@ def test_an_onnx_file_agrees_layer_by_layer(co_dino, onnx_file, drawn, tmp_path)
     assert {"proposals.choice", "choice", *CO_DINO.values()} <= {layer.name for layer in found.layers}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("depth", CO_DINO)
+# One kind of damage at each depth; the others with what is slow.
+DAMAGES = [
+    pytest.param(depth, kind, marks=() if quick else pytest.mark.slow)
+    for i, depth in enumerate(CO_DINO)
+    for j, kind in enumerate(KINDS)
+    for quick in [i == j]
+]
+
+
+@pytest.mark.parametrize(("depth", "kind"), DAMAGES)
 def test_the_damaged_layer_of_an_onnx_file_is_named(co_dino, onnx_file, drawn, tmp_path, depth, kind):
     damage_onnx(onnx_file, tmp_path / "damaged.onnx", CO_DINO[depth], kind)
     engine = marked.marked_onnx(tmp_path / "damaged.onnx", tmp_path, (f"{depth}*", "proposals*"))
