@@ -21,9 +21,11 @@ from codetr.bench_precision import precision
 from codetr.bench_preprocess import bench_preprocess
 from codetr.bench_server import bench_server, install_perf_analyzer
 from codetr.build import build
+from codetr.compare import compare
 from codetr.demo import demo
 from codetr.detect import detect
 from codetr.evaluate import evaluate
+from codetr.inspect_engine import inspect_engine
 from codetr.serve import serve
 from codetr.shown import escape_what_cannot_be_encoded, line, new_console, open_what_is_closed, say
 from codetr.status import status
@@ -44,10 +46,12 @@ bench = typer.Typer(help="Measure engines, operators, the server and its steps."
 app.add_typer(bench, name="bench")
 
 app.command()(build)
+app.command()(compare)
 app.command()(demo)
 app.command()(detect)
 app.command()(demo_data)
 app.command()(evaluate)
+app.command("inspect")(inspect_engine)
 app.command()(rollback)
 app.command()(serve)
 app.command()(status)

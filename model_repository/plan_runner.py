@@ -260,14 +260,14 @@ class PlanRunner:
         """Return the GPU's memory of outputs that only keep the plan from fusing something, by their names."""
         known = {tensor.name for tensor in (*self.inputs, *self.outputs)}
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        unread = [name for name in names if name not in known]
+        if not unread:
+            return {}
+        for tensor in self.inputs:  # a first dimension may be a multiple of the batch, as of windows
+            self.context.set_input_shape(tensor.name, tensor.shape)
         widest = 8  # bytes of an element
-        return {
-            name: self.driver.allocate(
-                widest * self.max_batch_size * int(np.prod(tuple(self.engine.get_tensor_shape(name))[1:]))
-            )
-            for name in names
-            if name not in known
-        }
+        sizes = {name: widest * int(np.prod(tuple(self.context.get_tensor_shape(name)))) for name in unread}
+        return {name: self.driver.allocate(max(size, 1)) for name, size in sizes.items()}
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> _Tensor:
         type_name = str(self.engine.get_tensor_dtype(name)).split(".")[-1]

@@ -116,3 +116,48 @@ def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Any]:
     axes.set_ylabel(y_label)
     axes.grid(visible=True, alpha=0.3)
     return figure, axes
+
+
+def layer_errors(layers: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """Return the errors of an engine's layers over their depth, as `builder.inspect.report` has them.
+
+    The own error of each layer beside what it may be; the carried one as a line; layers above are named.
+    """
+    figure, axes = _axes(title, "depth: tensors in the order in which PyTorch makes them", "error / RMS of the tensor")
+    known = [(i, layer) for i, layer in enumerate(layers) if not layer["note"]]
+    places = [i for i, _ in known]
+    floor = 1e-9  # a logarithmic axis has no 0
+
+    def values(key: str) -> list[float]:
+        numbers = [layer[key] for _, layer in known]
+        top = max([number for number in numbers if np.isfinite(number)] or [1.0])
+        return [max(number, floor) if np.isfinite(number) else 10 * top for number in numbers]
+
+    axes.plot(places, values("carried"), color="#7570b3", linewidth=1.0, label="carried")
+    axes.plot(places, values("own_limit"), color="#666666", linewidth=0.8, linestyle="--", label="the own one may be")
+    own = values("own")
+    axes.plot(places, own, color="#1b9e77", marker=".", linestyle="none", label="own")
+    leaving = [(i, value, layer["name"]) for (i, layer), value in zip(known, own, strict=True) if layer["leaves"]]
+    if leaving:
+        axes.plot([i for i, *_ in leaving], [value for _, value, _ in leaving], "X", color="#d62728", label="leaves")
+    for i, value, name in leaving[:3]:
+        right = i > 0.6 * len(layers)
+        axes.annotate(
+            name, (i, value), textcoords="offset points", xytext=(-6 if right else 6, 6), fontsize=7,
+            ha="right" if right else "left",
+        )  # fmt: skip  # where, and how
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}")
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    begins = [i for i, layer in enumerate(layers) if i == 0 or _part(layer) != _part(layers[i - 1])]
+    for i in begins:
+        axes.axvline(i - 0.5, color="#cccccc", linewidth=0.6)
+    top = axes.secondary_xaxis("top")
+    wide = [i for i, end in zip(begins, [*begins[1:], len(layers)], strict=True) if end - i > len(layers) / 25]
+    top.set_xticks(wide, [_part(layers[i]) for i in wide], fontsize=7, rotation=30, ha="left")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _part(layer: Mapping[str, Any]) -> str:
+    return str(layer["name"]).split(" ")[0].split(".")[0]

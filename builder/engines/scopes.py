@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from builder.engines import EngineError
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # what PyTorch's exporter writes beside a node: its modules, the outermost first
+_NO_MODULE = "_empty_nn_module_stack"  # begins what PyTorch writes where it made a node itself
 _FLOATING = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
@@ -28,7 +30,8 @@ def modules_of(node: NodeProto) -> tuple[str, ...]:
     """Return the names of the modules that a node lies in, the innermost last; () if the file does not say."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
-            return tuple(name for name in ast.literal_eval(entry.value)[:-1] if name)
+            names = ast.literal_eval(entry.value)[:-1]
+            return tuple(name for name in names if name and not name.startswith(_NO_MODULE))
     return ()
 
 
@@ -42,25 +45,40 @@ def module_outputs(model: ModelProto, patterns: Sequence[str]) -> dict[str, list
     Raises:
         EngineError: a pattern matches no module; names those of the first levels.
     """
-    users: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
     types = {value.name: value.type.tensor_type.elem_type for value in _values(model)}
-    found: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        for module in modules_of(node):
-            if not any(fnmatchcase(module, pattern) for pattern in patterns):
-                continue
-            leaving = found.setdefault(module, [])
-            for name in node.output:
-                outside = any(module not in modules_of(user) for user in users.get(name, ()))
-                if outside and types.get(name) in _FLOATING:
-                    leaving.append(name)
+    floating = {name for name, type_ in types.items() if type_ in _FLOATING}
+    steps = [Step(modules_of(node), tuple(node.input), tuple(node.output)) for node in model.graph.node]
+    found = {
+        module: [name for name in names if name in floating]
+        for module, names in leaving(steps).items()
+        if any(fnmatchcase(module, pattern) for pattern in patterns)
+    }
     for pattern in patterns:
         if not any(fnmatchcase(module, pattern) for module in found):
             known = {".".join(module.split(".")[:2]) for node in model.graph.node for module in modules_of(node)}
             raise EngineError(f"no module is called {pattern}; there are {', '.join(sorted(known))} and those in them")
+    return found
+
+
+class Step(NamedTuple):
+    """One node of a graph."""
+
+    modules: tuple[str, ...]  # that it lies in, the innermost last
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def leaving(steps: Sequence[Step]) -> dict[str, list[str]]:
+    """Return the tensors that steps outside of a module read of it, by the module's name, in the order of the graph."""
+    users: dict[str, list[set[str]]] = {}
+    for step in steps:
+        for name in step.inputs:
+            users.setdefault(name, []).append(set(step.modules))
+    found: dict[str, list[str]] = {}
+    for step in steps:
+        for module in dict.fromkeys(step.modules):
+            names = found.setdefault(module, [])
+            names += [name for name in step.outputs if any(module not in inside for inside in users.get(name, ()))]
     return found
 
 

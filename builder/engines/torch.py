@@ -24,6 +24,8 @@ from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator,
 from model_repository import TEMPLATES
 from model_repository.torch_runner import TorchRunner
 
+# A profiler sees kernels on a CPU only if they call it, which takes time and names source files in the package.
+PROFILED = {"cpp.enable_kernel_profile": True}
 # The server runs the package with the same code as `load`: its source goes beside the package.
 RUNNER_SOURCE = TEMPLATES / "torch_runner.py"
 
@@ -71,18 +73,26 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
     if place == "cuda" and needs_operator:
         libraries.append(load_cuda_operator())
         shutil.copy(libraries[0], path.parent)
+    compile_package(program if place == "cuda" else decompose_operator(program), path, place)
+    extra_files = (RUNNER_SOURCE, *libraries)
+    return BuiltEngine(path, KINDS["torch"], place, inputs_of(program), OUTPUT_NAMES, extra_files)
+
+
+def compile_package(program: ExportedProgram, path: Path, place: Device, profiled: bool = False) -> None:
+    """Write the package of a program that AOTInductor knows all operators of; raises EngineError.
+
+    `profiled` lets PyTorch's profiler see the kernels on a CPU too, as it does on a GPU.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler warns about its own deprecated calls
             torch._inductor.aoti_compile_and_package(
-                program if place == "cuda" else decompose_operator(program),
+                program,
                 package_path=str(path),
-                inductor_configs={} if place == "cuda" else {"freezing": True},
+                inductor_configs={} if place == "cuda" else {"freezing": True, **(PROFILED if profiled else {})},
             )
     except Exception as error:  # the compilers raise classes that have no common base
         raise EngineError(f"AOTInductor could not compile the detector: {first_line(error)}") from error
-    extra_files = (RUNNER_SOURCE, *libraries)
-    return BuiltEngine(path, KINDS["torch"], place, inputs_of(program), OUTPUT_NAMES, extra_files)
 
 
 def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> TorchEngine:

@@ -46,14 +46,17 @@ class Samples:
     truth: Truth | None = None
 
 
-def sample_images(class_names: Sequence[str], folder: Path | None = None, annotations: Path | None = None) -> Samples:
+def sample_images(
+    class_names: Sequence[str], folder: Path | None = None, annotations: Path | None = None, most: int | None = None
+) -> Samples:
     """Return the images in `folder`, or generated shapes, with their annotations if there are any.
 
     Args:
         class_names: of the detector; generated shapes count as annotated if these are the shapes' names.
-        folder: of images; None for generated shapes.
+        folder: of images, or where `most` is given one of them; None for generated shapes.
         annotations: COCO annotation file of the folder's images; else an `annotations.json` in the folder or beside it
             is taken, if it lists any of them.
+        most: images of the folder, the first by name, without their annotations; None for all with theirs.
 
     Raises:
         CodetrError: the folder holds none or unreadable ones, or the annotations are not of them or of other classes.
@@ -62,8 +65,8 @@ def sample_images(class_names: Sequence[str], folder: Path | None = None, annota
         if annotations is not None:
             raise CodetrError("annotations are given without the folder of their images; name that too")
         return _generated(class_names)
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    files = sorted(folder.iterdir()) if folder.is_dir() else [folder] if most and folder.is_file() else []
+    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES][:most]
     images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
     if not paths:
         raise CodetrError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}) to verify on")
@@ -74,7 +77,7 @@ def sample_images(class_names: Sequence[str], folder: Path | None = None, annota
             f"{len(unreadable)} of {len(names)} images in {folder} cannot be read: {', '.join(unreadable[:5])}"
             f"{', ...' if len(unreadable) > 5 else ''}; take them out, or name another folder"
         )
-    truth = _find_truth(folder, names, class_names, annotations)
+    truth = None if most is not None else _find_truth(folder, names, class_names, annotations)
     return Samples([np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images], names, truth)
 
 

@@ -20,6 +20,8 @@ import torch  # after the check for it
 
 from builder import families
 from builder.engines.kinds import KINDS, BuiltEngine
+from builder.inspect.compare import compare_repository
+from builder.inspect.describe import describe_repository
 from builder.pipeline.build import BuildOptions, build_repository
 from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec
 from builder.pipeline.manifest import engine_file, inputs_of, spec_of, variant_of
@@ -209,3 +211,16 @@ def test_rules_of_each_family_reach_the_server(together: TritonServer) -> None:
         "toy": ("hard", False),
         OLDER: ("none", False),
     }
+
+
+@pytest.mark.parametrize("name", [name for name in ENSEMBLES if name != OLDER])
+def test_every_family_can_be_looked_into(all_families: Path, checkpoints: dict[str, Path], name: str) -> None:
+    found = compare_repository(all_families, name, checkpoints[name], count=1)
+    assert found.first is None
+    assert found.unseen == []
+    parts = {"codetr": "neck", "detr": "input_proj", "toy": "classify"}
+    expected = {parts.get(name, "input_proj")}
+    assert expected <= {layer.name.split(".")[0] for layer in found.layers}
+    described = describe_repository(all_families, name, runs=1)
+    assert expected <= {part.module.split(".")[0] for part in described.parts}
+    assert described.has_times

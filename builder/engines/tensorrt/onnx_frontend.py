@@ -57,10 +57,7 @@ def build(
     plugin = plugin_library() if uses_operator(program) else None
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder, plugin_onnx.FILE_NAME)
-        if route.is_8(route.version_of(python)):
-            onnx_8.build(program, onnx_file)
-        else:
-            plugin_onnx.build(program, onnx_file)
+        write_onnx(program, onnx_file, route.version_of(python))
         if settings.marked_modules:
             model = onnx.load(onnx_file)
             mark_outputs(model, settings.marked_modules)
@@ -72,6 +69,14 @@ def build(
         shutil.copy(plugin, path.parent)  # where `load` looks
     libraries = () if plugin is None else (plugin,)
     return plans.built(path, settings, "onnx", report.tensorrt, inputs_of(program), OUTPUT_NAMES, libraries)
+
+
+def write_onnx(program: ExportedProgram, path: Path, version: str) -> None:
+    """Write the ONNX that a release of TensorRT reads; raises EngineError."""
+    if route.is_8(version):
+        onnx_8.build(program, path)
+    else:
+        plugin_onnx.build(program, path)
 
 
 def build_plan(

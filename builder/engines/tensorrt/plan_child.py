@@ -23,6 +23,8 @@ import numpy as np
 
 # The network's types by the project's names, in TensorRT's words.
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+# How outputs of a type come to NumPy, which has no bfloat16.
+READ_AS = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT32": np.int32, "INT64": np.int64}
 FLAGS = {"float16": "FP16", "bfloat16": "BF16"}  # of the builder, where networks are weakly typed
 # Each setting, the object of the module that has it, and the release it came with.
 NEEDED = {
@@ -283,6 +285,78 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {"tensorrt": trt.__version__}
 
 
+def read(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the plan on every batch, and write all outputs of its own names, those that only keep it from fusing too."""
+    trt = import_tensorrt()
+    module = import_runner(request)
+    arrays: dict[str, Any] = {}
+    try:
+        runner = load_runner(module, request, module.CudaDriver())
+        for i, batch in enumerate(read_batches(request)):
+            made = runner(*batch)
+            arrays.update({f"{name}_{i}": made[k] for k, name in enumerate(module.OUTPUTS)})
+            arrays.update({f"{name}_{i}": array for name, array in read_unread(runner).items()})
+    except module.PlanError as error:
+        raise RefusedError(str(error)) from error
+    np.savez(request["outputs"], **arrays)
+    return {"tensorrt": trt.__version__}
+
+
+def read_unread(runner: Any) -> dict[str, Any]:
+    """Return the outputs of the last run that the runner itself has no use for, half types as float32."""
+    found = {}
+    for name, address in runner.unread.items():
+        type_name = str(runner.engine.get_tensor_dtype(name)).split(".")[-1]
+        if type_name not in READ_AS:
+            continue
+        array = np.empty(tuple(runner.context.get_tensor_shape(name)), READ_AS[type_name])
+        runner.driver.download(array.ctypes.data, address, array.nbytes, runner.stream)
+        runner.synchronize()
+        if type_name == "BF16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        found[name] = array.astype(np.float32) if type_name == "HALF" else array
+    return found
+
+
+def layers(request: dict[str, Any]) -> dict[str, Any]:
+    """Return what TensorRT tells of the plan: its layers, the time of each in one inference, and its memory.
+
+    The times are those of TensorRT's own profiler, with which nothing overlaps, as the mean of `least` runs.
+    """
+    trt = import_tensorrt()
+    module = import_runner(request)
+    times: dict[str, list[float]] = {}
+
+    class Times(trt.IProfiler):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times.setdefault(layer_name, []).append(ms)
+
+    try:
+        runner = load_runner(module, request, module.CudaDriver())
+        replay = runner.prepare(*read_batches(request)[0])
+        replay()
+        runner.synchronize()
+        profiler = Times()
+        runner.context.profiler = profiler
+        for _ in range(request["least"]):
+            replay()
+            runner.synchronize()
+    except module.PlanError as error:
+        raise RefusedError(str(error)) from error
+    engine = runner.engine
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    memory = getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size
+    return {
+        "tensorrt": trt.__version__,
+        "information": json.loads(text),
+        "times_ms": {name: sum(each) / request["least"] for name, each in times.items()},
+        "activation_bytes": int(memory),
+    }
+
+
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Repeat the inference of the request's one batch for `seconds`, one by one, and then as many queued at once.
 
@@ -354,11 +428,14 @@ def _has(trt: Any, place: str) -> bool:
     return value is not None
 
 
+TASKS = {"build": build, "run": run, "read": read, "layers": layers, "measure": measure, "version": version}
+
+
 def main(path: str) -> None:
     """Do what the request asks; TensorRT's objects are left to the system, some releases crash in taking them down."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
-        answer = {"build": build, "run": run, "measure": measure, "version": version}[request["task"]](request)
+        answer = TASKS[request["task"]](request)
     except RefusedError as error:
         answer = {"error": str(error)}
     except Exception as error:

@@ -144,6 +144,49 @@ def run_plan(
     return [EngineOutput(*(outputs[f"{name}_{i}"] for name in EngineOutput._fields)) for i in range(len(batches))]
 
 
+def read_plan(
+    plan: Path,
+    batches: Sequence[tuple[NDArray[np.uint8], NDArray[np.int32]]],
+    *,
+    plugin: Path | None = None,
+    python: TensorRTPython | None = None,
+) -> list[dict[str, NDArray[Any]]]:
+    """Return all that a plan puts out for each batch, by name: the candidates, and outputs that it was built to keep.
+
+    Args:
+        plan: as for `run_plan`.
+        batches: as for `run_plan`.
+        plugin: as for `run_plan`.
+        python: as for `run_plan`.
+
+    Raises:
+        EngineError: as `run_plan`.
+    """
+    outputs = _ask(plan, batches, {"task": "read", "graphs": []}, plugin, python or TensorRTPython())[1]
+    return [
+        {name[: -len(end)]: array for name, array in outputs.items() if name.endswith(end)}
+        for end in (f"_{i}" for i in range(len(batches)))
+    ]
+
+
+def inspect_plan(
+    plan: Path,
+    images: NDArray[np.uint8],
+    image_sizes: NDArray[np.int32],
+    *,
+    plugin: Path | None = None,
+    python: TensorRTPython | None = None,
+    runs: int = 20,
+) -> dict[str, Any]:
+    """Return what TensorRT tells of a plan: `information`, `times_ms` by layer, `activation_bytes` and `tensorrt`.
+
+    Raises:
+        EngineError: as `run_plan`.
+    """
+    request = {"task": "layers", "graphs": [], "least": runs}
+    return _ask(plan, [(images, image_sizes)], request, plugin, python or TensorRTPython())[0]
+
+
 def _ask(
     plan: Path,
     batches: Sequence[tuple[NDArray[np.uint8], NDArray[np.int32]]],
