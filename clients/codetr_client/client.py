@@ -104,7 +104,8 @@ class CoDetrClient:
             detections = client.detect("street.jpg", score_threshold=0.3)
 
     url: `host:port`, or a url of grpc://, grpcs://, http:// or https://, which over HTTP may have a path prefix;
-        without it Triton's default port on this machine (8001 gRPC, 8000 HTTP). No proxy of the environment is used.
+        dns:///host:port spreads requests of gRPC over all addresses of the name; without it Triton's default port on
+        this machine (8001 gRPC, 8000 HTTP). No proxy of the environment is used.
     protocol: "grpc" or "http"; without it that of the url, else gRPC.
     timeout: seconds for one call in all: name lookup, connection, request, every byte of the answer, repeats.
     class_names: "coco", or names in label order; without it the server's configuration is asked once, and where the

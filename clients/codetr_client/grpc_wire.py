@@ -18,6 +18,12 @@ METHODS = {
 }
 # grpcio waits up to two minutes before it connects again, and lets calls fail meanwhile without trying.
 RECONNECT = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
+# Of a name that stands for several servers, each request goes to the next one; a server that goes is asked for at once.
+SPREAD = (
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
+)
 
 
 def library() -> tuple[Any, Any, Any]:
@@ -49,14 +55,16 @@ def channel(module: Any, grpc: Any, endpoint: Endpoint) -> Any:
             ("grpc.keepalive_timeout_ms", min(milliseconds, 20_000)),
             ("grpc.http2.max_pings_without_data", 0),  # as many as it takes
         ]
+    if endpoint.resolver:
+        options += SPREAD
     tls = endpoint.tls
     if tls is None:
-        return module.insecure_channel(endpoint.authority, options)
+        return module.insecure_channel(endpoint.target, options)
     ca, certificate, key = tls.read()
     credentials = grpc.ssl_channel_credentials(ca, key, certificate)
     if tls.server_name is not None:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
-    return module.secure_channel(endpoint.authority, credentials, options)
+    return module.secure_channel(endpoint.target, credentials, options)
 
 
 def request(service_pb2: Any, ask: Ask) -> Any:

@@ -75,6 +75,8 @@ class Endpoint:
     model: str
     options: Options
     prefix: str = ""  # of every path over HTTP, without a slash at its end
+    # "dns://" and what may follow it: the host stands for several servers, among which gRPC spreads the requests
+    resolver: str = ""
 
     @property
     def authority(self) -> str:
@@ -88,8 +90,15 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """Return what leads here: the address, with its scheme where the connection is encrypted."""
+        """Return what leads here: the address, with its scheme where it has one or the connection is encrypted."""
+        if self.resolver:
+            return self.target
         return self.address if self.tls is None else f"{self.protocol}s://{self.address}"
+
+    @property
+    def target(self) -> str:
+        """Return what gRPC connects to, in its own notation."""
+        return f"{self.resolver}/{self.authority}" if self.resolver else self.authority
 
     @property
     def timeout(self) -> float:
@@ -131,8 +140,8 @@ def endpoint(
 ) -> Endpoint:
     """Return the checked endpoint.
 
-    url: `host:port`, or with a scheme (`grpc`, `grpcs`, `http`, `https`) and, over HTTP, a path prefix; without it
-        the server is Triton's port on this machine.
+    url: `host:port`, or with a scheme (`grpc`, `grpcs`, `http`, `https`) and, over HTTP, a path prefix; or gRPC's
+        `dns:///host:port`, every address of that name; without it the server is Triton's port on this machine.
     protocol: "grpc" or "http"; None for that of the url's scheme, or gRPC.
 
     Raises CodetrError for a protocol, an address or an option that cannot be.
@@ -141,7 +150,10 @@ def endpoint(
         raise CodetrError(f"protocol {protocol!r}: expected 'grpc' or 'http'")
     if not isinstance(model, str) or not model:
         raise CodetrError(f"model {model!r}: expected the name of an ensemble, such as {contract.ENSEMBLE}")
-    scheme, host, port, prefix = _parts(url, protocol)
+    resolver, plain = _resolver(url)
+    if resolver and protocol == "http":
+        raise CodetrError(f"url {url!r} is one of grpc, but protocol is 'http'; leave one of them out")
+    scheme, host, port, prefix = _parts(plain, protocol)
     spoken, encrypted, _ = SCHEMES.get(scheme, (protocol or "grpc", tls is not None, None))
     if protocol not in (None, spoken):
         raise CodetrError(f"url {url!r} is one of {spoken}, but protocol is {protocol!r}; leave one of them out")
@@ -154,7 +166,13 @@ def endpoint(
     )
     if options.tls is not None:
         options.tls.context()  # a file at fault is an error now, not at the first call
-    return Endpoint(host, port, spoken, model, options, prefix)
+    return Endpoint(host, port, spoken, model, options, prefix, resolver)
+
+
+def _resolver(url: str | None) -> tuple[str, str | None]:
+    """Return the part of gRPC's `dns://[name server]/host:port` before its last slash, and the rest of an address."""
+    found = re.fullmatch(r"(dns://[\w.:\[\]-]*)/([^/]+)", url, re.ASCII) if isinstance(url, str) else None
+    return (found[1], found[2]) if found else ("", url)
 
 
 def _parts(url: str | None, protocol: Protocol | None) -> tuple[str, str, int, str]:

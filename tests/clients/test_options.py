@@ -29,6 +29,8 @@ from tests.clients.conftest import Call
         pytest.param("h:1/a", "http", ("http", "h:1/a", False), id="a path prefix without a scheme"),
         pytest.param("[::1]:1", None, ("grpc", "[::1]:1", False), id="IPv6"),
         pytest.param("http://[::1]:1/a", None, ("http", "[::1]:1/a", False), id="IPv6 with a prefix"),
+        pytest.param("dns:///h:1", None, ("grpc", "h:1", False), id="a name of several servers"),
+        pytest.param("dns://10.0.0.1:53/h:1", "grpc", ("grpc", "h:1", False), id="and who knows it"),
     ],
 )
 def test_addresses(url: str | None, protocol: Any, expected: tuple[str, str, bool]) -> None:
@@ -64,6 +66,13 @@ def test_addresses(url: str | None, protocol: Any, expected: tuple[str, str, boo
         pytest.param({"url": "h:1?x=y"}, "expected host:port", id="a query"),
         pytest.param({"url": "h:1\r\nx: y"}, "expected host:port", id="a line break"),
         pytest.param({"url": "ftp://h:1"}, "expected host:port", id="another scheme"),
+        pytest.param({"url": "dns:///h"}, "expected host:port", id="dns has no usual port"),
+        pytest.param({"url": "dns://h:1"}, "expected host:port", id="dns with two slashes"),
+        pytest.param({"url": "dns:///h:1/a"}, "expected host:port", id="dns with a prefix"),
+        pytest.param({"url": "dns:///http://h:1"}, "expected host:port", id="dns of an url"),
+        pytest.param(
+            {"url": "dns:///h:1", "protocol": "http"}, "is one of grpc, but protocol is 'http'", id="dns, http"
+        ),
         pytest.param({"url": "grpc://h"}, "expected host:port", id="grpc has no usual port"),
         pytest.param({"url": "http://h:1", "protocol": "grpc"}, "is one of http, but protocol is 'grpc'", id="both"),
         pytest.param({"url": "grpc://h:1/a"}, "gRPC has no path prefix; expected h:1", id="a prefix over gRPC"),
