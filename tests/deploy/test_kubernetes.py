@@ -31,7 +31,8 @@ from tests.markers import needs_kubectl
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
-GPU = ("gpu", "autoscaled")
+GPU = ("gpu", "autoscaled", "balanced")
+ENVOY = "codetr-envoy"
 # Kinds of the Prometheus operator, of which the validator has no schemas; what must be in them is tested by name.
 FOREIGN = {"PodMonitor", "PrometheusRule"}
 MINORS = list(dict.fromkeys(kubernetes.all_versions()))[-3:]  # it names each twice, strict and not
@@ -57,8 +58,10 @@ def rendered(target: str) -> tuple[Object, ...]:
     return kustomize(KUBERNETES / target)
 
 
-def objects(overlay: str, kind: str | None = None) -> list[Object]:
-    found = [each for each in rendered(f"overlays/{overlay}") if kind in (None, each["kind"])]
+def objects(overlay: str, kind: str | None = None, envoy: bool = False) -> list[Object]:
+    """Return an overlay's objects of the servers, or of the Envoy before them."""
+    mine = [each for each in rendered(f"overlays/{overlay}") if each["metadata"]["name"].startswith(ENVOY) == envoy]
+    found = [each for each in mine if kind in (None, each["kind"])]
     assert found, f"{overlay} has no {kind}"
     return found
 
@@ -113,8 +116,8 @@ def parsed(words: list[str]) -> dict[str, Any]:
     return dict(command.make_context(words[0], words[1:]).params)
 
 
-def test_there_are_the_three_overlays() -> None:
-    assert OVERLAYS == ["autoscaled", "cpu", "gpu"]
+def test_there_are_the_four_overlays() -> None:
+    assert OVERLAYS == ["autoscaled", "balanced", "cpu", "gpu"]
 
 
 def test_the_page_names_the_releases_that_are_tested() -> None:
@@ -129,7 +132,7 @@ def test_the_base_renders() -> None:
 @overlays
 @pytest.mark.parametrize("version", MINORS)
 def test_every_object_is_valid(overlay: str, version: str) -> None:
-    for each in objects(overlay):
+    for each in rendered(f"overlays/{overlay}"):
         if each["kind"] in FOREIGN:
             assert each["apiVersion"] == "monitoring.coreos.com/v1"
         else:
@@ -388,7 +391,8 @@ def test_an_overlay_of_yours_names_your_images(overlay: str, tmp_path: Path) -> 
         shutil.copy(KUBERNETES / "overlays" / overlay / "image-volumes.yaml", tmp_path)
         mine += "configurations: [image-volumes.yaml]\n"
     (tmp_path / "kustomization.yaml").write_text(mine, encoding="utf-8")
-    (deployment,) = [each for each in kustomize(tmp_path) if each["kind"] == "Deployment"]
+    found = [each for each in kustomize(tmp_path) if each["kind"] == "Deployment"]
+    (deployment,) = [each for each in found if each["metadata"]["name"] != ENVOY]
     assert set(image_references(deployment["spec"]["template"]["spec"])) == {
         "YOURS/codetr@sha256:...",
         "YOURS/codetr-models@sha256:...",
