@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from codetr.bench_canvas import bench_canvas
+from codetr.bench_cluster import bench_cluster
 from codetr.bench_cost import bench_cost
 from codetr.bench_engine import bench_engine
 from codetr.bench_faults import bench_faults, bench_surroundings
@@ -21,6 +22,7 @@ from codetr.bench_precision import precision
 from codetr.bench_preprocess import bench_preprocess
 from codetr.bench_server import bench_server, install_perf_analyzer
 from codetr.build import build
+from codetr.capacity import capacity
 from codetr.compare import compare
 from codetr.demo import demo
 from codetr.detect import detect
@@ -47,6 +49,7 @@ app.add_typer(bench, name="bench")
 
 app.command()(build)
 app.command()(compare)
+app.command()(capacity)
 app.command()(demo)
 app.command()(detect)
 app.command()(demo_data)
@@ -59,6 +62,7 @@ app.command()(switch)
 app.command()(train_demo)
 bench.command("engine")(bench_engine)
 bench.command("canvas")(bench_canvas)
+bench.command("cluster")(bench_cluster)
 bench.command("cost")(bench_cost)
 bench.command("faults")(bench_faults)
 bench.command("surroundings")(bench_surroundings)

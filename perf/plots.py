@@ -85,13 +85,18 @@ def usage(levels: Sequence[LevelSummary], title: str) -> Figure:
 
 
 def lines(
-    series: Mapping[str, Sequence[tuple[float, float]]], title: str, unit: str, x_label: str = "time (s)"
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    title: str,
+    unit: str,
+    x_label: str = "time (s)",
+    dots: Sequence[str] = (),
 ) -> Figure:
-    """Return lines over a run; `series` maps a label to (x, value) points."""
+    """Return lines over a run; `series` maps a label to (x, value) points, those of `dots` are not joined."""
     figure, axes = _axes(title, x_label, unit)
     for label, points in series.items():
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
+            style = {"linestyle": "", "marker": "o"} if label in dots else {"linewidth": 1.2}
+            axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set_ylim(bottom=0)
     if axes.lines:
         axes.legend(fontsize=8)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from perf.connection import Connection
-from perf.server.metrics import difference, step_times
+from perf.server.metrics import difference
 from serving.addresses import free_ports
 from serving.contract import ENSEMBLE
 from serving.launch import ServerOptions, TritonServer, start_server
@@ -34,8 +35,9 @@ class Servers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for address in list(self.running):
-            self.running.pop(address).stop()
+        if self.running:
+            with ThreadPoolExecutor(len(self.running)) as pool:  # each waits a little for connections of the proxy
+                list(pool.map(lambda address: self.running.pop(address).stop(), list(self.running)))
 
     def start(self, repository: Path, addresses: Sequence[str] | None = None) -> None:
         """Start servers, at every address if none is named, and wait until they are ready."""
@@ -80,6 +82,3 @@ def answered(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]
 
 def _ensemble(statistics: dict[str, Any]) -> dict[str, Any]:
     return next((each for each in statistics.get("model_stats", []) if each["name"] == ENSEMBLE), {})
-
-
-__all__ = ["ADDRESSES", "Servers", "answered", "step_times"]

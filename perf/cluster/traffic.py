@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -72,12 +73,12 @@ async def _send(url: str, image: bytes, load: Load) -> list[Answer]:
     return answers
 
 
-async def _arrive(ask: object, load: Load, end: float) -> None:
+async def _arrive(ask: Callable[[], Coroutine[Any, Any, None]], load: Load, end: float) -> None:
     generator, tasks = random.Random(load.seed), []
     due = time.monotonic()
     while (due := due + generator.expovariate(load.rate)) < end:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
-        tasks.append(asyncio.create_task(ask()))  # type: ignore[operator]
+        tasks.append(asyncio.create_task(ask()))
     await asyncio.gather(*tasks)
 
 

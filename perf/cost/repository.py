@@ -25,9 +25,9 @@ FIXED_COST = EngineKind("fixed_cost", "cost.json", "configs/onnx.pbtxt", MODEL, 
 VARIANT = Variant("fixed_cost", SwinConfig(), num_classes=1, class_names=("object",))
 
 
-def write_cost_repository(destination: Path, case: Case, cost_ms: float) -> Path:
+def write_cost_repository(destination: Path, case: Case, cost_ms: float, max_batch: int = MAX_BATCH_SIZE) -> Path:
     """Write the repository of a case, with an engine of `cost_ms` milliseconds a batch, and return its folder."""
-    spec = InputSpec(case.height, case.width, MAX_BATCH_SIZE)
+    spec = InputSpec(case.height, case.width, max_batch)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, FIXED_COST.file_name)
         file.write_text(json.dumps({"cost_ms": cost_ms}) + "\n", encoding="utf-8")

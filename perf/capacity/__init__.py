@@ -1,0 +1,1 @@
+"""How many servers a load needs: a simulation of measured servers behind a balancer."""
