@@ -31,7 +31,8 @@ def capacity(
     plan = Plan(_rates(rate), p99_ms, price, balancer)
     if output is not None:
         check_output(output, sources=[results])
-    record = plan_capacity(read_service(results), plan, lambda found: print_result(found, plan.price))
+    service, source = read_service(results)
+    record = plan_capacity(service, source, plan, lambda found: print_result(found, plan.price))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         with reporting(output, lambda written: write_capacity_report(written, output)):

@@ -39,13 +39,19 @@ class Section:
 
 def load_record(path: Path, kind: str) -> dict[str, Any]:
     """Return a result file's content; raises CodetrError if it cannot be read or is of another kind."""
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CodetrError(f"cannot read the results {path}: {error}") from error
-    if not isinstance(record, dict) or record.get("kind") != kind:
+    record = read_record(path)
+    if record.get("kind") != kind:
         raise CodetrError(f"{path} holds no results of kind '{kind}': expected the JSON that such a run wrote")
     return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a result file's content, of any kind; {} for another JSON. Raises CodetrError if it cannot be read."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CodetrError(f"cannot read the results {path}: {error}") from error
+    return record if isinstance(record, dict) else {}
 
 
 def write_server_report(record: Mapping[str, Any], output: Path, baseline: Mapping[str, Any] | None = None) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from perf import plots
 from perf.capacity.service import Service, measured_service
 from perf.capacity.simulation import Balancer, Prediction, simulate
-from perf.machine import header
-from perf.report import Section, load_record, write_report
+from perf.machine import header, summary
+from perf.report import Section, read_record, write_report
 from serving.errors import CodetrError
 
 # Servers that do so little wait for nobody: what they take is what a request takes.
@@ -38,17 +38,18 @@ class Plan:
     balancer: Balancer = "least-request"
 
 
-def read_service(path: Path) -> Service:
-    """Return the server that `codetr bench server` or `codetr bench cluster` has measured.
+def read_service(path: Path) -> tuple[Service, dict[str, Any]]:
+    """Return the server that `codetr bench server` or `codetr bench cluster` has measured, and how and where.
 
     Raises:
         CodetrError: the file is no such record, or does not hold what is needed.
     """
-    try:
-        record = load_record(path, "server")
-    except CodetrError:
-        record = load_record(path, "cluster")
-    return measured_service(record["results" if record["kind"] == "server" else "fit"], record["models"])
+    record = read_record(path)
+    levels = {"server": "results", "cluster": "fit"}.get(record.get("kind", ""))
+    if levels not in record:
+        raise CodetrError(f"{path} holds no results of `codetr bench server` or `codetr bench cluster`")
+    source = {name: record[name] for name in ("command", "time", "machine")}
+    return measured_service(record[levels], record["models"]), source
 
 
 def fewest_replicas(
@@ -79,8 +80,16 @@ def fewest_replicas(
     return tried[high], tried.get(high - 1)
 
 
-def plan_capacity(service: Service, plan: Plan, on_result: Callable[[Prediction], object]) -> dict[str, Any]:
+def plan_capacity(
+    service: Service, source: Mapping[str, Any], plan: Plan, on_result: Callable[[Prediction], object]
+) -> dict[str, Any]:
     """Return the record of a plan: for each rate the fewest servers, what they cost, and what one less would do.
+
+    Args:
+        service: what one server takes.
+        source: how and where that was measured, for the record.
+        plan: what is asked.
+        on_result: called with what the fewest servers do at each rate.
 
     Raises:
         CodetrError: a limit that no number of servers keeps.
@@ -95,7 +104,8 @@ def plan_capacity(service: Service, plan: Plan, on_result: Callable[[Prediction]
         enough, less = fewest_replicas(rate, plan.p99_ms, predict, least)
         rows.append({**asdict(enough), **cost(enough, plan.price), "one_less_p99": less and less.p99})
         on_result(enough)
-    return {**header("capacity"), "service": asdict(service), "plan": asdict(plan), "results": rows}
+    described = {"measured": dict(source), "service": asdict(service), "plan": asdict(plan)}
+    return {**header("capacity"), **described, "results": rows}
 
 
 def cost(found: Prediction, price: float | None) -> dict[str, float]:
@@ -108,8 +118,10 @@ def cost(found: Prediction, price: float | None) -> dict[str, float]:
 
 def write_capacity_report(record: Mapping[str, Any], output: Path) -> None:
     """Write `report.html`, `report.md` and a plot as SVG to `output`."""
-    plan, service = record["plan"], record["service"]
+    plan, service, measured = record["plan"], record["service"], record["measured"]
     text = (
+        f"One server was measured by `{measured['command']}`, {measured['time'][:10]}, on "
+        f"{summary(measured['machine'])}. "
         f"Servers behind {plan['balancer']} balancing that answer 99 % of requests, which arrive at random, within "
         f"{plan['p99_ms']:g} ms. One server: pre-processing {1e3 * service['preprocess']:.1f} ms, the detector "
         f"{1e3 * (service['batch_seconds'] + service['image_seconds']):.1f} ms for one image, batches of up to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Generator
@@ -88,6 +89,20 @@ def simulate(
     )
 
 
+class _Instances:
+    """Instances of a step, which take requests in their order, each for the same time."""
+
+    def __init__(self, count: int, seconds: float) -> None:
+        self._free = [0.0] * count  # from when on, a heap
+        self._seconds = seconds
+
+    def until_done(self, now: float) -> float:
+        """Give a request that comes now to the instance that is free first, and return the seconds until it is done."""
+        done = max(now, self._free[0]) + self._seconds
+        heapq.heapreplace(self._free, done)
+        return done - now
+
+
 class _Server:
     """One server: a queue and instances for each step; the detector takes what waits as one batch."""
 
@@ -96,8 +111,8 @@ class _Server:
         self.waited = self.computed = 0.0
         self._environment, self._service = environment, service
         preprocess, detectors, postprocess = service.instances
-        self._preprocess = simpy.Resource(environment, preprocess)
-        self._postprocess = simpy.Resource(environment, postprocess)
+        self._preprocess = _Instances(preprocess, service.preprocess)
+        self._postprocess = _Instances(postprocess, service.postprocess)
         self._waiting: deque[tuple[float, simpy.Event]] = deque()
         self._idle = detectors
 
@@ -105,20 +120,15 @@ class _Server:
         """Take one request through all steps; `beyond`: seconds that this one spends on top of them."""
         self.under_way += 1
         yield self._environment.timeout(self._service.around + beyond)
-        yield from self._step(self._preprocess, self._service.preprocess)
+        yield self._environment.timeout(self._preprocess.until_done(self._environment.now))
         detected = self._environment.event()
         self._waiting.append((self._environment.now, detected))
         if self._idle:
             self._idle -= 1
             self._environment.process(self._detect())
         yield detected
-        yield from self._step(self._postprocess, self._service.postprocess)
+        yield self._environment.timeout(self._postprocess.until_done(self._environment.now))
         self.under_way -= 1
-
-    def _step(self, instances: simpy.Resource, seconds: float) -> Generator[Any, Any, None]:
-        with instances.request() as mine:
-            yield mine
-            yield self._environment.timeout(seconds)
 
     def _detect(self) -> Generator[Any, Any, None]:
         """One instance of the detector, until nothing waits."""
