@@ -22,13 +22,14 @@ def capacity(
     balancer: Annotated[
         Literal["least-request", "round-robin"], typer.Option(help="Envoy's rule, or that of `dns:///` clients.")
     ] = "least-request",
+    max_use: Annotated[float, typer.Option(min=0.05, max=1.0, help="Highest share of what servers can answer.")] = 0.9,
     output: Annotated[Path | None, typer.Option(help="Folder for the report and results.json.")] = None,
 ) -> None:
     """Say how many servers keep a p99 at a rate, by a simulation of what was measured of one."""
     from perf.capacity.plan import Plan, plan_capacity, read_service, write_capacity_report
     from perf.records import check_output, reporting, write_record
 
-    plan = Plan(_rates(rate), p99_ms, price, balancer)
+    plan = Plan(_rates(rate), p99_ms, price, balancer, max_use)
     if output is not None:
         check_output(output, sources=[results])
     service, source = read_service(results)

@@ -366,6 +366,15 @@ def tensorrt_rtx() -> str:
     return table(columns, rows)
 
 
+def capacity() -> str:
+    """How many servers, by rate."""
+    from perf.capacity.plan import COLUMNS, capacity_rows
+
+    record = results("capacity/results.json")
+    here = f"{machine(record['measured'])}\n\n`{record['command'].split(' --output')[0]}`\n\n"
+    return here + table((*COLUMNS, "cost an hour", "cost of a million"), capacity_rows(record))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "variants": variants,
     "rules": rules,
@@ -386,6 +395,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "fuzz": fuzz,
     "fuzz server": fuzz_server,
     "tensorrt-rtx": tensorrt_rtx,
+    "capacity": capacity,
+    "capacity checked": from_report("cluster", "Loads and what was predicted"),
+    "faults behind envoy": from_report("cluster", "Faults behind Envoy"),
+    "autoscaler": from_report("cluster", "What the autoscaler is told"),
     "cost of sizes": from_report("cost", "Input size and images in a request"),
     "cost of batching": from_report("cost", "Dynamic batching of the detector"),
     "cost of preprocess instances": from_report("cost", "Instances of codetr_preprocess"),

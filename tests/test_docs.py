@@ -45,6 +45,7 @@ REASONS = {
     "needs a server of its own",
     "needs a server with TLS",
     "needs two GPUs",
+    "needs several servers and a name for them",
     "needs a config and a checkpoint of yours",
     "needs certificates of yours",
     "needs a video or a camera of yours",

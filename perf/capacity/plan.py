@@ -30,12 +30,16 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked: requests a second, the highest p99 in milliseconds, and what one server costs an hour."""
+    """What is asked: requests a second, the highest p99 in milliseconds, and what one server costs an hour.
+
+    max_use: the highest share of what servers can answer at most that they are planned for.
+    """
 
     rates: tuple[float, ...]
     p99_ms: float
     price: float | None = None
     balancer: Balancer = "least-request"
+    max_use: float = 0.9
 
 
 def read_service(path: Path) -> tuple[Service, dict[str, Any]]:
@@ -57,7 +61,7 @@ def fewest_replicas(
 ) -> tuple[Prediction, Prediction | None]:
     """Return the fewest servers, from `least` on, that keep a p99, and what one server less would do.
 
-    The second is None where one server less could not answer the rate at all. Raises CodetrError if no number of
+    The second is None where one server less is less than `least`. Raises CodetrError if no number of
     servers keeps it.
     """
     tried: dict[int, Prediction] = {}
@@ -100,7 +104,7 @@ def plan_capacity(
         def predict(replicas: int, rate: float = rate) -> Prediction:
             return simulate(service, replicas, rate, plan.balancer)
 
-        least = math.floor(rate / service.highest_rate) + 1
+        least = math.ceil(rate / (service.highest_rate * plan.max_use))
         enough, less = fewest_replicas(rate, plan.p99_ms, predict, least)
         rows.append({**asdict(enough), **cost(enough, plan.price), "one_less_p99": less and less.p99})
         on_result(enough)
@@ -121,12 +125,12 @@ def write_capacity_report(record: Mapping[str, Any], output: Path) -> None:
     plan, service, measured = record["plan"], record["service"], record["measured"]
     text = (
         f"One server was measured by `{measured['command']}`, {measured['time'][:10]}, on "
-        f"{summary(measured['machine'])}. "
-        f"Servers behind {plan['balancer']} balancing that answer 99 % of requests, which arrive at random, within "
-        f"{plan['p99_ms']:g} ms. One server: pre-processing {1e3 * service['preprocess']:.1f} ms, the detector "
+        f"{summary(measured['machine'])}: pre-processing {1e3 * service['preprocess']:.1f} ms, the detector "
         f"{1e3 * (service['batch_seconds'] + service['image_seconds']):.1f} ms for one image, batches of up to "
         f"{service['max_batch']}, post-processing {1e3 * service['postprocess']:.1f} ms; instances "
-        f"{', '.join(map(str, service['instances']))}."
+        f"{', '.join(map(str, service['instances']))}. Wanted: 99 % of requests, which arrive at random, within "
+        f"{plan['p99_ms']:g} ms behind {plan['balancer']} balancing, and no server above {plan['max_use']:.0%} of what "
+        "it can answer."
     )
     columns = (*COLUMNS, *(("cost an hour", "cost of a million images") if plan["price"] is not None else ()))
     points = [(row["rate"], float(row["replicas"])) for row in record["results"]]

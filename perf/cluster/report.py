@@ -16,7 +16,7 @@ FAULT_COLUMNS = (
     "answered by each server",
 )  # fmt: skip
 LOAD_COLUMNS = (
-    "of the most", "requests/s", "answered/s", "predicted", "p50 ms", "predicted", "p99 ms", "predicted", "p99 off by",
+    "of the most", "requests/s", "answered/s", "p50 ms", "predicted", "p99 ms", "predicted", "p99 off by",
     "waiting to computing", "predicted", "answered by each server",
 )  # fmt: skip
 # Shares of the most that servers can answer, at which the prediction's line is drawn.
@@ -52,9 +52,10 @@ def load_rows(record: Mapping[str, Any]) -> list[list[str]]:
     """Return the table of the loads: what was measured beside what was predicted."""
     return [
         [
-            f"{load['share']:.0%}", f"{load['requests'] / record['plan']['seconds']:.1f}", f"{load['rate']:.1f}",
-            f"{load['offered']:.1f}", f"{load['p50']:.0f}", f"{load['predicted']['p50']:.0f}", f"{load['p99']:.0f}",
-            f"{load['predicted']['p99']:.0f}", f"{load['predicted']['p99'] / load['p99'] - 1:+.0%}",
+            f"{load['share']:.0%}", f"{load['offered']:.1f}", f"{load['rate']:.1f}",
+            f"{load['p50']:.0f}", f"{load['predicted']['p50']:.0f}",
+            f"{load['p99']:.0f}", f"{load['predicted']['p99']:.0f}",
+            f"{load['predicted']['p99'] / load['p99'] - 1:+.0%}",
             f"{load['ratio']:.2f}", f"{load['predicted']['ratio']:.2f}", _by_server(load),
         ]
         for load in record["loads"]
@@ -92,7 +93,7 @@ def _method(record: Mapping[str, Any]) -> str:
 
 def _load_section(record: Mapping[str, Any]) -> Section:
     text = (
-        f"One server, measured alone with {', '.join(str(level['value']) for level in record['fit'])} requests under "
+        f"One server, asked directly with {', '.join(str(level['value']) for level in record['fit'])} requests under "
         f"way at a time, can answer {record['highest_rate']:.1f} requests/s at most. `codetr capacity` predicts three "
         "of them from that; none of these loads went into it. Waiting to computing is what the autoscaler asks for."
     )

@@ -22,7 +22,7 @@ from perf.capacity.simulation import simulate
 from perf.cluster.monitoring import RULES, SERIES, desired_replicas, running_prometheus
 from perf.cluster.names import NameServer
 from perf.cluster.proxy import Proxy, running_proxy
-from perf.cluster.servers import Servers, answered
+from perf.cluster.servers import ADDRESSES, Servers, answered
 from perf.cluster.traffic import Answer, Load, percentile, send
 from perf.connection import Connection
 from perf.cost.cases import Case
@@ -138,11 +138,11 @@ def run(plan: ClusterPlan, output: Path, on_line: Callable[[str], object]) -> di
         record.update(parts)
         write_record(record, output)
 
+    keep(**_fit(plan))
+    service = measured_service(record["fit"], record["models"])
+    keep(service=asdict(service), highest_rate=service.highest_rate)
+    on_line(f"fit highest_rate={service.highest_rate:.1f}")
     with Cluster(plan.cost_ms, plan.max_batch, plan.per_try_seconds) as cluster:
-        keep(**_fit(cluster, plan))
-        service = measured_service(record["fit"], record["models"])
-        keep(service=asdict(service), highest_rate=service.highest_rate)
-        on_line(f"fit highest_rate={service.highest_rate:.1f}")
         for name, part in (("loads", _loads), ("faults", _faults), ("clients", _clients), ("autoscaler", _autoscaler)):
             results: list[dict[str, Any]] = []
             for result in part(cluster, plan, service):
@@ -158,22 +158,22 @@ def _line(name: str, result: dict[str, Any]) -> str:
     return " ".join([name, *(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v!r}" for k, v in shown.items())])
 
 
-def _fit(cluster: Cluster, plan: ClusterPlan) -> dict[str, Any]:
-    """Measure one server alone, through Envoy, in closed loops."""
-    first = cluster.servers.addresses[0]
-    cluster.rest([first])
-    levels = []
-    with Connection(cluster.servers.running[first].grpc_url, "grpc") as connection:
-        configs = connection.model_configs([ENSEMBLE, *INSTANCES])
-        for users in FIT_USERS:
-            before = connection.statistics()
-            answers = send(cluster.proxy.grpc_url, cluster.image, Load(plan.fit_seconds, users=users))
-            times = step_times(before, connection.statistics())
-            reading = {f"p{share}": 1e3 * percentile(answers, share) for share in (50, 90, 95, 99)}
-            steps = {model: asdict(step) for model, step in times.items()}
-            level = {"model": ENSEMBLE, "mode": "concurrency", "value": users, "batch": 1}
-            levels.append({**level, "reading": reading, "steps": steps, "requests": len(answers)})
-    cluster.rest(cluster.servers.addresses)
+def _fit(plan: ClusterPlan) -> dict[str, Any]:
+    """Measure one server alone in closed loops, as `codetr bench server` does; no Envoy checks it meanwhile."""
+    image, levels = encoded_picture(*CASE.picture), []
+    with tempfile.TemporaryDirectory() as folder, Servers(ADDRESSES[:1]) as servers:
+        servers.start(write_cost_repository(Path(folder, "repository"), CASE, plan.cost_ms, plan.max_batch))
+        (server,) = servers.running.values()
+        with Connection(server.grpc_url, "grpc") as connection:
+            configs = connection.model_configs([ENSEMBLE, *INSTANCES])
+            for users in FIT_USERS:
+                before = connection.statistics()
+                answers = send(server.grpc_url, image, Load(plan.fit_seconds, users=users))
+                times = step_times(before, connection.statistics())
+                reading = {f"p{share}": 1e3 * percentile(answers, share) for share in (50, 90, 95, 99)}
+                steps = {model: asdict(step) for model, step in times.items()}
+                level = {"model": ENSEMBLE, "mode": "concurrency", "value": users, "batch": 1}
+                levels.append({**level, "reading": reading, "steps": steps, "requests": len(answers)})
     models = {
         name: {"max_batch_size": config.get("max_batch_size", 0), "instance_group": config.get("instance_group", [])}
         for name, config in configs.items()
