@@ -73,8 +73,8 @@ def measured_service(levels: Sequence[Mapping[str, Any]], models: Mapping[str, A
             known[level["value"]] = level
     if 1 not in known or DETECTOR not in models:
         raise CodetrError(
-            f"the sweep has no level of {ENSEMBLE} at concurrency 1, or does not describe {DETECTOR}: run "
-            "`codetr bench server` with --concurrency 1,2,4,8 and both models"
+            f"the sweep has no level of {ENSEMBLE} at concurrency 1, or does not describe {DETECTOR}; run "
+            "`codetr bench server` for both models, concurrency 1 among others"
         )
     alone = known[1]
     steps = {model: _mean(known.values(), model) for model in INSTANCES}
@@ -117,7 +117,7 @@ def _batches(levels: Sequence[Mapping[str, Any]], max_batch: int) -> tuple[float
     if max(sizes) - min(sizes) < _BATCH_SPREAD:
         raise CodetrError(
             f"the detector takes batches of {max_batch}, but those measured were of {min(sizes):.1f} to "
-            f"{max(sizes):.1f} images: add levels with more requests at a time, such as --concurrency 1,4,16"
+            f"{max(sizes):.1f} images: add levels with more requests at a time"
         )
     weights = [level["steps"][DETECTOR]["requests"] ** 0.5 for level in levels]
     slope, base = np.polyfit(sizes, seconds, 1, w=weights)
