@@ -30,6 +30,14 @@ _START_SECONDS = 30.0
 _TOLERANCE = 0.1
 
 
+def find_prometheus() -> str:
+    """Return the path of `prometheus`; raises CodetrError if there is none on PATH."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        raise CodetrError("no prometheus on PATH; Debian's package prometheus has it")
+    return binary
+
+
 class Prometheus:
     """The query API of a running Prometheus."""
 
@@ -56,9 +64,7 @@ def running_prometheus(addresses: Sequence[str], metrics_port: int) -> Iterator[
     Raises:
         CodetrError: there is no `prometheus` on PATH, or it does not start; with what it said.
     """
-    binary = shutil.which("prometheus")
-    if binary is None:
-        raise CodetrError("no prometheus on PATH; Debian's package prometheus has it")
+    binary = find_prometheus()
     config = yaml.safe_load((RULES / "prometheus.yml").read_text(encoding="utf-8"))
     config["global"] = {"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL}
     config["rule_files"] = [str(RULES / name) for name in config["rule_files"]]

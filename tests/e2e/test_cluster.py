@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
@@ -94,6 +95,23 @@ def test_servers_end_and_die_and_no_request_fails(cluster: Cluster) -> None:
     assert errors(answers) == []
     name = "cluster.codetr-grpc.upstream_rq_retry_success"
     assert cluster.proxy.stats()[name] > counted[name]
+
+
+@pytest.mark.slow
+def test_a_server_with_a_dead_step_is_taken_out() -> None:
+    """Triton 2.51 itself calls it ready. Nothing here loads the step anew, as `codetr serve` would."""
+    with Cluster(COST_MS, MAX_BATCH, per_try_seconds=20.0) as cluster:
+        server = cluster.servers.running[VICTIM]
+        for process in psutil.Process(server.process.pid).children():
+            if "/codetr_detector/" in " ".join(process.cmdline()):
+                process.kill()
+        until = time.monotonic() + 60
+        while any(cluster.proxy.hosts(f"codetr-{name}")[VICTIM] == "healthy" for name in ("grpc", "http")):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert server.is_ready()
+        assert "failed_active_health_check" in cluster.proxy.hosts()[VICTIM]
+        assert errors(send(cluster.proxy.grpc_url, cluster.image, Load(1.0, users=6))) == []
 
 
 @pytest.mark.slow

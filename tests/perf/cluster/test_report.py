@@ -21,8 +21,10 @@ def record() -> dict[str, Any]:
 def test_no_request_failed(record: dict[str, Any]) -> None:
     assert record["complete"]
     assert {each["protocol"] for each in record["faults"]} == {"grpc", "http"}
-    for each in record["faults"]:
+    for each in (*record["faults"], *record["clients"]):
         assert each["failed"] == 0, each["fault"]
+    killed = [each for each in record["faults"] if each["fault"] == "killed"]
+    assert all(each["repeated"] > 0 for each in killed)
 
 
 def test_requests_spread(record: dict[str, Any]) -> None:
