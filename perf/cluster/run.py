@@ -64,7 +64,7 @@ class ClusterPlan:
     loads: tuple[float, ...] = (0.3, 0.6, 0.8)
     fault_load: float = 0.4
     seconds: float = 90.0
-    fit_seconds: float = 60.0
+    fit_seconds: float = 40.0
     fault_seconds: float = 24.0
 
 
