@@ -97,7 +97,13 @@ LAYERS: dict[str, set[str]] = {
         "builder.engines", "builder.detector", "builder.operators", "builder.pipeline.export", "builder.precision",
         "codetr_client.outputs", "model_repository", "plugin_src", "serving.contract", "serving.manifest",
     } | ERRORS,
-    "builder.pipeline.export": {"builder.engines", "builder.operators.ms_deform_attn"} | ERRORS,
+    "builder.pipeline.export": {
+        "builder.engines",
+        "builder.operators.ms_deform_attn",
+        "builder.operators.window_attention",
+        "builder.parts.layers",
+    }
+    | ERRORS,
     "builder.pipeline.ap": ERRORS,
 }  # fmt: skip  # sets of words
 # Beyond `builder.family` and the lists made of it, only what trains or measures one network knows which it is.

@@ -23,15 +23,24 @@ from typing import cast
 
 import torch
 
-import builder.operators.ms_deform_attn  # noqa: F401  # defines the schema, before the library would
+import builder.operators.ms_deform_attn
+import builder.operators.window_attention  # noqa: F401  # both define their schemas, before the library would
 import plugin_src
 from builder.cache import cache_folder
 from builder.operators.interface import SCHEMA_VARIABLE
 from serving.errors import CodetrError
 from serving.manifest import sha256
 
-SOURCES = ("ms_deform_attn.cu", "torch_op.cpp")
-HEADERS = ("ms_deform_attn.h", "call.h", "interface.h", "query_tiles.h")
+SOURCES = ("ms_deform_attn.cu", "torch_op.cpp", "window_attn.cu", "torch_window_attn.cpp")
+HEADERS = (
+    "ms_deform_attn.h",
+    "call.h",
+    "interface.h",
+    "query_tiles.h",
+    "window_attn.h",
+    "window_call.h",
+    "window_index.h",
+)
 LIBRARY_PATTERN = "libcodetr_ms_deform_attn*.so"  # beside a package; model_repository/codetr_detector looks for it too
 LIBRARY_VARIABLE = "CODETR_CUDA_OPERATOR"  # environment: the path of a library built before
 ABI_TARGET = "0x020b000000000000ULL"  # PyTorch 2.11, the oldest supported

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+HALF_TYPES = (torch.float16, torch.bfloat16)
+
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation over the last dimension in float32; the result has the input's type.
@@ -58,12 +60,20 @@ class BoxHead(Float32MLP):
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, *biases: Tensor) -> Tensor:
-    """Scaled dot-product attention over [..., N, dim], written out with a float32 softmax.
+    """Scaled dot-product attention over [..., N, dim] with a float32 softmax.
 
-    The fused operator is left alone on purpose: exporters disagree on its mask, and one takes it for a causal one
-    unless told otherwise. `biases`, float32, are added to the scores one after the other and must broadcast to
-    [..., N, N]; their sum may be far larger than they are, and as a constant it would be kept and read by an engine.
+    It is written out but for what PyTorch has a fused kernel for on a GPU: half precision, no bias. Exporters disagree
+    on the mask of the fused operator, and one takes it for a causal one unless told otherwise. `biases`, float32, are
+    added to the scores one after the other and must broadcast to [..., N, N]; their sum may be far larger than they
+    are, and as a constant it would be kept and read by an engine.
     """
+    if query.is_cuda and query.dtype in HALF_TYPES and not biases:
+        return F.scaled_dot_product_attention(query, key, value)
+    return written_out_attention(query, key, value, *biases)
+
+
+def written_out_attention(query: Tensor, key: Tensor, value: Tensor, *biases: Tensor) -> Tensor:
+    """Compute `attention` in simple operators."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     for bias in biases:
@@ -87,12 +97,18 @@ class MultiHeadAttention(nn.Module):
 
         `biases`, float32, are added to the scores and must broadcast to [B, heads, Q, S].
         """
-        weights, projection_biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        query, key, value = (
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip((query, key, value), weights, projection_biases, strict=True)
-        )  # [B, heads, Q or S, dim]
-        return self.out_proj(attention(query, key, value, *biases).transpose(1, 2).flatten(2))
+        heads = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in self._project(query, key, value))
+        return self.out_proj(attention(*heads, *biases).transpose(1, 2).flatten(2))  # of [B, heads, Q or S, dim]
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the three projections; one product makes query and key of the same tensor."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        value = F.linear(value, weights[2], biases[2])
+        if query is key:
+            channels = 2 * weights[0].shape[0]
+            query, key = F.linear(query, self.in_proj_weight[:channels], self.in_proj_bias[:channels]).chunk(2, -1)
+            return query, key, value
+        return F.linear(query, weights[0], biases[0]), F.linear(key, weights[1], biases[1]), value
 
 
 def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from torch.fx import Node
 
 from builder.engines import Device
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
+from builder.operators.window_attention import reference_window_attention
+from builder.parts.layers import written_out_attention
 from serving.errors import CodetrError
 
 INPUT_NAMES = ("images", "image_sizes")
@@ -22,6 +24,15 @@ OUTPUT_NAMES = ("boxes", "scores", "labels")
 # Pixels: the coarsest maps have one cell for 32 (and 64) of them; the largest published input is 2048 wide.
 SIDES = (32, 4096)
 BATCHES = (1, 256)
+# Ours, and what writes them out in standard ones.
+OPERATORS: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.codetr.ms_deform_attn.default: reference_ms_deform_attn,
+    torch.ops.codetr.window_attention.default: reference_window_attention,
+}
+ATTENTION: dict[Any, Callable[..., Tensor]] = {
+    torch.ops.codetr.window_attention.default: reference_window_attention,
+    torch.ops.aten.scaled_dot_product_attention.default: written_out_attention,
+}
 
 
 class ExportError(CodetrError):
@@ -63,7 +74,8 @@ def export_detector(detector: nn.Module, spec: InputSpec) -> ExportedProgram:
     """Return the whole detector, uint8 pixels to candidates, as a strictly exported program.
 
     The program takes `images` uint8 [B, height, width, 3] and, if the detector reads it, `image_sizes` int32 [B, 2];
-    it returns boxes, scores and labels. Deformable attention stays one `codetr::ms_deform_attn` node a layer.
+    it returns boxes, scores and labels. Deformable attention stays one `codetr::ms_deform_attn` node a layer, window
+    attention one `codetr::window_attention` node a block.
     """
     device = next(detector.parameters()).device
     inputs = tuple(tensor.to(device) for tensor in spec.sample_inputs())
@@ -111,9 +123,8 @@ def inputs_of(program: ExportedProgram) -> tuple[str, ...]:
 
 
 def uses_operator(program: ExportedProgram) -> bool:
-    """Return whether a program has deformable attention as our operator."""
-    operator = torch.ops.codetr.ms_deform_attn.default
-    return any(node.target is operator for node in program.graph.nodes)
+    """Return whether a program has one of our operators."""
+    return any(node.target in OPERATORS for node in program.graph.nodes)
 
 
 def device_of(program: ExportedProgram) -> Device:
@@ -122,8 +133,18 @@ def device_of(program: ExportedProgram) -> Device:
 
 
 def decompose_operator(program: ExportedProgram) -> ExportedProgram:
-    """Return the program with `codetr::ms_deform_attn` written out in standard operators."""
-    return decompose(program, {torch.ops.codetr.ms_deform_attn.default: reference_ms_deform_attn})
+    """Return the program with our operators written out in standard ones."""
+    return decompose(program, OPERATORS)
+
+
+def decompose_attention(program: ExportedProgram) -> ExportedProgram:
+    """Return the program with all attention but the deformable in simple operators, which is what TensorRT fuses.
+
+    It has no plugin for the window attention, and PyTorch's own operator for plain attention is converted in several
+    ways.
+    """
+    table = {op: function for op, function in ATTENTION.items() if any(n.target is op for n in program.graph.nodes)}
+    return decompose(program, table) if table else program
 
 
 def decompose(program: ExportedProgram, table: Mapping[Any, Callable[..., Tensor]]) -> ExportedProgram:

@@ -21,13 +21,16 @@ TOTAL = "total"
 def count_flops(variant: DetectorConfig, spec: InputSpec) -> dict[str, int]:
     """Return the operations of one inference of `spec`'s largest batch: of each top-level module, and `TOTAL`.
 
-    Counted are matrix products, convolutions and deformable attention, a multiplication and an addition as two; not
-    norms, softmaxes and other element-wise work.
+    Counted are matrix products, convolutions, window and deformable attention, a multiplication and an addition as two;
+    not norms, softmaxes and other element-wise work.
     """
     # A mode rather than the meta device: the detector's constants and masks come from the CPU.
     with FakeTensorMode(), torch.no_grad():
         detector = family_of(variant).network(variant).eval().requires_grad_(False)
-        formulas = {torch.ops.codetr.ms_deform_attn: ms_deform_attn_flops}
+        formulas = {
+            torch.ops.codetr.ms_deform_attn: ms_deform_attn_flops,
+            torch.ops.codetr.window_attention: window_attention_flops,
+        }
         with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
             detector(*spec.sample_inputs())
     by_module = counter.get_flop_counts()
@@ -49,3 +52,19 @@ def ms_deform_attn_flops(value: Sequence[int], *shapes: Any, **_: Any) -> int:
     for size in shapes[2]:
         samples *= size
     return SAMPLE_FLOPS * samples * value[3]
+
+
+def window_attention_flops(
+    qkv: Sequence[int], qkv_bias: Sequence[int] | None, bias_table: Sequence[int], window_size: int, *_: Any, **__: Any
+) -> int:
+    """Return the operations of one call of the operator, from the shapes of its arguments; padding is computed too.
+
+    Args:
+        qkv: [B, h, w, 3*C].
+        qkv_bias: [3*C], or None.
+        bias_table: [(2*window_size-1)**2, heads].
+        window_size: tokens.
+    """
+    batch, height, width, channels = qkv
+    windows = -(-height // window_size) * -(-width // window_size)
+    return 2 * 2 * batch * windows * window_size**4 * channels // 3  # two products, of N x N x C each

@@ -29,7 +29,7 @@ from builder.engines.kinds import BuiltEngine
 from builder.engines.tensorrt import plans, timing_cache
 from builder.engines.tensorrt.precision import check_precision
 from builder.engines.tensorrt.settings import TensorRTSettings
-from builder.pipeline.export import OUTPUT_NAMES, InputSpec, inputs_of, uses_operator
+from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_attention, inputs_of, uses_operator
 from plugin_src import SOURCES
 from serving.contract import PLUGIN_LIBRARY
 from serving.manifest import compute_capabilities
@@ -138,6 +138,7 @@ def _build(program: ExportedProgram, path: Path, settings: TensorRTSettings) -> 
         return onnx_frontend.build(program, path, settings, route.python_of(settings))
     convert = _convert_function()
     torch_tensorrt = _import("torch_tensorrt")
+    program = decompose_attention(program)
     libraries = (plugin_library(),) if uses_operator(program) else ()
     for library in libraries:
         _load_plugin(library)

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from builder.engines import EngineError
 from builder.engines.onnx import write
 from builder.engines.tensorrt.plugin_onnx import DOMAIN, TRANSLATIONS
-from builder.pipeline.export import decompose
+from builder.pipeline.export import decompose, decompose_attention
 
 OPSET, IR_VERSION = 16, 8  # the first opset with everything that a detector uses; the format of its time
 MAX_FOLDED_BYTES = 2**24  # of a constant that is larger than what it is made of
@@ -54,7 +54,7 @@ def build(program: ExportedProgram, path: Path) -> None:
         torch.ops.aten.layer_norm.default: layer_norm,
         torch.ops.aten.group_norm.default: group_norm,
     }
-    write(decompose(program, table), path, TRANSLATIONS, revise)
+    write(decompose(decompose_attention(program), table), path, TRANSLATIONS, revise)
 
 
 def layer_norm(

@@ -30,7 +30,7 @@ from builder.engines.tensorrt import (
 )
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.engines.tensorrt.precision import check_precision, precision_of
-from builder.pipeline.export import OUTPUT_NAMES, InputSpec, inputs_of, uses_operator
+from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_attention, inputs_of, uses_operator
 from builder.precision import Precision
 
 
@@ -54,6 +54,7 @@ def build(
         EngineError: as `build_plan`; the plugin is missing, or the plan's layers have other types than the program.
     """
     settings, python = settings or TensorRTSettings(), python or TensorRTPython()
+    program = decompose_attention(program)
     plugin = plugin_library() if uses_operator(program) else None
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder, plugin_onnx.FILE_NAME)

@@ -22,7 +22,7 @@ import builder.operators.ms_deform_attn  # noqa: F401  # defines the operator
 from builder.engines.kinds import KINDS
 from builder.engines.onnx import write
 from builder.operators import interface
-from builder.pipeline.export import InputSpec
+from builder.pipeline.export import InputSpec, decompose_attention
 from serving.contract import PLUGIN_LIBRARY
 
 FILE_NAME = KINDS["onnx"].file_name
@@ -37,7 +37,7 @@ def build(program: ExportedProgram, path: Path) -> None:
     Raises:
         EngineError: an operator has no ONNX form, or the result is not valid ONNX.
     """
-    write(program, path, TRANSLATIONS)
+    write(decompose_attention(program), path, TRANSLATIONS)
 
 
 def trtexec_line(path: Path, spec: InputSpec) -> str:
