@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import treespec_loads
 
+TF32 = "codetr_tf32"  # in a package's metadata: "yes" if its float32 products may be rounded to TF32
 WARMUPS = 3  # before a capture, so that lazily loaded kernels and workspaces are there
 
 
@@ -48,7 +49,8 @@ class _Captured(NamedTuple):
 class TorchRunner:
     """Calls a compiled detector on NumPy arrays, on a GPU through one CUDA graph for each batch size.
 
-    What is float32 in the package is computed without TF32, which PyTorch allows its convolutions unless told.
+    What is float32 in the package is computed without TF32, which PyTorch allows its convolutions unless told; but for
+    packages that allow it.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class TorchRunner:
                 str(package), run_single_threaded=True, device_index=-1 if self.device.index is None else index
             )
         self.input_count = treespec_loads(self.model.loader.get_call_spec()[0]).num_leaves  # images, and sizes or not
+        self.tf32 = self.model.loader.get_metadata().get(TF32) == "yes"
         self.input_shape = input_shape
         self.graphs: dict[int, _Captured] = {}
         for batch_size in sorted(batch_sizes if self.device.type == "cuda" else (), reverse=True):
@@ -103,7 +106,7 @@ class TorchRunner:
         captured = self.graphs.get(len(inputs[0]))
         if captured is None:
             inference = partial(self.model, *(array.to(self.device) for array in arrays))
-            return partial(self._run, float32_products(tf32=False)(torch.inference_mode()(inference)))
+            return partial(self._run, float32_products(self.tf32)(torch.inference_mode()(inference)))
         for buffer, array in zip(captured.inputs, arrays, strict=True):
             buffer.copy_(array)
         return partial(self._run, captured.replay)
@@ -123,7 +126,7 @@ class TorchRunner:
         sizes = torch.tensor([self.input_shape] * batch_size, dtype=torch.int32, device=self.device)
         inputs = (images, sizes)[: self.input_count]
         graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), float32_products(tf32=False):
+        with torch.inference_mode(), float32_products(self.tf32):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):

@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from builder.engines.kinds import KINDS, BuiltEngine
 from builder.operators.cuda import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, inputs_of, uses_operator
 from model_repository import TEMPLATES
-from model_repository.torch_runner import TorchRunner
+from model_repository.torch_runner import TF32, TorchRunner
 
 # A profiler sees kernels on a CPU only if they call it, which takes time and names source files in the package.
 PROFILED = {"cpp.enable_kernel_profile": True}
@@ -89,10 +90,27 @@ def compile_package(program: ExportedProgram, path: Path, place: Device, profile
             torch._inductor.aoti_compile_and_package(
                 program,
                 package_path=str(path),
-                inductor_configs={} if place == "cuda" else {"freezing": True, **(PROFILED if profiled else {})},
+                inductor_configs=(
+                    _configs_for_gpus(program)
+                    if place == "cuda"
+                    else {"freezing": True, **(PROFILED if profiled else {})}
+                ),
             )
     except Exception as error:  # the compilers raise classes that have no common base
         raise EngineError(f"AOTInductor could not compile the detector: {first_line(error)}") from error
+
+
+def _configs_for_gpus(program: ExportedProgram) -> dict[str, Any]:
+    """Return what is asked of Inductor beyond its defaults."""
+    from builder.engines.torch_passes import ReLUInProduct  # imports the compiler, which nothing else here needs
+
+    # In half precision the box heads are float32, and TF32 has as many bits of a number as the float16 that they read.
+    half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in program.state_dict.values())
+    return {
+        "post_grad_custom_post_pass": ReLUInProduct(),
+        "shape_padding": False,  # it copied the 900 queries into 904 rows before a product, or not, as a trial decided
+        "aot_inductor.metadata": {TF32: "yes" if half else "no"},
+    }
 
 
 def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> TorchEngine:

@@ -10,8 +10,9 @@ from torch.utils._pytree import tree_structure, treespec_dumps
 
 from builder.engines import EngineError
 from builder.engines import torch as engine
+from builder.engines.torch_passes import ReLUInProduct
 from builder.pipeline.export import InputSpec
-from model_repository.torch_runner import TorchRunner, float32_products
+from model_repository.torch_runner import TF32, TorchRunner, float32_products
 
 SPEC = InputSpec(64, 96, 4)
 
@@ -30,10 +31,15 @@ def program_in(folder, name):
     return folder / name
 
 
-def program_on(device, operators=(torch.ops.codetr.ms_deform_attn.default,), inputs=("images", "image_sizes")):
+def program_on(
+    device,
+    operators=(torch.ops.codetr.ms_deform_attn.default,),
+    inputs=("images", "image_sizes"),
+    dtypes=(torch.float32,),
+):
     """What `build` asks of an exported program."""
     return SimpleNamespace(
-        state_dict={"weight": SimpleNamespace(device=torch.device(device))},
+        state_dict={i: SimpleNamespace(device=torch.device(device), dtype=each) for i, each in enumerate(dtypes)},
         graph_signature=SimpleNamespace(user_inputs=inputs),
         graph=SimpleNamespace(nodes=[SimpleNamespace(target=operator) for operator in operators]),
     )
@@ -162,9 +168,26 @@ def test_a_built_package_has_the_library_beside_it(tmp_path, a_gpu, gpu, runners
     built = engine.build(program, package)
     assert (built.device, built.extra_files) == ("cuda", (engine.RUNNER_SOURCE, cached))
     assert built.inputs == ("images", "image_sizes")
-    assert compiled == [(program, str(package), {})], "the operator stays one node, which calls the library"
+    [(what, where, asked)] = compiled
+    assert (what, where) == (program, str(package)), "the operator stays one node, which calls the library"
+    assert isinstance(asked["post_grad_custom_post_pass"], ReLUInProduct)
+    assert asked["shape_padding"] is False
     assert engine.load(package, SPEC, built.device).device == "cuda"
     assert runners[0][3].read_bytes() == b"the operator"
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        pytest.param((torch.float32, torch.float32), "no", id="float32"),
+        pytest.param((torch.float32, torch.float16), "yes", id="box heads of a float16 detector"),
+        pytest.param((torch.float32, torch.bfloat16), "yes", id="of a bfloat16 detector"),
+    ],
+)
+def test_a_package_in_half_precision_allows_tf32(tmp_path, gpu, compiled, dtypes, expected):
+    engine.build(program_on("cuda", operators=(), dtypes=dtypes), tmp_path / "model.pt2")
+    [(_, _, asked)] = compiled
+    assert asked["aot_inductor.metadata"] == {TF32: expected}
 
 
 def test_a_package_for_the_cpu_is_decomposed_and_has_no_library(tmp_path, gpu, compiled):
@@ -185,10 +208,10 @@ def test_a_graph_without_the_operator_is_built_for_a_gpu_without_its_library(tmp
 class Package:
     """Stands in for a loaded package of `inputs` tensors; returns them, and knows what PyTorch was set to."""
 
-    def __init__(self, inputs):
+    def __init__(self, inputs, metadata=None):
         self.inputs, self.seen = inputs, []
         spec = treespec_dumps(tree_structure(((0,) * inputs, {})))
-        self.loader = SimpleNamespace(get_call_spec=lambda: [spec, ""])
+        self.loader = SimpleNamespace(get_call_spec=lambda: [spec, ""], get_metadata=lambda: metadata or {})
 
     def __call__(self, *tensors):
         assert len(tensors) == self.inputs
@@ -212,14 +235,23 @@ def test_a_package_is_fed_what_it_reads(runner_of, inputs, given):
     assert [output.shape for output in outputs] == [array.shape for array in arrays[:inputs]]
 
 
-def test_the_runner_uses_no_tf32(runner_of):
-    """Whatever the process around it has set."""
-    package = Package(2)
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        pytest.param({}, ("highest", False), id="of before"),
+        pytest.param({TF32: "no"}, ("highest", False), id="float32"),
+        pytest.param({TF32: "yes"}, ("high", True), id="half precision"),
+    ],
+)
+@pytest.mark.parametrize("around", [True, False], ids=["set around it", "not set around it"])
+def test_the_runner_uses_tf32_for_packages_that_allow_it(runner_of, metadata, expected, around):
+    package = Package(2, metadata)
     runner, seen = runner_of(package), package.seen
-    with float32_products(tf32=True):
+    with float32_products(around):
+        before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
         runner(np.zeros((1, 4, 6, 3), np.uint8), np.array([[4, 6]], np.int32))
-        assert seen == [("highest", False)]
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+        assert seen == [expected]
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
 
 
 @pytest.mark.parametrize("before", [True, False])
