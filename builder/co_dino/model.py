@@ -22,7 +22,7 @@ from builder.parts.boxes import inverse_sigmoid, top_candidates
 from builder.parts.layers import FLOAT32_LAYERS, per_channel
 from builder.parts.position import Shapes, level_valid_shapes, sine_position_embedding
 from builder.parts.precision import convert
-from builder.parts.resnet import FrozenBatchNorm2d, ResNet
+from builder.parts.resnet import FrozenBatchNorm2d, ResNet, fold_batch_norms
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 
@@ -66,6 +66,12 @@ class CoDINO(Detector):
         mean, std = self.pixel_mean.clone(), self.pixel_std.clone()
         convert(self, dtype, (*FLOAT32_LAYERS, FrozenBatchNorm2d))
         self.pixel_mean, self.pixel_std = mean, std
+        return self
+
+    def deploy(self) -> CoDINO:
+        """Fold a ResNet's frozen batch norms into its convolutions, in place; a Swin Transformer has none."""
+        if isinstance(self.backbone, ResNet):
+            fold_batch_norms(self.backbone)
         return self
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from builder import load_detector
+from builder.checkpoint import random_detector
+from builder.parts.resnet import FrozenBatchNorm2d
+from builder.parts.resnet_config import ResNetConfig
 from builder.variants import from_mmdet_config
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
@@ -111,6 +114,21 @@ def test_hardly_any_valid_pixels_make_no_nan(golden_config, golden_weights, vali
     boxes, scores, _ = model(random_images(1, 64, 96), sizes(valid))
     assert boxes.isfinite().all()
     assert scores.isfinite().all()
+
+
+def test_batch_norms_of_a_resnet_fold_into_its_convolutions(golden_config):
+    backbone = ResNetConfig(50, base_channels=8, stem_channels=8)
+    variant = dataclasses.replace(from_mmdet_config(golden_config), backbone=backbone)
+    detector = random_detector(variant)
+    for name, buffer in detector.backbone.named_buffers():
+        buffer.uniform_(0.5, 1.5) if "var" in name or "weight" in name else buffer.uniform_(-0.3, 0.3)
+    images, valid = random_images(1, 64, 96), sizes((60, 96))
+    expected = detector.encode(detector.normalize(images, valid), valid)
+    folded = detector.deploy()
+    assert folded is detector
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in detector.modules())
+    actual = detector.encode(detector.normalize(images, valid), valid)
+    torch.testing.assert_close(actual.tokens, expected.tokens, atol=1e-4, rtol=1e-4)
 
 
 def test_needs_no_other_detection_library():
