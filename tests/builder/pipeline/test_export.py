@@ -5,7 +5,7 @@ import torch
 
 from builder import get_variant, load_detector, random_detector
 from builder.co_dino.config import SwinConfig
-from builder.pipeline.export import ExportError, InputSpec, decompose_operator, export_detector
+from builder.pipeline.export import ExportError, InputSpec, decompose_attention, decompose_operator, export_detector
 
 pytestmark = pytest.mark.engine
 # A Swin that masks the padding, a ResNet that does not.
@@ -72,6 +72,19 @@ def test_decomposed_program_has_no_operator_and_the_same_numbers(program, detect
     assert not operator_nodes(decomposed)
     inputs = random_inputs(2, 64, 98)
     torch.testing.assert_close(tuple(decomposed.module()(*inputs)), tuple(detector(*inputs)), atol=1e-5, rtol=1e-5)
+
+
+class PlainAttention(torch.nn.Module):
+    def forward(self, query, key, value):
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+def test_pytorchs_own_attention_is_written_out_for_tensorrt():
+    inputs = tuple(torch.randn(2, 3, 5, 8) for _ in range(3))
+    program = torch.export.export(PlainAttention(), inputs, strict=True)
+    plain = decompose_attention(program)
+    assert not any("attention" in str(node.target) for node in plain.graph.nodes)
+    torch.testing.assert_close(plain.module()(*inputs), PlainAttention()(*inputs))
 
 
 def of_fewer_layers(variant):
