@@ -18,9 +18,6 @@ public:
         if (device_.is_cuda() && !torch::cuda::is_available()) {
             throw Error("the package was built for a GPU, and libtorch finds none");
         }
-        // As the server has it: what is float32 in a package is computed without TF32.
-        at::globalContext().setAllowTF32CuBLAS(false);
-        at::globalContext().setAllowTF32CuDNN(false);
         for (auto const& entry : std::filesystem::directory_iterator(files.folder)) {
             if (entry.path().extension() == ".so") {
                 loadLibrary(entry.path());  // of operators
@@ -33,6 +30,12 @@ public:
             std::string const reason = error.what();
             throw Error("libtorch cannot load " + path.string() + ": " + reason.substr(0, reason.find('\n')));
         }
+        // As the server has it: what is float32 in a package is computed without TF32, unless the package allows it.
+        auto const metadata = loader_->get_metadata();
+        auto const tf32 = metadata.find("codetr_tf32");
+        bool const allowed = tf32 != metadata.end() && tf32->second == "yes";
+        at::globalContext().setAllowTF32CuBLAS(allowed);
+        at::globalContext().setAllowTF32CuDNN(allowed);
     }
 
     Candidates run(std::uint8_t const* images, std::int32_t const* sizes, int batch) override {
