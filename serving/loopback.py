@@ -31,12 +31,12 @@ def by_number(address: str) -> str:
     if not is_loopback(host) or host.replace(".", "").isdigit():
         return address
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
+        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
         return address
-    for *_, (ip, number, *_) in found:
-        with suppress(OSError), socket.create_connection((ip, number), timeout=2):
-            return f"[{ip}]:{number}" if ":" in str(ip) else f"{ip}:{number}"
+    for ip in (str(entry[4][0]) for entry in found):
+        with suppress(OSError), socket.create_connection((ip, int(port)), timeout=2):
+            return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
     return address
 
 

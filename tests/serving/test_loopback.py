@@ -49,8 +49,8 @@ def test_loopback_is_told_by_its_spelling(host: str) -> None:
 def test_a_name_of_this_machine_becomes_the_number_that_answers(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_number(f"localhost:{port}") == f"127.0.0.1:{port}"
 
-    def both(host: str, port: str, **how: object) -> list[object]:
-        return [(0, 0, 0, "", ("::1", int(port), 0, 0)), (0, 0, 0, "", ("127.0.0.1", int(port)))]
+    def both(host: str, port: int, **how: object) -> list[object]:
+        return [(0, 0, 0, "", ("::1", port, 0, 0)), (0, 0, 0, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr("socket.getaddrinfo", both)
     connected: list[object] = []
