@@ -136,8 +136,3 @@ STABLE_TORCH_LIBRARY_FRAGMENT(codetr, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(codetr, CUDA, library) { library.impl(codetr::kOperatorName, TORCH_BOX(&msDeformAttn)); }
-
-// For benchmarks: the plain design on raw pointers, without the dispatcher.
-extern "C" __attribute__((visibility("default"))) int codetrMsDeformAttnPlain(codetr::MsDeformAttn const* call, void* stream) {
-    return static_cast<int>(codetr::launchMsDeformAttnPlain(*call, static_cast<cudaStream_t>(stream)));
-}
