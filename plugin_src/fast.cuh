@@ -41,8 +41,9 @@ __global__ void __launch_bounds__(kFastWarps * 32, 1) deformAttnFast(__grid_cons
     int const first_head = static_cast<int>(blockIdx.y % kHeadSets) * kBlockHeads, head = first_head + group % kBlockHeads;
     LaneTask<kLevels> const task(lane);
     if (threadIdx.x < kLevels) levels[threadIdx.x] = levelConstants<T>(call, image, threadIdx.x, kLevels);
-    uint64_t const base = __cvta_generic_to_global(
-        static_cast<T const*>(call.value) + (static_cast<int64_t>(image) * call.tokens * kHeads + head) * kDim) + t * 16;
+    uint64_t const base =
+        __cvta_generic_to_global(static_cast<T const*>(call.value) + (static_cast<int64_t>(image) * call.tokens * kHeads + head) * kDim) +
+        t * 16;
 
     auto const stride = static_cast<int32_t>(blockDim.x >> 5) * kItemQueries;
     auto turn = static_cast<int32_t>(threadIdx.x >> 5) * kItemQueries + group / kBlockHeads;
@@ -61,7 +62,8 @@ __global__ void __launch_bounds__(kFastWarps * 32, 1) deformAttnFast(__grid_cons
         auto const load = [&](int32_t query_of_image) {
             int64_t const query = static_cast<int64_t>(image) * call.queries + query_of_image;
             int64_t const first_sample = (query * kHeads + first_head) * (kLevels * kPoints);
-            in.load(task, static_cast<T const*>(call.attention_logits) + first_sample, static_cast<T const*>(call.sampling_offsets) + first_sample * 2,
+            in.load(task, static_cast<T const*>(call.attention_logits) + first_sample,
+                    static_cast<T const*>(call.sampling_offsets) + first_sample * 2,
                     call.reference_points + query * kLevels * call.reference_dim, call.reference_dim);
         };
         Turn next = findQuery(parts, part_count, index, turn);

@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(kGeneralThreads) deformAttnGeneral(__grid_cons
                 int32_t const cx = x0 + (corner & 1), cy = y0 + (corner >> 1);
                 if (cx < 0 || cy < 0 || cx >= valid_width || cy >= valid_height) continue;
                 float const weight = attention * (corner & 1 ? dx : 1.f - dx) * (corner >> 1 ? dy : 1.f - dy);
-                auto const v = *reinterpret_cast<Vector<T, kVector> const*>(
-                    tokens + (static_cast<int64_t>(cy) * width + cx) * token_stride);
+                auto const v =
+                    *reinterpret_cast<Vector<T, kVector> const*>(tokens + (static_cast<int64_t>(cy) * width + cx) * token_stride);
 #pragma unroll
                 for (int i = 0; i < kVector; ++i) sums[i] = fmaf(weight, toFloat(v.x[i]), sums[i]);
             }

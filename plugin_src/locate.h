@@ -103,8 +103,7 @@ CODETR_HOST_DEVICE LevelConstants makeLevelConstants(FastLevel const& size, int3
     level.right_x = columns >= 2 ? 1.f : -1.f;
     level.lower_y = rows >= 2 && !empty ? 1.f : -1.f;
     level.upper_y = !empty ? 1.f : -1.f;
-    level.origin = (static_cast<uint32_t>(size.start) - kRoundMagicBits * (static_cast<uint32_t>(size.width) + 1u)) *
-                   kTokenUnits<T>;
+    level.origin = (static_cast<uint32_t>(size.start) - kRoundMagicBits * (static_cast<uint32_t>(size.width) + 1u)) * kTokenUnits<T>;
     return level;
 }
 

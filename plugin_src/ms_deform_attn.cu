@@ -24,9 +24,9 @@ cudaError_t findSchedule(MsDeformAttn const& call, int64_t tokens, Schedule& sch
     if (auto const error = cudaGetDevice(&device); error != cudaSuccess) return error;
     return static_cast<cudaError_t>(schedules.get(ScheduleKey::of(call, device), schedule, [&](Schedule& made) -> int {
         int multiprocessors = 0, major = 0, minor = 0;
-        for (auto const& [value, attribute] : {std::pair{&multiprocessors, cudaDevAttrMultiProcessorCount},
-                                               std::pair{&major, cudaDevAttrComputeCapabilityMajor},
-                                               std::pair{&minor, cudaDevAttrComputeCapabilityMinor}}) {
+        for (auto const& [value, attribute] :
+             {std::pair{&multiprocessors, cudaDevAttrMultiProcessorCount}, std::pair{&major, cudaDevAttrComputeCapabilityMajor},
+              std::pair{&minor, cudaDevAttrComputeCapabilityMinor}}) {
             if (auto const error = cudaDeviceGetAttribute(value, attribute, device); error != cudaSuccess) return error;
         }
         made = makeSchedule(call, tokens, multiprocessors, fastTraits(major * 100 + minor * 10));
@@ -57,9 +57,10 @@ cudaError_t launchFast(MsDeformAttn const& call, int64_t tokens, cudaStream_t st
     fast.tiles = schedule.tiles;
     std::copy(std::begin(schedule.places), std::end(schedule.places), fast.places);
     size_t const shared = sizeof(Samples<T, kLevels>) * schedule.warps;
-    static_assert(sizeof(Samples<T, kLevels>) * mostWarps() + sizeof(LevelConstants) * kLevels +
-                      sizeof(TilePart) * kChunkTiles * kMaxFastLevels <= 48 * 1024,
-                  "more shared memory has to be asked for");
+    static_assert(
+        sizeof(Samples<T, kLevels>) * mostWarps() + sizeof(LevelConstants) * kLevels + sizeof(TilePart) * kChunkTiles * kMaxFastLevels <=
+            48 * 1024,
+        "more shared memory has to be asked for");
     deformAttnFast<T, kLevels><<<dim3(schedule.blocks, call.batch * kHeadSets), schedule.warps * 32, shared, stream>>>(fast);
     return cudaGetLastError();
 }

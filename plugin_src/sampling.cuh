@@ -61,9 +61,7 @@ __device__ __forceinline__ void storeOnce(uint4* pointer, uint4 v) {
 template <int kOffset>
 __device__ __forceinline__ uint4 loadUnits(uint64_t address) {
     uint4 v;
-    asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4+%5];"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-        : "l"(address), "n"(kOffset));
+    asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4+%5];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address), "n"(kOffset));
     return v;
 }
 
@@ -100,7 +98,8 @@ __device__ __forceinline__ Anchor makeAnchor(LevelConstants const& level, Refere
 template <typename T, int kCount>
 struct Raw {
     static constexpr int kBytes = sizeof(T) * kCount;
-    using Word = std::conditional_t<kBytes >= 16, uint4, std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
+    using Word = std::conditional_t<kBytes >= 16, uint4,
+                                    std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
     Word words[kBytes / sizeof(Word)];
 
     __device__ __forceinline__ void load(T const* from) {
@@ -127,8 +126,7 @@ struct LaneTask {
     int rest_level;  // of the single point; its head is the last
 
     __device__ __forceinline__ explicit LaneTask(int lane)
-        : u(lane & 7), chunk(min(u, kChunks - 1)), head(chunk / kLevels), level(chunk % kLevels),
-          rest_level(kLevels - 2 + u / kPoints) {}
+        : u(lane & 7), chunk(min(u, kChunks - 1)), head(chunk / kLevels), level(chunk % kLevels), rest_level(kLevels - 2 + u / kPoints) {}
 
     __device__ __forceinline__ bool idle() const { return kIdle && u >= kChunks; }
 };
@@ -176,16 +174,16 @@ __device__ __forceinline__ void storeLevel(Samples<T, kLevels>& samples, int lev
     if constexpr (sizeof(T) == 4) {
 #pragma unroll
         for (int p = 0; p < kPoints; ++p) {
-            samples.weights[level][p][slot] = {__float_as_uint(c[p].w00), __float_as_uint(c[p].w01),
-                                               __float_as_uint(c[p].w10), __float_as_uint(c[p].w11)};
+            samples.weights[level][p][slot] = {__float_as_uint(c[p].w00), __float_as_uint(c[p].w01), __float_as_uint(c[p].w10),
+                                               __float_as_uint(c[p].w11)};
         }
     } else {
         using P = Packed<T>;
 #pragma unroll
         for (int p = 0; p < kPoints; p += 2) {
-            samples.weights[level][p / 2][pairSlot(slot, p / 2)] = {
-                bits(P::round(c[p].w00, c[p].w01)), bits(P::round(c[p].w10, c[p].w11)),
-                bits(P::round(c[p + 1].w00, c[p + 1].w01)), bits(P::round(c[p + 1].w10, c[p + 1].w11))};
+            samples.weights[level][p / 2][pairSlot(slot, p / 2)] = {bits(P::round(c[p].w00, c[p].w01)), bits(P::round(c[p].w10, c[p].w11)),
+                                                                    bits(P::round(c[p + 1].w00, c[p + 1].w01)),
+                                                                    bits(P::round(c[p + 1].w10, c[p + 1].w11))};
         }
     }
 }
@@ -204,9 +202,7 @@ __device__ __forceinline__ void storePoint(Samples<T, kLevels>& samples, int lev
     }
 }
 
-__device__ __forceinline__ uint32_t element(uint4 const& v, int i) {
-    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
+__device__ __forceinline__ uint32_t element(uint4 const& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 // A lane's eight channels of one sum. 16-bit types: channels 8t..8t+7, the four corners of a sample added in the
 // element type and the samples in float32 by the tensor cores, whose multiplication by the identity is the cheapest
@@ -304,9 +300,9 @@ __device__ __forceinline__ Axis shuffleAxis(Axis axis, int from, int32_t referen
 // task. Returns the sum of the softmax weights of the lane's own head, of which the largest is 1: the sums are divided by
 // it at the end.
 template <typename T, int kLevels>
-__device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, LaneInputs<T, kLevels> const& in, LaneTask<kLevels> const& task,
-                                                LevelConstants const& level, LevelConstants const& rest_level, int lane,
-                                                int32_t reference_dim) {
+__device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, LaneInputs<T, kLevels> const& in,
+                                                LaneTask<kLevels> const& task, LevelConstants const& level,
+                                                LevelConstants const& rest_level, int lane, int32_t reference_dim) {
     constexpr bool kRest = LaneTask<kLevels>::kRest;
     bool const upper = (lane & 4) != 0;
     int const first_group = lane >> 3 << 1;
@@ -325,7 +321,8 @@ __device__ __forceinline__ float prepareSamples(Samples<T, kLevels>& samples, La
     for (int p = 0; p < kPoints; ++p) {
         float const attention = exp2Approx(fmaf(in.logits.get(p), kLog2E, -top_of_task));
         total += attention;
-        corners[p] = locate<T>(level, coordinate<T>(anchor.x, in.offsets.get(2 * p)), coordinate<T>(anchor.y, in.offsets.get(2 * p + 1)), attention);
+        corners[p] =
+            locate<T>(level, coordinate<T>(anchor.x, in.offsets.get(2 * p)), coordinate<T>(anchor.y, in.offsets.get(2 * p + 1)), attention);
     }
     if (!task.idle()) {
         storeLevel<T, kLevels>(samples, task.level, first_group + task.head, corners);

@@ -109,8 +109,7 @@ struct ScheduleKey {
         return key;
     }
     bool operator==(ScheduleKey const& other) const {
-        return device == other.device && batch == other.batch && queries == other.queries && levels == other.levels &&
-               sides == other.sides;
+        return device == other.device && batch == other.batch && queries == other.queries && levels == other.levels && sides == other.sides;
     }
 };
 

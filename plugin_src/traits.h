@@ -20,10 +20,10 @@ constexpr int kMaxSide = 8192;   // of the finest level of an encoder
 
 // The choices that were measured, each by GPU architecture (compute capability x 100, as __CUDA_ARCH__ has it).
 struct FastTraits {
-    int32_t architecture;  // the row holds from here to the next row
-    int32_t warps;         // of a block, which fills a multiprocessor: 168 registers a thread
+    int32_t architecture;             // the row holds from here to the next row
+    int32_t warps;                    // of a block, which fills a multiprocessor: 168 registers a thread
     int32_t tile_rows, tile_columns;  // of queries of the finest level
-    bool measured;         // on such a GPU; else the row repeats what is best on Hopper
+    bool measured;                    // on such a GPU; else the row repeats what is best on Hopper
 };
 
 constexpr FastTraits kFastTraits[] = {
@@ -55,8 +55,7 @@ constexpr int32_t mostWarps() {
 constexpr bool tilesAreExact(FastTraits const& row) {
     int32_t const rows = (kMaxSide + row.tile_rows - 1) / row.tile_rows;
     int32_t const columns = (kMaxSide + row.tile_columns - 1) / row.tile_columns;
-    return kMaxSide * rows <= Divisor::kMaxDividend && kMaxSide * columns <= Divisor::kMaxDividend &&
-           rows * columns < TilePlace::kMaxTiles;
+    return kMaxSide * rows <= Divisor::kMaxDividend && kMaxSide * columns <= Divisor::kMaxDividend && rows * columns < TilePlace::kMaxTiles;
 }
 constexpr bool allTilesAreExact() {
     for (FastTraits const& row : kFastTraits) {

@@ -74,8 +74,8 @@ double splitError() {
 
 template <typename T>
 double worstFault(std::mt19937& random) {
-    Case const cases[] = {{2, 2, 2, 2}, {2, 2, 1, 1}, {7, 5, 7, 5}, {7, 5, 3, 4}, {7, 5, 1, 5}, {7, 5, 0, 0},
-                          {7, 5, 4, 0}, {3, 480, 3, 480}, {3, 480, 2, 470}, {80, 120, 79, 1}};
+    Case const cases[] = {{2, 2, 2, 2}, {2, 2, 1, 1}, {7, 5, 7, 5},     {7, 5, 3, 4},     {7, 5, 1, 5},
+                          {7, 5, 0, 0}, {7, 5, 4, 0}, {3, 480, 3, 480}, {3, 480, 2, 470}, {80, 120, 79, 1}};
     double worst = 0;
     for (Case const& c : cases) {
         std::uniform_real_distribution<float> center(-0.2f, 1.2f), offset(-3, 3), attention(0, 1);
@@ -103,8 +103,8 @@ int main() {
     double const split = worstFault<float>(random), whole = worstFault<uint16_t>(random), error = splitError();
     int failed = 0;
     // One float32 position of 480 pixels is exact to 3e-5; two parts to what a fraction of one pixel is.
-    for (auto const& [what, value, limit] : {std::tuple{"float32", split, 1e-6}, std::tuple{"16 bits", whole, 1e-6},
-                                             std::tuple{"split positions", error, 4e-6}}) {
+    for (auto const& [what, value, limit] :
+         {std::tuple{"float32", split, 1e-6}, std::tuple{"16 bits", whole, 1e-6}, std::tuple{"split positions", error, 4e-6}}) {
         bool const fits = value <= limit;
         failed += !fits;
         std::printf("%s %s: %.2g of %.2g\n", fits ? "passed" : "FAILED", what, value, limit);
