@@ -42,7 +42,7 @@ inline int32_t mapQueries(QueryTiles<kMaxFastLevels>& tiles, MsDeformAttn const&
     tiles.setGrid(encoder ? (shapes[0] + traits.tile_rows - 1) / traits.tile_rows : 1,
                   encoder ? (shapes[1] + traits.tile_columns - 1) / traits.tile_columns : 1);
     int32_t start = 0;
-    for (int32_t i = 0; i < tiles.maps; ++i) {
+    for (int32_t i = 0; i < std::min(tiles.maps, kMaxFastLevels); ++i) {
         tiles.map[i] = encoder ? QueryMap{shapes[2 * i], shapes[2 * i + 1], start} : QueryMap{1, call.queries, 0};
         start += tiles.map[i].height * tiles.map[i].width;
     }

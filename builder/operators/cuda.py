@@ -179,7 +179,7 @@ def compile_library(library: Path, command_for: Callable[[Path], list[str]]) -> 
 def _telling_line(output: str) -> str:
     """Return the first line of a compiler's messages that reports an error, or the last line of all."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in lines if re.search("error|fatal", line, re.IGNORECASE)), (lines or [""])[-1])
+    return next((line for line in lines if re.search(r"\b(error|fatal)\b", line, re.IGNORECASE)), (lines or [""])[-1])
 
 
 def build_command(nvcc: Path, library: Path, architectures: list[str]) -> list[str]:
