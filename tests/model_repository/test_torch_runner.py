@@ -1,4 +1,4 @@
-"""Between NumPy and a GPU: page-locked memory, one copy, one wait. The CPU stands in for it; one test wants a real one."""
+"""Between NumPy and a GPU: page-locked memory, one copy, one wait. The CPU stands in for it, but in one test."""
 
 from types import SimpleNamespace
 

@@ -353,12 +353,19 @@ def test_a_package_is_loaded_captured_and_run_on_its_own_gpu(tmp_path, monkeypat
 
     monkeypatch.setattr(torch.cuda, "device", On)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
+
+    def stream(device):
+        return SimpleNamespace(synchronize=lambda: seen.append(("is waited for", device.index)))
+
     monkeypatch.setattr(TorchRunner, "_capture", capture)
+    # page-locked memory is what tests/model_repository/test_torch_runner.py is about
+    monkeypatch.setattr(TorchRunner, "_stage", lambda self, arrays: [torch.from_numpy(array) for array in arrays])
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
     monkeypatch.setattr(Package, "__call__", Two.__call__)
     runner = TorchRunner(tmp_path / "model.pt2", (4, 6), "cuda", None, [1], index=1)
     assert runner.device == torch.device("cuda", 1)
     replay = runner.prepare(np.zeros(1, np.float32), np.zeros(1, np.float32))
-    assert seen == [("is loaded", 1, 1), ("is captured", 1)]
+    assert seen == [("is loaded", 1, 1), ("is captured", 1), ("is waited for", 1)]
     replay()
     assert (seen[-1], current) == (("runs", 1), [0])
 
