@@ -21,7 +21,7 @@ WORKERS ?= 3
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: audit help demo test test-fast test-all fuzz lint lint-models format plugin clean setup
+.PHONY: audit help demo test test-fast test-all fuzz lint lint-models lint-kernels format plugin clean setup
 
 setup: $(VENV)/.installed $(CLIENT_VENV)/.installed $(TRITON)/.installed ## create .venv, one for the client alone, and fetch tritonserver and perf_analyzer, once
 
@@ -96,7 +96,11 @@ FUZZ_REQUESTS ?= 5400
 fuzz: setup ## hostile images: 104,000 in processes, 5,400 through a real server, counted; a quarter of an hour
 	OMP_NUM_THREADS=1 nice $(BIN)/codetr bench fuzz --files $(FUZZ_FILES) --requests $(FUZZ_REQUESTS) --output $(FUZZ_OUTPUT)
 
-lint: setup lint-models ## style and types
+# Kernels, plugin and operator; the second list is what a host compiler can read without TensorRT and PyTorch.
+KERNELS := $(wildcard plugin_src/*.h plugin_src/*.cuh plugin_src/*.cu plugin_src/*.cpp plugin_src/test/*.h plugin_src/test/*.cpp) perf/operator/plain.cu
+PLAIN_CPP := $(addprefix plugin_src/test/,interface_host.cpp query_tiles_test.cpp locate_test.cpp schedule_test.cpp)
+
+lint: setup lint-models lint-kernels ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -105,7 +109,12 @@ lint: setup lint-models ## style and types
 lint-models: setup
 	@for file in model_repository/*/1/*.py; do $(BIN)/mypy --no-error-summary $$file || exit 1; done
 
+lint-kernels: setup
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
+	$(BIN)/clang-tidy --quiet $(PLAIN_CPP) -- -std=c++17
+
 format: setup
+	$(BIN)/clang-format -i $(KERNELS)
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 

@@ -29,8 +29,13 @@ def bench_cost(
     concurrency: Annotated[int, typer.Option(min=2, help="Concurrent requests of the higher load.")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Passes over the loads of a case; they give the spread.")] = 2,
     window: Annotated[float, typer.Option(min=0.1, help="Seconds of a window; a load has three.")] = 1.5,
+    repository: Annotated[
+        Path | None, typer.Option(help="One of `codetr build`: its real engine instead, alone and in a server.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="With --repository: the engine's name there.")] = "codetr",
 ) -> None:
-    """Measure what the server adds to a detector of fixed cost: by size, batch, instances and protocol."""
+    """Measure what the server adds to a detector of fixed cost, or to a repository's own."""
+    from codetr.bench_server import print_result as print_level
     from perf.cost.cases import CostPlan
     from perf.cost.report import write_cost_report
     from perf.cost.run import measure_case, run
@@ -46,8 +51,17 @@ def bench_cost(
         repeats=repeats,
         window=window,
     )
-    check_output(output, others=DRAWN)
     installation = find()
+    if repository is not None:
+        from perf.cost.service import measure_service, to_lines
+
+        check_output(output, "service.json", ["service.md"])
+        record = measure_service(repository, model, installation, window, output, print_level)
+        for line in to_lines(record):
+            say(line)
+        say(f"wrote {output / 'service.json'} and service.md")
+        return
+    check_output(output, others=DRAWN)
     with reporting(output, lambda record: write_cost_report(record, output)):
         run(partial(measure_case, installation, plan, output), plan, output, print_result)
     say(f"wrote {output / 'report.html'}, report.md and results.json")

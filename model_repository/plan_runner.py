@@ -198,7 +198,7 @@ class PlanRunner:
         Raises:
             PlanError: the plan does not take such arrays, or failed.
         """
-        replay = self.prepare(images, image_sizes)
+        replay = self._start(images, image_sizes)
         replay()
         batch = len(images)
         for tensor in self.outputs:
@@ -214,6 +214,24 @@ class PlanRunner:
         Raises:
             PlanError: as `__call__`.
         """
+        replay = self._start(images, image_sizes)
+        self.synchronize()  # the next inputs may be written to the same memory
+        return replay
+
+    def buffers(self, batch: int) -> list[NDArray[Any]]:
+        """Return page-locked memory for the inputs of a batch, from where the GPU fetches them itself.
+
+        What is called with other arrays is copied here first. The next batch has the same memory.
+
+        Raises:
+            PlanError: the plan takes no batch of this size.
+        """
+        if not 1 <= batch <= self.max_batch_size:
+            raise PlanError(f"{self.plan} takes batches of 1 to {self.max_batch_size}, not {batch}")
+        return [tensor.array[:batch] for tensor in self.inputs]
+
+    def _start(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32] | None) -> Callable[[], None]:
+        """Queue the copy of the inputs to the GPU, and return the call that queues the inference."""
         self.driver.attach()
         batch = len(images)
         given: dict[str, NDArray[Any]] = {"images": images}
@@ -224,9 +242,9 @@ class PlanRunner:
             if len(array) != batch:
                 raise PlanError(f"{self.plan} got {batch} images and {len(array)} sizes")
             self._check(tensor, array)
-            tensor.array[:batch] = array
+            if tensor.array.ctypes.data != array.ctypes.data:
+                tensor.array[:batch] = array
             self.driver.upload(tensor.device, tensor.host, tensor.bytes_of(batch), self.stream)
-        self.synchronize()  # the next inputs may be written to the same memory
         graph = self.graphs.get(batch)
         if graph is not None:
             return lambda: self.driver.launch(graph, self.stream)

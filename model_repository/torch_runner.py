@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -85,6 +86,8 @@ class TorchRunner:
         self.tf32 = self.model.loader.get_metadata().get(TF32) == "yes"
         self.input_shape = input_shape
         self.graphs: dict[int, _Captured] = {}
+        self.staged: list[Tensor] = []
+        self.fetched: list[Tensor] = []
         for batch_size in sorted(batch_sizes if self.device.type == "cuda" else (), reverse=True):
             with self._on_device():
                 self.graphs[batch_size] = self._capture(batch_size)
@@ -94,7 +97,30 @@ class TorchRunner:
 
         A package that does not read the sizes needs none.
         """
-        return [output.cpu().numpy() for output in self.prepare(*inputs)()]
+        outputs = self._start(*inputs)()
+        if self.place == "cpu":
+            return [output.numpy() for output in outputs]
+        batch = len(inputs[0])
+        if not self.fetched or len(self.fetched[0]) < batch:
+            with self._on_device():
+                self.fetched = [torch.empty_like(output, device="cpu", pin_memory=True) for output in outputs]
+        hosts = [host[:batch] for host in self.fetched]
+        for host, output in zip(hosts, outputs, strict=True):
+            host.copy_(output, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return [host.numpy().copy() for host in hosts]
+
+    def buffers(self, batch: int) -> list[NDArray[Any]]:
+        """Return page-locked memory for the inputs of a batch, from where a GPU fetches them itself.
+
+        What is called with other arrays is copied here first. The next batch has the same memory.
+        """
+        if not self.staged or len(self.staged[0]) < batch:
+            with self._on_device():
+                images = torch.empty((batch, *self.input_shape, 3), dtype=torch.uint8, pin_memory=True)
+                sizes = torch.empty((batch, 2), dtype=torch.int32, pin_memory=True)
+            self.staged = [images, sizes][: self.input_count]
+        return [tensor[:batch].numpy() for tensor in self.staged]
 
     def prepare(self, *inputs: NDArray[Any]) -> Callable[[], Sequence[Tensor]]:
         """Return a call that repeats the inference of these inputs, which are copied to the device now.
@@ -102,13 +128,20 @@ class TorchRunner:
         On a GPU it returns its outputs before that GPU's current stream has computed them, and only the last inputs
         prepared for a batch size are in the buffers of its CUDA graph.
         """
-        arrays = [torch.from_numpy(array) for array in inputs[: self.input_count]]
+        inference = self._start(*inputs)
+        if self.place == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # before the next inputs take the page-locked memory
+        return inference
+
+    def _start(self, *inputs: NDArray[Any]) -> Callable[[], Sequence[Tensor]]:
+        """Queue the copy of the inputs to the device, and return the call that queues the inference."""
+        tensors = self._stage(inputs[: self.input_count])
         captured = self.graphs.get(len(inputs[0]))
         if captured is None:
-            inference = partial(self.model, *(array.to(self.device) for array in arrays))
+            inference = partial(self.model, *(tensor.to(self.device, non_blocking=True) for tensor in tensors))
             return partial(self._run, float32_products(self.tf32)(torch.inference_mode()(inference)))
-        for buffer, array in zip(captured.inputs, arrays, strict=True):
-            buffer.copy_(array)
+        for buffer, tensor in zip(captured.inputs, tensors, strict=True):
+            buffer.copy_(tensor, non_blocking=True)
         return partial(self._run, captured.replay)
 
     def _run(self, inference: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
@@ -118,6 +151,16 @@ class TorchRunner:
 
     def _on_device(self) -> AbstractContextManager[object]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def _stage(self, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:
+        """Return the arrays as tensors, for a GPU in page-locked memory."""
+        if self.place == "cpu":
+            return [torch.from_numpy(array) for array in arrays]
+        batch = len(arrays[0])
+        for buffer, array in zip(self.buffers(batch), arrays, strict=True):
+            if buffer.ctypes.data != array.ctypes.data:
+                np.copyto(buffer, array)
+        return [tensor[:batch] for tensor in self.staged]
 
     def _capture(self, batch_size: int) -> _Captured:
         """Record one inference; all graphs share one memory pool, since none runs while another's outputs are read."""

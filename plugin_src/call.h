@@ -13,21 +13,21 @@ enum class ElementType : int32_t { kFloat32, kFloat16, kBFloat16 };
 
 // All tensors are contiguous and lie on the current device; `spatial_shapes` lies on the host.
 struct MsDeformAttn {
-    ElementType type;                 // of value, sampling_offsets, attention_logits and output
-    void const* value;                // [batch, tokens, heads, dim]
-    float const* reference_points;    // [batch, queries, levels, reference_dim]
-    void const* sampling_offsets;     // [batch, queries, heads, levels, points, 2] (x, y)
-    void const* attention_logits;     // [batch, queries, heads, levels, points]
-    int32_t const* valid_shapes;      // [batch, levels, 2] (h, w), or null: every token counts
-    void* output;                     // [batch, queries, heads * dim]
+    ElementType type;               // of value, sampling_offsets, attention_logits and output
+    void const* value;              // [batch, tokens, heads, dim]
+    float const* reference_points;  // [batch, queries, levels, reference_dim]
+    void const* sampling_offsets;   // [batch, queries, heads, levels, points, 2] (x, y)
+    void const* attention_logits;   // [batch, queries, heads, levels, points]
+    int32_t const* valid_shapes;    // [batch, levels, 2] (h, w), or null: every token counts
+    void* output;                   // [batch, queries, heads * dim]
     int32_t batch;
     int32_t queries;
     int32_t heads;
     int32_t dim;
     int32_t levels;
     int32_t points;
-    int32_t reference_dim;            // 2 (x, y) or 4 (cx, cy, w, h)
-    int32_t const* spatial_shapes;    // [levels, 2] (h, w)
+    int32_t reference_dim;          // 2 (x, y) or 4 (cx, cy, w, h)
+    int32_t const* spatial_shapes;  // [levels, 2] (h, w)
 };
 
 inline int64_t elementSize(ElementType type) { return type == ElementType::kFloat32 ? 4 : 2; }

@@ -42,20 +42,21 @@ static_assert(kMaxLevels == 8 && kChannelMultiple == 4 && kMaxLevelSide == 1 << 
               "messages, below and in tensorrt_layer.cpp, name these numbers");
 
 // Why inputs are refused; {} stands for what was given or wanted.
-#define CODETR_MESSAGES(MESSAGE)                                                                   \
-    MESSAGE(kValueType, "value must be float32, float16 or bfloat16")                              \
-    MESSAGE(kDevice, "{} must lie on the device of value")                                         \
-    MESSAGE(kType, "{} has the wrong type; sampling_offsets and attention_logits have value's, "   \
-                   "reference_points float32, valid_shapes int32")                                 \
-    MESSAGE(kAxes, "{} must have {} axes, got {}")                                                 \
-    MESSAGE(kShape, "{} must have shape {}, got {}")                                               \
-    MESSAGE(kCoordinates, "reference_points must end in 2 (x, y) or 4 (cx, cy, w, h)")             \
-    MESSAGE(kHeadsAndPoints, "there must be at least one head and one point")                      \
-    MESSAGE(kChannels, "the channels of a head must be a positive multiple of 4")                  \
-    MESSAGE(kLevels, "there must be 1 to 8 levels")                                                \
-    MESSAGE(kSizes, "spatial_shapes must hold h and w of {} levels, got {} numbers")               \
-    MESSAGE(kSides, "spatial_shapes must be positive, at most 2^20")                               \
-    MESSAGE(kManyTokens, "value has more than 2^31 tokens")                                        \
+#define CODETR_MESSAGES(MESSAGE)                                                          \
+    MESSAGE(kValueType, "value must be float32, float16 or bfloat16")                     \
+    MESSAGE(kDevice, "{} must lie on the device of value")                                \
+    MESSAGE(kType,                                                                        \
+            "{} has the wrong type; sampling_offsets and attention_logits have value's, " \
+            "reference_points float32, valid_shapes int32")                               \
+    MESSAGE(kAxes, "{} must have {} axes, got {}")                                        \
+    MESSAGE(kShape, "{} must have shape {}, got {}")                                      \
+    MESSAGE(kCoordinates, "reference_points must end in 2 (x, y) or 4 (cx, cy, w, h)")    \
+    MESSAGE(kHeadsAndPoints, "there must be at least one head and one point")             \
+    MESSAGE(kChannels, "the channels of a head must be a positive multiple of 4")         \
+    MESSAGE(kLevels, "there must be 1 to 8 levels")                                       \
+    MESSAGE(kSizes, "spatial_shapes must hold h and w of {} levels, got {} numbers")      \
+    MESSAGE(kSides, "spatial_shapes must be positive, at most 2^20")                      \
+    MESSAGE(kManyTokens, "value has more than 2^31 tokens")                               \
     MESSAGE(kTokens, "value has {} tokens, spatial_shapes make {}")
 
 namespace message {

@@ -13,7 +13,4 @@ namespace codetr {
 // Returns cudaErrorInvalidValue where findFault() has a reason, and whatever the launch reports otherwise.
 cudaError_t launchMsDeformAttn(MsDeformAttn const& call, cudaStream_t stream);
 
-// The plain design for comparison in benchmarks: one thread a channel, everything recomputed by every thread.
-cudaError_t launchMsDeformAttnPlain(MsDeformAttn const& call, cudaStream_t stream);
-
 }  // namespace codetr

@@ -22,9 +22,7 @@ bool isBfloat16(DataType) { return false; }
 bool isValueType(DataType type) { return type == DataType::kFLOAT || type == DataType::kHALF || isBfloat16(type); }
 
 ElementType elementType(DataType type) {
-    return type == DataType::kHALF ? ElementType::kFloat16
-         : isBfloat16(type)        ? ElementType::kBFloat16
-                                   : ElementType::kFloat32;
+    return type == DataType::kHALF ? ElementType::kFloat16 : isBfloat16(type) ? ElementType::kBFloat16 : ElementType::kFloat32;
 }
 
 std::string describe(Dims const& dims) {
@@ -44,8 +42,8 @@ bool fits(Dims const& dims, std::vector<int64_t> const& expected) {
 
 bool isRightType(int32_t input, DataType type, DataType value_type) {
     return input == kValue             ? isValueType(type)
-         : input == kReferencePoints   ? type == DataType::kFLOAT
-         : input == kValidShapes       ? type == DataType::kINT32
+           : input == kReferencePoints ? type == DataType::kFLOAT
+           : input == kValidShapes     ? type == DataType::kINT32
                                        : type == value_type;
 }
 
@@ -105,7 +103,6 @@ void report(std::string const& message) noexcept {
     }
 }
 
-
 int32_t status(std::string const& fault) {
     if (fault.empty()) return 0;
     report(fault);
@@ -139,7 +136,6 @@ std::string findShapesFault(std::vector<int32_t> const& shapes) {
     }
     return {};
 }
-
 
 Layer::Layer(std::vector<int32_t> spatial_shapes, int32_t inputs) : spatial_shapes_(std::move(spatial_shapes)), inputs_(inputs) {}
 

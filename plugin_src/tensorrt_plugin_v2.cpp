@@ -131,8 +131,7 @@ nvinfer1::IPluginV2* MsDeformAttnCreator::createPlugin(nvinfer1::AsciiChar const
 }
 
 nvinfer1::IPluginV2* MsDeformAttnCreator::deserializePlugin(nvinfer1::AsciiChar const*, void const* data, size_t size) noexcept {
-    return guarded<nvinfer1::IPluginV2*>("deserializePlugin", nullptr,
-                                         [&] { return new MsDeformAttnPlugin(deserialise(data, size)); });
+    return guarded<nvinfer1::IPluginV2*>("deserializePlugin", nullptr, [&] { return new MsDeformAttnPlugin(deserialise(data, size)); });
 }
 
 }  // namespace codetr

@@ -30,15 +30,15 @@ int32_t MsDeformAttnPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc co
     return guarded<int32_t>("configurePlugin", -1, [&] { return status(layer_.findFault(in, inputs)); });
 }
 
-bool MsDeformAttnPlugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors,
-                                                   int32_t inputs, int32_t outputs) noexcept {
+bool MsDeformAttnPlugin::supportsFormatCombination(int32_t position, nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t inputs,
+                                                   int32_t outputs) noexcept {
     if (tensors == nullptr || outputs != 1 || inputs < kMinInputs || inputs > kMaxInputs) return false;
     if (position < 0 || position > inputs) return false;
     return Layer::supports(position, tensors[position].desc, tensors[0].desc, inputs);
 }
 
-int32_t MsDeformAttnPlugin::getOutputDataTypes(nvinfer1::DataType* output_types, int32_t outputs,
-                                               nvinfer1::DataType const* input_types, int32_t inputs) const noexcept {
+int32_t MsDeformAttnPlugin::getOutputDataTypes(nvinfer1::DataType* output_types, int32_t outputs, nvinfer1::DataType const* input_types,
+                                               int32_t inputs) const noexcept {
     return guarded<int32_t>("getOutputDataTypes", -1, [&] {
         if (output_types == nullptr || input_types == nullptr || outputs != 1 || inputs < kMinInputs || inputs > kMaxInputs) {
             return status("needs 4 or 5 inputs and 1 output");
@@ -56,8 +56,8 @@ int32_t MsDeformAttnPlugin::getOutputShapes(nvinfer1::DimsExprs const* in, int32
     });
 }
 
-int32_t MsDeformAttnPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t inputs,
-                                          nvinfer1::PluginTensorDesc const*, int32_t) noexcept {
+int32_t MsDeformAttnPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t inputs, nvinfer1::PluginTensorDesc const*,
+                                          int32_t) noexcept {
     return guarded<int32_t>("onShapeChange", -1, [&] {
         int32_t const result = status(layer_.findFault(in, inputs));
         layer_.setInputs(result == 0 ? inputs : 0);

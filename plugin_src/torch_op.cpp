@@ -51,8 +51,7 @@ codetr::ElementType elementType(Tensor const& value) {
     STD_TORCH_CHECK(false, codetr::kOperatorName, ": ", message::kValueType);
 }
 
-void checkTensor(codetr::Input input, Tensor const& tensor, Tensor const& value, ScalarType type,
-                 std::initializer_list<int64_t> sizes) {
+void checkTensor(codetr::Input input, Tensor const& tensor, Tensor const& value, ScalarType type, std::initializer_list<int64_t> sizes) {
     char const* const name = codetr::kInputNames[input];
     expect(tensor.is_cuda() && tensor.get_device_index() == value.get_device_index(), message::kDevice, name);
     expect(tensor.scalar_type() == type, message::kType, name);
@@ -118,8 +117,8 @@ Tensor msDeformAttn(Tensor value, Tensor reference_points, Tensor sampling_offse
     expect(value.size(1) == tokens, message::kTokens, value.size(1), tokens);
 
     void* stream = nullptr;
-    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream) == AOTI_TORCH_SUCCESS,
-                    codetr::kOperatorName, ": the device of value has no current stream");
+    STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(value.get_device_index(), &stream) == AOTI_TORCH_SUCCESS, codetr::kOperatorName,
+                    ": the device of value has no current stream");
     cudaError_t const error = codetr::launchMsDeformAttn(call, static_cast<cudaStream_t>(stream));
     STD_TORCH_CHECK(error == cudaSuccess, codetr::kOperatorName, ": the launch failed: ", cudaGetErrorString(error));
     return output;
@@ -136,8 +135,3 @@ STABLE_TORCH_LIBRARY_FRAGMENT(codetr, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(codetr, CUDA, library) { library.impl(codetr::kOperatorName, TORCH_BOX(&msDeformAttn)); }
-
-// For benchmarks: the plain design on raw pointers, without the dispatcher.
-extern "C" __attribute__((visibility("default"))) int codetrMsDeformAttnPlain(codetr::MsDeformAttn const* call, void* stream) {
-    return static_cast<int>(codetr::launchMsDeformAttnPlain(*call, static_cast<cudaStream_t>(stream)));
-}

@@ -37,8 +37,8 @@ Tensor windowAttention(Tensor qkv, std::optional<Tensor> qkv_bias, Tensor bias_t
     STD_TORCH_CHECK(qkv.dim() == 4, codetr::kWindowOperatorName, ": qkv must have 4 axes, got ", qkv.dim());
     STD_TORCH_CHECK(bias_table.dim() == 2, codetr::kWindowOperatorName, ": bias_table must have 2 axes, got ", bias_table.dim());
     int64_t const heads = bias_table.size(1);
-    STD_TORCH_CHECK(qkv.size(3) == 3 * heads * codetr::kWindowHeadDim, codetr::kWindowOperatorName, ": qkv must have 3 * 32 channels for each of ",
-                    heads, " heads, got ", qkv.size(3));
+    STD_TORCH_CHECK(qkv.size(3) == 3 * heads * codetr::kWindowHeadDim, codetr::kWindowOperatorName,
+                    ": qkv must have 3 * 32 channels for each of ", heads, " heads, got ", qkv.size(3));
     checkBeside("bias_table", bias_table, qkv, {(2 * window_size - 1) * (2 * window_size - 1), heads});
     if (qkv_bias) checkBeside("qkv_bias", *qkv_bias, qkv, {qkv.size(3)});
 

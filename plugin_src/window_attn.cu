@@ -24,7 +24,7 @@ namespace codetr {
 namespace {
 
 constexpr float kLog2E = 1.44269504f;
-constexpr float kRootDim = 5.65685425f;  // of 32 channels; scores are divided by it
+constexpr float kRootDim = 5.65685425f;   // of 32 channels; scores are divided by it
 constexpr float kRegionPenalty = -100.f;  // between tokens that are no neighbours, as in mmdetection
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kDim = kWindowHeadDim;
@@ -43,7 +43,8 @@ struct Type<__half> {
     }
     static __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
     // sums += a * b: 16x16 times 16x8.
-    static __device__ __forceinline__ void multiply(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    static __device__ __forceinline__ void multiply(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                                    uint32_t b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -59,7 +60,8 @@ struct Type<__nv_bfloat16> {
         return bits;
     }
     static __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-    static __device__ __forceinline__ void multiply(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    static __device__ __forceinline__ void multiply(float (&sums)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                                                    uint32_t b1) {
         asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
             : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -124,9 +126,9 @@ constexpr int greatestDivisor(int a, int b) { return b == 0 ? a : greatestDiviso
 template <int kWindow>
 struct Sizes {
     static constexpr int kTokens = kWindow * kWindow;
-    static constexpr int kTiles = (kTokens + 15) / 16;   // of 16 queries
-    static constexpr int kColumns = (kTokens + 7) / 8;   // groups of 8 tokens
-    static constexpr int kRows = kTiles * 16;            // of keys and values in shared memory
+    static constexpr int kTiles = (kTokens + 15) / 16;  // of 16 queries
+    static constexpr int kColumns = (kTokens + 7) / 8;  // groups of 8 tokens
+    static constexpr int kRows = kTiles * 16;           // of keys and values in shared memory
     static constexpr int kTable = (2 * kWindow - 1) * (2 * kWindow - 1);
     // Token 8 * n of a window has the same place in its row for every n that is a multiple of kPhases, so the bias of so
     // many groups is found with an index of their own, and that of the others at a constant distance from it.
@@ -190,9 +192,10 @@ __global__ void __launch_bounds__(kWarps<kWindow> * 32, kBlocks) windowAttn(__gr
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
         int const row = first_row + turn * kTurnRows;
-        int32_t const token = kTurnRows % kWindow == 0
-                                  ? tokenAt<kWindow>(call.map, place, first_row / kWindow + turn * (kTurnRows / kWindow), first_row % kWindow)
-                                  : tokenAt<kWindow>(call.map, place, row);
+        int32_t const token =
+            kTurnRows % kWindow == 0
+                ? tokenAt<kWindow>(call.map, place, first_row / kWindow + turn * (kTurnRows / kWindow), first_row % kWindow)
+                : tokenAt<kWindow>(call.map, place, row);
         sources[turn] = token >= 0 ? qkv + static_cast<uint32_t>(token) * (3 * token_pieces) : padding;
         if (S::kRows > S::kTokens && row >= S::kTokens) sources[turn] = nullptr;
     }
@@ -324,8 +327,8 @@ __global__ void __launch_bounds__(kWarps<kWindow> * 32, kBlocks) windowAttn(__gr
                 loadTransposed(b, (address ^ (32 * half)) + k * 16 * kPieces * 16);
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
-                    Type<T>::multiply(sums[2 * half + i], weights[2 * k][0], weights[2 * k][1], weights[2 * k + 1][0], weights[2 * k + 1][1],
-                                      b[2 * i], b[2 * i + 1]);
+                    Type<T>::multiply(sums[2 * half + i], weights[2 * k][0], weights[2 * k][1], weights[2 * k + 1][0],
+                                      weights[2 * k + 1][1], b[2 * i], b[2 * i + 1]);
                 }
             }
         }

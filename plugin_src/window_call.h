@@ -41,10 +41,12 @@ inline char const* findFault(WindowAttn const& call) {
     if (call.batch > kMaxWindowBatch) return "batch is more than 16384";
     if (static_cast<int64_t>(map.rows) * map.columns > kMaxWindows) return "a map has more than 65535 windows";
     // The kernel counts the pieces of 16 bytes of an image in 32 bits.
-    if (static_cast<int64_t>(call.height) * call.width > (int64_t{1} << 32) / (12 * static_cast<int64_t>(call.heads))) return "qkv is too large";
+    if (static_cast<int64_t>(call.height) * call.width > (int64_t{1} << 32) / (12 * static_cast<int64_t>(call.heads)))
+        return "qkv is too large";
     if (call.batch == 0 || call.height == 0 || call.width == 0) return nullptr;
     if (!call.qkv || !call.bias_table || !call.output) return "a tensor is a null pointer";
-    if (!aligned(call.qkv, 16) || !aligned(call.qkv_bias, 16) || !aligned(call.output, 16)) return "qkv, qkv_bias and output must be aligned to 16 bytes";
+    if (!aligned(call.qkv, 16) || !aligned(call.qkv_bias, 16) || !aligned(call.output, 16))
+        return "qkv, qkv_bias and output must be aligned to 16 bytes";
     return nullptr;
 }
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ _PENDING = re.compile(r'^nv_inference_pending_request_count{model="([^"]*)"[^}]*
 # Longer than a request takes from one step to the next, or through a plan in Triton's own backend.
 _IDLE_SECONDS = 0.4
 
-Run = Callable[..., tuple[Any, Any, Any]]
+Run = Callable[..., Sequence[Any]]
 
 
 class Door:
@@ -110,7 +110,7 @@ class Account:
         """Account for one `execute` of so many requests; gives the engine to run, which counts its images."""
         images = 0
 
-        def counted(pixels: Any, *others: Any) -> tuple[Any, Any, Any]:
+        def counted(pixels: Any, *others: Any) -> Sequence[Any]:
             nonlocal images
             images += len(pixels)
             return engine(pixels, *others)

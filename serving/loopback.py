@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -17,6 +19,25 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return name == "localhost" or name.endswith(".localhost")
+
+
+def by_number(address: str) -> str:
+    """Return host:port with the number of the address that answers, if the host is a name of this machine.
+
+    Some programs ask a name server even for `localhost`, with each of their connections: perf_analyzer 2.51's gRPC
+    does for the address of IPv6 that many machines do not list, and waits where no name server answers.
+    """
+    host, _, port = address.rpartition(":")
+    if not is_loopback(host) or host.replace(".", "").isdigit():
+        return address
+    try:
+        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return address
+    for ip in (str(entry[4][0]) for entry in found):
+        with suppress(OSError), socket.create_connection((ip, int(port)), timeout=2):
+            return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+    return address
 
 
 def read_url(url: str, timeout: float, headers: Mapping[str, str] | None = None) -> bytes:

@@ -71,10 +71,12 @@ def preprocess(
     limits: ImageLimits | None = None,
     rule: Pixels = DEFAULT_PIXELS,
     took: Callable[[str, float], object] = _untimed,
+    canvas: Image8 | None = None,
 ) -> Preprocessed:
     """Decode one encoded image and fit it into an engine's `height` x `width` by its rule.
 
-    `took` is called with the seconds of each of the stages `decode` and `resize` that was done.
+    `took` is called with the seconds of each of the stages `decode` and `resize` that was done. The result is written
+    to `canvas`, uint8 `[height, width, 3]`, if there is one.
 
     Raises:
         InvalidImageError: as `decode_image`.
@@ -83,13 +85,13 @@ def preprocess(
     image = decode_image(data, limits)
     decoded = perf_counter()
     took("decode", decoded - started)
-    images, image_size = resize_and_pad(image, height, width, rule)
+    images, image_size = resize_and_pad(image, height, width, rule, canvas)
     took("resize", perf_counter() - decoded)
     return Preprocessed(images, image_size, (image.shape[0], image.shape[1]))
 
 
 def resize_and_pad(
-    image: Image8, height: int, width: int, rule: Pixels = DEFAULT_PIXELS
+    image: Image8, height: int, width: int, rule: Pixels = DEFAULT_PIXELS, canvas: Image8 | None = None
 ) -> tuple[Image8, tuple[int, int]]:
     """Resize an image by a rule, at most to `height` x `width`, and pad it with zeros below and at the right.
 
@@ -100,16 +102,17 @@ def resize_and_pad(
         height: the engine's height in pixels.
         width: the engine's width in pixels.
         rule: of the engine.
+        canvas: uint8 `[height, width, 3]` to write to; None for a new one.
 
     Returns:
-        uint8 `[height, width, 3]` with the image at the top left, and the (height, width) it fills, each at least 1.
+        The canvas with the image at the top left, and the (height, width) it fills, each at least 1.
     """
     valid_h, valid_w = valid_size(image.shape[0], image.shape[1], height, width, rule)
-    resized = _resize(image, valid_h, valid_w, rule.antialias)
-    if (valid_h, valid_w) == (height, width):
-        return resized, (valid_h, valid_w)
-    canvas = np.zeros((height, width, 3), np.uint8)
-    canvas[:valid_h, :valid_w] = resized
+    if canvas is None:
+        canvas = np.empty((height, width, 3), np.uint8)
+    _resize(image, canvas[:valid_h, :valid_w], rule.antialias)
+    canvas[valid_h:] = 0
+    canvas[:valid_h, valid_w:] = 0
     return canvas, (valid_h, valid_w)
 
 
@@ -141,10 +144,12 @@ def _edges(h: int, w: int, height: int, width: int, rule: Pixels) -> tuple[int, 
     return sides if h <= w else (sides[1], sides[0])
 
 
-def _resize(image: Image8, height: int, width: int, antialias: bool) -> Image8:
+def _resize(image: Image8, target: Image8, antialias: bool) -> None:
+    """Fill the target, a part of a canvas, which OpenCV writes to where it is."""
+    height, width, _ = target.shape
     if antialias:
         # Across, then down, as Pillow did by itself up to 12; 13 takes the order from the sizes, and rounds in between.
         rows = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
-        return np.array(rows.resize((width, height), Image.Resampling.BILINEAR))
-    resized: Image8 = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
-    return resized
+        target[...] = np.asarray(rows.resize((width, height), Image.Resampling.BILINEAR))
+    else:
+        cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import accumulate
 from time import perf_counter
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -19,17 +21,19 @@ from serving import metrics
 from serving.admission import Account, Door, at_work, too_late
 from serving.checks import check_inputs, parameters_of
 from serving.contract import DETECTOR, PREPROCESS, contract
+from serving.decode import claimed_size
 from serving.errors import CodetrError, InvalidImageError, ServerBusyError
 from serving.metrics import Recorder, unrecorded
 from serving.parameters import read_parameters
 from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
-from serving.preprocess import PreprocessSettings, preprocess
+from serving.preprocess import Preprocessed, PreprocessSettings, preprocess
 from serving.refusals import DECODED, ImageRefusedError, explain
 from serving.telemetry import Telemetry
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
-Engine = Callable[..., tuple[Array, Array, Array]]  # of the inputs that it has
+Engine = Callable[..., Sequence[Array]]  # of the inputs that it has, to boxes, scores and labels
+Buffers = Callable[[int], Sequence[Array]]  # of a number of images, to where the engine reads its inputs
 Settings = TypeVar("Settings")
 
 _BOOLEANS = {"true": True, "false": False}
@@ -143,6 +147,8 @@ class Preprocess:
         self.settings = parse_settings(PreprocessSettings, model_config)
         name = str(model_config.get("name", PREPROCESS))
         self.door = Door(name, self.settings.max_waiting_images, self.settings.max_waiting_seconds)
+        # OpenCV and Pillow let other threads run while they work
+        self._side_by_side = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode").map
 
     def __call__(self, inputs: Arrays, parameters: Mapping[str, Any]) -> Arrays:
         """Answer one request: `image` bytes `[B, 1]` to `images`, `image_sizes` and `original_sizes`, `[B, ...]`.
@@ -156,28 +162,48 @@ class Preprocess:
         images = inputs["image"].reshape(-1)
         if not len(images):
             raise InvalidImageError("the request holds no image")
+        canvases = np.empty((len(images), self.height, self.width, 3), np.uint8)
         with self.door.let_in(len(images), parameters):
-            rows = [self._one(index, data, len(images)) for index, data in enumerate(images)]
+            rows = self._rows(images, canvases)
         return {
-            "images": np.stack([row.images for row in rows]),
+            "images": canvases,
             "image_sizes": np.array([row.image_size for row in rows], np.int32),
             "original_sizes": np.array([row.original_size for row in rows], np.int32),
         }
 
-    def _one(self, index: int, data: bytes, count: int) -> Any:
-        try:
-            row = preprocess(data, self.height, self.width, self.settings, self.settings.pixels, self._took)
-        except InvalidImageError as error:
-            refusal = explain(data, self.settings)
-            self.record(metrics.IMAGES, 1, refusal.format, refusal.cause)
-            message = str(error) if count == 1 else f"image {index} of {count}: {error}"
-            raise ImageRefusedError(message, refusal) from error
-        self.record(metrics.IMAGES, 1, str(image_format(data)), DECODED)
-        self.record(metrics.IMAGE_PIXELS, row.original_size[0] * row.original_size[1])
-        return row
+    def _rows(self, images: Array, canvases: Array) -> list[Preprocessed]:
+        """Fill the canvases with the images, and count them in their order up to the first that is refused."""
+        results = (self._side_by_side if self._may_be_side_by_side(images) else map)(self._one, images, canvases)
+        rows = []
+        for index, data in enumerate(images):
+            try:
+                row, stages = next(results)
+            except InvalidImageError as error:
+                refusal = explain(data, self.settings)
+                self.record(metrics.IMAGES, 1, refusal.format, refusal.cause)
+                message = str(error) if len(images) == 1 else f"image {index} of {len(images)}: {error}"
+                raise ImageRefusedError(message, refusal) from error
+            for stage, seconds in stages.items():
+                self.record(metrics.STAGE_SECONDS, seconds, stage)
+            self.record(metrics.IMAGES, 1, str(image_format(data)), DECODED)
+            self.record(metrics.IMAGE_PIXELS, row.original_size[0] * row.original_size[1])
+            rows.append(row)
+        return rows
 
-    def _took(self, stage: str, seconds: float) -> None:
-        self.record(metrics.STAGE_SECONDS, seconds, stage)
+    def _may_be_side_by_side(self, images: Array) -> bool:
+        """Return whether there are several images that take no more memory together than one alone may."""
+        if len(images) == 1:
+            return False
+        sizes = [claimed_size(data) for data in images]
+        return sum(self.settings.max_pixels if size is None else size[0] * size[1] for size in sizes) <= (
+            self.settings.max_pixels
+        )
+
+    def _one(self, data: bytes, canvas: Array) -> tuple[Preprocessed, dict[str, float]]:
+        """Return an image's row and the seconds of its stages."""
+        stages: dict[str, float] = {}
+        row = preprocess(data, self.height, self.width, self.settings, self.settings.pixels, stages.__setitem__, canvas)
+        return row, stages
 
 
 class Postprocess:
@@ -281,7 +307,12 @@ def _respond_to_one(
 
 
 def respond_together(
-    pb_utils: Any, requests: Sequence[Any], engine: Engine, max_batch_size: int, telemetry: Telemetry | None = None
+    pb_utils: Any,
+    requests: Sequence[Any],
+    engine: Engine,
+    max_batch_size: int,
+    telemetry: Telemetry | None = None,
+    buffers: Buffers | None = None,
 ) -> list[Any]:
     """Answer the detector's requests of one `execute` call with common batches.
 
@@ -292,6 +323,7 @@ def respond_together(
             returns the outputs.
         max_batch_size: the most images the engine takes at once.
         telemetry: takes batches and what failed; without it failures are logged and nothing is counted.
+        buffers: gives the memory of which the engine needs no copy; None where it reads from anywhere.
 
     Returns:
         One response for each request, in order: outputs; or `UNAVAILABLE` for what nobody waits for any more, which
@@ -305,19 +337,25 @@ def respond_together(
         if refusal is not None:
             telemetry.failed(request.request_id(), refusal, 0.0)
     with at_work(), Account.of_this_process().running(len(requests), engine) as counted:
-        answers = iter(_respond_to_all(pb_utils, wanted, counted, max_batch_size, telemetry) if wanted else [])
+        answered = _respond_to_all(pb_utils, wanted, counted, max_batch_size, telemetry, buffers) if wanted else []
+    answers = iter(answered)
     return [next(answers) if refusal is None else _failure(pb_utils, refusal) for refusal in refusals]
 
 
 def _respond_to_all(
-    pb_utils: Any, requests: Sequence[Any], engine: Engine, max_batch_size: int, telemetry: Telemetry
+    pb_utils: Any,
+    requests: Sequence[Any],
+    engine: Engine,
+    max_batch_size: int,
+    telemetry: Telemetry,
+    buffers: Buffers | None,
 ) -> list[Any]:
     started = perf_counter()
     given = [_detector_inputs(pb_utils, request) for request in requests]
     batches = [tuple(each.values()) for each in given if not isinstance(each, Exception)]
     try:
         counted = _counted(engine, telemetry.record)
-        outputs = iter(run_in_batches(counted, batches, max_batch_size) if batches else [])
+        outputs = iter(run_in_batches(counted, batches, max_batch_size, buffers))
         answers = [each if isinstance(each, Exception) else _success(pb_utils, next(outputs)) for each in given]
     except Exception as error:
         answers = [each if isinstance(each, Exception) else error for each in given]
@@ -337,7 +375,7 @@ def _detector_inputs(pb_utils: Any, request: Any) -> Arrays | Exception:
 def _counted(engine: Engine, record: Recorder) -> Engine:
     """Return the engine, counting its batches and their time."""
 
-    def run(images: Array, *image_sizes: Array) -> tuple[Array, Array, Array]:
+    def run(images: Array, *image_sizes: Array) -> Sequence[Array]:
         started = perf_counter()
         outputs = engine(images, *image_sizes)
         record(metrics.STAGE_SECONDS, perf_counter() - started, "engine")
@@ -347,17 +385,47 @@ def _counted(engine: Engine, record: Recorder) -> Engine:
     return run
 
 
-def run_in_batches(engine: Engine, batches: Sequence[tuple[Array, ...]], max_batch_size: int) -> list[Arrays]:
-    """Run batches of any size as few batches of at most `max_batch_size`, and hand each its own outputs."""
-    inputs = [np.concatenate(column) for column in zip(*batches, strict=True)]
-    chunks = [
-        engine(*(column[start : start + max_batch_size] for column in inputs))
-        for start in range(0, len(inputs[0]), max_batch_size)
-    ]
-    ends = np.cumsum([len(images) for images, *_ in batches])[:-1]
-    columns = [np.split(np.concatenate(column), ends) for column in zip(*chunks, strict=True)]
+def run_in_batches(
+    engine: Engine, batches: Sequence[tuple[Array, ...]], max_batch_size: int, buffers: Buffers | None = None
+) -> list[Arrays]:
+    """Run batches of any size as few batches of at most `max_batch_size`, and hand each its own outputs.
+
+    A batch that is whole is not copied, or if the engine has buffers, once.
+    """
+    inputs = [_Rows(column) for column in zip(*batches, strict=True)]
+    outputs: list[Sequence[Array]] = []
+    for start in range(0, len(inputs[0]) if batches else 0, max_batch_size):
+        stop = min(start + max_batch_size, len(inputs[0]))
+        targets = [None] * len(inputs) if buffers is None else buffers(stop - start)
+        outputs.append(engine(*(rows.get(start, stop, to) for rows, to in zip(inputs, targets, strict=True))))
+    columns = [_Rows(column) for column in zip(*outputs, strict=True)]
+    ends = np.cumsum([len(images) for images, *_ in batches], dtype=int).tolist()
     names = [tensor.name for tensor in contract(1, 1)[DETECTOR].outputs]
-    return [dict(zip(names, arrays, strict=True)) for arrays in zip(*columns, strict=True)]
+    return [
+        {name: rows.get(start, stop) for name, rows in zip(names, columns, strict=True)}
+        for start, stop in zip([0, *ends], ends, strict=False)
+    ]
+
+
+class _Rows:
+    """Arrays seen as one that is as long as all of them."""
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self._arrays = arrays
+        self._ends = list(accumulate(map(len, arrays)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def get(self, start: int, stop: int, target: Array | None = None) -> Array:
+        """Return rows: in `target` if there is one, else copied only where they are of several arrays."""
+        begins = (0, *self._ends)
+        parts = [
+            array[max(start - begin, 0) : stop - begin]
+            for array, begin, end in zip(self._arrays, begins, self._ends, strict=False)
+            if begin < stop and start < end
+        ]
+        return parts[0] if len(parts) == 1 and target is None else np.concatenate(parts, out=target)
 
 
 def _inputs(pb_utils: Any, model: str, request: Any) -> Arrays:

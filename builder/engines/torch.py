@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,27 @@ PROFILED = {"cpp.enable_kernel_profile": True}
 # The server runs the package with the same code as `load`: its source goes beside the package.
 RUNNER_SOURCE = TEMPLATES / "torch_runner.py"
 
+# A library that needs the C++ runtime: one that brings its own beside PyTorch's crashes when it throws.
+_CPP_SOURCE = """
+#include <stdexcept>
+#include <string>
+extern "C" int length(const char* text) {
+  std::string words(text);
+  if (words.empty()) throw std::runtime_error(words + "is empty");
+  return words.size();
+}
+"""
+_CPP_RUNTIMES = (b"libstdc++.so", b"libc++.so")
+# What the process that loads a new package does; it ends without cleaning up, which is not what is looked at.
+_LOADER = """
+import os, sys, torch
+package, *libraries = sys.argv[1:]
+for library in libraries:
+    torch.ops.load_library(library)
+torch._inductor.aoti_load_package(package, run_single_threaded=True)
+os._exit(0)
+"""
+
 
 def device() -> Device:
     """Return where a package built here runs: on the GPU if there is one."""
@@ -49,7 +76,7 @@ def check(uses_operator: bool, settings: object = None) -> None:
         CudaOperatorError: there is neither the CUDA operator's library nor nvcc to build it.
     """
     compiler = os.environ.get("CXX")
-    if compiler is None and shutil.which("g++") is None:
+    if compiler is None and not _compilers():
         raise EngineError(
             "the torch engine needs a C++ compiler; install g++, name another in CXX, or use the onnx engine"
         )
@@ -62,10 +89,11 @@ def check(uses_operator: bool, settings: object = None) -> None:
 def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:
     """Compile the program for the device it was exported on and write the package to `path`.
 
-    On a GPU the library of our operator, if the program has it, is put beside it, where `load` and the server look.
+    On a GPU the library of our operator, if the program has it, is put beside it, where `load` and the server look. The
+    package is loaded once in a process of its own, which may crash.
 
     Raises:
-        EngineError: there is no C++ compiler, or the compilation failed.
+        EngineError: there is no C++ compiler, the compilation failed, or the package cannot be loaded.
         CudaOperatorError: the CUDA operator could not be built or loaded.
     """
     place, needs_operator = device_of(program), uses_operator(program)
@@ -75,6 +103,11 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
         libraries.append(load_cuda_operator())
         shutil.copy(libraries[0], path.parent)
     compile_package(program if place == "cuda" else decompose_operator(program), path, place)
+    try:
+        check_package(path, libraries)
+    except EngineError:
+        path.unlink(missing_ok=True)  # nobody must find and load it
+        raise
     extra_files = (RUNNER_SOURCE, *libraries)
     return BuiltEngine(path, KINDS["torch"], place, inputs_of(program), OUTPUT_NAMES, extra_files)
 
@@ -85,7 +118,7 @@ def compile_package(program: ExportedProgram, path: Path, place: Device, profile
     `profiled` lets PyTorch's profiler see the kernels on a CPU too, as it does on a GPU.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch._inductor.config.patch({"cpp.cxx": (None, cpp_compiler())}):
             warnings.simplefilter("ignore")  # the compiler warns about its own deprecated calls
             torch._inductor.aoti_compile_and_package(
                 program,
@@ -111,6 +144,64 @@ def _configs_for_gpus(program: ExportedProgram) -> dict[str, Any]:
         "shape_padding": False,  # it copied the 900 queries into 904 rows before a product, or not, as a trial decided
         "aot_inductor.metadata": {TF32: "yes" if half else "no"},
     }
+
+
+def cpp_compiler() -> str:
+    """Return the C++ compiler to call: that of CXX, or the first g++ or clang++ that shares PyTorch's C++ runtime.
+
+    Where none does the first counts, and `check_package` tells what becomes of it.
+    """
+    if "CXX" in os.environ:
+        return os.environ["CXX"]
+    found = _compilers()
+    return next(filter(_shares_runtime, found), found[0] if found else "g++")
+
+
+def _compilers() -> list[str]:
+    """Return the C++ compilers on PATH, all of each name."""
+    names = [(name, folder) for name in ("g++", "clang++") for folder in os.get_exec_path()]
+    return [path for name, folder in names if (path := shutil.which(name, path=folder))]
+
+
+@cache
+def _shares_runtime(compiler: str) -> bool:
+    """Return whether a compiler works, and links the C++ runtime as a library that the process has once."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "a.cpp"), Path(folder, "a.so")
+        source.write_text(_CPP_SOURCE, encoding="utf-8")
+        command = [compiler, "-shared", "-fPIC", str(source), "-o", str(library)]
+        with suppress(OSError):
+            subprocess.run(command, capture_output=True, check=False)
+            return any(name in library.read_bytes() for name in _CPP_RUNTIMES)
+        return False
+
+
+def check_package(path: Path, libraries: Sequence[Path] = ()) -> None:
+    """Load a package in a process of its own, so that one that crashes is told and takes nobody along.
+
+    Args:
+        path: the package.
+        libraries: of the operators that it calls.
+
+    Raises:
+        EngineError: says how it ended, and what to do.
+    """
+    command = [sys.executable, "-c", _LOADER, str(path), *map(str, libraries)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == 0:
+        return
+    compiler = cpp_compiler()
+    why = (
+        "" if _shares_runtime(compiler) else f", most likely because {compiler} links a C++ runtime of its own into it"
+    )
+    if done.returncode < 0:
+        how = f"crashed with {signal.Signals(-done.returncode).name} when it was loaded"
+    else:
+        how = f"cannot be loaded ({(done.stderr.strip().splitlines() or [f'status {done.returncode}'])[-1]})"
+    raise EngineError(
+        f"the new package {how}{why}; name another C++ compiler in CXX, such as CXX=/usr/bin/g++, and build again, or "
+        "use the onnx engine"
+    )
 
 
 def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> TorchEngine:

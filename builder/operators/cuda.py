@@ -7,7 +7,6 @@ there.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
@@ -19,7 +18,6 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -31,12 +29,20 @@ from builder.operators.interface import SCHEMA_VARIABLE
 from serving.errors import CodetrError
 from serving.manifest import sha256
 
+SOURCE_FOLDER = plugin_src.SOURCES
 SOURCES = ("ms_deform_attn.cu", "torch_op.cpp", "window_attn.cu", "torch_window_attn.cpp")
 HEADERS = (
     "ms_deform_attn.h",
     "call.h",
     "interface.h",
+    "elements.cuh",
+    "fast.cuh",
+    "general.cuh",
+    "locate.h",
     "query_tiles.h",
+    "sampling.cuh",
+    "schedule.h",
+    "traits.h",
     "window_attn.h",
     "window_call.h",
     "window_index.h",
@@ -103,17 +109,6 @@ def check_cuda_operator() -> None:
         find_nvcc()
 
 
-def load_plain_kernel() -> Callable[..., int]:
-    """Return the plain kernel of the library as a C function, for benchmarks: see `codetrMsDeformAttnPlain`.
-
-    Raises:
-        CudaOperatorError: as `load_cuda_operator`.
-    """
-    function = ctypes.CDLL(str(load_cuda_operator())).codetrMsDeformAttnPlain
-    function.restype = ctypes.c_int
-    return cast("Callable[..., int]", function)
-
-
 def _prebuilt_library() -> Path | None:
     """Return the library that the environment names, if it names one."""
     name = os.environ.get(LIBRARY_VARIABLE)
@@ -130,23 +125,24 @@ def _cached_library() -> Path:
     library = _cache_path()
     if not library.is_file():
         library.parent.mkdir(parents=True, exist_ok=True)
-        build_cuda_operator(library, [_architecture()])
+        build_cuda_operator(library, [architecture()])
     return library
 
 
 def _cache_path() -> Path:
-    return cache_folder() / f"libcodetr_ms_deform_attn_sm{_architecture()}_{_fingerprint()}.so"
+    return cache_folder() / f"libcodetr_ms_deform_attn_sm{architecture()}_{fingerprint()}.so"
 
 
-def _architecture() -> str:
+def architecture() -> str:
+    """Return the compute capability of the GPU at hand without the dot, such as 90."""
     return "{}{}".format(*torch.cuda.get_device_capability())
 
 
-def _fingerprint() -> str:
-    """Return what tells builds of different sources apart."""
+def fingerprint(*files: Path) -> str:
+    """Return what tells builds of different sources apart: the operator's, and further files."""
     digest = hashlib.sha256(ABI_TARGET.encode())
-    for name in (*SOURCES, *HEADERS):
-        digest.update((plugin_src.SOURCES / name).read_bytes())
+    for path in (*(SOURCE_FOLDER / name for name in (*SOURCES, *HEADERS)), *files):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -160,9 +156,22 @@ def build_cuda_operator(library: Path, architectures: list[str]) -> None:
     Raises:
         CudaOperatorError: nvcc was not found or failed; its messages are on standard error.
     """
+    compile_library(library, lambda unfinished: build_command(find_nvcc(), unfinished, architectures))
+
+
+def compile_library(library: Path, command_for: Callable[[Path], list[str]]) -> None:
+    """Run a compiler; `library` appears whole or not at all.
+
+    Args:
+        library: the file to write.
+        command_for: returns the command that writes the file it is given.
+
+    Raises:
+        CudaOperatorError: nvcc was not found or failed; its messages are on standard error.
+    """
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         unfinished = Path(folder) / library.name
-        command = build_command(find_nvcc(), unfinished, architectures)
+        command = command_for(unfinished)
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:
             output = result.stdout + result.stderr
@@ -174,13 +183,13 @@ def build_cuda_operator(library: Path, architectures: list[str]) -> None:
 def _telling_line(output: str) -> str:
     """Return the first line of a compiler's messages that reports an error, or the last line of all."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return next((line for line in lines if re.search("error|fatal", line, re.IGNORECASE)), (lines or [""])[-1])
+    return next((line for line in lines if re.search(r"\b(error|fatal)\b", line, re.IGNORECASE)), (lines or [""])[-1])
 
 
 def build_command(nvcc: Path, library: Path, architectures: list[str]) -> list[str]:
     """Return the command that compiles the operator's library for PyTorch's present installation."""
     torch_folder = Path(torch.__file__).parent
-    sources = [str(plugin_src.SOURCES / name) for name in SOURCES]
+    sources = [str(SOURCE_FOLDER / name) for name in SOURCES]
     gencode = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     toolkit_libraries = [
         f"-L{folder}" for name in ("lib64", "lib") if (folder := nvcc.resolve().parents[1] / name).is_dir()

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from builder.operators.cuda import load_cuda_operator, load_plain_kernel
+from builder.operators.cuda import load_cuda_operator
 from builder.operators.ms_deform_attn import ms_deform_attn, reference_ms_deform_attn
 from perf.machine import header, summary
+from perf.operator.plain import load_plain_kernel
 from perf.records import write_record
 from perf.statistics import Summary, summarise
 from perf.tables import markdown_table

@@ -23,7 +23,7 @@ from codetr_client.outputs import make_folder
 from serving.binary import TRITON_FOLDER
 from serving.child import bound_to_us
 from serving.errors import CodetrError
-from serving.loopback import environment_to_ask
+from serving.loopback import by_number, environment_to_ask
 from serving.runtime import statistics_headers
 
 # The last wheel that carries perf_analyzer for glibc before 2.38.
@@ -180,7 +180,7 @@ def measure(installation: Installation, level: Level, url: str, protocol: str, i
     """
     # it asks for the statistics too
     headers = [word for header in statistics_headers(url, protocol).items() for word in ("-H", ":".join(header))]
-    command = [str(installation.binary), *arguments(level, url, protocol, inputs, csv_file), *headers]
+    command = [str(installation.binary), *arguments(level, by_number(url), protocol, inputs, csv_file), *headers]
     # a session of its own: the terminal's Ctrl-C must reach it through us only
     process = subprocess.Popen(
         bound_to_us(command),

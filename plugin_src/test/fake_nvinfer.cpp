@@ -67,7 +67,8 @@ public:
     void setParentSearchEnabled(bool const) {}
 #if NV_TENSORRT_MAJOR < 10
     IPluginCreator* const* getPluginCreatorList(int32_t* const count) const noexcept override { return getAllCreators(count); }
-    IPluginCreator* getPluginCreator(AsciiChar const* const name, AsciiChar const* const version, AsciiChar const* const) noexcept override {
+    IPluginCreator* getPluginCreator(AsciiChar const* const name, AsciiChar const* const version,
+                                     AsciiChar const* const) noexcept override {
         return find(name, version);
     }
 #else

@@ -31,9 +31,7 @@ inline std::vector<nvinfer1::DynamicPluginTensorDesc> dynamic(Tensors const& ten
 
 using Creator = nvinfer1::IPluginCreatorV3One;
 
-inline Creator* creator() {
-    return static_cast<Creator*>(getPluginRegistry()->getCreator("CodetrMsDeformAttn", "1", ""));
-}
+inline Creator* creator() { return static_cast<Creator*>(getPluginRegistry()->getCreator("CodetrMsDeformAttn", "1", "")); }
 
 class Plugin {
 public:
@@ -57,7 +55,9 @@ public:
     bool configure(Tensors const& in) const {
         return build()->configurePlugin(dynamic(in).data(), static_cast<int32_t>(in.size()), nullptr, 1) == 0;
     }
-    bool changeShapes(Tensors const& in) const { return runtime()->onShapeChange(in.data(), static_cast<int32_t>(in.size()), nullptr, 1) == 0; }
+    bool changeShapes(Tensors const& in) const {
+        return runtime()->onShapeChange(in.data(), static_cast<int32_t>(in.size()), nullptr, 1) == 0;
+    }
     bool changeShapesToNothing() const { return runtime()->onShapeChange(nullptr, 5, nullptr, 1) == 0; }
     bool enqueue(nvinfer1::PluginTensorDesc const* in, nvinfer1::PluginTensorDesc const* out, void const* const* inputs,
                  void* const* outputs, cudaStream_t stream) const {
@@ -98,7 +98,8 @@ inline Creator* creator() { return getPluginRegistry()->getPluginCreator("Codetr
 class Plugin {
 public:
     explicit Plugin(nvinfer1::IPluginV2* plugin) : plugin_(static_cast<nvinfer1::IPluginV2DynamicExt*>(plugin)) {}
-    explicit Plugin(nvinfer1::PluginFieldCollection const* fields) : Plugin(creator() ? creator()->createPlugin("layer", fields) : nullptr) {}
+    explicit Plugin(nvinfer1::PluginFieldCollection const* fields)
+        : Plugin(creator() ? creator()->createPlugin("layer", fields) : nullptr) {}
     explicit operator bool() const { return plugin_ != nullptr; }
 
     std::string name() const { return plugin_->getPluginType(); }

@@ -203,7 +203,8 @@ void testFormats() {
             check(all, "linear FP32, FP16 and BF16 are supported");
             bool any = false;
             for (int32_t i = 0; i <= inputs; ++i) {
-                for (DataType const other : {DataType::kINT8, DataType::kBOOL, type == DataType::kFLOAT ? DataType::kHALF : DataType::kFLOAT}) {
+                for (DataType const other :
+                     {DataType::kINT8, DataType::kBOOL, type == DataType::kFLOAT ? DataType::kHALF : DataType::kFLOAT}) {
                     if (other == tensors[i].type || (i == 0 && other != DataType::kINT8 && other != DataType::kBOOL)) continue;
                     Tensors changed = tensors;
                     changed[i].type = other;
@@ -235,7 +236,8 @@ void testShapes() {
     check(!plugin.outputShape(exprs, out, builder), "a wrong rank gives an error");
     for (DataType const type : kTypes) {
         DataType output_type{};
-        check(plugin.outputType({type, DataType::kFLOAT, type, type}, output_type) && output_type == type, "the output has the type of value");
+        check(plugin.outputType({type, DataType::kFLOAT, type, type}, output_type) && output_type == type,
+              "the output has the type of value");
         check(!plugin.outputType({type, DataType::kFLOAT}, output_type), "two inputs give an error");
     }
     check(plugin.outputs() == 1, "there is one output");
@@ -249,9 +251,10 @@ void testShapes() {
         int32_t input, axis;
         Size size;
     };
-    for (Wrong const& wrong : {Wrong{"a token too few gives an error", 0, 1, tokens() - 1}, Wrong{"channels 30 give an error", 0, 3, 30},
-                               Wrong{"reference points of 3 numbers give an error", 1, 3, 3}, Wrong{"another batch gives an error", 2, 0, 2},
-                               Wrong{"other heads give an error", 3, 2, 4}, Wrong{"other levels give an error", 4, 1, 4}}) {
+    for (Wrong const& wrong :
+         {Wrong{"a token too few gives an error", 0, 1, tokens() - 1}, Wrong{"channels 30 give an error", 0, 3, 30},
+          Wrong{"reference points of 3 numbers give an error", 1, 3, 3}, Wrong{"another batch gives an error", 2, 0, 2},
+          Wrong{"other heads give an error", 3, 2, 4}, Wrong{"other levels give an error", 4, 1, 4}}) {
         Tensors changed = in;
         changed[wrong.input].dims.d[wrong.axis] = wrong.size;
         check(!plugin.configure(changed) && !plugin.changeShapes(changed), wrong.what);
@@ -334,7 +337,8 @@ std::vector<double> solve(Problem const& p, int32_t reference_dim, bool masked) 
         int64_t start = 0;
         for (int32_t l = 0; l < levels(); ++l) {
             int32_t const height = shapes[2 * l], width = shapes[2 * l + 1];
-            int32_t const rows = masked ? p.valid[(b * levels() + l) * 2] : height, columns = masked ? p.valid[(b * levels() + l) * 2 + 1] : width;
+            int32_t const rows = masked ? p.valid[(b * levels() + l) * 2] : height,
+                          columns = masked ? p.valid[(b * levels() + l) * 2 + 1] : width;
             double const* const r = &p.reference[(bq * levels() + l) * reference_dim];
             for (int32_t i = 0; i < kPoints; ++i) {
                 int32_t const s = l * kPoints + i;
@@ -359,9 +363,12 @@ std::vector<char> pack(std::vector<double> const& v, DataType type) {
     std::vector<char> out(v.size() * (type == DataType::kFLOAT ? 4 : 2));
     for (size_t i = 0; i < v.size(); ++i) {
         auto const f = static_cast<float>(v[i]);
-        if (type == DataType::kHALF) reinterpret_cast<__half*>(out.data())[i] = __float2half(f);
-        else if (isBfloat16(type)) reinterpret_cast<__nv_bfloat16*>(out.data())[i] = __float2bfloat16(f);
-        else reinterpret_cast<float*>(out.data())[i] = f;
+        if (type == DataType::kHALF)
+            reinterpret_cast<__half*>(out.data())[i] = __float2half(f);
+        else if (isBfloat16(type))
+            reinterpret_cast<__nv_bfloat16*>(out.data())[i] = __float2bfloat16(f);
+        else
+            reinterpret_cast<float*>(out.data())[i] = f;
     }
     return out;
 }
@@ -395,9 +402,11 @@ double runEnqueue(DataType type, int32_t reference_dim, bool masked, std::mt1993
     cudaStream_t stream = nullptr;
     bool ok = cuda(cudaStreamCreate(&stream));
     for (size_t i = 0; i < host.size(); ++i) {
-        ok = ok && cuda(cudaMalloc(&device[i], host[i].size())) && cuda(cudaMemcpy(device[i], host[i].data(), host[i].size(), cudaMemcpyHostToDevice));
+        ok = ok && cuda(cudaMalloc(&device[i], host[i].size())) &&
+             cuda(cudaMemcpy(device[i], host[i].data(), host[i].size(), cudaMemcpyHostToDevice));
     }
-    ok = ok && cuda(cudaMalloc(&device[5], result.size())) && cuda(cudaMemcpy(device[5], result.data(), result.size(), cudaMemcpyHostToDevice));
+    ok = ok && cuda(cudaMalloc(&device[5], result.size())) &&
+         cuda(cudaMemcpy(device[5], result.data(), result.size(), cudaMemcpyHostToDevice));
     ok = ok && plugin.enqueue(in.data(), &out, device.data(), &device[5], stream);
     ok = ok && cuda(cudaStreamSynchronize(stream)) && cuda(cudaMemcpy(result.data(), device[5], result.size(), cudaMemcpyDeviceToHost));
     for (void* const pointer : device) cudaFree(pointer);

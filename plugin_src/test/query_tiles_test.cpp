@@ -33,7 +33,8 @@ int countFaults(QueryTiles<kMaps> const& tiles, int queries, int shares, int lan
                 }
                 int32_t index = 0;
                 auto const count = static_cast<int32_t>(parts.size());
-                for (Turn now = findQuery(parts.data(), count, index, turn); now.exists; now = findQuery(parts.data(), count, index, turn)) {
+                for (Turn now = findQuery(parts.data(), count, index, turn); now.exists;
+                     now = findQuery(parts.data(), count, index, turn)) {
                     bool const inside = now.query >= 0 && now.query < queries;
                     outside += !inside;
                     if (inside) ++visits[now.query];
@@ -71,7 +72,8 @@ void report(bool good, std::string const& what, char const* found, int number) {
 void check(char const* name, std::vector<int> const& shapes, int tile_rows, int tile_columns, int shares, int lanes) {
     QueryTiles<kMaps> tiles{};
     tiles.maps = static_cast<int>(shapes.size() / 2);
-    tiles.setGrid(tile_rows > 0 ? (shapes[0] + tile_rows - 1) / tile_rows : 1, tile_columns > 0 ? (shapes[1] + tile_columns - 1) / tile_columns : 1);
+    tiles.setGrid(tile_rows > 0 ? (shapes[0] + tile_rows - 1) / tile_rows : 1,
+                  tile_columns > 0 ? (shapes[1] + tile_columns - 1) / tile_columns : 1);
     int queries = 0;
     for (int m = 0; m < tiles.maps; ++m) {
         tiles.map[m] = {shapes[2 * m], shapes[2 * m + 1], queries};

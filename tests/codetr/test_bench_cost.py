@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import perf.cost.report
 import perf.cost.run
+import perf.cost.service
 import perf.server.perf_analyzer
 from codetr import cli
 from perf.cost.cases import Case, CostPlan
@@ -63,3 +64,22 @@ def test_a_server_that_dies_costs_no_figures(
     done = CliRunner().invoke(cli.app, ["bench", "cost", *OPTIONS, "--output", str(tmp_path)])
     assert isinstance(done.exception, RuntimeError)
     assert reported == [({"results": []}, tmp_path)]
+
+
+def test_a_repository_is_measured_instead(reported: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def measure(*arguments: Any) -> dict[str, Any]:
+        asked.append(arguments[:5])
+        arguments[5](result())
+        return {}
+
+    monkeypatch.setattr(perf.cost.service, "measure_service", measure)
+    monkeypatch.setattr(perf.cost.service, "to_lines", lambda record: ["one request adds 5.00 ms", "eight at a time"])
+    monkeypatch.setattr(perf.cost.run, "run", None)
+    options = ["--repository", "r", "--model", "mine", "--window", "0.5", "--output", str(tmp_path)]
+    done = CliRunner().invoke(cli.app, ["bench", "cost", *options])
+    assert done.exit_code == 0, done.output
+    assert asked == [(Path("r"), "mine", Installation(Path("pa"), ""), 0.5, tmp_path)]
+    assert "images_per_s=100.00" in done.output
+    assert "one request adds 5.00 ms\neight at a time\nwrote " in done.output

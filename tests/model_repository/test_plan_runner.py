@@ -211,6 +211,22 @@ def test_outputs_are_the_callers_own(runner_of):
     check(first, images, sizes)
 
 
+def test_inputs_in_the_runners_own_memory_are_not_copied(runner_of, monkeypatch):
+    runner = runner_of(Engine(), batch_sizes=(2,))
+    images, sizes = inputs(2)
+    own = runner.buffers(2)
+    assert [array.shape for array in own] == [images.shape, sizes.shape]
+    for array, values in zip(own, (images, sizes), strict=True):
+        array[...] = values
+        array.flags.writeable = False  # so that a copy onto itself would fail
+    for tensor in runner.inputs:
+        tensor.array.flags.writeable = False
+    check(runner(*own), images, sizes)
+    assert runner.driver.log.count("synchronize") == 2, "one of the capture, one of the inference"
+    with pytest.raises(PlanError, match="batches of 1 to 3, not 4"):
+        runner.buffers(4)
+
+
 def test_prepared_inferences_can_be_repeated(runner_of):
     runner = runner_of(Engine(), batch_sizes=(2,))
     for batch in (2, 3):

@@ -73,11 +73,19 @@ def run(*command, **options):
     return result.stdout
 
 
-def test_every_query_is_worked_on_once(tmp_path):
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param("query_tiles_test", id="every query is worked on once"),
+        pytest.param("locate_test", id="corners and weights are those of bilinear interpolation"),
+        pytest.param("schedule_test", id="a launch's layout is made once for a shape"),
+    ],
+)
+def test_what_needs_no_gpu_of_the_kernel(program, tmp_path):
     if not shutil.which("g++"):
         missing("needs g++")
-    options = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror")
-    run("g++", *options, "-o", tmp_path / "test", SOURCES / "test/query_tiles_test.cpp")
+    options = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
+    run("g++", *options, "-o", tmp_path / "test", SOURCES / f"test/{program}.cpp")
     assert run(tmp_path / "test").endswith(" passed, 0 failed\n")
 
 

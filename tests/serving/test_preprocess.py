@@ -165,3 +165,18 @@ def test_detr_sizes_shrink_by_the_same_rule_where_the_engine_has_no_room() -> No
             larger = (size + 1, (size + 1) * long // short)
             room = (height, width) if h <= w else (width, height)
             assert larger[0] > room[0] or larger[1] > room[1], (w, h, height, width)
+
+
+@pytest.mark.parametrize("rule", [Pixels(), Pixels("stretch"), Pixels("fit", antialias=True)], ids=repr)
+@pytest.mark.parametrize("size", [(30, 70), (70, 30), (32, 48)], ids="{0[0]}x{0[1]}".format)
+def test_a_canvas_in_a_batch_is_filled_whole_and_alone(size: tuple[int, int], rule: Pixels) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    batch = np.full((3, 32, 48, 3), 7, np.uint8)
+    filled, valid = resize_and_pad(image, 32, 48, rule, batch[1])
+    assert np.shares_memory(filled, batch[1])
+    alone, valid_alone = resize_and_pad(image, 32, 48, rule)
+    assert valid == valid_alone
+    np.testing.assert_array_equal(batch[1], alone)
+    assert not batch[1, valid[0] :].any()
+    assert not batch[1, :, valid[1] :].any()
+    assert (batch[::2] == 7).all()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass, field
 from io import BytesIO
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import serving.triton
 from codetr_client.contract import DEADLINE_PARAMETER, DEADLINE_PASSED
 from serving import metrics
 from serving.contract import PREPROCESS
@@ -114,7 +116,11 @@ def image_request(*images: bytes) -> Request:
     return Request({"image": np.array(images, np.object_).reshape(-1, 1)})
 
 
-PREPROCESS_STEP = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}))
+def preprocess_step(**parameters: str) -> Preprocess:
+    return Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}, **parameters))
+
+
+PREPROCESS_STEP = preprocess_step()
 
 
 def postprocess_step() -> Postprocess:
@@ -168,6 +174,63 @@ def test_images_are_counted_by_format_and_fate() -> None:
         ("codetr_stage_seconds", "resize"),
         ("codetr_images_total", "PNG", "decoded", 1),
         ("codetr_image_pixels", 200),
+        ("codetr_images_total", "PNG", "damaged", 1),
+    ]
+
+
+def test_images_of_a_request_are_decoded_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    def decode(*arguments: Any) -> Any:
+        together.wait()  # nobody comes past it alone
+        return preprocess(*arguments)
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(serving.triton, "preprocess", decode)
+    sizes = [(20, 10), (8, 30), (60, 70), (1, 1)]
+    images = [png(*size) for size in sizes]
+    step = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}))
+    outputs = step({"image": np.array(images, np.object_)}, {})
+    for row, image in enumerate(images):
+        expected = preprocess(image, 32, 48)
+        np.testing.assert_array_equal(outputs["images"][row], expected.images)
+        assert outputs["image_sizes"][row].tolist() == list(expected.image_size)
+        assert outputs["original_sizes"][row].tolist() == list(expected.original_size)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "threads"),
+    [
+        pytest.param([(40, 20)], 1, id="one image"),
+        pytest.param([(40, 10), (40, 10)], 2, id="as many pixels as one may have"),
+        pytest.param([(40, 10), (40, 11)], 1, id="more pixels"),
+        pytest.param([(4, 1), None], 1, id="a header that does not say"),
+    ],
+)
+def test_images_side_by_side_take_no_more_memory_than_one_may(
+    sizes: list[Any], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[threading.Thread] = []
+
+    def decode(*arguments: Any) -> Any:
+        seen.append(threading.current_thread())
+        return preprocess(*arguments)
+
+    monkeypatch.setattr(serving.triton, "preprocess", decode)
+    images = [b"\x89PNG\r\n\x1a\n" if size is None else png(*size) for size in sizes]
+    respond(FakeTriton(), PREPROCESS, [image_request(*images)], preprocess_step(max_pixels="800"))
+    assert len(seen) == len(images)
+    assert (threading.main_thread() in seen) == (threads == 1)
+
+
+def test_the_first_image_that_is_refused_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Counts()
+    step = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}), counts)
+    images = [png(20, 10), png(20, 10)[:45], png(3, 3)[:45], png(9, 9)]
+    with pytest.raises(InvalidImageError, match="image 1 of 4: damaged PNG"):
+        step({"image": np.array(images, np.object_)}, {})
+    assert [each for each in counts.taken if "images_total" in each[0]] == [
+        ("codetr_images_total", "PNG", "decoded", 1),
         ("codetr_images_total", "PNG", "damaged", 1),
     ]
 
@@ -332,6 +395,36 @@ def test_requests_share_batches_and_get_their_own_rows(limit: int, batches: list
     for output, values in zip(outputs, [(1,), (2, 3, 4), (5, 6)], strict=True):
         np.testing.assert_array_equal(output["boxes"][:, 0, 0], values)
         np.testing.assert_array_equal(output["scores"][:, 2], values)
+        np.testing.assert_array_equal(output["labels"][:, 1], np.array(values) + 100)
+
+
+def test_a_request_that_is_a_whole_batch_is_not_copied() -> None:
+    given: list[Any] = []
+
+    def engine(*arrays: Any) -> Any:
+        given.extend(arrays)
+        return Engine()(*arrays)
+
+    batch = detector_inputs(5, 6)
+    run_in_batches(engine, [batch], 4)
+    assert [here is there for here, there in zip(given, batch, strict=True)] == [False, False]
+    assert all(np.shares_memory(here, there) for here, there in zip(given, batch, strict=True))
+
+
+@pytest.mark.parametrize("limit", [8, 4, 2, 1])
+def test_inputs_are_written_once_to_where_the_engine_reads_them(limit: int) -> None:
+    memory = detector_inputs(*[0] * limit)
+    engine, batches = Engine(), [detector_inputs(1), detector_inputs(2, 3, 4), detector_inputs(5, 6)]
+
+    def run(images: Any, sizes: Any) -> Any:
+        assert np.shares_memory(images, memory[0])
+        assert np.shares_memory(sizes, memory[1])
+        return engine(images, sizes)
+
+    outputs = run_in_batches(run, batches, limit, lambda count: [array[:count] for array in memory])
+    assert max(engine.batches) <= limit
+    for output, values in zip(outputs, [(1,), (2, 3, 4), (5, 6)], strict=True):
+        np.testing.assert_array_equal(output["boxes"][:, 0, 0], values)
         np.testing.assert_array_equal(output["labels"][:, 1], np.array(values) + 100)
 
 

@@ -32,10 +32,11 @@ class TritonPythonModel:
             library if library.is_file() else None,
             CudaDriver(int(args["model_instance_device_id"])),
         )
+        self.buffers = self.run.buffers
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests with common batches."""
-        return respond_together(pb_utils, requests, self.run, self.max_batch_size, self.telemetry)
+        return respond_together(pb_utils, requests, self.run, self.max_batch_size, self.telemetry, self.buffers)
 
     def finalize(self) -> None:
         """Hand over the last counts."""

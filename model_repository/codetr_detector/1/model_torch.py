@@ -34,10 +34,11 @@ class TritonPythonModel:
             range(1, self.max_batch_size + 1) if settings.cuda_graphs else (),
             int(args["model_instance_device_id"]),
         )
+        self.buffers = self.run.buffers if settings.device == "cuda" else None
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer all requests with common batches."""
-        return respond_together(pb_utils, requests, self.run, self.max_batch_size, self.telemetry)
+        return respond_together(pb_utils, requests, self.run, self.max_batch_size, self.telemetry, self.buffers)
 
     def finalize(self) -> None:
         """Hand over the last counts."""

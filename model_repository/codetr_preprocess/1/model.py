@@ -7,6 +7,7 @@ import cv2
 import triton_python_backend_utils as pb_utils
 
 from serving.contract import PREPROCESS
+from serving.heap import keep_freed_memory
 from serving.telemetry import OF_PREPROCESS, Telemetry
 from serving.triton import Preprocess, respond
 
@@ -16,7 +17,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read and check the settings."""
-        cv2.setNumThreads(1)  # the instances are the parallelism
+        keep_freed_memory()
+        cv2.setNumThreads(1)  # the instances, and the images of a request, are the parallelism
         cv2.setLogLevel(0)  # what is wrong with an image stands in its request's error
         config = json.loads(args["model_config"])
         self.telemetry = Telemetry(pb_utils, config["name"], OF_PREPROCESS)

@@ -1,6 +1,9 @@
 """The torch engine around its compiler, with stand-ins for compiler, package and GPU."""
 
+import os
 import re
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,6 +89,91 @@ def test_a_wrong_cxx_is_named(path, monkeypatch):
         engine.build(program_on("cpu"), path / "model.pt2")
 
 
+def compiler_in(folder, name, needed):
+    """A compiler whose libraries need these; what it is called with stands in a file beside it."""
+    script = f'echo "$@" >>"$0.log"\nwhile [ "$1" != -o ]; do shift; done\nprintf "{needed}" >"$2"'
+    folder.mkdir(exist_ok=True)
+    program_in(folder, name).write_text(f"#!/bin/sh\n{script}\n")
+    return folder / name
+
+
+def test_a_compiler_is_chosen_that_shares_pytorchs_runtime(tmp_path, monkeypatch):
+    alone = compiler_in(tmp_path / "alone", "g++", "libgcc_s.so.1 libc.so.6")
+    broken = program_in(compiler_in(tmp_path / "broken", "g++", "").parent, "g++")
+    shared = compiler_in(tmp_path / "shared", "g++", "libm.so.6 libstdc++.so.6")
+    clang = compiler_in(tmp_path / "clang", "clang++", "libc++.so.1")
+    monkeypatch.delenv("CXX", raising=False)
+    for folders, chosen in (
+        ((alone, broken, shared, clang), shared),
+        ((clang, alone), clang),
+        ((alone, broken), alone),
+        ((shared, alone), shared),
+    ):
+        monkeypatch.setenv("PATH", ":".join(str(each.parent) for each in folders) + ":/usr/bin:/bin")
+        monkeypatch.setattr(os, "get_exec_path", lambda folders=folders: [str(each.parent) for each in folders])
+        assert engine.cpp_compiler() == str(chosen)
+    monkeypatch.setenv("CXX", str(alone))
+    assert engine.cpp_compiler() == str(alone), "what the user names is called"
+
+
+def test_the_chosen_compiler_is_the_one_that_pytorch_calls(tmp_path, monkeypatch):
+    seen = []
+
+    def compile_package(program, package_path, inductor_configs):
+        seen.append(torch._inductor.config.cpp.cxx)
+        raise AssertionError
+
+    monkeypatch.setattr(engine, "decompose_operator", lambda program: program)
+    monkeypatch.setattr(engine, "cpp_compiler", lambda: "/chosen/g++")
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_package)
+    with pytest.raises(EngineError):
+        engine.build(program_on("cpu"), tmp_path / "model.pt2")
+    assert seen == [(None, "/chosen/g++")]
+
+
+@pytest.fixture
+def library_that_crashes(tmp_path):
+    """A library that ends the process which loads it, as a package does whose C++ runtime is its own."""
+    source, library = tmp_path / "crash.c", tmp_path / "crash.so"
+    source.write_text("#include <stdlib.h>\n__attribute__((constructor)) static void end(void) { abort(); }\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", library], check=True)
+    return library
+
+
+def test_a_package_that_crashes_or_misloads_is_told_and_takes_nobody_along(tmp_path, library_that_crashes, monkeypatch):
+    package = tmp_path / "model.pt2"
+    package.write_text("no package")
+    alone = compiler_in(tmp_path / "alone", "g++", "libc.so.6")
+    monkeypatch.setenv("CXX", str(alone))
+    with pytest.raises(EngineError) as crashed:
+        engine.check_package(package, [library_that_crashes])
+    assert str(crashed.value) == (
+        f"the new package crashed with SIGABRT when it was loaded, most likely because {alone} links a C++ runtime of "
+        "its own into it; name another C++ compiler in CXX, such as CXX=/usr/bin/g++, and build again, or use the onnx "
+        "engine"
+    )
+    monkeypatch.setattr(engine, "_shares_runtime", lambda compiler: True)
+    with pytest.raises(EngineError, match=r"^the new package cannot be loaded \(.*Error.*\); name another C\+\+ comp"):
+        engine.check_package(package)
+
+
+def test_a_package_that_cannot_be_loaded_is_not_left_behind(tmp_path, monkeypatch):
+    def refuse(package, libraries):
+        assert package.read_text() == "new"
+        raise EngineError("crashed")
+
+    monkeypatch.setattr(engine, "decompose_operator", lambda program: program)
+    monkeypatch.setattr(engine, "check_package", refuse)
+    monkeypatch.setattr(
+        torch._inductor,
+        "aoti_compile_and_package",
+        lambda program, package_path, inductor_configs: Path(package_path).write_text("new"),
+    )
+    with pytest.raises(EngineError, match="crashed"):
+        engine.build(program_on("cpu"), tmp_path / "model.pt2")
+    assert not (tmp_path / "model.pt2").exists()
+
+
 def test_nvcc_is_looked_for_where_there_is_a_gpu(path, gpu, monkeypatch):
     program_in(path, "g++")
     asked = []
@@ -146,7 +234,7 @@ def test_a_package_for_a_gpu_is_named_where_there_is_none(tmp_path, monkeypatch,
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """The programs and settings that the compiler got; none is compiled."""
+    """What the compiler got, and with which libraries the package was loaded for a trial; nothing is done."""
     calls = []
 
     def compile_and_package(program, package_path, inductor_configs):
@@ -155,6 +243,7 @@ def compiled(monkeypatch):
     monkeypatch.setattr(engine, "check", lambda uses_operator: None)
     monkeypatch.setattr(engine, "decompose_operator", lambda program: ("decomposed", program))
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_and_package)
+    monkeypatch.setattr(engine, "check_package", lambda package, libraries: calls.append((package, libraries)))
     return calls
 
 
@@ -168,10 +257,11 @@ def test_a_built_package_has_the_library_beside_it(tmp_path, a_gpu, gpu, runners
     built = engine.build(program, package)
     assert (built.device, built.extra_files) == ("cuda", (engine.RUNNER_SOURCE, cached))
     assert built.inputs == ("images", "image_sizes")
-    [(what, where, asked)] = compiled
+    (what, where, asked), *loaded = compiled
     assert (what, where) == (program, str(package)), "the operator stays one node, which calls the library"
     assert isinstance(asked["post_grad_custom_post_pass"], ReLUInProduct)
     assert asked["shape_padding"] is False
+    assert loaded == [(package, [cached])]
     assert engine.load(package, SPEC, built.device).device == "cuda"
     assert runners[0][3].read_bytes() == b"the operator"
 
@@ -196,7 +286,8 @@ def test_a_package_for_the_cpu_is_decomposed_and_has_no_library(tmp_path, gpu, c
     built = engine.build(program, tmp_path / "model.pt2")
     assert (built.device, built.extra_files) == ("cpu", (engine.RUNNER_SOURCE,))
     assert gpu == []
-    assert compiled == [(("decomposed", program), str(tmp_path / "model.pt2"), {"freezing": True})]
+    package = tmp_path / "model.pt2"
+    assert compiled == [(("decomposed", program), str(package), {"freezing": True}), (package, [])]
 
 
 def test_a_graph_without_the_operator_is_built_for_a_gpu_without_its_library(tmp_path, gpu, compiled):
@@ -294,12 +385,19 @@ def test_a_package_is_loaded_captured_and_run_on_its_own_gpu(tmp_path, monkeypat
 
     monkeypatch.setattr(torch.cuda, "device", On)
     monkeypatch.setattr(torch._inductor, "aoti_load_package", load)
+
+    def stream(device):
+        return SimpleNamespace(synchronize=lambda: seen.append(("is waited for", device.index)))
+
     monkeypatch.setattr(TorchRunner, "_capture", capture)
+    # page-locked memory is what tests/model_repository/test_torch_runner.py is about
+    monkeypatch.setattr(TorchRunner, "_stage", lambda self, arrays: [torch.from_numpy(array) for array in arrays])
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
     monkeypatch.setattr(Package, "__call__", Two.__call__)
     runner = TorchRunner(tmp_path / "model.pt2", (4, 6), "cuda", None, [1], index=1)
     assert runner.device == torch.device("cuda", 1)
     replay = runner.prepare(np.zeros(1, np.float32), np.zeros(1, np.float32))
-    assert seen == [("is loaded", 1, 1), ("is captured", 1)]
+    assert seen == [("is loaded", 1, 1), ("is captured", 1), ("is waited for", 1)]
     replay()
     assert (seen[-1], current) == (("runs", 1), [0])
 

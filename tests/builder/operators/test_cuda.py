@@ -44,6 +44,11 @@ def test_missing_compiler_is_named(monkeypatch):
             "op.cu(3): error: no type",
             id="first error",
         ),
+        pytest.param(
+            "echo note: in a header: cudaError_t; echo 'ld: error: no x' >&2",
+            "ld: error: no x",
+            id="a type's name is none",
+        ),
         pytest.param("echo note: in a header; echo 'nvcc fatal   : x' >&2", "nvcc fatal   : x", id="fatal"),
         pytest.param("echo note: in a header; echo killed; echo", "killed", id="last line"),
         pytest.param("", "exit status 3", id="silent"),

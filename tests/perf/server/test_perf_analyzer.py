@@ -97,8 +97,8 @@ def test_failure_reason(output: str, reason: str) -> None:
 
 
 def program(path: Path, script: str) -> Installation:
-    """Return a stand-in for perf_analyzer; the CSV file is the script's $CSV."""
-    path.write_text(f'#!/bin/sh\nwhile [ "$1" != -f ]; do shift; done\nCSV=$2\n{script}\n')
+    """Return a stand-in for perf_analyzer; the CSV file is the script's $CSV, all arguments $ALL."""
+    path.write_text(f'#!/bin/sh\nALL="$*"\nwhile [ "$1" != -f ]; do shift; done\nCSV=$2\n{script}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return Installation(path, "")
 
@@ -109,6 +109,14 @@ def test_measure_keeps_the_csv(tmp_path: Path) -> None:
     reading = measure(stand_in, LEVEL, "h:1", "grpc", tmp_path / "in.json", tmp_path / "kept.csv")
     assert reading == read(CONCURRENCY_CSV, CONCURRENCY_OUTPUT)
     assert (tmp_path / "kept.csv").read_text() == CONCURRENCY_CSV
+
+
+def test_no_name_server_is_asked_for_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ready.csv").write_text(CONCURRENCY_CSV)
+    stand_in = program(tmp_path / "pa", f"cp {tmp_path}/ready.csv $CSV; echo $ALL >{tmp_path}/arguments")
+    monkeypatch.setattr(perf_analyzer, "by_number", lambda address: {"localhost:81": "127.0.0.1:81"}[address])
+    measure(stand_in, LEVEL, "localhost:81", "grpc", tmp_path / "in.json", tmp_path / "out.csv")
+    assert "-u 127.0.0.1:81 " in (tmp_path / "arguments").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,208 @@
+"""What a server adds to a real engine: one request at a time, many, and at 70 % of what it can do, in one run.
+
+Beside it stand the two things that cannot be avoided: the engine alone, and OpenCV's bare decoding and resizing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from builder.pipeline.manifest import load_engine, spec_of, variant_of
+from perf.connection import Connection
+from perf.latency import measure_latency
+from perf.machine import header, summary
+from perf.pictures import encoded_picture
+from perf.preprocess.run import decode_and_resize
+from perf.records import write_record
+from perf.server.perf_analyzer import Installation, Level
+from perf.server.run import Result, ServerBench
+from perf.statistics import summarise
+from perf.tables import markdown_table
+from serving.contract import DETECTOR, ENSEMBLE
+from serving.launch import running_server
+from serving.manifest import read_manifest
+from serving.preprocess import preprocess
+
+LOADS = (1, 8, 16)  # requests at a time
+SHARE = 0.7  # of the rate at eight at a time, for the Poisson level
+# What one request may take beside bare decoding and the engine, of eight at a time the share of the engine's own rate,
+# and the p99 in p50s at that level.
+GOAL_ADDED_MS, GOAL_RATE, GOAL_P99 = 2.0, 0.95, 2.0
+
+Record = dict[str, Any]
+
+
+def measure_service(
+    repository: Path,
+    name: str,
+    installation: Installation,
+    seconds: float,
+    output: Path,
+    on_result: Callable[[Result], object] = lambda result: None,
+) -> Record:
+    """Measure a repository's engine `name` and a server of it, and return the content of `output`/service.json.
+
+    Raises:
+        CodetrError: the engine or the server does not run here.
+    """
+    manifest = read_manifest(repository, name)
+    spec = spec_of(manifest)
+    record: Record = {**header("service"), "engine": manifest["engine"], "precision": manifest["precision"]}
+    record |= {"width": spec.width, "height": spec.height, "max_batch_size": spec.max_batch_size}
+    record["pixels_ms"] = measure_pixels(manifest, seconds)
+    levels = []
+    for result in measure_levels(repository, name, (spec.width, spec.height), installation, seconds, output):
+        levels.append(result.to_json())
+        on_result(result)
+    record["levels"] = levels
+    batches = {1, *(round(batch) for batch in (_mean_batch(level) for level in levels) if batch)}
+    record["engine_ms"] = measure_engine(repository, name, sorted(batches), seconds)
+    record["verdict"] = verdict(record)
+    write_record(record, output, "service.json")
+    (output / "service.md").write_text(to_markdown(record), encoding="utf-8")
+    return record
+
+
+def measure_pixels(manifest: Mapping[str, Any], seconds: float) -> dict[str, float]:
+    """Return the milliseconds of a JPEG of the engine's size: with OpenCV alone, and by the step's own function."""
+    spec, rule = spec_of(manifest), variant_of(manifest).rules.pixels
+    data = encoded_picture(spec.width, spec.height, "jpeg")
+    canvas = np.empty((spec.height, spec.width, 3), np.uint8)
+    calls = {
+        "bare": partial(decode_and_resize, data, spec.height, spec.width),
+        "step": partial(preprocess, data, spec.height, spec.width, None, rule, canvas=canvas),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    before, end = cv2.getNumThreads(), time.perf_counter() + seconds
+    cv2.setNumThreads(1)  # as in the server
+    while time.perf_counter() < end or len(times["bare"]) < 10:
+        for each, call in calls.items():
+            started = time.perf_counter()
+            call()
+            times[each].append(time.perf_counter() - started)
+    cv2.setNumThreads(before)
+    return {each: 1e3 * summarise(spent).median for each, spent in times.items()}
+
+
+def measure_engine(repository: Path, name: str, batches: list[int], seconds: float) -> dict[str, float]:
+    """Return the engine's milliseconds by batch, without a server: inputs in place, on a GPU by its own clock."""
+    manifest = read_manifest(repository, name)
+    spec = spec_of(manifest)
+    engine = load_engine(repository, name, manifest)
+    found = {}
+    for batch in batches:
+        images = np.random.default_rng(0).integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8)
+        sizes = np.tile(np.array([spec.height, spec.width], np.int32), (batch, 1))
+        found[str(batch)] = measure_latency(engine.prepare(images, sizes), engine.device, seconds).p50_ms
+    return found
+
+
+def measure_levels(
+    repository: Path, name: str, picture: tuple[int, int], installation: Installation, seconds: float, output: Path
+) -> Iterator[Result]:
+    """Yield the levels of a server of its own: so many requests at a time, and Poisson arrivals at a share of that."""
+    with (
+        running_server(repository) as server,
+        Connection(server.grpc_url, "grpc", ensemble=name) as connection,
+    ):
+        configs = connection.model_configs([ENSEMBLE])
+        bench = ServerBench(installation, connection, server.metrics_url, configs, [picture], output / "service")
+        rate = 0.0
+        for load in LOADS:
+            result = bench.measure(Level(ENSEMBLE, "concurrency", load, 1, seconds), 0)
+            rate = max(rate, result.reading.throughput if result.reading else 0.0)
+            yield result
+        if rate:
+            yield bench.measure(Level(ENSEMBLE, "rate", float(f"{SHARE * rate:.3g}"), 1, seconds), 0)
+
+
+def verdict(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the goals are about; a figure whose level failed is None."""
+    by_load = {(level["mode"], level["value"]): level for level in record["levels"] if level["reading"]}
+    alone, eight = by_load.get(("concurrency", LOADS[0])), by_load.get(("concurrency", LOADS[1]))
+    sixteen = by_load.get(("concurrency", LOADS[2]))
+    poisson = next((level for (mode, _), level in by_load.items() if mode == "rate"), None)
+    added = None if alone is None else alone["reading"]["p50"] - record["engine_ms"]["1"]
+    batch = None if eight is None else _mean_batch(eight)
+    own = None if batch is None else 1e3 * round(batch) / record["engine_ms"][str(round(batch))]
+    return {
+        "added_ms": added,
+        "added_to_bare_ms": None if added is None else added - record["pixels_ms"]["bare"],
+        "mean_batch": batch,
+        "share_of_engine_rate": None if own is None or eight is None else eight["reading"]["throughput"] / own,
+        "p99_in_p50s": None if poisson is None else poisson["reading"]["p99"] / poisson["reading"]["p50"],
+        "p99_in_p50s_at_sixteen": None if sixteen is None else sixteen["reading"]["p99"] / sixteen["reading"]["p50"],
+    }
+
+
+def _mean_batch(level: Mapping[str, Any]) -> float | None:
+    step = level["steps"].get(DETECTOR)
+    return None if step is None or not step["requests"] else max(1.0, step["batch"])
+
+
+def to_lines(record: Mapping[str, Any]) -> list[str]:
+    """Return the verdict as sentences with the goals."""
+    found, pixels = record["verdict"], record["pixels_ms"]
+    lines = [
+        f"engine alone {record['engine_ms']['1']:.2f} ms; bare decoding and resizing {pixels['bare']:.2f} ms, "
+        f"with what the step checks and fills {pixels['step']:.2f} ms",
+    ]
+    if found["added_ms"] is not None:
+        lines.append(
+            f"one request adds {found['added_ms']:.2f} ms to the engine, {found['added_to_bare_ms']:.2f} ms more than "
+            f"bare decoding; goal {GOAL_ADDED_MS:g}"
+        )
+    if found["share_of_engine_rate"] is not None:
+        lines.append(
+            f"eight at a time: {found['share_of_engine_rate']:.0%} of the engine's own rate at their mean batch of "
+            f"{found['mean_batch']:.1f}; goal {GOAL_RATE:.0%}"
+        )
+    if found["p99_in_p50s"] is not None:
+        lines.append(f"at {SHARE:.0%} load p99 is {found['p99_in_p50s']:.2f} times p50; goal {GOAL_P99:g}")
+    if found["p99_in_p50s_at_sixteen"] is not None:
+        lines.append(f"sixteen at a time: p99 is {found['p99_in_p50s_at_sixteen']:.2f} times p50")
+    return lines
+
+
+def to_markdown(record: Mapping[str, Any]) -> str:
+    """Return the result file as Markdown."""
+    rows = []
+    for level in record["levels"]:
+        reading = level["reading"]
+        load = f"{level['value']:g} at a time" if level["mode"] == "concurrency" else f"{level['value']:g} a second"
+        figures = (
+            [f"{reading[key]:.2f}" for key in ("throughput", "p50", "p95", "p99")] if reading else [level["error"]]
+        )
+        steps = [_step(level["steps"], each) for each in ("preprocess", "detector", "postprocess")]
+        rows.append([load, *figures, *[""] * (4 - len(figures)), *steps])
+    columns = ["load", "images/s", "p50 ms", "p95 ms", "p99 ms", "preprocess ms", "detector ms", "postprocess ms"]
+    title = f"{record['engine']} {record['precision']}, {record['width']}x{record['height']}"
+    return "\n".join(
+        [
+            f"# A server around an engine: {title}",
+            "",
+            f"`{record['command']}`, {record['time']}  ",
+            summary(record["machine"]),
+            "",
+            "Steps: queue + input + compute + output of a request, from the server's own statistics.",
+            "",
+            markdown_table(columns, rows),
+            "",
+            *(f"* {line}" for line in to_lines(record)),
+            "",
+        ]
+    )
+
+
+def _step(steps: Mapping[str, Any], name: str) -> str:
+    step = steps.get(f"{ENSEMBLE}_{name}")
+    if step is None:
+        return ""
+    return " + ".join(f"{step[key]:.2f}" for key in ("queue", "compute_input", "compute_infer", "compute_output"))

@@ -1,0 +1,83 @@
+"""A server around a real engine: what the figures of a run say about the goals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import perf.cost.service as service
+from perf.server.perf_analyzer import Installation
+from tests.perf.records import DESCRIPTION, STEP, reading, result
+
+STEPS = {"codetr_detector": replace(STEP, batch=3.6)}
+
+
+def levels() -> list[Any]:
+    return [
+        result(value=1, reading=reading(60.0, p50=17.0), steps={"codetr_detector": replace(STEP, batch=0.99)}),
+        result(value=8, reading=reading(250.0), steps=STEPS),
+        result(value=16, reading=reading(260.0, p50=50.0, p99=70.0), steps=STEPS),
+        result(mode="rate", value=182, reading=reading(180.0, p50=20.0, p99=36.0), steps=STEPS),
+    ]
+
+
+def record_of(results: list[Any]) -> dict[str, Any]:
+    record = {
+        **DESCRIPTION, "engine": "torch", "precision": "float16", "width": 1152, "height": 768,
+        "pixels_ms": {"bare": 3.5, "step": 3.9}, "engine_ms": {"1": 12.0, "4": 15.0},
+        "levels": [each.to_json() for each in results],
+    }  # fmt: skip
+    return {**record, "verdict": service.verdict(record)}
+
+
+def test_the_goals_are_judged_by_the_engine_alone_and_bare_decoding() -> None:
+    record = record_of(levels())
+    assert record["verdict"] == {
+        "added_ms": 5.0,
+        "added_to_bare_ms": 1.5,
+        "mean_batch": 3.6,
+        "share_of_engine_rate": pytest.approx(250 / (4 / 15e-3)),
+        "p99_in_p50s": 1.8,
+        "p99_in_p50s_at_sixteen": 1.4,
+    }
+    assert service.to_lines(record)[1:] == [
+        "one request adds 5.00 ms to the engine, 1.50 ms more than bare decoding; goal 2",
+        "eight at a time: 94% of the engine's own rate at their mean batch of 3.6; goal 95%",
+        "at 70% load p99 is 1.80 times p50; goal 2",
+        "sixteen at a time: p99 is 1.40 times p50",
+    ]
+    page = service.to_markdown(record)
+    assert "| 182 a second | 180.00 | 20.00 | 18.00 | 36.00 |  | 1.00 + 0.50 + 8.00 + 0.50 |  |" in page
+    assert "* one request adds 5.00 ms" in page
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    failed = [replace(each, reading=None, error="no answer") for each in levels()]
+    record = record_of(failed)
+    assert {value for key, value in record["verdict"].items() if key != "mean_batch"} == {None}
+    assert len(service.to_lines(record)) == 1
+    assert "| 16 at a time | no answer |  |  |  |" in service.to_markdown(record)
+
+
+def test_a_run_times_the_engine_at_the_batches_that_it_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = {"engine": "torch", "precision": "float16", "height": 768, "width": 1152, "max_batch_size": 8}
+    asked: list[Any] = []
+
+    def measure_engine(repository: Path, name: str, batches: list[int], seconds: float) -> dict[str, float]:
+        asked.append((repository, name, batches))
+        return {str(batch): 10.0 + batch for batch in batches}
+
+    monkeypatch.setattr(service, "read_manifest", lambda repository, name: manifest)
+    monkeypatch.setattr(service, "measure_pixels", lambda manifest, seconds: {"bare": 3.0, "step": 4.0})
+    monkeypatch.setattr(service, "measure_levels", lambda *arguments: iter(levels()))
+    monkeypatch.setattr(service, "measure_engine", measure_engine)
+    heard: list[Any] = []
+    record = service.measure_service(Path("r"), "mine", Installation(Path("pa"), ""), 1, tmp_path, heard.append)
+    assert asked == [(Path("r"), "mine", [1, 4])]
+    assert heard == levels()
+    assert record["verdict"]["added_ms"] == 6.0
+    assert (tmp_path / "service.json").exists()
+    assert (tmp_path / "service.md").read_text() == service.to_markdown(record)
