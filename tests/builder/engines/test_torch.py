@@ -276,7 +276,7 @@ def test_a_built_package_has_the_library_beside_it(tmp_path, a_gpu, gpu, runners
 )
 def test_a_package_in_half_precision_allows_tf32(tmp_path, gpu, compiled, dtypes, expected):
     engine.build(program_on("cuda", operators=(), dtypes=dtypes), tmp_path / "model.pt2")
-    [(_, _, asked)] = compiled
+    (_, _, asked), *_ = compiled
     assert asked["aot_inductor.metadata"] == {TF32: expected}
 
 
