@@ -130,3 +130,6 @@ class Family:
     contradiction: Callable[[str, Mapping[str, Any], Any], str | None] = lambda file_name, arguments, variant: None
     # A configuration, height and width in pixels: what to know before an engine is built so, a sentence each.
     warnings: Callable[[Any, int, int], list[str]] = lambda variant, height, width: []
+    # Patterns of module names of the parts that `builder.quantise.groups` quantises: backbone, neck, projections and
+    # encoder-ffn; those that a variant lacks match nothing.
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -96,7 +96,17 @@ LAYERS: dict[str, set[str]] = {
     "builder.engines": {
         "builder.engines", "builder.detector", "builder.operators", "builder.pipeline.export", "builder.precision",
         "codetr_client.outputs", "model_repository", "plugin_src", "serving.contract", "serving.manifest",
+        # what stands in a program's graph, or takes the place of its layers
+        "builder.quantise.calibration", "builder.quantise.integers", "builder.quantise.layers",
+        "builder.quantise.operator",
     } | ERRORS,
+    "builder.quantise.operator": {"builder.precision"},
+    "builder.quantise.integers": {"builder.quantise.operator"},
+    "builder.quantise.calibration": {"builder.detector", "builder.engines"},
+    "builder.quantise.layers": {
+        "builder.precision", "builder.quantise.calibration", "builder.quantise.operator",
+    },
+    "builder.quantise.search": {"builder.engines"},
     "builder.pipeline.export": {
         "builder.engines",
         "builder.operators.ms_deform_attn",

@@ -72,4 +72,10 @@ CO_DINO = Family(
     read_config=from_mmdet_config,
     check_size=_check_size,
     restore=_restore,
+    parts={
+        "backbone": ("backbone.*",),
+        "neck": ("neck.*",),
+        "projections": ("encoder.layers.*.self_attn.value_proj", "encoder.layers.*.self_attn.output_proj"),
+        "encoder-ffn": ("encoder.layers.*.ffn.*",),
+    },
 )

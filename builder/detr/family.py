@@ -81,4 +81,9 @@ DETR = Family(
     restore=_restore,
     contradiction=_contradiction,
     warnings=_warnings,
+    parts={
+        "backbone": ("backbone.*",),
+        "projections": ("input_proj", "encoder.layers.*.self_attn.out_proj"),
+        "encoder-ffn": ("encoder.layers.*.ffn.*",),
+    },
 )

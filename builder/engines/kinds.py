@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from builder.engines import Device, Engine, EngineError
-from builder.precision import Precision, option_of
+from builder.precision import EnginePrecision, Precision, Quantised, option_of
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.export import ExportedProgram
 
     from builder.pipeline.export import InputSpec
+    from builder.quantise.calibration import Ranges
+    from builder.quantise.layers import Layer
 
 
 class EngineModule(Protocol):
@@ -34,11 +37,27 @@ class EngineModule(Protocol):
             settings: as for `build`.
         """
 
+    def check_quantised(self, precision: Quantised, settings: Any = None) -> None:
+        """Raise EngineError where this machine or these settings have no such numbers."""
+
+    def quantised_layers(
+        self, layers: Mapping[str, Layer], ranges: Mapping[str, Ranges], precision: Quantised
+    ) -> dict[str, nn.Module]:
+        """Return what takes the place of layers before the export; raises EngineError for a layer that cannot be."""
+
     def build(self, program: ExportedProgram, path: Path, settings: Any) -> BuiltEngine:
         """Write the engine file; raises EngineError."""
 
     def load(self, path: Path, spec: InputSpec, device: Device, settings: Any = None) -> Engine:
         """Return an engine in this process; raises EngineError where it cannot run."""
+
+
+_REMEDIES: Mapping[EnginePrecision, str] = {
+    "float16": "the torch engine for half precision",
+    "bfloat16": "the torch engine for half precision",
+    "int8": "the onnx engine on a CPU, the tensorrt engine on a GPU",
+    "fp8": "the torch engine on a GPU that has it",
+}
 
 
 @dataclass(frozen=True)
@@ -52,19 +71,28 @@ class EngineKind:
     precisions: tuple[Precision, ...]  # the default first
     devices: tuple[Device, ...]
     has_settings: bool = False  # whether `build` reads `TensorRTSettings`
+    quantised: Mapping[Quantised, Precision] = field(default_factory=dict)  # with the precision of the other layers
+    quantised_groups: tuple[str, ...] = ()  # of `builder.quantise.groups`, unless others are asked for
 
     @property
     def module(self) -> EngineModule:
         """The module of `builder.engines` that builds and loads this kind."""
         return cast(EngineModule, importlib.import_module(f"builder.engines.{self.name}"))
 
-    def check_precision(self, precision: Precision) -> None:
+    def check_precision(self, precision: EnginePrecision) -> None:
         """Raise EngineError if this kind does not exist in a precision."""
-        if precision not in self.precisions:
+        known = (*self.precisions, *self.quantised)
+        if precision not in known:
             raise EngineError(
                 f"the {self.name} engine has no precision {option_of(precision)}; give "
-                f"{', '.join(map(option_of, self.precisions))}, or use the torch engine for half precision"
+                f"{', '.join(map(option_of, known))}, or use {_REMEDIES.get(precision, 'another engine')}"
             )
+
+    def around(self, precision: EnginePrecision) -> Precision:
+        """Return the precision of what is not quantised."""
+        if precision == "int8" or precision == "fp8":
+            return self.quantised[precision]
+        return precision
 
 
 @dataclass(frozen=True)
@@ -85,7 +113,16 @@ KINDS: dict[str, EngineKind] = {
     kind.name: kind
     for kind in (
         # half types have no fast kernels in ONNX Runtime on CPUs
-        EngineKind("onnx", "model.onnx", "configs/onnx.pbtxt", "1/model.py", ("float32",), ("cpu",)),
+        EngineKind(
+            "onnx",
+            "model.onnx",
+            "configs/onnx.pbtxt",
+            "1/model.py",
+            ("float32",),
+            ("cpu",),
+            quantised={"int8": "float32"},
+            quantised_groups=("backbone-convs", "backbone-linears", "neck"),
+        ),
         EngineKind(
             "torch",
             "model.pt2",
@@ -93,6 +130,8 @@ KINDS: dict[str, EngineKind] = {
             "1/model_torch.py",
             ("float32", "float16", "bfloat16"),
             ("cuda", "cpu"),
+            quantised={"fp8": "float16"},
+            quantised_groups=("backbone-linears",),
         ),
         EngineKind(
             "tensorrt",
@@ -102,6 +141,8 @@ KINDS: dict[str, EngineKind] = {
             ("float32", "float16", "bfloat16"),
             ("cuda",),
             has_settings=True,
+            quantised={"int8": "float16", "fp8": "float16"},
+            quantised_groups=("backbone-convs", "backbone-linears", "neck", "projections"),
         ),
     )
 }

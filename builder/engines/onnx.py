@@ -14,12 +14,18 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.scopes import keep_scopes_alone
 from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator, inputs_of
+from builder.precision import Quantised
+from builder.quantise import operator
+from builder.quantise.calibration import Ranges
+from builder.quantise.integers import round_after_relu, store_biases, store_integers
+from builder.quantise.layers import Layer, rounding_layers
 
 OPSET = 18
 # Where a protocol buffer ends; the largest published variant needs 0.9 GB.
@@ -40,13 +46,34 @@ def check(uses_operator: bool, settings: object = None) -> None:
     """Check that this machine has what `build` needs: nothing."""
 
 
+def check_quantised(precision: Quantised, settings: object = None) -> None:
+    """Check that this machine has such numbers: every CPU has INT8."""
+
+
+def quantised_layers(
+    layers: Mapping[str, Layer], ranges: Mapping[str, Ranges], precision: Quantised
+) -> dict[str, nn.Module]:
+    """Return what takes the place of layers: ONNX Runtime wants zero points that save a ReLU, and outputs rounded."""
+    return rounding_layers(layers, ranges, precision, symmetric=False, outputs=True)
+
+
+def _unchanged(model: onnx.ModelProto) -> None:
+    """Leave the model as it is."""
+
+
+def _for_integers(model: onnx.ModelProto) -> None:
+    store_integers(model)
+    store_biases(model)
+    round_after_relu(model)
+
+
 def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:
     """Write the program as ONNX to `path`, checked by onnx; needs neither a GPU nor a compiler.
 
     Raises:
         EngineError: an operator has no ONNX form, or the result is not valid ONNX.
     """
-    write(decompose_operator(program), path)
+    write(decompose_operator(program), path, revise=_for_integers if operator.quantised_to(program) else _unchanged)
     return BuiltEngine(path, KINDS["onnx"], "cpu", inputs_of(program), OUTPUT_NAMES)
 
 
@@ -54,7 +81,7 @@ def write(
     program: ExportedProgram,
     path: Path,
     translations: Mapping[Any, Callable[..., Any]] | None = None,
-    revise: Callable[[onnx.ModelProto], None] = lambda model: None,
+    revise: Callable[[onnx.ModelProto], None] = _unchanged,
 ) -> None:
     """Write the program, of operators that have an ONNX form or one of `translations`, and check the file.
 
@@ -80,7 +107,7 @@ def write(
                 opset_version=OPSET,
                 input_names=list(inputs_of(program)),
                 output_names=list(OUTPUT_NAMES),
-                custom_translation_table=dict(translations or {}),
+                custom_translation_table={**operator.TRANSLATIONS, **(translations or {})},
                 verbose=logging.getLogger("torch.onnx").isEnabledFor(logging.INFO),
             )
             if exported is None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -22,17 +22,24 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.operators.cuda import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, inputs_of, uses_operator
+from builder.precision import Quantised
+from builder.quantise.calibration import Ranges
+from builder.quantise.layers import Float8Linear, Layer
 from model_repository import TEMPLATES
 from model_repository.torch_runner import TF32, TorchRunner
 
 # A profiler sees kernels on a CPU only if they call it, which takes time and names source files in the package.
 PROFILED = {"cpp.enable_kernel_profile": True}
+FP8_CAPABILITY = (8, 9)  # of GPUs whose matrix units take E4M3
+FP8_WIDTH = 256  # channels, in and out
+
 # The server runs the package with the same code as `load`: its source goes beside the package.
 RUNNER_SOURCE = TEMPLATES / "torch_runner.py"
 
@@ -84,6 +91,47 @@ def check(uses_operator: bool, settings: object = None) -> None:
         raise EngineError(f"CXX={compiler} is no program; name a C++ compiler in it, or unset it to use g++")
     if uses_operator and device() == "cuda":
         check_cuda_operator()
+
+
+def check_quantised(precision: Quantised, settings: object = None) -> None:
+    """Check that this machine has a GPU that multiplies E4M3 numbers; raises EngineError."""
+    if not torch.cuda.is_available():
+        raise EngineError(
+            "the torch engine's fp8 needs an NVIDIA GPU; on a CPU use the onnx engine in int8, or another precision"
+        )
+    capability = torch.cuda.get_device_capability()
+    if capability < FP8_CAPABILITY:
+        wanted, found = (".".join(map(str, each)) for each in (FP8_CAPABILITY, capability))
+        raise EngineError(
+            f"fp8 needs a GPU of compute capability {wanted} or later (Ada, Hopper); {torch.cuda.get_device_name()} "
+            f"has {found}, so use fp16 or bf16"
+        )
+
+
+def quantised_layers(
+    layers: Mapping[str, Layer], ranges: Mapping[str, Ranges], precision: Quantised
+) -> dict[str, nn.Module]:
+    """Return what takes the place of linear layers.
+
+    Those narrower than `FP8_WIDTH` stay as they are: memory decides how long they take, and rounding costs accuracy.
+
+    Raises:
+        EngineError: a layer is a convolution, or all are too narrow.
+    """
+    made: dict[str, nn.Module] = {}
+    for name, layer in layers.items():
+        if not isinstance(layer, nn.Linear):
+            raise EngineError(
+                f"fp8 of the torch engine is for linear layers, and {name} is a convolution; leave it out"
+            )
+        if min(layer.in_features, layer.out_features) >= FP8_WIDTH:
+            made[name] = Float8Linear(layer, ranges[name].input)
+    if not made:
+        raise EngineError(
+            f"none of the {len(layers)} linear layers is as wide as fp8 pays for ({FP8_WIDTH} channels in and out); "
+            "use fp16, or choose others"
+        )
+    return made
 
 
 def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:

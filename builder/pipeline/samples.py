@@ -64,7 +64,7 @@ def sample_images(
     if folder is None:
         if annotations is not None:
             raise CodetrError("annotations are given without the folder of their images; name that too")
-        return _generated(class_names)
+        return drawn_samples(SEED, IMAGES, class_names)
     files = sorted(folder.iterdir()) if folder.is_dir() else [folder] if most and folder.is_file() else []
     paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES][:most]
     images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
@@ -81,14 +81,15 @@ def sample_images(
     return Samples([np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images], names, truth)
 
 
-def _generated(class_names: Sequence[str]) -> Samples:
-    samples = [generate(SEED, index) for index in range(IMAGES)]
+def drawn_samples(seed: int, count: int, class_names: Sequence[str]) -> Samples:
+    """Return the first `count` drawn images of a seed, annotated if the detector's classes are the shapes'."""
+    samples = [generate(seed, index) for index in range(count)]
     content = coco_annotations(samples)
     truth = None
     if tuple(class_names) == CLASS_NAMES:
         ids = [image["id"] for image in content["images"]]
         truth = Truth(content, dict(enumerate(ids)), {label: label + 1 for label in range(len(CLASS_NAMES))})
-    return Samples([sample.image for sample in samples], [f"shapes-{index}" for index in range(IMAGES)], truth)
+    return Samples([sample.image for sample in samples], [f"shapes-{index}" for index in range(count)], truth)
 
 
 def _find_truth(folder: Path, names: Sequence[str], class_names: Sequence[str], given: Path | None) -> Truth | None:

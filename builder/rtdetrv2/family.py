@@ -66,4 +66,15 @@ RTDETRV2 = Family(
     read_config=read_config,
     check_size=_check_size,
     restore=_restore,
+    parts={
+        "backbone": ("backbone.*",),
+        "neck": (
+            "encoder.lateral_convs.*",
+            "encoder.fpn_blocks.*",
+            "encoder.downsample_convs.*",
+            "encoder.pan_blocks.*",
+        ),
+        "projections": ("encoder.input_proj.*", "encoder.attention.*.self_attn.out_proj", "input_proj.*"),
+        "encoder-ffn": ("encoder.attention.*.ffn.*",),
+    },
 )

@@ -15,13 +15,14 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, first_line
@@ -30,10 +31,14 @@ from builder.engines.tensorrt import plans, timing_cache
 from builder.engines.tensorrt.precision import check_precision
 from builder.engines.tensorrt.settings import TensorRTSettings
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_attention, inputs_of, uses_operator
+from builder.precision import Quantised
+from builder.quantise.calibration import Ranges
+from builder.quantise.layers import Layer, rounding_layers
 from plugin_src import SOURCES
 from serving.contract import PLUGIN_LIBRARY
 from serving.manifest import compute_capabilities
 
+FP8_RELEASE = (10, 6)  # the first whose ONNX parser and builder make FP8 of convolutions and linear layers alike
 PLUGIN_VARIABLE = "CODETR_PLUGIN"  # environment: the plugin's library, where it is not in build/plugin
 _BUILT_PLUGIN = SOURCES.resolve().parent / "build" / "plugin" / PLUGIN_LIBRARY
 
@@ -46,6 +51,7 @@ __all__ = [
     "TensorRTSettings",
     "build",
     "check",
+    "check_quantised",
     "checked_keywords",
     "device",
     "explain",
@@ -54,6 +60,7 @@ __all__ = [
     "output_names",
     "plugin_library",
     "profiles",
+    "quantised_layers",
 ]
 
 
@@ -95,6 +102,32 @@ def check(uses_operator: bool, settings: TensorRTSettings | None = None) -> None
             )
     if uses_operator:
         plugin_library()
+
+
+def check_quantised(precision: Quantised, settings: TensorRTSettings | None = None) -> None:
+    """Check that the frontend passes QuantizeLinear nodes on, and that this TensorRT has such numbers.
+
+    Raises:
+        EngineError: it does not.
+    """
+    from builder.engines.tensorrt import route
+
+    settings = settings or TensorRTSettings()
+    if route.frontend_of(settings) != "onnx":
+        raise EngineError(f"{precision} plans are built by the onnx frontend; ask for that one")
+    version = route.version_of(route.python_of(settings))
+    if precision == "fp8" and tuple(map(int, version.split(".")[:2])) < FP8_RELEASE:
+        wanted = ".".join(map(str, FP8_RELEASE))
+        raise EngineError(
+            f"TensorRT {version} has no fp8; {wanted} and later do, on GPUs from Ada on: use int8 or fp16"
+        )
+
+
+def quantised_layers(
+    layers: Mapping[str, Layer], ranges: Mapping[str, Ranges], precision: Quantised
+) -> dict[str, nn.Module]:
+    """Return what takes the place of layers; TensorRT's zero is 0, and it rounds outputs where the next layer does."""
+    return rounding_layers(layers, ranges, precision, symmetric=True, outputs=False)
 
 
 def output_names() -> tuple[str, ...]:

@@ -31,7 +31,8 @@ from builder.engines.tensorrt import (
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.engines.tensorrt.precision import check_precision, precision_of
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_attention, inputs_of, uses_operator
-from builder.precision import Precision
+from builder.precision import Precision, Quantised
+from builder.quantise.operator import quantised_to
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,22 @@ def build(
     plugin = plugin_library() if uses_operator(program) else None
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder, plugin_onnx.FILE_NAME)
-        write_onnx(program, onnx_file, route.version_of(python))
+        float32_nodes = write_onnx(program, onnx_file, route.version_of(python))
         if settings.marked_modules:
             model = onnx.load(onnx_file)
             mark_outputs(model, settings.marked_modules)
             onnx.save(model, onnx_file)
-        precision = cast(Precision, precision_of(program))
-        report = build_plan(onnx_file, path, _spec_of(program), precision, settings, plugin=plugin, python=python)
+        precision = quantised_to(program) or cast(Precision, precision_of(program))
+        report = build_plan(
+            onnx_file,
+            path,
+            _spec_of(program),
+            precision,
+            settings,
+            plugin=plugin,
+            float32_nodes=float32_nodes,
+            python=python,
+        )
     check_precision(report.layers or {}, program)
     if plugin is not None:
         shutil.copy(plugin, path.parent)  # where `load` looks
@@ -72,19 +82,19 @@ def build(
     return plans.built(path, settings, "onnx", report.tensorrt, inputs_of(program), OUTPUT_NAMES, libraries)
 
 
-def write_onnx(program: ExportedProgram, path: Path, version: str) -> None:
-    """Write the ONNX that a release of TensorRT reads; raises EngineError."""
+def write_onnx(program: ExportedProgram, path: Path, version: str) -> list[str]:
+    """Write the ONNX that a release of TensorRT reads; return the nodes to keep in float32; raises EngineError."""
     if route.is_8(version):
-        onnx_8.build(program, path)
-    else:
-        plugin_onnx.build(program, path)
+        return onnx_8.build(program, path)
+    plugin_onnx.build(program, path)
+    return []
 
 
 def build_plan(
     onnx_file: Path,
     plan: Path,
     spec: InputSpec,
-    precision: Precision,
+    precision: Precision | Quantised,
     settings: TensorRTSettings | None = None,
     *,
     plugin: Path | None = None,

@@ -25,7 +25,9 @@ import numpy as np
 TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 # How outputs of a type come to NumPy, which has no bfloat16.
 READ_AS = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT32": np.int32, "INT64": np.int64}
-FLAGS = {"float16": "FP16", "bfloat16": "BF16"}  # of the builder, where networks are weakly typed
+# Of the builder, where networks are weakly typed: QuantizeLinear nodes alone allow no layer to be INT8 there.
+FLAGS = {"float16": ("FP16",), "bfloat16": ("BF16",), "int8": ("INT8", "FP16")}
+QUANTISED = {"int8": "INT8", "fp8": "FP8"}  # layers between QuantizeLinear nodes; the others have another type
 # Each setting, the object of the module that has it, and the release it came with.
 NEEDED = {
     "optimization_level": ("IBuilderConfig.builder_optimization_level", "8.6"),
@@ -68,9 +70,11 @@ def check_settings(trt: Any, request: dict[str, Any]) -> None:
             f"float32_nodes are of no use to TensorRT {trt.__version__}, whose networks have the types of the ONNX "
             "file; cast there"
         )
-    flag = FLAGS.get(precision)
-    if not typed and flag is not None and not _has(trt, f"BuilderFlag.{flag}"):
+    missing = [flag for flag in FLAGS.get(precision, ()) if not _has(trt, f"BuilderFlag.{flag}")]
+    if not typed and missing:
         raise RefusedError(f"TensorRT {trt.__version__} has no {precision}; 9 and later do")
+    if precision == "fp8" and not _has(trt, "DataType.FP8"):
+        raise RefusedError(f"TensorRT {trt.__version__} has no fp8; 10.6 and later do, on GPUs from Ada on")
 
 
 def is_strongly_typed(trt: Any) -> bool:
@@ -169,6 +173,9 @@ def parser_error(error: Any) -> dict[str, Any]:
 
 def check_types(trt: Any, network: Any, precision: str) -> None:
     """Refuse a file whose types are not those of the precision; weak types make float16 of a float32 file."""
+    if precision in QUANTISED:
+        check_quantised(trt, network, precision)
+        return
     found = {name for name, word in TYPES.items() if word in _floating_types(network)}
     strange = found - {"float32", precision}
     if strange:
@@ -178,6 +185,16 @@ def check_types(trt: Any, network: Any, precision: str) -> None:
             f"the ONNX file has no {precision} tensor, and a network of TensorRT {trt.__version__} takes its types "
             "from the file"
         )
+
+
+def check_quantised(trt: Any, network: Any, precision: str) -> None:
+    """Refuse a file without the layers that make a network of the quantised type."""
+    layers = [layer for layer in _layers(network) if layer.type == trt.LayerType.QUANTIZE]
+    if not layers:
+        raise RefusedError(f"the ONNX file has no QuantizeLinear node; it was to be {precision}")
+    strange = {_type_name(layer.get_output(0)) for layer in layers} - {QUANTISED[precision]}
+    if strange:
+        raise RefusedError(f"the ONNX file quantises to {', '.join(sorted(strange))}; it was to be {precision}")
 
 
 def make_config(trt: Any, builder: Any, network: Any, request: dict[str, Any]) -> Any:
@@ -233,14 +250,16 @@ def constrain_types(trt: Any, network: Any, config: Any, request: dict[str, Any]
     """Allow a half type and hold layers to their own, where types are weak.
 
     A file with half types is followed layer by layer, as a strongly typed network would. In a float32 file only
-    `float32_nodes` are held: names of nodes, or beginnings of them that end in a slash.
+    `float32_nodes` are held: names of nodes, or beginnings of them that end in a slash. Those of a quantised file were
+    found by a program, and the parser makes no layer of some.
     """
     precision, names = request["precision"], request["float32_nodes"]
     if precision == "float32":
         return
-    config.set_flag(getattr(trt.BuilderFlag, FLAGS[precision]))
+    for flag in FLAGS[precision]:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    follow = TYPES[precision] in _floating_types(network)
+    follow = TYPES.get(precision) in _floating_types(network)
     unused = set(names)
     for layer in _layers(network):
         own = [name for name in names if layer.name == name or (name.endswith("/") and layer.name.startswith(name))]
@@ -257,7 +276,7 @@ def constrain_types(trt: Any, network: Any, config: Any, request: dict[str, Any]
         for i, name in enumerate(types):
             if name in TYPES.values():
                 layer.set_output_type(i, wanted)
-    if unused:
+    if unused and precision not in QUANTISED:
         raise RefusedError(
             f"the network has no layer {', '.join(sorted(unused))}; float32_nodes are names of ONNX nodes"
         )

@@ -23,10 +23,12 @@ from builder.engines.kinds import KINDS
 from builder.engines.onnx import write
 from builder.operators import interface
 from builder.pipeline.export import InputSpec, decompose_attention
+from builder.quantise.operator import quantised_to
 from serving.contract import PLUGIN_LIBRARY
 
 FILE_NAME = KINDS["onnx"].file_name
 DOMAIN = "trt.plugins"  # TensorRT looks at the type only; every other reader needs a domain that is not ONNX's own
+QUANTISED_OPSET = 19
 
 __all__ = ["FILE_NAME", "build", "trtexec_line"]
 
@@ -37,7 +39,19 @@ def build(program: ExportedProgram, path: Path) -> None:
     Raises:
         EngineError: an operator has no ONNX form, or the result is not valid ONNX.
     """
-    write(decompose_attention(program), path, TRANSLATIONS)
+    write(
+        decompose_attention(program), path, TRANSLATIONS, raise_opset if quantised_to(program) else lambda model: None
+    )
+
+
+def raise_opset(model: onnx.ModelProto) -> None:
+    """Make a model of opset 18 one of 19, in place: QuantizeLinear takes half precision and E4M3 from there on.
+
+    Of what else 19 changed nothing has another meaning.
+    """
+    for opset in model.opset_import:
+        if opset.domain == "":
+            opset.version = QUANTISED_OPSET
 
 
 def trtexec_line(path: Path, spec: InputSpec) -> str:

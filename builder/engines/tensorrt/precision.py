@@ -10,6 +10,8 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from builder.engines import EngineError
+from builder.precision import Quantised
+from builder.quantise.operator import quantised_to
 
 # What carries a detector's arithmetic: convolutions, matrix products, attention. Norms, softmax, top-k and coordinates
 # are float32 in every precision; so are the products of the box heads, which the program tells.
@@ -23,6 +25,7 @@ _PRODUCT_LAYER = re.compile(
 _SPOKEN_OF = ("LayerType", "ParameterType", "TacticName", "Name")
 # The inspector's names of types, in the spellings of TensorRT 10 and 11.
 _TYPE = re.compile(r"\b(BF16|BFloat16|FP16|Half|FP32|Float|TF32)\b", re.IGNORECASE)
+_QUANTISED_TYPE = {"int8": re.compile(r"\bInt8\b", re.IGNORECASE), "fp8": re.compile(r"\b(FP8|E4M3)", re.IGNORECASE)}
 _TYPE_NAMES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "half": "float16"}
 
 
@@ -32,6 +35,10 @@ def check_precision(information: Mapping[str, Any], program: ExportedProgram) ->
     Raises:
         EngineError: a layer puts out a type, or a product works in one, that the program does not have there.
     """
+    quantised = quantised_to(program)
+    if quantised is not None:
+        check_quantised(information, quantised)
+        return
     precision = precision_of(program)
     check_types(layer_types(information), precision)
     check_products(product_layers(information), products_of(program), precision)
@@ -71,6 +78,22 @@ def check_types(histogram: Mapping[str, int], precision: str) -> None:
         raise EngineError(f"the plan was not built in {precision}: its layers put out {counts}")
 
 
+def check_quantised(information: Mapping[str, Any], quantised: Quantised) -> None:
+    """Check that products of an inspected engine work in the quantised type.
+
+    Raises:
+        EngineError: none does; gives how many there are.
+    """
+    layers = [layer for layer in information.get("Layers", []) if isinstance(layer, Mapping)]
+    products = [layer for layer in layers if _PRODUCT_LAYER.search(_words(layer))]
+    count = sum(any(_QUANTISED_TYPE[quantised].search(_types(each)) for each in layer["Inputs"]) for layer in products)
+    if not count:
+        raise EngineError(
+            f"the plan was not built in {quantised}: none of its {len(products)} convolutions and matrix products "
+            f"takes {quantised} numbers"
+        )
+
+
 def products_of(program: ExportedProgram) -> Counter[str]:
     """Return how many convolutions, matrix products and attentions of the program work in each type."""
     operands = [
@@ -85,9 +108,8 @@ def product_layers(information: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the name and the narrowest operand's type of each layer of an inspected engine that is such a product."""
     found = []
     for layer in information["Layers"]:
-        words = " ".join(str(layer.get(key, "")) for key in _SPOKEN_OF)
         types = {type_ for operand in layer.get("Inputs", []) if (type_ := _floating_type(operand))}
-        if types and _PRODUCT_LAYER.search(words):
+        if types and _PRODUCT_LAYER.search(_words(layer)):
             found.append((str(layer.get("Name", "unnamed")), min(types - {"float32"}, default="float32")))
     return found
 
@@ -110,7 +132,14 @@ def check_products(layers: Sequence[tuple[str, str]], expected: Mapping[str, int
         )
 
 
+def _words(layer: Mapping[str, Any]) -> str:
+    return " ".join(str(layer.get(key, "")) for key in _SPOKEN_OF)
+
+
+def _types(tensor: Mapping[str, Any]) -> str:
+    return " ".join(str(value) for key, value in tensor.items() if "datatype" in key.lower())
+
+
 def _floating_type(tensor: Any) -> str | None:
-    described = [str(value) for key, value in tensor.items() if "datatype" in key.lower()]
-    match = _TYPE.search(" ".join(described))
+    match = _TYPE.search(_types(tensor))
     return None if match is None else _TYPE_NAMES.get(match[1].lower(), "float32")

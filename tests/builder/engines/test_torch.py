@@ -9,12 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_structure, treespec_dumps
 
 from builder.engines import EngineError
 from builder.engines import torch as engine
 from builder.engines.torch_passes import ReLUInProduct
 from builder.pipeline.export import InputSpec
+from builder.quantise.calibration import Range, Ranges
 from model_repository.torch_runner import TF32, TorchRunner, float32_products
 
 SPEC = InputSpec(64, 96, 4)
@@ -409,3 +411,42 @@ def test_a_package_for_the_cpu_has_no_gpu(tmp_path, monkeypatch):
     )
     TorchRunner(tmp_path / "model.pt2", (4, 6), "cpu", index=1)
     assert given[0]["device_index"] == -1
+
+
+def test_fp8_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(EngineError, match="the torch engine's fp8 needs an NVIDIA GPU; on a CPU use the onnx engine"):
+        engine.check_quantised("fp8")
+
+
+@pytest.mark.parametrize(("capability", "passes"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_fp8_needs_a_gpu_that_has_it(monkeypatch, a_gpu, capability, passes):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
+    if passes:
+        engine.check_quantised("fp8")
+        return
+    with pytest.raises(EngineError, match=rf"8.9 or later \(Ada, Hopper\); A100 has 8.{capability[1]}, so use fp16"):
+        engine.check_quantised("fp8")
+
+
+WIDE = Ranges(Range(-1.0, 1.0), Range(-1.0, 1.0))
+
+
+def test_fp8_takes_the_place_of_wide_linear_layers():
+    layers = {"wide": nn.Linear(256, 512).half(), "narrow": nn.Linear(512, 128).half()}
+    made = engine.quantised_layers(layers, dict.fromkeys(layers, WIDE), "fp8")
+    assert list(made) == ["wide"]
+    assert made["wide"].weight.dtype == torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ({"conv": nn.Conv2d(256, 256, 1)}, "for linear layers, and conv is a convolution; leave it out"),
+        ({"a": nn.Linear(64, 512)}, "none of the 1 linear layers is as wide as fp8 pays for .256 channels in and out."),
+    ],
+)
+def test_what_fp8_is_not_for_is_refused(layers, words):
+    with pytest.raises(EngineError, match=words):
+        engine.quantised_layers(layers, dict.fromkeys(layers, WIDE), "fp8")

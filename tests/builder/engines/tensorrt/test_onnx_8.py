@@ -12,11 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 from builder import load_detector
 from builder.engines import EngineError
 from builder.engines.onnx import write
-from builder.engines.tensorrt import onnx_8
+from builder.engines.tensorrt import onnx_8, quantised_layers
 from builder.operators import interface
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
 from builder.pipeline.export import InputSpec, decompose, export_detector, inputs_of, uses_operator
+from builder.quantise.calibration import Range, Ranges
+from builder.quantise.layers import replace_layers
 from tests.builder.detr.golden import Golden
+from tests.toy_family import SMALL, ToyDetector
 
 SPEC = InputSpec(96, 128, max_batch_size=2)
 OPERATOR = torch.ops.codetr.ms_deform_attn.default
@@ -229,3 +232,31 @@ def test_little_does_not_become_much(monkeypatch):
 def test_what_the_parser_cannot_read_is_named(nodes, constants, message):
     with pytest.raises(EngineError, match=message):
         onnx_8.revise(model_of(nodes, constants))
+
+
+def test_a_quantised_file_is_float32_and_names_what_stays_so(tmp_path):
+    torch.manual_seed(0)
+    detector = ToyDetector(SMALL).eval().requires_grad_(False).set_precision(torch.float16)
+    ranges = {"classify": Ranges(Range(0.0, 1.0), Range(-1.0, 1.0))}
+    replace_layers(detector, quantised_layers({"classify": detector.classify}, ranges, "int8"))
+    kept = onnx_8.build(export_detector(detector, InputSpec(64, 96)), tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 2, "of weights too, which stay floating"
+    constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert TensorProto.FLOAT16 not in constants.values()
+    assert all(node.input[1] in constants for node in model.graph.node if node.op_type == "QuantizeLinear")
+    by_name = {node.name: node.op_type for node in model.graph.node}
+    assert "Conv" not in {by_name[name] for name in kept}
+    assert {"Sigmoid", "TopK"} <= {by_name[name] for name in kept}, "scores were float32"
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
+    sizes = np.array([[64, 96]], np.int32)
+    scores = session.run(["scores"], {"images": images, "image_sizes": sizes})[0]
+    expected = detector(torch.from_numpy(images), torch.from_numpy(sizes))[1]
+    np.testing.assert_allclose(scores, expected, atol=2e-3)
+
+
+def test_a_program_of_one_precision_has_no_names_to_keep(program, tmp_path):
+    assert onnx_8.build(program, tmp_path / "model.onnx") == []

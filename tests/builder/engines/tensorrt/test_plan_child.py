@@ -27,8 +27,8 @@ def release(version, flags, network_flags, **more):
         IBuilderConfig=SimpleNamespace(**more.pop("config", {})),
         BuilderFlag=SimpleNamespace(**{name: name for name in ("TF32", "REFIT", *flags)}),
         NetworkDefinitionCreationFlag=SimpleNamespace(**network_flags),
-        DataType=SimpleNamespace(HALF="HALF", BF16="BF16", FLOAT="FLOAT"),
-        LayerType=SimpleNamespace(PLUGIN_V2="PLUGIN_V2"),
+        DataType=SimpleNamespace(HALF="HALF", BF16="BF16", FLOAT="FLOAT", **more.pop("types", {})),
+        LayerType=SimpleNamespace(PLUGIN_V2="PLUGIN_V2", QUANTIZE="QUANTIZE"),
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         **more,
@@ -42,11 +42,16 @@ FROM_8_6 = {
 }
 RELEASES = {
     "8.5.3": release(
-        "8.5.3", ("FP16", "OBEY_PRECISION_CONSTRAINTS"), {"EXPLICIT_BATCH": 0}, TacticSource=SimpleNamespace(CUDNN=2)
+        "8.5.3",
+        ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"),
+        {"EXPLICIT_BATCH": 0},
+        TacticSource=SimpleNamespace(CUDNN=2),
     ),
-    "8.6.1": release("8.6.1", ("FP16", "OBEY_PRECISION_CONSTRAINTS", *COMPATIBLE), {"EXPLICIT_BATCH": 0}, **FROM_8_6),
+    "8.6.1": release(
+        "8.6.1", ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", *COMPATIBLE), {"EXPLICIT_BATCH": 0}, **FROM_8_6
+    ),
     "10.16": release("10.16", ("FP16", "BF16", *COMPATIBLE), {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, **FROM_8_6),
-    "11.1": release("11.1", COMPATIBLE, {"STRONGLY_TYPED": 0}, **FROM_8_6),
+    "11.1": release("11.1", COMPATIBLE, {"STRONGLY_TYPED": 0}, types={"FP8": "FP8"}, **FROM_8_6),
 }
 
 
@@ -72,6 +77,7 @@ def test_what_every_release_has_is_not_refused(version):
         ("8.5.3", request(hardware_compatible=True), "TensorRT 8.5.3 has no hardware_compatible; 8.6 and later do"),
         ("8.6.1", request("bfloat16"), "TensorRT 8.6.1 has no bfloat16; 9 and later do"),
         ("10.16", request("float16", ["/norm"]), "float32_nodes are of no use to TensorRT 10.16"),
+        ("8.6.1", request("fp8"), "TensorRT 8.6.1 has no fp8; 10.6 and later do"),
         ("11.1", request(fp32_accumulation=True), "fp32_accumulation is not a setting of TensorRT's ONNX parser"),
     ],
 )  # fmt: skip  # a table
@@ -243,6 +249,40 @@ def test_weak_types_keep_named_nodes_of_a_float32_file():
 def test_a_named_node_that_is_not_there_is_refused():
     with pytest.raises(plan_child.RefusedError, match="the network has no layer /nrom; float32_nodes are"):
         constrained(Network(Layer("/norm", "FLOAT")), "float16", "/nrom", "/norm")
+
+
+def test_int8_is_allowed_beside_half_precision_where_types_are_weak():
+    network = Network(Layer("conv", "FLOAT"), Layer("norm", "FLOAT"))
+    assert constrained(network, "int8", "norm", "folded") >= {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"}
+    assert [layer.precision for layer in network.layers] == [None, "FLOAT"]
+
+
+@pytest.mark.parametrize(("version", "precision"), [("8.5.3", "int8"), ("11.1", "int8"), ("11.1", "fp8")])
+def test_quantised_precisions_need_no_flag_of_a_strongly_typed_release(version, precision):
+    plan_child.check_settings(RELEASES[version], request(precision))
+
+
+def quantising(type_):
+    return Layer("quantise", type_, kind="QUANTIZE")
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_a_quantised_file_may_have_any_other_types(precision):
+    type_ = {"int8": "INT8", "fp8": "FP8"}[precision]
+    network = Network(quantising(type_), Layer("norm", "FLOAT"), Layer("conv", "HALF"))
+    plan_child.check_types(RELEASES["11.1"], network, precision)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([Layer("conv", "HALF")], "the ONNX file has no QuantizeLinear node; it was to be int8"),
+        ([quantising("FP8")], "the ONNX file quantises to FP8; it was to be int8"),
+    ],
+)
+def test_a_file_that_is_not_quantised_so_is_refused(layers, words):
+    with pytest.raises(plan_child.RefusedError, match=words):
+        plan_child.check_types(RELEASES["11.1"], Network(*layers), "int8")
 
 
 def test_float32_needs_no_constraint():

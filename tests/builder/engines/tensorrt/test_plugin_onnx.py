@@ -13,14 +13,17 @@ from torch import nn
 from typer.testing import CliRunner
 
 from builder.engines import EngineError
-from builder.engines.tensorrt import plugin_onnx
+from builder.engines.tensorrt import plugin_onnx, quantised_layers
 from builder.operators import interface
 from builder.operators.ms_deform_attn import ms_deform_attn, reference_ms_deform_attn
 from builder.pipeline.build import BuildOptions, write_plugin_onnx
-from builder.pipeline.export import InputSpec
+from builder.pipeline.export import InputSpec, export_detector
+from builder.quantise.calibration import Range, Ranges
+from builder.quantise.layers import replace_layers
 from builder.variants import VARIANTS, get_variant
 from codetr.cli import app
 from tests.smallest import SMALLEST
+from tests.toy_family import SMALL, ToyDetector
 
 SIZES = [4, 6, 2, 3]
 
@@ -168,3 +171,19 @@ def test_a_graph_without_the_operator_has_no_plugin_node(tmp_path, name):
     with pytest.raises(EngineError, match=f"{name} has no deformable attention as our operator"):
         write_plugin_onnx(BuildOptions(get_variant(name), InputSpec(64, 64)), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "type_"), [("int8", onnx.TensorProto.INT8), ("fp8", onnx.TensorProto.FLOAT8E4M3FN)])
+def test_a_quantised_file_has_an_opset_that_rounds_half_precision(tmp_path, kind, type_):
+    detector = ToyDetector(SMALL).eval().requires_grad_(False).set_precision(torch.float16)
+    ranges = {"classify": Ranges(Range(0.0, 1.0), Range(-1.0, 1.0))}
+    replace_layers(detector, quantised_layers({"classify": detector.classify}, ranges, kind))
+    plugin_onnx.build(export_detector(detector, InputSpec(64, 96)), tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {opset.domain: opset.version for opset in model.opset_import}[""] == 19
+    constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(nodes) == 2
+    assert {constants[node.input[2]] for node in nodes} == {type_}
+    assert {constants[node.input[1]] for node in nodes} == {onnx.TensorProto.FLOAT16}

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from builder.engines import EngineError
-from builder.engines.tensorrt.precision import check_products, check_types, layer_types, product_layers, products_of
+from builder.engines.tensorrt.precision import (
+    check_products,
+    check_quantised,
+    check_types,
+    layer_types,
+    product_layers,
+    products_of,
+)
 
 
 def inspected(*types):
@@ -129,3 +136,24 @@ class Head(nn.Module):
 def test_the_programs_products_are_counted_by_type():
     program = torch.export.export(Head(), (torch.zeros(1, 3, 2, 2, dtype=torch.float16),))
     assert products_of(program) == {"float16": 4, "float32": 1}
+
+
+INT8 = "Thirty-two wide channel vectorized row major Int8 format"
+QUANTISED = {
+    "int8": layer("conv1 + relu", "CaskConvolution", [INT8], [INT8], ParameterType="Convolution"),
+    "fp8": layer("__myl_FcMul_myl0_3", "gemm", ["FP8", HALF], [HALF]),
+}
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_a_plan_with_a_quantised_product_passes(precision):
+    layers = [PRODUCTS["convolution"], QUANTISED[precision]]
+    check_quantised({"Layers": layers}, precision)
+
+
+@pytest.mark.parametrize(("precision", "other"), [("int8", "fp8"), ("fp8", "int8")])
+def test_a_plan_whose_products_all_work_in_other_types_is_refused(precision, other):
+    resize = layer("resize", "Resize", ["Int8", "FP8"], [HALF])
+    layers = [PRODUCTS["convolution"], QUANTISED[other], resize]
+    with pytest.raises(EngineError, match=f"not built in {precision}: none of its 2 convolutions and matrix products"):
+        check_quantised({"Layers": layers}, precision)

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from builder.engines import EngineError
-from builder.engines.tensorrt import TensorRTSettings, check, route
+from builder.engines.tensorrt import TensorRTSettings, check, check_quantised, route
 from builder.engines.tensorrt.child import TensorRTPython
 
 HERE = Path(sys.executable)
@@ -107,3 +107,27 @@ def test_a_python_without_tensorrt_is_named(tmp_path, installed):
 )
 def test_releases_are_told_apart(version, old):
     assert route.is_8(version) is old
+
+
+@pytest.mark.parametrize(
+    ("version", "precision", "words"),
+    [
+        pytest.param("8.5.3.1", "int8", None, id="INT8 in every release"),
+        pytest.param("8.5.3.1", "fp8", "TensorRT 8.5.3.1 has no fp8; 10.6 and later do", id="FP8 in 8"),
+        pytest.param("10.5.0", "fp8", "TensorRT 10.5.0 has no fp8", id="FP8 before 10.6"),
+        pytest.param("10.6.0", "fp8", None, id="FP8 from 10.6 on"),
+    ],
+)
+def test_a_quantised_precision_needs_a_release_that_has_it(tmp_path, version, precision, words):
+    python = python_with(tmp_path, f"__version__ = '{version}'")
+    settings = TensorRTSettings(frontend="onnx", python=python)
+    if words is None:
+        check_quantised(precision, settings)
+        return
+    with pytest.raises(EngineError, match=words):
+        check_quantised(precision, settings)
+
+
+def test_a_quantised_precision_needs_the_onnx_frontend():
+    with pytest.raises(EngineError, match="int8 plans are built by the onnx frontend; ask for that one"):
+        check_quantised("int8", TensorRTSettings(frontend="torch-tensorrt"))
