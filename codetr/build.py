@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from builder.precision import PRECISIONS
+from builder.precision import ENGINE_PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from builder.family import DetectorConfig
 
 
@@ -33,7 +35,9 @@ def build(
     ] = None,
     random_weights: Annotated[bool, typer.Option(help="Seeded random weights instead, to measure speed.")] = False,
     engine: Annotated[str, typer.Option(help="onnx, torch or tensorrt.")] = "onnx",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, fp16 or bf16; int8 (onnx, tensorrt) or fp8 (torch, tensorrt) of some layers.")
+    ] = "fp32",
     height: Annotated[int | None, typer.Option(help="Input height in pixels; the variant's by default.")] = None,
     width: Annotated[int | None, typer.Option(help="Input width in pixels; the variant's by default.")] = None,
     batch: Annotated[int, typer.Option(help="Largest batch.")] = 4,
@@ -58,6 +62,25 @@ def build(
     plugin_nodes: Annotated[
         bool, typer.Option("--plugin-nodes", help="Only write model.onnx with TensorRT plugin nodes, for trtexec.")
     ] = False,
+    quantize: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="int8, fp8: a group of layers (backbone-convs, backbone-linears, neck, projections, encoder-ffn) or a "
+            "pattern of modules; the engine's own groups if not given."
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        Path | None, typer.Option(help="int8, fp8: pictures like those to come; drawn shapes else.")
+    ] = None,
+    calibration_count: Annotated[int, typer.Option(help="int8, fp8: pictures that are read at most.")] = 64,
+    calibration_method: Annotated[
+        Literal["entropy", "percentile", "max"] | None,
+        typer.Option(help="int8, fp8: how the ranges of activations are found; percentile for int8, max for fp8."),
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="int8, fp8: measure each group alone, and keep the fastest set.")
+    ] = False,
+    ap_budget: Annotated[float, typer.Option(help="With --search: AP 50:95, 0..1, that the set may lose.")] = 0.005,
     nms: Annotated[
         Literal["soft", "hard", "none"] | None, typer.Option(help="Suppression in the server; the variant's else.")
     ] = None,
@@ -104,6 +127,7 @@ def build(
     from builder.families import family_of
     from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
     from builder.pipeline.export import InputSpec
+    from builder.quantise.recipe import Recipe
     from codetr.config import given_variant
     from codetr.labels import read_class_names
     from codetr.shown import line, say, shown
@@ -113,8 +137,8 @@ def build(
     from serving.errors import CodetrError
     from serving.versions import read_choice, versioned
 
-    if precision not in PRECISIONS:
-        raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(PRECISIONS)}")
+    if precision not in ENGINE_PRECISIONS:
+        raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(ENGINE_PRECISIONS)}")
     if (weights is None) != random_weights:
         raise CodetrError("give either --weights FILE, or --random-weights to measure speed without a checkpoint")
     if static_batch and batch > 1 and not plugin_nodes:
@@ -148,7 +172,10 @@ def build(
         spec=spec,
         weights=weights,
         engine=engine,
-        precision=PRECISIONS[precision],
+        precision=ENGINE_PRECISIONS[precision],
+        recipe=Recipe(
+            tuple(quantize or ()), calibration_method, calibration_images, calibration_count, search, ap_budget
+        ),
         verify_images=verify_images,
         verify_annotations=verify_annotations,
         skip_verification=skip_verification,
@@ -174,7 +201,7 @@ def build(
     for folder in (repository, report):
         if folder is not None:
             check_folder(folder)
-    sources = (weights, classes, verify_images, verify_annotations)
+    sources = (weights, classes, verify_images, verify_annotations, calibration_images)
     refuse_inside(
         (repository / model_name(model, options.name) for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)),
         sources,
@@ -193,6 +220,8 @@ def build(
         return
     with _sigterm_cleans_up():
         result = build_repository(options, repository, Stages(console))
+    if search:
+        console.print(search_table(repository, name))
     if result is not None:
         console.print(line(f"engine and detector agree: {result}"), soft_wrap=True)
     served = read_choice(repository, name).version
@@ -201,6 +230,21 @@ def build(
         todo = f": version {version} of {name} is beside version {served}: codetr switch {repository} --to {version}"
         todo += "" if name == ENSEMBLE else f" --name {name}"
     console.print(line(shown(repository, "bold"), todo), soft_wrap=True)
+
+
+def search_table(repository: Path, name: str) -> Table:
+    """Return the trials of the search that a repository's engine came from."""
+    from rich.table import Table
+
+    from builder.quantise.search import restored
+    from codetr.shown import shown
+    from serving.manifest import read_manifest
+
+    found = restored(read_manifest(repository, name)["quantisation"]["search"])
+    table = Table("quantised", "layers", "AP lost", "ms", "", caption=f"AP lost on {found.measured}")
+    for trial in found.trials:
+        table.add_row(*(shown(cell) for cell in found.cells(trial)))
+    return table
 
 
 def _with_suppression(variant: DetectorConfig, **given: Any) -> DetectorConfig:

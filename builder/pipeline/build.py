@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from builder.checkpoint import DTYPES, CheckpointError, Precision, load_detector, random_detector
+from builder.checkpoint import DTYPES, CheckpointError, load_detector, random_detector
 from builder.detector import Detector
 from builder.engines import EngineError, Runner, first_line
-from builder.engines.eager import eager_device
-from builder.engines.kinds import BuiltEngine, engine_kind
+from builder.engines.eager import EagerDetector, eager_device
+from builder.engines.kinds import BuiltEngine, EngineKind, engine_kind
 from builder.engines.tensorrt import TensorRTSettings
 from builder.families import family_of
 from builder.family import DetectorConfig
@@ -29,6 +29,11 @@ from builder.pipeline.report import place_report, write_report
 from builder.pipeline.repository import check_destination, check_writable, write_repository
 from builder.pipeline.samples import Samples, sample_images
 from builder.pipeline.verify import LIMITS, Comparison, Verification, verify
+from builder.precision import EnginePrecision, option_of
+from builder.quantise.groups import groups_of
+from builder.quantise.recipe import Calibrated, Quantisation, Recipe, calibration_pictures, quantised, words_of
+from builder.quantise.search import search
+from builder.quantise.trials import Bench, annotated, ap_of, search_samples
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.manifest import PLAN_BACKEND
@@ -55,7 +60,8 @@ class BuildOptions:
     weights: Path | None = None  # None: random weights of `seed`
     seed: int = 0
     engine: str = "onnx"
-    precision: Precision = "float32"
+    precision: EnginePrecision = "float32"
+    recipe: Recipe = field(default_factory=Recipe)  # of int8 and fp8
     verify_images: Path | None = None  # None: generated shapes
     verify_annotations: Path | None = None  # COCO annotations of these images
     skip_verification: bool = False
@@ -71,6 +77,16 @@ class BuildOptions:
             raise EngineError(f"TensorRT's settings are not for the {self.engine} engine; use the tensorrt engine")
         if self.instances is not None and self.instances < 1:
             raise EngineError(f"instances: expected 1 or more, got {self.instances}")
+        if not self.is_quantised and self.recipe != Recipe():
+            raise EngineError(
+                f"what is quantised and how is for int8 and fp8, and the precision is {option_of(self.precision)}; ask "
+                "for one of those, or leave it out"
+            )
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether some layers are to be INT8 or FP8."""
+        return self.precision in ("int8", "fp8")
 
 
 def build_repository(
@@ -90,7 +106,11 @@ def build_repository(
     kind.check_precision(options.precision)
     _check_size(options, tensorrt=options.engine == "tensorrt")
     device = kind.module.device()  # says that there is no GPU before anything slow begins
+    if options.is_quantised and kind.has_settings and options.tensorrt.frontend is None:
+        options = replace(options, tensorrt=replace(options.tensorrt, frontend="onnx"))
     kind.module.check(options.variant.uses_operator, options.tensorrt)  # or no compiler
+    if options.precision in ("int8", "fp8"):
+        kind.module.check_quantised(options.precision, options.tensorrt)
     _prepare_report(options.report, repository)
     with _running(stage, "load weights"):
         reference = _load_or_log(options, repository)
@@ -101,9 +121,13 @@ def build_repository(
         _check_gpu_memory(reference, options.spec)
     logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
+        detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[kind.around(options.precision)])
+        detector = detector.to(kind.module.export_device(options.tensorrt))
+        quantisation = None
+        if options.precision in ("int8", "fp8"):
+            quantisation = quantise(reference, detector, kind, options, samples, partial(_running, stage, logs=logs))
+            detector = quantised(detector, quantisation, kind)
         with _running(stage, "export", logs):
-            detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[options.precision])
-            detector = detector.to(kind.module.export_device(options.tensorrt))
             program = export_detector(detector, options.spec)
         with _running(stage, "build engine", logs):
             engine = kind.module.build(program, Path(folder, kind.file_name), options.tensorrt)
@@ -114,7 +138,7 @@ def build_repository(
                 reference = reference.to(eager_device(device))
                 comparison = compare_engine(reference, run, samples, options.spec, options.precision)
                 report = write_report(
-                    Path(folder, "report"), comparison, samples, _describe(options, engine, comparison)
+                    Path(folder, "report"), comparison, samples, _describe(options, engine, comparison, quantisation)
                 ).parent
             _check(comparison, report, options, repository)
         with _running(stage, "write repository"):
@@ -123,13 +147,50 @@ def build_repository(
                 engine,
                 options.variant,
                 options.spec,
-                _describe(options, engine, comparison),
+                _describe(options, engine, comparison, quantisation),
                 name=options.name,
                 instances=options.instances,
                 report=report,
                 overwrite=options.overwrite,
             )
     return None if comparison is None else comparison.result
+
+
+def quantise(
+    reference: Detector,
+    detector: Detector,
+    kind: EngineKind,
+    options: BuildOptions,
+    samples: Samples,
+    running: Callable[[str], AbstractContextManager[None]],
+) -> Quantisation:
+    """Return what is quantised: calibrated on pictures, and searched for if that is asked for.
+
+    Args:
+        reference: the float32 detector.
+        detector: the same, deployed, in the precision of what is not quantised.
+        kind: of the engine.
+        options: with the recipe.
+        samples: that the engine is verified on.
+        running: shows a stage.
+    """
+    assert options.precision in ("int8", "fp8")
+    recipe, names, spec = options.recipe, options.variant.class_names or (), options.spec
+    groups = tuple(groups_of(detector))
+    words = (recipe.layers or groups) if recipe.search else words_of(recipe, kind, detector)
+    with running("calibrate"):
+        pictures = calibration_pictures(recipe, names, spec, options.variant.rules.pixels)
+        deployed = copy.deepcopy(reference).deploy().to(eager_device(kind.module.device()))
+        calibrated = Calibrated(deployed, options.precision, words, recipe, pictures)
+    if not recipe.search:
+        return calibrated.quantisation(words)
+    with running("search"):
+        chosen = search_samples(samples, options.verify_images is not None, names)
+        chosen, measured = annotated(chosen, deployed, spec)
+        expected = ap_of(EagerDetector(deployed), chosen, spec, deployed)
+        bench = Bench(kind, detector, calibrated, spec, options.tensorrt, chosen, expected)
+        found = search(words, bench.measure, recipe.ap_budget, measured)
+    return replace(calibrated.quantisation(found.best.groups), search=found)
 
 
 def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda name: nullcontext()) -> Path:
@@ -151,6 +212,8 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
             f"{options.variant.name} has no deformable attention as our operator, so there is no plugin node to write; "
             "an ordinary build of the onnx engine gives its ONNX file"
         )
+    if options.precision == "int8" or options.precision == "fp8":
+        raise EngineError("plugin nodes alone are not quantised; build the tensorrt engine, or use fp16")
     _check_has_effect(options)
     check_writable(folder)
     if path.exists() and not options.overwrite:
@@ -303,9 +366,13 @@ def _check(comparison: Comparison, report: Path, options: BuildOptions, reposito
         comparison.check(hint=f"; the report with pictures is in {kept}")
 
 
-def _describe(options: BuildOptions, engine: BuiltEngine, comparison: Comparison | None) -> dict[str, Any]:
+def _describe(
+    options: BuildOptions, engine: BuiltEngine, comparison: Comparison | None, quantisation: Quantisation | None
+) -> dict[str, Any]:
     result = None if comparison is None else comparison.result
     manifest = describe(options.variant, options.weights, options.seed, engine, options.precision, options.spec, result)
+    if quantisation is not None:
+        manifest["quantisation"] = quantisation.describe()
     if engine.kind.has_settings:
         manifest["version_compatible"] = options.tensorrt.version_compatible
         manifest["hardware_compatible"] = options.tensorrt.hardware_compatible

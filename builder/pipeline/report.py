@@ -23,6 +23,7 @@ from PIL import Image
 
 from builder.pipeline.samples import Samples
 from builder.pipeline.verify import Agreement, Comparison, detections
+from builder.quantise.search import restored, table
 from codetr_client.detections import Detections
 from codetr_client.drawing import draw, side_by_side
 from codetr_client.text import markdown
@@ -151,7 +152,7 @@ def _text(
     comparison: Comparison, samples: Samples, about: Mapping[str, Any], faults: Sequence[str], pictures: Sequence[Path]
 ) -> str:
     verdict = "The engine does not reproduce the detector: " + "; ".join(faults) if faults else "The engine agrees."
-    lines = [f"# Verification of {_title(about)}", "", verdict, "", *_figures(comparison), ""]
+    lines = [f"# Verification of {_title(about)}", "", verdict, "", *_figures(comparison), "", *_quantisation(about)]
     lines += [
         "| image | found again | of the engine's are the detector's | score difference of 95% | of all | mean IoU |",
         "|---|---|---|---|---|---|",
@@ -172,6 +173,20 @@ def _title(about: Mapping[str, Any]) -> str:
         f"{about['variant']}, {about['engine']} engine in {about['precision']}, {about['height']}x{about['width']} "
         f"pixels (h x w), batch {'1 to ' if about['dynamic_batch'] else ''}{about['max_batch_size']}"
     )
+
+
+def _quantisation(about: Mapping[str, Any]) -> list[str]:
+    """Return what was quantised, and the table of the search that chose it."""
+    content = about.get("quantisation")
+    if content is None:
+        return []
+    calibration = content["calibration"]
+    lines = [
+        f"{content['quantised']} layers are {about['precision']}: {', '.join(content['layers'])}. Their ranges "
+        f"({content['method']}) were seen on {calibration['images']} pictures: {markdown(calibration['source'])}.",
+        "",
+    ]
+    return lines if content["search"] is None else [*lines, table(restored(content["search"])), ""]
 
 
 def _figures(comparison: Comparison) -> list[str]:

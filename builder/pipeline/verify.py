@@ -49,6 +49,9 @@ LIMITS = {
     "float32": Limits(min_matched=0.98, max_usual_score_difference=1e-3, max_ap_loss=0.005),
     "float16": Limits(min_matched=0.93, max_usual_score_difference=0.04, max_ap_loss=0.02),
     "bfloat16": Limits(min_matched=0.85, max_usual_score_difference=0.12, max_ap_loss=0.03),
+    # The demos' backbones and necks in INT8: 91 to 95 %, 0.015; what a naive quantiser makes of them finds far less.
+    "int8": Limits(min_matched=0.75, max_usual_score_difference=0.12, max_ap_loss=0.02),
+    "fp8": Limits(min_matched=0.75, max_usual_score_difference=0.12, max_ap_loss=0.02),
 }
 USUAL = 0.95  # share of the matched candidates
 

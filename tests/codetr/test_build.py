@@ -63,7 +63,7 @@ def fault(tmp_path, monkeypatch, capsys):
             id="fewer tokens than queries, before weights",
         ),
         pytest.param([*DEMO, "--static-batch"], "a static batch above 1 cannot be served", id="static batch"),
-        pytest.param([*DEMO, "--precision", "fp16"], "no precision fp16; give fp32, or use the torch", id="fp16"),
+        pytest.param([*DEMO, "--precision", "fp16"], "no precision fp16; give fp32, int8, or use the torch", id="fp16"),
         pytest.param(
             [*DEMO, "--plugin-nodes", "--name", "x", "--verify-images", "y", "--skip-verification"],
             "name, verify_images, skip_verification: without effect, since plugin nodes go into",
@@ -71,7 +71,42 @@ def fault(tmp_path, monkeypatch, capsys):
         ),
         pytest.param([*DEMO, "--batch", "0"], "batch=0 is too small; expected 1 to 256", id="batch"),
         pytest.param([*DEMO, "--engine", "caffe"], "engine 'caffe' is not known; expected onnx, torch", id="engine"),
-        pytest.param([*DEMO, "--precision", "int8"], "--precision 'int8' is not known; expected fp32", id="precision"),
+        pytest.param([*DEMO, "--precision", "int4"], "--precision 'int4' is not known; expected fp32", id="precision"),
+        pytest.param(
+            [*DEMO, "--precision", "fp8"],
+            "the onnx engine has no precision fp8; give fp32, int8, or use the torch engine on a GPU that has it",
+            id="fp8 of another engine",
+        ),
+        pytest.param(
+            [*DEMO, "--precision", "int8", "--engine", "torch"],
+            "the torch engine has no precision int8; give fp32, fp16, bf16, fp8, or use the onnx engine on a CPU",
+            id="int8 of another engine",
+        ),
+        pytest.param(
+            [*DEMO, "--quantize", "neck"],
+            "what is quantised and how is for int8 and fp8, and the precision is fp32",
+            id="layers of nothing",
+        ),
+        pytest.param(
+            [*DEMO, "--precision", "int8", "--calibration-count", "0"],
+            "0 calibration pictures are not possible",
+            id="no pictures",
+        ),
+        pytest.param(
+            [*DEMO, "--precision", "int8", "--calibration-images", "absent"],
+            "absent holds no images (.jpg, .jpeg",
+            id="calibration images",
+        ),
+        pytest.param(
+            [*DEMO, "--precision", "int8", "--quantize", "neck", "--quantize", "backbone"],
+            "'backbone' chooses no linear layer or convolution of co_dino_demo; its groups are backbone-convs",
+            id="no group",
+        ),
+        pytest.param(
+            [*DEMO, "--precision", "int8", "--plugin-nodes"],
+            "plugin nodes alone are not quantised",
+            id="plugin nodes",
+        ),
         pytest.param([*DEMO, "--name", "a.b"], "name 'a.b' is not possible; expected letters", id="name"),
         pytest.param([*DEMO, "--verify-images", "absent"], "absent holds no images (.jpg, .jpeg", id="images"),
         pytest.param([*DEMO, "--optimization-level", "3"], "settings are not for the onnx engine", id="settings"),

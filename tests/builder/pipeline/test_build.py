@@ -13,7 +13,9 @@ from builder.engines.tensorrt import plugin_onnx
 from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe, variant_of
-from builder.pipeline.verify import VerificationError, detections
+from builder.pipeline.verify import LIMITS, Limits, VerificationError, detections
+from builder.quantise.layers import QuantisedLinear
+from builder.quantise.recipe import Recipe
 from demo import DEMO_WEIGHTS
 from demo.shapes.dataset import write_dataset
 from serving.errors import CodetrError
@@ -31,7 +33,7 @@ SMALL = get_variant("co_dino_r50_12e").derive("small", num_classes=8, num_querie
         ({"engine": "caffe"}, "engine 'caffe' is not known; expected onnx"),
         (
             {"engine": "onnx", "precision": "float16"},
-            "onnx engine has no precision fp16; give fp32, or use the torch engine",
+            "onnx engine has no precision fp16; give fp32, int8, or use the torch engine",
         ),
     ],
 )
@@ -228,3 +230,84 @@ def test_a_manifest_gives_its_variant_back(name):
 def test_a_manifest_without_a_network_is_named():
     with pytest.raises(CodetrError, match="no network this version knows"):
         variant_of({"variant": "x"})
+
+
+@pytest.fixture
+def lenient(monkeypatch):
+    """Random weights do not keep their candidates."""
+    monkeypatch.setitem(LIMITS, "int8", Limits(0.0, 1.0, 1.0))
+
+
+def test_a_quantised_build_says_in_its_manifest_and_report_what_was_done(tmp_path, stand_in, photos, lenient):
+    options = BuildOptions(SMALLEST, SPEC, precision="int8", recipe=Recipe(images=photos), verify_images=photos)
+    build_repository(options, tmp_path / "repository")
+    manifest = read_manifest(tmp_path / "repository")
+    groups = ["backbone-convs", "backbone-linears", "neck"]
+    assert (manifest["precision"], manifest["quantisation"]) == (
+        "int8",
+        {
+            "layers": groups,
+            "quantised": 24,
+            "method": "percentile",
+            "calibration": {"source": "images", "images": 2},
+            "search": None,
+        },
+    )
+    made = dict(stand_in.detector.named_modules())
+    assert isinstance(made["backbone.stages.0.blocks.0.fc1"], QuantisedLinear)
+    assert type(made["decoder.layers.0.ffn.0"]) is torch.nn.Linear
+    report = (tmp_path / "repository" / "codetr_detector" / "verification" / "report.md").read_text()
+    assert (
+        "24 layers are int8: backbone-convs, backbone-linears, neck. Their ranges (percentile) were seen on 2" in report
+    )
+
+
+@pytest.fixture
+def trials(monkeypatch, stand_in, lenient):
+    """Trials with the stand-in, whose time is less the more groups are quantised; returns the sets that were timed."""
+    timed = []
+
+    def milliseconds(engine, images, sizes):
+        layers = [type(layer).__name__ for layer in stand_in.detector.modules()]
+        timed.append(layers.count("QuantisedLinear") + layers.count("QuantisedConv2d"))
+        return 10.0 - timed[-1] / 10
+
+    def export(detector, spec):
+        stand_in.detector = detector
+
+    monkeypatch.setattr("builder.quantise.trials.export_detector", export)
+    monkeypatch.setattr("builder.quantise.trials.milliseconds", milliseconds)
+    monkeypatch.setattr("builder.quantise.trials.CONFIDENT", 0.0)  # what random weights are never above
+    return timed
+
+
+def test_a_search_keeps_the_fastest_set_and_its_table(tmp_path, trials, photos):
+    recipe = Recipe(("backbone-linears", "neck"), images=photos, search=True, ap_budget=0.9)
+    options = BuildOptions(SMALLEST, SPEC, precision="int8", recipe=recipe, verify_images=photos)
+    build_repository(options, tmp_path / "repository")
+    assert trials == [0, 19, 4, 23]
+    manifest = read_manifest(tmp_path / "repository")["quantisation"]
+    assert manifest["layers"] == ["backbone-linears", "neck"]
+    assert [trial["groups"] for trial in manifest["search"]["trials"]] == [
+        [],
+        ["backbone-linears"],
+        ["neck"],
+        ["backbone-linears", "neck"],
+    ]
+    report = (tmp_path / "repository" / "codetr_detector" / "verification" / "report.md").read_text()
+    assert "| backbone-linears, neck | 23 |" in report
+    assert "float32's own detections on 2 pictures; the budget is 0.9." in report
+
+
+def test_a_search_in_which_nothing_pays_writes_nothing(tmp_path, trials, photos, monkeypatch):
+    monkeypatch.setattr("builder.quantise.trials.milliseconds", lambda engine, images, sizes: 5.0)
+    recipe = Recipe(("neck",), images=photos, search=True)
+    options = BuildOptions(SMALLEST, SPEC, precision="int8", recipe=recipe, verify_images=photos)
+    with pytest.raises(EngineError, match="no group makes the engine faster"):
+        build_repository(options, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_recipe_without_a_quantised_precision_is_refused():
+    with pytest.raises(EngineError, match="what is quantised and how is for int8 and fp8, and the precision is fp32"):
+        BuildOptions(SMALLEST, SPEC, recipe=Recipe(("neck",)))
