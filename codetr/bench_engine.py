@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from builder.precision import PRECISIONS
+from builder.precision import ENGINE_PRECISIONS
 from codetr.bench_preprocess import parse_size
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
 from codetr.shown import say
@@ -35,7 +35,8 @@ def bench_engine(
     ] = None,
     engine: Annotated[Literal["torch", "onnx", "tensorrt"], typer.Option(help="Engine to build.")] = "torch",
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None, typer.Option(help="Of the engine; fp16 on a GPU, fp32 on a CPU.")
+        Literal["fp32", "fp16", "bf16", "int8", "fp8"] | None,
+        typer.Option(help="Of the engine; fp16 on a GPU, fp32 on a CPU."),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Images in one inference, repeatable; 1 without it.")
@@ -110,7 +111,7 @@ def _new(
 ) -> list[Target]:
     from perf.engine.targets import new_targets
 
-    chosen = None if precision is None else PRECISIONS[precision]
+    chosen = None if precision is None else ENGINE_PRECISIONS[precision]
     return new_targets(variants, sizes, engine, chosen, batches, builds)
 
 

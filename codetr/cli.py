@@ -20,6 +20,7 @@ from codetr.bench_load import bench_load
 from codetr.bench_op import bench_op
 from codetr.bench_precision import precision
 from codetr.bench_preprocess import bench_preprocess
+from codetr.bench_quantized import bench_quantized
 from codetr.bench_server import bench_server, install_perf_analyzer
 from codetr.build import build
 from codetr.capacity import capacity
@@ -71,6 +72,7 @@ bench.command("fuzz")(bench_fuzz)
 bench.command("gpus")(bench_gpus)
 bench.command("load")(bench_load)
 bench.command("preprocess")(bench_preprocess)
+bench.command("quantized")(bench_quantized)
 bench.command("server")(bench_server)
 bench.command("install-perf-analyzer")(install_perf_analyzer)
 app.command()(variants)

@@ -20,6 +20,7 @@ from builder.checkpoint import DTYPES, load_detector, random_detector
 from builder.detector import Detector
 from builder.engines import Engine, EngineOutput
 from builder.engines.eager import EagerDetector
+from builder.engines.kinds import engine_kind
 from builder.engines.tensorrt.plans import ChildPlan
 from builder.operators.cuda import load_cuda_operator
 from builder.pipeline.build import BuildOptions, Stage, build_repository
@@ -27,7 +28,7 @@ from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import inputs_of, load_engine
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import fit, overall, run_batched
-from builder.precision import Precision
+from builder.precision import EnginePrecision, Precision
 from model_repository.torch_runner import float32_products
 from perf.engine import trtexec
 from perf.engine.flops import TOTAL, count_flops
@@ -189,7 +190,7 @@ class Bench:
             detector = self._load_detector(target)
         target = replace(target, variant=detector.variant)  # with the checkpoint's classes
         subject = Subject.of(target)
-        for precision in eager_precisions(target.precision, self.device):
+        for precision in eager_precisions(target.around, self.device):
             case = self._measure(subject, PYTORCH, precision, partial(self._eager, detector, precision))
             detector.cpu()
             yield case
@@ -229,11 +230,12 @@ class Bench:
         return time.monotonic() - started
 
     def _measure(
-        self, subject: Subject, implementation: str, precision: Precision, load: Callable[[], Engine]
+        self, subject: Subject, implementation: str, precision: EnginePrecision, load: Callable[[], Engine]
     ) -> EngineCase:
         """Load one implementation, measure it and let go of it."""
         target, spec = subject.target, subject.target.spec
-        rate = self._gemm_rate(precision)  # first: what the libraries keep on the GPU is nobody's memory
+        plain = engine_kind(target.engine).around(precision)
+        rate = self._gemm_rate(plain)  # first: what the libraries keep on the GPU is nobody's memory
         release_memory(self.device)
         before = used_memory(self.device)
         with _explained(f"{implementation} {precision} at {spec.width}x{spec.height}, batch {spec.max_batch_size}"):
@@ -241,7 +243,7 @@ class Bench:
             latency, memory = self._latency(engine, subject, before)
             clock = sm_clock_mhz(self.device)
             agreement = self._compare(subject, engine)
-            if self.options.profile and precision == target.precision:
+            if self.options.profile and precision in (target.precision, target.around):
                 self._profile(subject, implementation, engine)
         flops = subject.flops[TOTAL]
         source, figure = published(target.variant), published_ms(target.variant, spec, implementation, precision)

@@ -13,7 +13,7 @@ from builder.family import DetectorConfig
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import device_of, engine_file, spec_of, variant_of
 from builder.pipeline.recheck import chosen_names
-from builder.precision import Precision
+from builder.precision import EnginePrecision, Precision
 from builder.reading.checkpoint_file import digest
 from perf.engine.published import sizes_to_measure
 from serving.contract import ENSEMBLE
@@ -28,13 +28,18 @@ class Target:
     variant: DetectorConfig
     spec: InputSpec  # its largest batch is measured
     engine: str
-    precision: Precision
+    precision: EnginePrecision
     repository: Path
     device: Device  # it is built for
     name: str = ENSEMBLE  # of the engine in the repository
     seed: int = 0  # of random weights
     built_from: str | None = None  # SHA-256 of the weights of an engine that exists
     exists: bool = False  # else it is built
+
+    @property
+    def around(self) -> Precision:
+        """The precision of what is not quantised."""
+        return engine_kind(self.engine).around(self.precision)
 
     @property
     def file(self) -> Path:
@@ -46,7 +51,7 @@ def new_targets(
     variants: Sequence[DetectorConfig],
     sizes: Sequence[tuple[int, int]],
     engine: str,
-    precision: Precision | None,
+    precision: EnginePrecision | None,
     batches: Sequence[int],
     builds: Path,
 ) -> list[Target]:
@@ -65,7 +70,7 @@ def new_targets(
     """
     kind = engine_kind(engine)
     device = kind.module.device()
-    chosen: Precision = precision or ("float16" if device == "cuda" else "float32")
+    chosen: EnginePrecision = precision or ("float16" if device == "cuda" else "float32")
     kind.check_precision(chosen)
     cases = [
         (variant, InputSpec(height, width, batch, dynamic_batch=False))

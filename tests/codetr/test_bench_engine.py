@@ -98,7 +98,7 @@ def test_a_repository_gives_size_and_precision(
         (["co_dino_demo", "--random-weights", "--size", "16x16"], "height=16 is too small"),
         (
             ["co_dino_demo", "--random-weights", "--engine", "onnx", "--precision", "fp16"],
-            "onnx engine has no precision fp16; give fp32",
+            "onnx engine has no precision fp16; give fp32, int8",
         ),
         (["--random-weights", "--repository", "/no/such"], "no repository at /no/such"),
     ],

@@ -34,7 +34,7 @@ def test_impossible_measurements_are_named_at_once(
 
 
 def test_an_engine_has_only_its_own_precisions(tmp_path: Path) -> None:
-    with pytest.raises(CodetrError, match="the onnx engine has no precision fp16; give fp32"):
+    with pytest.raises(CodetrError, match="the onnx engine has no precision fp16; give fp32, int8"):
         new_targets([SMALL], [(96, 64)], "onnx", "float16", [1], tmp_path)
 
 

@@ -1,0 +1,211 @@
+"""What quantisation costs and gains: the same detector in several recipes, its AP on drawn shapes and its time."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from builder.checkpoint import DTYPES, load_detector
+from builder.detector import Detector
+from builder.engines import EngineOutput
+from builder.engines.eager import EagerDetector, eager_device
+from builder.engines.kinds import KINDS, BuiltEngine, EngineKind
+from builder.engines.tensorrt.settings import TensorRTSettings
+from builder.family import DetectorConfig
+from builder.pipeline.export import InputSpec, export_detector
+from builder.pipeline.samples import Samples, drawn_samples
+from builder.pipeline.verify import average_precision, fit, overall, run_batched
+from builder.precision import EnginePrecision, Precision, Quantised, option_of
+from builder.quantise.recipe import Calibrated, Pictures, Recipe, calibration_pictures, quantised, words_of
+from builder.quantise.trials import milliseconds
+from perf.machine import header
+from perf.records import write_record
+
+KIND = "quantised"
+SEED = 3  # of the pictures: neither those of calibration nor of verification
+DEFAULTS = "ONNX Runtime's quantiser, its defaults"
+
+
+PROCESSOR_CALLS = 15
+DEFAULT_PICTURES = 16  # it keeps every tensor of every picture in memory until the last
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine."""
+
+    name: str
+    precision: str
+    quantised: int | None  # layers; None where another program chose
+    ap: float | None  # AP 50:95 on the drawn shapes; None for a detector of other classes
+    found_again: float  # share of float32's candidates
+    found_back: float  # share of the engine's candidates that are float32's
+    ms: float | None  # median of one picture; None for PyTorch itself
+    mib: float | None = None  # of the engine's file
+    processor_ms: float | None = None  # of a CPU's single thread for one picture, which other programs do not change
+
+
+def measure(
+    variant: DetectorConfig | str,
+    weights: Path,
+    engine: str,
+    images: int,
+    recipes: Sequence[Recipe],
+    output: Path,
+    stage: Callable[[str], AbstractContextManager[object]],
+    on_case: Callable[[Case], None],
+) -> dict[str, Any]:
+    """Measure PyTorch in float32, the engine unquantised, what a naive user gets, and each recipe; write the record.
+
+    Args:
+        variant: the network, at its usual size.
+        weights: its checkpoint.
+        engine: kind of the engine.
+        images: drawn ones that AP is of.
+        recipes: of int8, or of fp8 for the torch engine.
+        output: folder of the record.
+        stage: shows what takes long.
+        on_case: hears of each case as it comes.
+    """
+    kind = KINDS[engine]
+    bench = _Bench(load_detector(variant, weights), kind, images)
+    record = {
+        **header(KIND),
+        "variant": bench.reference.variant.name,
+        "engine": engine,
+        "images": images,
+        "size": [bench.spec.height, bench.spec.width],
+        "torch_threads": torch.get_num_threads(),
+        "cases": [],
+    }
+    for case in bench.cases(recipes, stage):
+        record["cases"].append(asdict(case))
+        on_case(case)
+        output.mkdir(parents=True, exist_ok=True)
+        write_record(record, output, f"{engine}-{record['variant']}.json")
+    return record
+
+
+class _Bench:
+    def __init__(self, reference: Detector, kind: EngineKind, images: int) -> None:
+        self.kind, self.reference = kind, reference.deploy()
+        variant = reference.variant
+        self.spec, self.rules = InputSpec(*variant.input_size, 1, False), variant.rules
+        self.samples: Samples = drawn_samples(SEED, images, variant.class_names or ())
+        self.pixels, self.sizes = self._fit(self.samples.images)
+        self.settings = TensorRTSettings(frontend="onnx") if kind.has_settings else None
+        self.reference.to(eager_device(kind.module.device()))
+        self.expected = run_batched(EagerDetector(self.reference), self.pixels, self.sizes, 1)
+
+    def cases(
+        self, recipes: Sequence[Recipe], stage: Callable[[str], AbstractContextManager[object]]
+    ) -> Iterator[Case]:
+        yield self._case("PyTorch", "float32", self.expected, None, 0)
+        low: Quantised = "fp8" if "fp8" in self.kind.quantised and "int8" not in self.kind.quantised else "int8"
+        plain: Precision = self.kind.around(low)
+        with tempfile.TemporaryDirectory() as folder:
+            with stage(f"engine, {option_of(plain)}"):
+                built = self._build(self._detector(plain), Path(folder))
+                case = self._measured("engine", plain, built, 0)
+            yield case
+            if self.kind.name == "onnx":
+                with stage(DEFAULTS):
+                    case = self._defaults(built)
+                yield case
+        for recipe in recipes:
+            words = words_of(recipe, self.kind, self.reference)
+            with stage(f"{option_of(low)}: {', '.join(words)}"):
+                pictures = self._pictures(recipe)
+                calibrated = Calibrated(self.reference, low, words, recipe, pictures)
+                quantisation = calibrated.quantisation(words)
+                detector = quantised(self._detector(plain), quantisation, self.kind)
+                name = f"{', '.join(words)}; {quantisation.method}"
+                case = self._engine(name, low, detector, len(quantisation.ranges))
+            yield case
+
+    def _detector(self, precision: Precision) -> Detector:
+        detector = copy.deepcopy(self.reference).set_precision(DTYPES[precision])
+        return detector.to(self.kind.module.export_device(self.settings))
+
+    def _pictures(self, recipe: Recipe) -> Pictures:
+        return calibration_pictures(recipe, (), self.spec, self.rules.pixels)
+
+    def _fit(self, images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        return fit(images, self.spec.height, self.spec.width, self.rules.pixels)
+
+    def _engine(self, name: str, precision: EnginePrecision, detector: Detector, layers: int) -> Case:
+        with tempfile.TemporaryDirectory() as folder:
+            return self._measured(name, precision, self._build(detector, Path(folder)), layers)
+
+    def _build(self, detector: Detector, folder: Path) -> BuiltEngine:
+        program = export_detector(detector, self.spec)
+        return self.kind.module.build(program, folder / self.kind.file_name, self.settings)
+
+    def _measured(self, name: str, precision: str, built: BuiltEngine, layers: int | None) -> Case:
+        run = self.kind.module.load(built.file, self.spec, built.device, self.settings)
+        output = run_batched(run, self.pixels, self.sizes, 1)
+        ms = milliseconds(run, self.pixels[:1], self.sizes[:1])
+        case = self._case(name, precision, output, ms, layers)
+        alone = self._processor_ms(built) if self.kind.name == "onnx" else None
+        return replace(case, mib=built.file.stat().st_size / 2**20, processor_ms=alone)
+
+    def _processor_ms(self, built: BuiltEngine) -> float:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(str(built.file), options, providers=["CPUExecutionProvider"])
+        inputs = self._fed(self.pixels[:1], self.sizes[:1], built)
+        times = []
+        for _ in range(PROCESSOR_CALLS):
+            start = time.process_time()
+            session.run(None, inputs)
+            times.append(1e3 * (time.process_time() - start))
+        return median(times)
+
+    def _fed(self, pixels: NDArray[np.uint8], sizes: NDArray[np.int32], built: BuiltEngine) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {"images": pixels, "image_sizes": sizes}
+        return {name: arrays[name] for name in built.inputs}
+
+    def _case(
+        self,
+        name: str,
+        precision: str,
+        output: EngineOutput,
+        ms: float | None,
+        layers: int | None,
+    ) -> Case:
+        agreement = overall(self.expected, output)
+        ap = average_precision(output, self.samples, self.rules.suppression)
+        return Case(name, precision, layers, ap, agreement.matched, agreement.matched_back, ms)
+
+    def _defaults(self, plain: BuiltEngine) -> Case:
+        """Quantise the unquantised file as ONNX Runtime's own quantiser does where nothing is asked for."""
+        from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+        pictures = self._pictures(Recipe(count=DEFAULT_PICTURES))
+        feeds = [self._fed(*batch, plain) for batch in pictures.batches()]
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
+            def get_next(self) -> dict[str, NDArray[Any]] | None:
+                return feeds.pop() if feeds else None
+
+        with tempfile.TemporaryDirectory() as folder:
+            made = replace(plain, file=Path(folder, self.kind.file_name))
+            quantize_static(str(plain.file), str(made.file), Reader())
+            return self._measured(DEFAULTS, "int8", made, None)
+
+
+def naive() -> Recipe:
+    """Return what is often taken for quantisation: every layer, with ranges from one extreme to the other."""
+    return Recipe(layers=("*",), method="max")
