@@ -375,7 +375,58 @@ def capacity() -> str:
     return here + table((*COLUMNS, "cost an hour", "cost of a million"), capacity_rows(record))
 
 
+def quantised() -> str:
+    """The demos in INT8 on a CPU: `codetr bench quantized`."""
+    parts = []
+    for path in sorted((RESULTS / "quantised").glob("onnx-*.json")):
+        record = results(f"quantised/{path.name}")
+        rows = [
+            [
+                f"{case['name']}, {case['precision']}",
+                "-" if case["quantised"] is None else case["quantised"],
+                f"{case['ap']:.4f}",
+                f"{case['found_again']:.1%}",
+                f"{case['processor_ms']:.0f}" if case.get("processor_ms") else "-",
+                "-" if case["mib"] is None else f"{case['mib']:.1f}",
+            ]
+            for case in record["cases"]
+        ]
+        about = f"`{record['variant']}`, AP on {record['images']} drawn shapes; {machine(record)}"
+        columns = ["", "layers quantised", "AP", "candidates found again", "ms", "MiB"]
+        parts.append(f"{about}\n\n{table(columns, rows)}")
+    return "\n" + "\n".join(parts)
+
+
+def fp8() -> str:
+    """Swin-L in FP8."""
+    cases = results("quantised/torch-fp8-h200.json")["cases"]
+    rows = [
+        [case["quantised"], case["layers"], f"{min(case['p50_ms']):.2f}", f"{case['memory_relative_error']:.4f}"]
+        for case in cases
+    ]
+    return table(["in FP8", "layers", "ms (p50)", "relative error of the encoder's output"], rows)
+
+
+def fp8_kernels() -> str:
+    """What kernels take in FP16 and FP8."""
+    cases = [results("quantised/torch-fp8-h200.json")["cases"][i] for i in (0, 2, 4)]
+    kinds = list(dict.fromkeys(kind for case in cases for kind in case["kernels_ms"]))
+    rows = [[kind, *(f"{case['kernels_ms'].get(kind, 0):.2f}" for case in cases)] for kind in kinds]
+    return table(["kernels", *(case["quantised"] for case in cases)], rows)
+
+
+def fp8_accuracy() -> str:
+    """The demo in FP8."""
+    cases = results("quantised/torch-fp8-h200.json")["demo"]["cases"]
+    rows = [[case["quantised"], f"{case['ap']:.4f}", f"{case['found_again']:.1%}"] for case in cases]
+    return table(["in FP8", "AP", "candidates found again"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "quantised": quantised,
+    "fp8": fp8,
+    "fp8 kernels": fp8_kernels,
+    "fp8 accuracy": fp8_accuracy,
     "variants": variants,
     "rules": rules,
     "accuracy": accuracy,
