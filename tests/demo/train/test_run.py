@@ -45,7 +45,8 @@ def assert_same_weights(one: Detector | None, other: Detector | None) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_images_are_learned_by_heart(variant: Any, tmp_path: Path) -> None:
     """The exported weights, loaded as a user loads them, find what the two images show."""
-    shown = run(variant, tmp_path, SETTINGS if variant is CO_DINO else replace(SETTINGS, steps=150))
+    # Enough steps that no object hangs on the order of a sum: with 60 the result depends on the number of threads.
+    shown = run(variant, tmp_path, replace(SETTINGS, steps=100 if variant is CO_DINO else 150))
     assert "decoder/giou" in shown
     detector = load_detector(variant, tmp_path / "weights.safetensors")
     images, sizes, targets = next(batches(variant, SETTINGS.seed, 2, range(1)))
