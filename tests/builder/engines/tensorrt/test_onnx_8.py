@@ -15,7 +15,7 @@ from builder.engines.onnx import write
 from builder.engines.tensorrt import onnx_8, quantised_layers
 from builder.operators import interface
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
-from builder.pipeline.export import InputSpec, decompose, export_detector, inputs_of, uses_operator
+from builder.pipeline.export import InputSpec, decompose, decompose_attention, export_detector, inputs_of, uses_operator
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.layers import replace_layers
 from tests.builder.detr.golden import Golden
@@ -93,7 +93,7 @@ def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, tmp_path)
 
 def test_with_the_operator_written_out_it_is_the_detector(detector, program, tmp_path):
     table = {OPERATOR: reference_ms_deform_attn, LAYER_NORM: onnx_8.layer_norm, GROUP_NORM: onnx_8.group_norm}
-    write(decompose(program, table), tmp_path / "model.onnx", None, onnx_8.revise)
+    write(decompose(decompose_attention(program), table), tmp_path / "model.onnx", None, onnx_8.revise)
     check_operators(onnx.load(tmp_path / "model.onnx"))
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
