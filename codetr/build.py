@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -213,13 +213,13 @@ def build(
         refuse_inside([report / f"{repository.absolute().name}-{options.name}-verification"], sources)
     console = own_console()
     if plugin_nodes:
-        with _sigterm_cleans_up():
-            path = write_plugin_onnx(options, repository, Stages(console))
+        with _signals_end_it() as end_again:
+            path = write_plugin_onnx(options, repository, Stages(console, end_again))
         console.print(line(shown(path, "bold"), " is ready:"), soft_wrap=True)
         console.print(line(trtexec_line(path, spec)), soft_wrap=True)
         return
-    with _sigterm_cleans_up():
-        result = build_repository(options, repository, Stages(console))
+    with _signals_end_it() as end_again:
+        result = build_repository(options, repository, Stages(console, end_again))
     if search:
         console.print(search_table(repository, name))
     if result is not None:
@@ -255,10 +255,28 @@ def _with_suppression(variant: DetectorConfig, **given: Any) -> DetectorConfig:
 
 
 @contextmanager
-def _sigterm_cleans_up() -> Iterator[None]:
-    """Have SIGTERM, which `docker stop` sends, end a `with` block as Ctrl-C does."""
-    former = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def _signals_end_it() -> Iterator[Callable[[], None]]:
+    """Have SIGTERM, which `docker stop` sends, end a `with` block as Ctrl-C does.
+
+    Gives a call that ends it once more, for a compiler may have taken the exception for one of its own.
+    """
+    seen: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        seen.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    def end_again() -> None:
+        if seen:
+            end(seen[-1], None)
+
+    former = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it may be ignored
+        former[signal.SIGINT] = signal.signal(signal.SIGINT, end)
     try:
-        yield
+        yield end_again
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)

@@ -21,8 +21,9 @@ GPU_SAMPLING_SECONDS = 0.2
 class Stages:
     """Called with a stage's name, a context manager that reports it on the console."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or new_console()
+    def __init__(self, console: Console | None = None, check: Callable[[], object] = lambda: None) -> None:
+        """Report on the console; `check` is called where a stage ends, and may raise."""
+        self.console, self.check = console or new_console(), check
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -30,6 +31,7 @@ class Stages:
         started = time.monotonic()
         with self.console.status(name), GpuPeak() as gpu:
             yield
+            self.check()
         elapsed = time.monotonic() - started
         memory = f"peak {peak_memory_gib():5.2f} GiB"
         if gpu.peak_gib is not None:

@@ -1,5 +1,6 @@
 """`codetr build` as a user meets it: each fault is one line that says what to do, and Ctrl-C leaves nothing."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -289,6 +290,20 @@ def test_a_failed_compilation_names_its_log(fault, monkeypatch, tmp_path):
     log = tmp_path / "repository-codetr-build.log"
     assert fault(*DEMO).endswith(f"no ONNX form of aten::x; the compilers' log is {log}, and `verbose` shows it")
     assert "a compiler's complaint" in log.read_text()
+
+
+def test_ctrl_c_that_a_compiler_takes_for_its_own_ends_the_build(tmp_path, monkeypatch):
+    def export(*arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("builder.pipeline.build.export_detector", export)
+    monkeypatch.setattr("builder.pipeline.build.load", lambda options: __import__("builder").random_detector(SMALLEST))
+    monkeypatch.setattr(sys, "argv", ["codetr", "build", *DEMO, "--repository", str(tmp_path / "repository")])
+    with pytest.raises(SystemExit, match="130"):
+        cli.main()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
