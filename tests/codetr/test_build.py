@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from builder.variants import get_variant
@@ -297,6 +298,7 @@ def test_ctrl_c_that_a_compiler_takes_for_its_own_ends_the_build(tmp_path, monke
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
+    monkeypatch.setattr("codetr.stages.own_console", lambda: Console(quiet=True))
     monkeypatch.setattr("builder.pipeline.build.export_detector", export)
     monkeypatch.setattr("builder.pipeline.build.load", lambda options: __import__("builder").random_detector(SMALLEST))
     monkeypatch.setattr(sys, "argv", ["codetr", "build", *DEMO, "--repository", str(tmp_path / "repository")])
