@@ -225,11 +225,11 @@ def build(
     if result is not None:
         console.print(line(f"engine and detector agree: {result}"), soft_wrap=True)
     served = read_choice(repository, name).version
-    todo = f" is ready: codetr serve --repository {repository}"
+    advice = f" is ready: codetr serve --repository {repository}"
     if version != served:
-        todo = f": version {version} of {name} is beside version {served}: codetr switch {repository} --to {version}"
-        todo += "" if name == ENSEMBLE else f" --name {name}"
-    console.print(line(shown(repository, "bold"), todo), soft_wrap=True)
+        advice = f": version {version} of {name} is beside version {served}: codetr switch {repository} --to {version}"
+        advice += "" if name == ENSEMBLE else f" --name {name}"
+    console.print(line(shown(repository, "bold"), advice), soft_wrap=True)
 
 
 def search_table(repository: Path, name: str) -> Table:

@@ -39,10 +39,10 @@ def _switch(repository: Path, name: str, version: int | None, timeout: float) ->
     from serving.switch import switch as run
 
     choice, servers = run(repository, name, version, timeout, new_console(stderr=True).status)
-    todo = f"{servers} running server{'s' if servers > 1 else ''} took it over"
+    advice = f"{servers} running server{'s' if servers > 1 else ''} took it over"
     if not servers:
-        todo = "the next start serves it, and servers of other users or machines take it over within seconds"
-    new_console().print(line(DONE, f" {name}: version {choice.version} is served; {todo}"), soft_wrap=True)
+        advice = "the next start serves it, and servers of other users or machines take it over within seconds"
+    new_console().print(line(DONE, f" {name}: version {choice.version} is served; {advice}"), soft_wrap=True)
 
 
 def _list(repository: Path) -> None:
