@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -48,7 +49,9 @@ class Server:
         monkeypatch.setattr(module, "is_running", lambda folder: self.state != "ended")
         monkeypatch.setattr(module, "running_server", self.run)
         monkeypatch.setattr(module, "why_no_answer", lambda url, model, timeout: self.fault)
-        monkeypatch.setattr("serving.switch.time.sleep", lambda seconds: self.say(self.state, 2))
+        # the module's own clock: a patched time.sleep would let every other thread of this process write the note too
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: self.say(self.state, 2))
+        monkeypatch.setattr(module, "time", clock)
 
     def say(self, state: str, version: int) -> None:
         note = Note(version, state, "no memory", stamp(self.repository, "codetr"))  # type: ignore[arg-type]
