@@ -101,12 +101,14 @@ class TritonServer:
         engines: Sequence[str] = (),
     ) -> None:
         self.options = options
+        knows_limit: bool = False,
         self.binary = binary
         self.process = process
         self.notes = tuple(notes)
         self.engines = tuple(engines)
         self._folder = folder
         self._on_log = on_log
+        self._knows_limit = knows_limit
         self._log: deque[str] = deque(maxlen=2000)
         self._lines = 0
         self._reader = threading.Thread(target=self._read_log, args=(process.stdout,), daemon=True)
@@ -212,6 +214,7 @@ class TritonServer:
                 load_seconds,
             )
             self._switcher.start()
+                self._knows_limit,
         return self._switcher
 
     def _log_since(self, count: int) -> tuple[list[str], int]:
@@ -348,11 +351,12 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
     options = replace(options, admin_key=options.admin_key or secrets.token_hex(24))
     folder = PrivateFolder()
     try:
-        process = _start(binary, options, folder, engines if snapshot else None, gpus)
+        process = _start(binary, options, folder, engines if snapshot else None, gpus, knows_limit)
     except BaseException:
         folder.close()
         raise
-    return TritonServer(options, binary.path, process, folder, on_log, [note] if note else [], engines)
+    return TritonServer(options, binary.path, process, folder, on_log, [note] if note else [], engines, knows_limit)
+    knows_limit = snapshot and binary.has_config_field(INFLIGHT)
 
 
 def _engines(options: ServerOptions) -> list[str]:
@@ -363,11 +367,16 @@ def _engines(options: ServerOptions) -> list[str]:
 
 
 def _start(
-    binary: Binary, options: ServerOptions, folder: PrivateFolder, engines: Sequence[str] | None, gpus: str | None
+    binary: Binary,
+    options: ServerOptions,
+    folder: PrivateFolder,
+    engines: Sequence[str] | None,
+    gpus: str | None,
+    knows_limit: bool,
 ) -> subprocess.Popen[str]:
     models = link_repository(options.repository, folder.path, engines is not None, engines)
     if engines is not None:
-        bound_ensembles(models, engine_names(models) or [ENSEMBLE], binary.has_config_field(INFLIGHT))
+        bound_ensembles(models, engine_names(models) or [ENSEMBLE], knows_limit)
         make_reloadable(models)
     plugin = find_plugin(options.repository, engines)
     arguments = tritonserver_options(

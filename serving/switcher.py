@@ -22,12 +22,12 @@ from serving.contract import DETECTOR, PLUGIN_LIBRARY, model_name
 from serving.errors import CodetrError
 from serving.health import ask, why_no_answer
 from serving.manifest import FILES, PLAN_BACKEND, read_manifest
-from serving.repository import check_repository, ensemble_config, link_ensemble, link_model, models_of
+from serving.repository import check_repository, link_ensemble, link_model, models_of
 from serving.server_log import failed_models, how_it_ended, instances
 from serving.shared_memory import check_shared_memory
 from serving.stubs import LoadingStubs
 from serving.versions import Hold, choice_path, name_and_version, read_choice, versioned
-from serving.view import add, remove, replace_config
+from serving.view import add, bound_ensembles, remove, replace_config
 from serving.watchdog import Watchdog
 
 _TICK = 1.0
@@ -91,6 +91,7 @@ class Switcher:
         log_since: returns the lines of the server's log after so many, and how many there are.
         watchdog: of its steps.
         load_seconds: the longest that a version may take to load.
+        knows_limit: whether the server's configurations have the field `serving.view.INFLIGHT`.
     """
 
     def __init__(
@@ -104,10 +105,11 @@ class Switcher:
         log_since: Callable[[int], tuple[list[str], int]],
         watchdog: Watchdog,
         load_seconds: float,
+        knows_limit: bool,
     ) -> None:
         self._repository, self._folder, self._models = repository, folder, folder / "models"
         self._url, self._server, self._report, self._log_since = url, server, report, log_since
-        self._watchdog, self._load_seconds = watchdog, load_seconds
+        self._watchdog, self._load_seconds, self._knows_limit = watchdog, load_seconds, knows_limit
         self._serving = dict(map(name_and_version, engines))
         self._holds = {engine: Hold(repository, engine) for engine in engines}
         self._plugin = next((each for engine in engines if (each := _plugin(repository, engine))), None)
@@ -205,7 +207,7 @@ class Switcher:
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="staged-") as staged:
             for step in steps:
                 link_model(self._repository / step, Path(staged, step))
-            link_ensemble(self._repository, ensemble, Path(staged, trial))
+            self._write_ensemble(ensemble, Path(staged, trial))
             self._added += 1
             for model in (*steps, trial):
                 add(self._models, Path(staged, model), self._added)
@@ -217,12 +219,19 @@ class Switcher:
         version = name_and_version(engine)[1]
         _, begun = self._log_since(0)
         (self._models / name / str(version)).mkdir(exist_ok=True)
-        replace_config(self._models, name, ensemble_config(self._repository, engine, name))
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix="staged-") as staged:
+            self._write_ensemble(engine, Path(staged, name))
+            replace_config(self._models, name, Path(staged, name, "config.pbtxt").read_text(encoding="utf-8"))
         try:
             self._wait_for(f"/v2/models/{name}/versions/{version}/ready", [name], begun)
         except CodetrError:
             replace_config(self._models, name, before)
             raise
+
+    def _write_ensemble(self, engine: str, folder: Path) -> None:
+        """Write the folder of an engine's ensemble, whose name the folder's becomes."""
+        link_ensemble(self._repository, engine, folder)
+        bound_ensembles(folder.parent, [folder.name], self._knows_limit)
 
     def _wait_for(self, path: str, models: Sequence[str], begun: int) -> None:
         """Wait until the server answers a path well; raises CodetrError where one of these models fails."""

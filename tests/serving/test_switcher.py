@@ -58,7 +58,7 @@ class Server:
         self.seen.append((path, self.watchdog.server_is_loading))
         return self.status(path), b""
 
-    def follow(self) -> Switcher:
+    def follow(self, load_seconds: float = 60.0, knows_limit: bool = False) -> Switcher:
         return Switcher(
             self.repository,
             self.folder,
@@ -68,7 +68,8 @@ class Server:
             lambda said, is_wrong: self.said.append((said, is_wrong)),
             lambda count: (self.log[count:], len(self.log)),
             self.watchdog,  # type: ignore[arg-type]
-            0.5,
+            load_seconds,
+            knows_limit,
         )
 
     @property
@@ -149,6 +150,26 @@ def test_a_version_is_loaded_beside_the_other_and_takes_its_place(server: Server
     assert switcher.serving == {"codetr": 1}
 
 
+@pytest.mark.parametrize("knows_limit", [False, True], ids=["a release without the field", "one that has it"])
+def test_its_ensembles_have_the_limit_that_those_of_a_start_have(server: Server, knows_limit: bool) -> None:
+    limits: list[object] = []
+
+    def look(path: str) -> int:
+        name = path.split("/")[3]
+        (scheduling,) = read_model_config(server.models / name / "config.pbtxt")["ensemble_scheduling"]
+        limits.append((name, scheduling.get("max_inflight_requests")))
+        return 200
+
+    switcher = server.follow(knows_limit=knows_limit)
+    server.status = look
+    for version in (2, 1):
+        write_choice(server.repository, "codetr", Choice(version))
+        switcher.look()
+    switcher.stop()
+    expected = ["320"] if knows_limit else None
+    assert limits == [(name, expected) for name in ("codetr.2", "codetr", "codetr.1", "codetr")]
+
+
 def test_what_was_named_during_the_start_is_taken_over(server: Server) -> None:
     write_choice(server.repository, "codetr", Choice(2))
     switcher = server.follow()
@@ -189,7 +210,8 @@ def test_a_version_that_fails_to_load_goes_with_triton_s_reason(server: Server, 
     assert server.note.reason == "model codetr.2_detector failed to load: no memory"
 
 
-def test_an_ensemble_that_does_not_change_over_keeps_its_configuration(server: Server, switcher: Switcher) -> None:
+def test_an_ensemble_that_does_not_change_over_keeps_its_configuration(server: Server) -> None:
+    switcher = server.follow(load_seconds=0.5)
     before = (server.models / "codetr" / "config.pbtxt").read_text()
     server.status = lambda path: 400 if path.endswith("/versions/2/ready") else 200
     write_choice(server.repository, "codetr", Choice(2))
@@ -197,6 +219,7 @@ def test_an_ensemble_that_does_not_change_over_keeps_its_configuration(server: S
     unchanged(server, switcher)
     assert (server.models / "codetr" / "config.pbtxt").read_text() == before
     assert server.note.reason == "codetr was not ready within 0.5 s"
+    switcher.stop()
 
 
 def test_a_death_that_triton_never_sees_is_said(
