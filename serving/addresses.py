@@ -6,8 +6,10 @@ import errno
 import fcntl
 import ipaddress
 import os
+import random
 import socket
 import struct
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from serving.errors import CodetrError
@@ -15,6 +17,7 @@ from serving.runtime import find_server
 
 LOOPBACK = "127.0.0.1"
 _FIRST_UNPRIVILEGED = 1024
+_FIRST_FREE = 20_000  # below it services have their usual ports
 _BROADCAST = "255.255.255.255"
 _IPV6 = 6
 _SIOCGIFADDR = 0x8915  # ioctl of Linux: an interface's IPv4 address
@@ -107,15 +110,36 @@ def check_port(name: str, address: ListenAddress, port: int, option: str) -> Non
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that are free on loopback at this moment, all different."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Return ports that are free on loopback at this moment, all different.
+
+    They are none of those that the system gives to connections and to whoever asks for any port, where there are
+    others: a server takes its ports only when it has loaded its models.
+    """
+    ours = range(_FIRST_FREE, _first_of_the_system())
+    drawn = random.SystemRandom().sample(ours, min(len(ours), 1000))
+    found: list[int] = []
+    with ExitStack() as probes:
+        for port in (*drawn, *[0] * count):  # 0: any that the system gives
+            if len(found) == count:
+                break
+            probe = probes.enter_context(socket.socket())
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError:
+                if not port:
+                    raise
+            else:
+                found.append(probe.getsockname()[1])
+    return found
+
+
+def _first_of_the_system() -> int:
+    """Return the first of the ports that the system gives away by itself (ip(7)); 0 where it does not say."""
     try:
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+        with open("/proc/sys/net/ipv4/ip_local_port_range") as file:
+            return int(file.read().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _why_unusable(name: str, address: ListenAddress, port: int, option: str, error: OSError) -> str:
