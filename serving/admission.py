@@ -182,10 +182,10 @@ def drain(folder: Path, seconds: float, wanted: Callable[[], bool]) -> bool:
     board.close()
     queues = [DetectorQueue(folder, path.stem) for path in folder.glob("*.queue")]
     until, idle_since = time.monotonic() + seconds, time.monotonic()
-    while time.monotonic() < until and wanted():
+    while (now := time.monotonic()) < until and wanted():
         if any(work.present is not None for work in board.work().values()) or any(each.waiting() for each in queues):
             idle_since = time.monotonic()
-        if time.monotonic() - idle_since > _IDLE_SECONDS:
+        elif now - idle_since > _IDLE_SECONDS:
             return True
         time.sleep(0.02)
     return False

@@ -76,6 +76,8 @@ _WITHOUT_STEPS_SECONDS = 60.0
 _UNLOAD_SECONDS = 3.0
 # Before it looks at its requests, Triton 2.51 waits 30 s for HTTP connections that clients and proxies keep open.
 _CONNECTIONS_SECONDS = 3.0
+# For the last lines of its log, on a machine that is busy.
+_LOG_SECONDS = 10.0
 
 
 class TritonServer:
@@ -99,16 +101,16 @@ class TritonServer:
         on_log: Callable[[str], object],
         notes: Sequence[str] = (),
         engines: Sequence[str] = (),
+        knows_limit: bool = False,
     ) -> None:
         self.options = options
-        knows_limit: bool = False,
         self.binary = binary
         self.process = process
         self.notes = tuple(notes)
         self.engines = tuple(engines)
+        self._knows_limit = knows_limit
         self._folder = folder
         self._on_log = on_log
-        self._knows_limit = knows_limit
         self._log: deque[str] = deque(maxlen=2000)
         self._lines = 0
         self._reader = threading.Thread(target=self._read_log, args=(process.stdout,), daemon=True)
@@ -212,9 +214,9 @@ class TritonServer:
                 self._log_since,
                 self._watchdog,
                 load_seconds,
+                self._knows_limit,
             )
             self._switcher.start()
-                self._knows_limit,
         return self._switcher
 
     def _log_since(self, count: int) -> tuple[list[str], int]:
@@ -243,9 +245,7 @@ class TritonServer:
         try:
             return self._wait_for_end()
         finally:
-            with suppress(ProcessLookupError):  # steps that outlived it
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self._reader.join(1)
+            self._read_to_the_end()
             self._folder.close()
 
     def _wait_for_end(self) -> int:
@@ -267,7 +267,14 @@ class TritonServer:
     def why_it_ended(self) -> str:
         """Return in one line why the server, which has ended, did so before it was ready."""
         self._reader.join(1)
+        self._read_to_the_end()
         return why_it_ended(list(self._log), self.process.returncode)
+
+    def _read_to_the_end(self) -> None:
+        """Read what the server, which has ended, has written; steps that outlive it keep its log open."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self._reader.join(_LOG_SECONDS)
 
     def _hide_key(self) -> None:
         """Take the key out of the server's arguments, which it has read by the time of its first line."""
@@ -349,6 +356,7 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
     models = served_models(options.repository, engines) if snapshot else None
     note = check_shared_memory(options.repository, models)
     options = replace(options, admin_key=options.admin_key or secrets.token_hex(24))
+    knows_limit = snapshot and binary.has_config_field(INFLIGHT)
     folder = PrivateFolder()
     try:
         process = _start(binary, options, folder, engines if snapshot else None, gpus, knows_limit)
@@ -356,7 +364,6 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
         folder.close()
         raise
     return TritonServer(options, binary.path, process, folder, on_log, [note] if note else [], engines, knows_limit)
-    knows_limit = snapshot and binary.has_config_field(INFLIGHT)
 
 
 def _engines(options: ServerOptions) -> list[str]:

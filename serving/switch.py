@@ -110,6 +110,6 @@ def _wait(servers: list[Path], repository: Path, name: str, timeout: float) -> N
                 raise CodetrError(f"a server of {repository} has not taken version {note.version} over: {note.reason}")
             if note.state == "serving":
                 waiting.remove(folder)
-        if time.monotonic() > until:
+        if waiting and time.monotonic() > until:
             raise CodetrError(f"a server of {repository} has not taken the version over within {timeout:g} s")
         time.sleep(_LOOK)

@@ -39,8 +39,7 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
     _check(config, results)
     config.folder.mkdir(parents=True, exist_ok=True)
     remove_earlier(config.folder)
-    process = subprocess.Popen(bound_to_us(command(config, web, locust_options)), env=config.environment())
-    with _handing_on_sigterm(process):
+    with _locust(config, web, locust_options) as process:
         status = _wait(process)
     if status == STATUS_LIMIT:
         raise CodetrError("; ".join(json.loads(results.read_text(encoding="utf-8"))["broken_limits"]))
@@ -76,16 +75,24 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def _handing_on_sigterm(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Let SIGTERM, which only we receive, end the run as Ctrl-C does."""
+def _locust(config: LoadConfig, web: bool, options: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start locust, and let SIGTERM, which only we receive, end it as Ctrl-C does."""
+    told: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        process.send_signal(signal.SIGINT)  # locust dies of SIGTERM without a word
-        raise KeyboardInterrupt
+        told.append(number)
+        if started:
+            started[0].send_signal(signal.SIGINT)  # locust dies of SIGTERM without a word
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield
+        process = subprocess.Popen(bound_to_us(command(config, web, options)), env=config.environment())
+        started.append(process)
+        if told:  # while it was started
+            process.send_signal(signal.SIGINT)
+        yield process
     finally:
         signal.signal(signal.SIGTERM, before)
 

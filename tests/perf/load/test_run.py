@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -74,6 +75,7 @@ class InterruptedProcess:
     def __init__(self, *ends: BaseException | int) -> None:
         self.ends = list(ends)
         self.killed = False
+        self.signals: list[int] = []
 
     def wait(self, timeout: float | None = None) -> int:
         end = self.ends.pop(0)
@@ -83,6 +85,9 @@ class InterruptedProcess:
 
     def kill(self) -> None:
         self.killed = True
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
 
 
 def test_ctrl_c_waits_for_locust_to_write_its_results(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +141,19 @@ def test_sigterm_ends_locust_and_is_then_ours_again(config: LoadConfig, monkeypa
     with pytest.raises(CodetrError, match="locust ended with status 7"):
         run(config)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_while_locust_is_started_reaches_it_too(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = InterruptedProcess(0)
+
+    def start(*arguments: object, **options: object) -> InterruptedProcess:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
+    monkeypatch.setattr(subprocess, "Popen", start)
+    run(config)
+    assert process.signals == [signal.SIGINT]
 
 
 def test_command_lines(config: LoadConfig) -> None:
