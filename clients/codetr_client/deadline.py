@@ -43,7 +43,7 @@ def wait_before_repeat(error: ServiceError, repeats: int, retries: int, deadline
     """Return the seconds to wait before a call is repeated, or None if its error is the answer.
 
     The wait is drawn from the upper half of FIRST_WAIT·2^repeats seconds, so that clients that failed together do not
-    come back together.
+    come back together. After it a try still needs time: one that has none would hide what the last one ended in.
 
     Args:
         error: what the last try ended in.
@@ -54,4 +54,4 @@ def wait_before_repeat(error: ServiceError, repeats: int, retries: int, deadline
     if repeats >= retries or not isinstance(error, _PASSING) or isinstance(error, _LASTING):
         return None
     wait = min(FIRST_WAIT * 2.0 ** min(repeats, 10), MAX_WAIT) * random.uniform(0.5, 1.0)
-    return wait if wait < deadline.left() else None
+    return wait if wait + FIRST_WAIT < deadline.left() else None

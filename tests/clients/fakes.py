@@ -368,11 +368,6 @@ def black_hole() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 # ---- certificates
 
 

@@ -17,8 +17,9 @@ from codetr_client import contract, errors, steps, wire
 from codetr_client.aio import AsyncCoDetrClient
 from codetr_client.client import CoDetrClient
 from codetr_client.errors import ClientStateError, CodetrError, InvalidImageError, ModelNotFoundError
+from serving.addresses import free_ports
 from tests.clients import fakes
-from tests.clients.conftest import Call, Server, within
+from tests.clients.conftest import HANGS, Call, Server, within
 from tests.clients.fakes import Refusal
 
 
@@ -275,7 +276,7 @@ def test_any_thread_may_use_a_client(server: Server) -> None:
     barrier = threading.Barrier(4)
 
     def answer() -> dict[str, np.ndarray]:
-        barrier.wait(30)  # four requests are under way at the same time
+        barrier.wait(HANGS)  # four requests are under way at the same time
         return fakes.tensors(1)
 
     server.script = [answer] * 4
@@ -311,21 +312,21 @@ def test_closing_under_a_call_is_not_taken_for_a_fault_of_the_server(server: Ser
 
     def answer() -> dict[str, np.ndarray]:
         started.set()
-        go_on.wait(30)
+        go_on.wait(HANGS)
         return fakes.tensors(1)
 
     server.script = [answer]
     client = CoDetrClient(server.url, class_names=())
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.detect, b"a")
-        started.wait(30)
+        started.wait(HANGS)
         client.close()
         go_on.set()
         if server.protocol == "http":
-            assert len(call.result(30)) == 1, "the answer under way is still received"
+            assert len(call.result(HANGS)) == 1, "the answer under way is still received"
         else:
             with pytest.raises(ClientStateError, match="closed while a call was under way"):
-                call.result(30)
+                call.result(HANGS)
 
 
 def test_an_asyncio_client_belongs_to_one_event_loop(server: Server) -> None:
@@ -346,7 +347,7 @@ def test_an_asyncio_client_belongs_to_one_event_loop(server: Server) -> None:
             with pytest.raises(ClientStateError, match="belongs to another event loop"):
                 await client.close()
 
-        within(30, lambda: asyncio.run(elsewhere()))
+        within(HANGS, lambda: asyncio.run(elsewhere()))
         runner.run(client.close())
 
 
@@ -366,7 +367,7 @@ def test_a_cancelled_call_leaves_the_client_usable(server: Server) -> None:
 
     def late() -> dict[str, np.ndarray]:
         started.set()
-        go_on.wait(30)
+        go_on.wait(HANGS)
         return fakes.tensors(2)  # would be noticed as the answer to the next question
 
     async def run() -> None:
@@ -374,7 +375,7 @@ def test_a_cancelled_call_leaves_the_client_usable(server: Server) -> None:
             await client.detect(b"a")
             server.script = [late]
             call = asyncio.create_task(client.detect_batch([b"a", b"b"]))
-            await asyncio.to_thread(started.wait, 30)
+            await asyncio.to_thread(started.wait, HANGS)
             call.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await call
@@ -382,12 +383,12 @@ def test_a_cancelled_call_leaves_the_client_usable(server: Server) -> None:
             answers = await asyncio.gather(*(client.detect(b"a") for _ in range(3)))
             assert [len(found) for found in answers] == [1, 1, 1]
 
-    within(30, lambda: asyncio.run(run()))
+    within(HANGS, lambda: asyncio.run(run()))
 
 
 def test_asyncio_timeouts_of_the_caller_work_too(server: Server) -> None:
     go_on = threading.Event()
-    server.script = [lambda: go_on.wait(30) and fakes.tensors(1)]
+    server.script = [lambda: go_on.wait(HANGS) and fakes.tensors(1)]
 
     async def run() -> None:
         async with AsyncCoDetrClient(server.url, class_names=()) as client:
@@ -396,7 +397,7 @@ def test_asyncio_timeouts_of_the_caller_work_too(server: Server) -> None:
             go_on.set()
             assert len(await client.detect(b"a")) == 1
 
-    within(30, lambda: asyncio.run(run()))
+    within(HANGS, lambda: asyncio.run(run()))
 
 
 def test_a_client_cannot_travel_to_another_process(server: Server) -> None:
@@ -459,7 +460,7 @@ def test_parallel_calls_of_the_asyncio_client_ask_for_the_names_once(server: Ser
 def test_no_proxy_of_the_environment_is_used(
     call: Call, server: Server, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    nobody = f"http://127.0.0.1:{fakes.free_port()}"
+    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
     for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy"):
         monkeypatch.setenv(name, nobody)
         monkeypatch.setenv(name.upper(), nobody)

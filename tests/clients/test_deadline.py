@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ import pytest
 from codetr_client import deadline, errors
 from codetr_client.client import CoDetrClient
 from codetr_client.deadline import Deadline, wait_before_repeat
+from serving.addresses import free_ports
 from tests.clients import fakes
-from tests.clients.conftest import Call, Server, within
+from tests.clients.conftest import HANGS, Call, Server, within
 from tests.clients.fakes import Refusal
 
 BUSY = Refusal("UNAVAILABLE", "Exceeds maximum queue size")
@@ -52,40 +54,41 @@ def test_nothing_else_is_asked_again(call: Call, server: Server, refusal: Refusa
 
 def test_a_model_that_is_loading_is_waited_for(call: Call, server: Server) -> None:
     server.ready = False
-
-    def load() -> None:
-        time.sleep(0.3)
-        server.ready = True
-
-    threading.Thread(target=load).start()
-    call("check", url=server.url, retries=100, timeout=30)
+    load = threading.Timer(0.3, setattr, (server, "ready", True))
+    load.start()
+    call("check", url=server.url, retries=1000, timeout=HANGS)
+    load.join()
 
 
-def test_each_try_says_how_much_time_is_left(call: Call, server: Server) -> None:
-    server.script = [BUSY, BUSY]
-    call("detect", b"a", url=server.url, retries=2)
-    left = [seen.parameters["timeout"] for seen in server.seen]
-    assert left[0] > left[1] > left[2], "microseconds"
-    ends = [seen.parameters["deadline_unix_ms"] for seen in server.seen]
-    assert max(ends) - min(ends) <= 2, "the same time, but for rounding"
+def test_each_try_says_how_much_time_is_left(call: Call, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]  # of both clocks, which go on with each request: between two looks at real ones a thread may pause
+    monkeypatch.setattr(deadline, "time", SimpleNamespace(monotonic=lambda: now[-1], time=lambda: 10**9 + now[-1]))
+
+    def busy() -> Refusal:
+        now.append(now[-1] + 7)
+        return BUSY
+
+    server.script = [busy, busy]
+    call("detect", b"a", url=server.url, retries=2, timeout=100)
+    assert [seen.parameters["timeout"] for seen in server.seen] == [100_000_000, 93_000_000, 86_000_000]
+    assert {seen.parameters["deadline_unix_ms"] for seen in server.seen} == {(10**9 + 1100) * 1000}
 
 
 def test_a_server_that_comes_back_answers_the_call_that_waited(protocol: str, call: Call) -> None:
-    port, triton = fakes.free_port(), fakes.FakeTriton()
+    port, triton = free_ports(1)[0], fakes.FakeTriton()
     serve = fakes.grpc_server if protocol == "grpc" else fakes.http_server
-    started, done = threading.Event(), threading.Event()
+    done = threading.Event()
 
     def start() -> None:
         time.sleep(0.5)
         with serve(triton, port=port):
-            started.set()
-            done.wait(60)
+            done.wait(HANGS)
 
     thread = threading.Thread(target=start)
     thread.start()
     try:
         url = f"{protocol}://127.0.0.1:{port}"
-        assert len(call("detect", b"a", url=url, retries=1000, timeout=30)) == 1
+        assert len(call("detect", b"a", url=url, retries=1000, timeout=HANGS)) == 1
     finally:
         done.set()
         thread.join()
@@ -94,9 +97,9 @@ def test_a_server_that_comes_back_answers_the_call_that_waited(protocol: str, ca
 
 def test_a_client_survives_its_servers_restart(protocol: str) -> None:
     """Over the connection that the old server closed."""
-    port, triton = fakes.free_port(), fakes.FakeTriton()
+    port, triton = free_ports(1)[0], fakes.FakeTriton()
     serve = fakes.grpc_server if protocol == "grpc" else fakes.http_server
-    with CoDetrClient(f"{protocol}://127.0.0.1:{port}", retries=100, timeout=30) as client:
+    with CoDetrClient(f"{protocol}://127.0.0.1:{port}", retries=1000, timeout=HANGS) as client:
         for _ in range(2):
             with serve(triton, port=port):
                 assert len(client.detect(b"a")) == 1
@@ -116,7 +119,7 @@ def test_a_connection_that_breaks_off_is_tried_again(call: Call) -> None:
 
     with fakes.raw_server(handle) as port:
         url = f"http://127.0.0.1:{port}"
-        assert len(call("detect", b"a", url=url, retries=5, class_names=(), timeout=30)) == 1
+        assert len(call("detect", b"a", url=url, retries=5, class_names=(), timeout=HANGS)) == 1
 
 
 def test_cancelling_ends_the_wait(server: Server) -> None:
@@ -129,7 +132,7 @@ def test_cancelling_ends_the_wait(server: Server) -> None:
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(client.detect(b"a"), 0.4)
 
-    within(30, lambda: asyncio.run(run()))
+    within(HANGS, lambda: asyncio.run(run()))
 
 
 def wait(error: errors.ServiceError, repeats: int, retries: int = 10**6, seconds: float = 1e6) -> Any:
@@ -147,7 +150,8 @@ def test_waits_double_up_to_a_bound_with_jitter() -> None:
 def test_no_wait_goes_beyond_the_deadline() -> None:
     busy = errors.ServerBusyError("")
     assert wait(busy, 20, seconds=2.0) is None
-    assert wait(busy, 0, seconds=2.0) < 2.0
+    assert wait(busy, 0, seconds=0.15) is None, "the next try could not end"
+    assert wait(busy, 20, seconds=HANGS) is not None
 
 
 @pytest.mark.parametrize(
@@ -173,7 +177,7 @@ def test_what_another_try_may_find_otherwise(error: type[errors.ServiceError], a
 
 def test_a_deadline_counts_down() -> None:
     long, over = Deadline(100.0), Deadline(1e-9)
-    assert 99 < long.left() <= 100.0
+    assert 10 < long.left() <= 100.0
     assert over.left() == 0.0
-    assert abs(long.unix_ms() / 1000 - time.time() - 100) < 1
+    assert abs(long.unix_ms() / 1000 - time.time() - 100) < 90
     assert deadline.FIRST_WAIT < deadline.MAX_WAIT

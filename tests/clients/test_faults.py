@@ -10,8 +10,9 @@ import pytest
 
 from codetr_client import errors, faults, http_wire, wire
 from codetr_client.client import CoDetrClient
+from serving.addresses import free_ports
 from tests.clients import fakes
-from tests.clients.conftest import Call, Server
+from tests.clients.conftest import HANGS, Call, Server
 
 
 def page(status: str, body: bytes = b"<html>Welcome</html>", *headers: str) -> bytes:
@@ -93,7 +94,7 @@ def test_an_http_answer_that_is_none_of_tritons(
     call: Call, answer: bytes, expected: type[Exception], message: str
 ) -> None:
     with fakes.raw_server(fakes.answers(answer)) as port, pytest.raises(expected, match=message) as caught:
-        call("detect", b"a", url=f"http://127.0.0.1:{port}", timeout=20)
+        call("detect", b"a", url=f"http://127.0.0.1:{port}", timeout=HANGS)
     assert type(caught.value) is expected
     assert "\n" not in str(caught.value)
     assert "s3cret" not in str(caught.value)
@@ -106,7 +107,7 @@ def test_what_says_yes_to_everything_is_no_ready_model(call: Call, answer: bytes
         fakes.raw_server(fakes.answers(answer)) as port,
         pytest.raises(errors.ServerAnswerError, match="or that of Triton's metrics page"),
     ):
-        call("check", url=f"http://127.0.0.1:{port}", timeout=20)
+        call("check", url=f"http://127.0.0.1:{port}", timeout=HANGS)
 
 
 def test_a_refusal_before_the_request_was_read_is_heard(call: Call) -> None:
@@ -120,7 +121,7 @@ def test_a_refusal_before_the_request_was_read_is_heard(call: Call) -> None:
             pass
 
     with fakes.raw_server(handle) as port, pytest.raises(errors.RequestRefusedError, match="413"):
-        call("detect", bytes(8 << 20), url=f"http://127.0.0.1:{port}", timeout=20)
+        call("detect", bytes(8 << 20), url=f"http://127.0.0.1:{port}", timeout=HANGS)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 502, 503, 504])
@@ -154,7 +155,7 @@ def test_something_else_at_the_port(
     call: Call, protocol: str, handle: Callable[[socket.socket], None], message: str
 ) -> None:
     with fakes.raw_server(handle) as port, pytest.raises(errors.ServerProtocolError, match=message) as caught:
-        call("detect", b"a", url=f"127.0.0.1:{port}", protocol=protocol, timeout=20, retries=5)
+        call("detect", b"a", url=f"127.0.0.1:{port}", protocol=protocol, timeout=HANGS, retries=5)
     assert "codetr serve" not in str(caught.value)
 
 
@@ -165,7 +166,7 @@ def test_the_other_protocols_port_is_named(call: Call, server: Server) -> None:
     for method in ("detect", "check"):
         arguments = [b"a"] if method == "detect" else []
         with pytest.raises(errors.ServerProtocolError, match=message):
-            call(method, *arguments, url=f"127.0.0.1:{server.port}", protocol=other, timeout=20)
+            call(method, *arguments, url=f"127.0.0.1:{server.port}", protocol=other, timeout=HANGS)
 
 
 def test_a_server_that_hangs_up_is_not_told_to_be_started(call: Call, protocol: str) -> None:
@@ -173,13 +174,13 @@ def test_a_server_that_hangs_up_is_not_told_to_be_started(call: Call, protocol: 
         fakes.raw_server(fakes.hangs_up) as port,
         pytest.raises(errors.ServerUnreachableError, match=r"broke off .*the server stopped") as caught,
     ):
-        call("detect", b"a", url=f"127.0.0.1:{port}", protocol=protocol, timeout=20)
+        call("detect", b"a", url=f"127.0.0.1:{port}", protocol=protocol, timeout=HANGS)
     assert type(caught.value) is errors.ServerUnreachableError
     assert "codetr serve" not in str(caught.value)
 
 
 def test_where_nothing_runs_it_is_told_how_to_start_it(call: Call, protocol: str) -> None:
-    url = f"localhost:{fakes.free_port()}"
+    url = f"localhost:{free_ports(1)[0]}"
     with pytest.raises(errors.ServerUnreachableError, match=r"connection refused; `codetr serve` starts one$"):
         call("detect", b"a", url=url, protocol=protocol)
 
@@ -194,7 +195,7 @@ def test_a_name_without_an_address_is_named(call: Call, protocol: str) -> None:
     with pytest.raises(
         errors.ServerUnreachableError, match=r"the name no-such\.invalid cannot be resolved \(.+\); cor"
     ):
-        call("detect", b"a", url="no-such.invalid:8001", protocol=protocol, timeout=20)
+        call("detect", b"a", url="no-such.invalid:8001", protocol=protocol, timeout=HANGS)
 
 
 GRPC_DETAILS = [
@@ -244,7 +245,7 @@ def test_an_idle_connection_that_the_server_closed_is_replaced(tmp_path: Path) -
 
     with (
         fakes.raw_server(once) as port,
-        CoDetrClient(f"http://127.0.0.1:{port}", class_names=(), timeout=20) as client,
+        CoDetrClient(f"http://127.0.0.1:{port}", class_names=(), timeout=HANGS) as client,
     ):
         assert [len(client.detect(b"a")) for _ in range(5)] == [1] * 5
     assert len(served) == 5

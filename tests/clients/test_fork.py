@@ -33,11 +33,11 @@ def in_child(work):
     return os.read(read, 1000).decode()
 
 def new():
-    with CoDetrClient(url, timeout=20) as client:
+    with CoDetrClient(url, timeout=200) as client:
         return len(client.detect(b"a"))
 
 async def awaited():
-    async with AsyncCoDetrClient(url, timeout=20) as client:
+    async with AsyncCoDetrClient(url, timeout=200) as client:
         return len(await client.detect(b"a"))
 """
 REFUSED = "ClientStateError: this process is a fork of one that used gRPC, which does not work after a fork: use"
@@ -142,7 +142,7 @@ def test_workers_of_multiprocessing(server: Server, tmp_path, method: str) -> No
         "import multiprocessing, sys\n"
         "from codetr_client import CoDetrClient\n\n\n"
         "def work(url):\n"
-        "    with CoDetrClient(url, timeout=20) as client:\n"
+        "    with CoDetrClient(url, timeout=200) as client:\n"
         "        return len(client.detect(b'a'))\n\n\n"
         "if __name__ == '__main__':\n"
         "    method, url = sys.argv[1:]\n"

@@ -12,10 +12,12 @@ import pytest
 
 from codetr_client import errors
 from codetr_client.client import CoDetrClient
+from codetr_client.deadline import Deadline
 from codetr_client.errors import CodetrError
 from codetr_client.options import Tls
+from serving.addresses import free_ports
 from tests.clients import fakes
-from tests.clients.conftest import Call, Server
+from tests.clients.conftest import HANGS, Call, Server
 from tests.clients.fakes import Certificates
 
 LATE = errors.ServerTimeoutError
@@ -85,7 +87,7 @@ def test_a_server_that_reads_a_byte_at_a_time(call: Call) -> None:
 
 def test_a_model_that_takes_too_long(call: Call, server: Server) -> None:
     go_on = threading.Event()
-    server.script = [lambda: go_on.wait(30) and fakes.tensors(1)]
+    server.script = [lambda: go_on.wait(HANGS) and fakes.tensors(1)]
     with pytest.raises(LATE, match=NO_ANSWER):
         call("detect", b"a", url=server.url, timeout=LIMIT)
     go_on.set()
@@ -93,7 +95,9 @@ def test_a_model_that_takes_too_long(call: Call, server: Server) -> None:
 
 def test_the_question_for_class_names_is_within_the_limit(call: Call, server: Server) -> None:
     go_on = threading.Event()
-    server.model_config = lambda version="": go_on.wait(30) and {"parameters": {"class_names": {"string_value": "[]"}}}
+    server.model_config = lambda version="": (
+        go_on.wait(HANGS) and {"parameters": {"class_names": {"string_value": "[]"}}}
+    )
     with pytest.raises(LATE, match=NO_ANSWER):
         call("detect", b"a", url=server.url, timeout=LIMIT)
     go_on.set()
@@ -103,12 +107,12 @@ def test_a_name_lookup_that_does_not_end(call: Call, monkeypatch: pytest.MonkeyP
     go_on = threading.Event()
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        go_on.wait(30)
+        go_on.wait(HANGS)
         raise socket.gaierror(socket.EAI_AGAIN, "too late")
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    with pytest.raises(LATE, match=r"within 0\.25 s: the lookup of some\.example did not end"):
-        call("detect", b"a", url="http://some.example:8000", timeout=LIMIT)
+    with pytest.raises(LATE, match=r"within 2 s: the lookup of some\.example did not end"):
+        call("detect", b"a", url="http://some.example:8000", timeout=2.0)
     go_on.set()
 
 
@@ -121,16 +125,17 @@ def test_an_address_that_takes_no_connection_leaves_time_for_the_next(
         def two(host: str, *arguments: Any, **options: Any) -> Any:
             if host != "some.example":
                 return lookup(host, *arguments, **options)
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", each)) for each in (dead, port)]
+            ports = (dead, *[port] * 39)  # the first gets a fortieth of the time, and an answer the rest
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", each)) for each in ports]
 
         monkeypatch.setattr(socket, "getaddrinfo", two)
-        assert len(call("detect", b"a", url="http://some.example:8000", timeout=3.0)) == 1
+        assert len(call("detect", b"a", url="http://some.example:8000", timeout=60.0)) == 1
 
 
 def test_repeats_and_their_waits_are_within_the_limit(call: Call, protocol: str) -> None:
     """A thousand repeats would take more than an hour."""
-    url = f"{protocol}://127.0.0.1:{fakes.free_port()}"
-    with pytest.raises(errors.ServerUnreachableError, match="connection refused"):
+    url = f"{protocol}://127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises((errors.ServerUnreachableError, LATE), match=r"connection refused|no answer"):  # of the last one
         call("detect", b"a", url=url, timeout=0.5, retries=1000)
 
 
@@ -151,14 +156,17 @@ def test_the_limit_holds_for_every_call(call: Call, protocol: str, use: str) -> 
         call(use, url=f"127.0.0.1:{port}", protocol=protocol, timeout=LIMIT)
 
 
-def test_a_timeout_leaves_the_client_usable(server: Server) -> None:
+def test_a_timeout_leaves_the_client_usable(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
-    late: Callable[[], Any] = lambda: go_on.wait(30) and fakes.tensors(2)  # noqa: E731
-    with CoDetrClient(server.url, timeout=LIMIT, class_names=()) as client:
+    late: Callable[[], Any] = lambda: go_on.wait(HANGS) and fakes.tensors(2)  # noqa: E731
+    with CoDetrClient(server.url, timeout=HANGS, class_names=()) as client:
         for _ in range(2):
             server.script = [late]
-            with pytest.raises(CodetrError, match="no answer"):
-                client.detect_batch([b"a", b"b"])
+            with monkeypatch.context() as impatient:
+                impatient.setattr(client, "_deadline", lambda: Deadline(LIMIT))
+                with pytest.raises(CodetrError, match="no answer"):
+                    client.detect_batch([b"a", b"b"])
+            server.script = []  # it may have come too late to be asked for
             assert len(client.detect(b"a")) == 1
         go_on.set()
         assert len(client.detect(b"a")) == 1
