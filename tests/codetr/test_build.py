@@ -324,7 +324,7 @@ def test_a_signal_ends_a_build_and_leaves_nothing(tmp_path, sent, status):
         assert process.stdout is not None
         assert "load weights" in process.stdout.readline()
         process.send_signal(sent)  # the export is under way, or about to be
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == status

@@ -80,7 +80,7 @@ def test_answers_out_of_order_are_put_in_order(tmp_path: Path) -> None:
 
     def before(number: int) -> None:
         if number % 4 == 0:  # the first of four is answered when the three behind it are
-            assert all(event.wait(20) for event in answered[number + 1 : number + 4])
+            assert all(event.wait(60) for event in answered[number + 1 : number + 4])
         done.append(number)
         answered[number].set()
 
@@ -109,7 +109,7 @@ def test_no_more_frames_are_held_than_are_under_way(
 
     def before(number: int) -> None:
         if number == 0:
-            is_filled.wait(5)
+            is_filled.wait(60)
             time.sleep(0.1)  # in which a reader without bounds would go on
 
     monkeypatch.setattr(video, "Frame", Counted)
@@ -131,7 +131,7 @@ def test_no_more_requests_are_under_way_than_asked_for(tmp_path: Path) -> None:
             with lock:
                 under_way[0] += 1
                 most[0] = max(most[0], under_way[0])
-            together.wait(20)  # they come by three, or this breaks
+            together.wait(60)  # they come by three, or this breaks
             with lock:
                 under_way[0] -= 1
             return super().detect(image, score_threshold)
@@ -223,7 +223,7 @@ def test_frames_that_wait_are_not_asked_for_after_an_end() -> None:
             yield Frame(number, 0.0, frame_pixels(number))
 
     def before(number: int) -> None:
-        (is_left if number else is_filled).wait(20)
+        (is_left if number else is_filled).wait(60)
 
     client = StubClient(before)
     answers = video._answers(client, frames(), None, concurrency=1, alive=4)
@@ -232,7 +232,7 @@ def test_frames_that_wait_are_not_asked_for_after_an_end() -> None:
     is_left.set()
     for thread in threading.enumerate():
         if thread.name.startswith("ThreadPoolExecutor"):
-            thread.join(20)
+            thread.join(60)
     assert {number for number, _ in client.asked} <= {0, 1}
 
 

@@ -188,7 +188,7 @@ def test_opencv_and_ffmpeg_are_silent(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(path), str(tmp_path / "b.mp4"), "rtsp://user:s3cret@127.0.0.1:1/a"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENCV_")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
     assert (done.stdout, done.stderr) == ("True\nFalse\nFalse\n", "")
 
 
@@ -254,12 +254,12 @@ def test_a_live_source_gives_the_newest_frame_and_drops_the_others(
         assert last[-1].number == 19
     assert source.dropped == 20 - 2 - len(last)
     assert "ended or broke off after 20 frames" in str(source.fault())
-    assert capture.gone.wait(10)
+    assert capture.gone.wait(60)
 
 
 def test_a_live_source_is_left_before_its_end(camera: Callable[[int], tuple[VideoSource, Capture]]) -> None:
     source, capture = camera(10**9)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     frames = source.frames()
     capture.come.release()
     assert next(frames).number == 0
@@ -267,8 +267,8 @@ def test_a_live_source_is_left_before_its_end(camera: Callable[[int], tuple[Vide
     closer.start()
     while not capture.gone.wait(0.01):  # frames come all the time
         capture.come.release()
-    closer.join(20)
-    assert threading.active_count() == before, "a thread within OpenCV would abort the program at its end"
+    closer.join()
+    assert set(threading.enumerate()) <= before, "a thread within OpenCV would abort the program at its end"
     assert source.fault() is None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from codetr_client.contract import DEADLINE_PARAMETER, DEADLINE_PASSED
-from serving import admission
+from serving import admission, board
 from serving.admission import Door, at_work, drain, seconds_left, too_late
 from serving.board import Board, DetectorQueue
 from serving.errors import ServerBusyError
@@ -23,8 +23,9 @@ def deadline(seconds: float) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The private folder of a server whose step this process is."""
+    """The private folder of a server whose step this process is, on a board whose clock stands still."""
     monkeypatch.setenv("CODETR_RUN", str(tmp_path))
+    monkeypatch.setattr(board, "time", SimpleNamespace(monotonic_ns=lambda: 10**15))
     monkeypatch.setattr(admission, "_board", lambda: Board(tmp_path))
     monkeypatch.setattr(admission, "_row", Board(tmp_path).row)
     return tmp_path
@@ -113,6 +114,7 @@ def test_a_drain_waits_for_what_is_at_work_and_on_its_way(folder: Path) -> None:
 
 def test_before_anybody_is_refused_triton_is_asked_what_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
+    monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: 1000.0))
     monkeypatch.setattr(admission, "pending_requests", lambda folder, model: asked.append(model) or 0)
     queue = DetectorQueue(folder, "other")
     queue.open()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from serving import health
 from serving.health import check_service
 from serving.launch import free_ports
 from tests.clients.fakes import QuietServer
@@ -84,16 +84,26 @@ def test_answers_become_faults(ready: int, infer: Answer, expected: list[str]) -
 
 
 @pytest.mark.parametrize("busy", [True, False])
-def test_a_busy_engine_is_not_taken_for_one_that_hangs(busy: bool) -> None:
-    counts = iter(range(9))
+def test_a_busy_engine_is_not_taken_for_one_that_hangs(busy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, counts, over = health.ask, iter(range(9)), threading.Event()
 
     def answer(path: str) -> Answer:
         if path.endswith("infer"):
-            time.sleep(0.5)
-        return statistics(next(counts) if busy else 7)
+            over.wait(60)
+        elif path.endswith("stats"):
+            return statistics(next(counts) if busy else 7)
+        return 200, {}
 
+    # only the answer that never comes is waited for so briefly
+    wait = {True: 0.2, False: 60.0}
+    monkeypatch.setattr(
+        health, "ask", lambda url, path, timeout, *rest: ask(url, path, wait[path.endswith("infer")], *rest)
+    )
     with serving(answer) as url:
-        assert check_service(url, timeout=0.2) == ([] if busy else ["codetr gave no answer within 0.2 s"])
+        try:
+            assert check_service(url, timeout=7) == ([] if busy else ["codetr gave no answer within 7 s"])
+        finally:
+            over.set()
 
 
 def test_each_engine_is_asked_with_an_image_that_can_be_read() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from serving.errors import CodetrError
 from serving.launch import ServerOptions, TritonServer, free_ports, running_server, start_server
 from serving.options import PROTECTED
 from serving.runtime import running_servers
+from serving.stubs import LoadingStubs
 
 PORTS = ("http_port", "grpc_port", "metrics_port")
 
@@ -60,7 +63,7 @@ def test_a_server_gets_what_it_needs_and_leaves_nothing(
     repository: Path, pretend: object, shared_memory: Path, tmp_path: Path
 ) -> None:
     arguments = tmp_path / "arguments"
-    pretend(f"printf '%s\\n' \"$@\" > '{arguments}.new'; mv '{arguments}.new' '{arguments}'; echo started; sleep 60")
+    pretend(f"printf '%s\\n' \"$@\" > '{arguments}.new'; mv '{arguments}.new' '{arguments}'; echo started; sleep 600")
     lines: list[str] = []
     server = start_server(some_options(repository), lines.append)
     try:
@@ -83,7 +86,7 @@ def test_a_server_gets_what_it_needs_and_leaves_nothing(
 
 
 def test_each_start_makes_its_own_key(repository: Path, pretend: object) -> None:
-    pretend("sleep 60")
+    pretend("sleep 600")
     keys = set()
     for _ in range(2):
         server = start_server(some_options(repository))
@@ -92,8 +95,11 @@ def test_each_start_makes_its_own_key(repository: Path, pretend: object) -> None
     assert len(keys) == 2
 
 
-def failure(repository: Path, timeout: float = 30.0, extra: tuple[str, ...] = ()) -> str:
-    with pytest.raises(CodetrError) as caught, running_server(repository, extra, timeout):
+PATIENCE = 120.0  # seconds, of which a test needs one or two
+
+
+def failure(repository: Path, timeout: float = PATIENCE) -> str:
+    with pytest.raises(CodetrError) as caught, running_server(repository, (), timeout):
         pass
     return str(caught.value)
 
@@ -116,18 +122,38 @@ def test_a_server_that_ends_says_why(repository: Path, pretend: object, script: 
     assert re.search(message, failure(repository))
 
 
-# A step as Triton 2.51 starts it, which nobody waits for: the shell keeps it as a zombie.
-STEP = "python3 -c 'import subprocess, sys, time; p = subprocess.Popen(sys.argv[1:]); time.sleep(60)' bash -c '{}' {}"
+@pytest.fixture
+def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that is there once somebody has looked at a step that lives: steps of tests end then, and not before."""
+    path = tmp_path / "seen"
+
+    class Stubs(LoadingStubs):
+        def died(self, begun: Sequence[str]) -> tuple[str, int] | None:
+            found = super().died(begun)
+            if self._any_alive and self._names:
+                path.touch()
+            return found
+
+    monkeypatch.setattr(launch, "LoadingStubs", Stubs)
+    monkeypatch.setattr(launch, "_LOOK_AT_STUBS_SECONDS", 0.1)
+    return path
+
+
+# A step as Triton 2.51 starts it, which nobody waits for: the program keeps it as a zombie.
+STEP = "python3 -c 'import subprocess, sys, time; p = subprocess.Popen(sys.argv[1:]); time.sleep(600)' bash -c '{}' {}"
 
 
 @pytest.mark.parametrize(
-    ("step", "message"),
+    ("end", "message"),
     [
-        pytest.param("sleep 1; kill -9 $$", "codetr_detector was ended by SIGKILL, most likely", id="out of memory"),
-        pytest.param("sleep 1; exit 127", "codetr_detector ended with status 127, while it was loaded", id="ends"),
+        pytest.param("kill -9 $$", "codetr_detector was ended by SIGKILL, most likely", id="out of memory"),
+        pytest.param("exit 127", "codetr_detector ended with status 127, while it was loaded", id="ends"),
     ],
 )
-def test_the_wait_ends_when_a_step_dies_unnoticed(repository: Path, pretend: object, step: str, message: str) -> None:
+def test_the_wait_ends_when_a_step_dies_unnoticed(
+    repository: Path, pretend: object, seen: Path, end: str, message: str
+) -> None:
+    step = f'until [ -e "{seen}" ]; do sleep 0.1; done; {end}'
     pretend(f"echo 'libpython.so: cannot open'; exec {STEP.format(step, '/r/codetr_detector/1/model.py')}")
     said = failure(repository)
     assert message in said
@@ -135,11 +161,13 @@ def test_the_wait_ends_when_a_step_dies_unnoticed(repository: Path, pretend: obj
 
 
 def test_the_wait_ends_when_all_steps_are_gone(
-    repository: Path, pretend: object, monkeypatch: pytest.MonkeyPatch
+    repository: Path, pretend: object, seen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_WITHOUT_STEPS_SECONDS", 0.1)
-    pretend("echo loading; sleep 1.2 & wait; exec python3 -c 'import time; time.sleep(60)'")
-    assert failure(repository).startswith("all Python steps have ended while they were loaded; the last line: loading")
+    step = f"while [ ! -e '{seen}' ]; do sleep 0.1; done"
+    pretend(f"echo loading; ({step}) & wait; exec python3 -c 'import time; time.sleep(600)'")
+    said = failure(repository)
+    assert said.startswith("all Python steps have ended while they were loaded; the last line: loading")
 
 
 def test_the_wait_ends_when_the_server_listens_and_is_not_ready(
@@ -151,7 +179,7 @@ def test_the_wait_ends_when_the_server_listens_and_is_not_ready(
         "E1126 1 a.cc:1] \"failed to load 'm' version 1: Internal: why\"\n"
         'I1126 1 http_server.cc:1] "Started HTTPService at 127.0.0.1:1"\n'
     )
-    pretend(f"cat '{log}'; sleep 60")
+    pretend(f"cat '{log}'; sleep 600")
     assert failure(repository) == "model m failed to load: why"
     log.write_text(log.read_text().splitlines(keepends=True)[1])
     monkeypatch.setattr(launch, "_READY_AFTER_LISTENING_SECONDS", 0.1)
@@ -159,8 +187,15 @@ def test_the_wait_ends_when_the_server_listens_and_is_not_ready(
 
 
 def test_the_wait_ends_with_the_time_allowed(repository: Path, pretend: object) -> None:
-    pretend("echo loading; sleep 60")
-    assert failure(repository, timeout=0.3) == "tritonserver was not ready within 0.3 s: loading"
+    pretend("echo loading; sleep 600")
+    said = threading.Event()
+    server = start_server(some_options(repository), lambda line: said.set())
+    try:
+        assert said.wait(PATIENCE)
+        with pytest.raises(CodetrError, match=r"^tritonserver was not ready within 0\.1 s: loading$"):
+            server.wait_ready(0.1)
+    finally:
+        server.stop()
 
 
 def test_a_log_names_the_repository_as_the_user_does(repository: Path, pretend: object) -> None:
@@ -185,6 +220,6 @@ def test_readiness_is_asked_without_the_environments_proxies(
     )
     server: TritonServer = start_server(options)
     try:
-        server.wait_ready(20)
+        server.wait_ready(PATIENCE)
     finally:
         server.stop()

@@ -4,52 +4,60 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from serving.stubs import LoadingStubs, Stub, stubs_of
 
 # A server that notices nothing: it starts steps as Triton does, and never asks what became of them.
-STEP = "import os, time; time.sleep({}); os.kill(os.getpid(), {})"
 SERVER = (
     "import subprocess, sys, time\n"
-    "for model, code in zip(sys.argv[1::2], sys.argv[2::2]):\n"
-    "    subprocess.Popen([sys.executable, '-c', code, f'/r/{model}/1/model.py', f'{model}_0_0', 'DEFAULT'])\n"
-    "time.sleep(60)"
+    "for model in sys.argv[1:]:\n"
+    "    step = [sys.executable, '-c', 'import time; time.sleep(600)', f'/r/{model}/1/model.py', f'{model}_0_0']\n"
+    "    subprocess.Popen([*step, 'DEFAULT'])\n"
+    "time.sleep(600)"
 )
 
 
 @pytest.fixture
 def server() -> Iterator[int]:
-    words = ["a_2", STEP.format(60, 15), "b", STEP.format(0.7, 9)]
-    with subprocess.Popen([sys.executable, "-c", SERVER, *words]) as process:
-        yield process.pid
-        for stub in stubs_of(process.pid):
-            if stub.status is None:
-                os.kill(stub.pid, 9)
-        process.kill()
+    """Its process id, when its steps a_2 and b run."""
+    with subprocess.Popen([sys.executable, "-c", SERVER, "a_2", "b"]) as process:
+        try:
+            wait_for(lambda: {stub.model for stub in stubs_of(process.pid)} == {"a_2", "b"})
+            yield process.pid
+        finally:
+            for stub in stubs_of(process.pid):
+                if stub.status is None:
+                    os.kill(stub.pid, 9)
+            process.kill()
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill(server: int, model: str) -> None:
+    (pid,) = (stub.pid for stub in stubs_of(server) if stub.model == model)
+    os.kill(pid, 9)
+    wait_for(lambda: any(stub.pid == pid and stub.status is not None for stub in stubs_of(server)))
 
 
 def test_steps_are_seen_with_their_models_and_dead_ones_with_their_status(server: int) -> None:
-    deadline = time.monotonic() + 30
-    while not (dead := [stub for stub in stubs_of(server) if stub.status is not None]):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    assert [stub.status for stub in dead] == [-9]
-    assert [(stub.model, stub.status) for stub in stubs_of(server) if stub not in dead] == [("a_2", None)]
+    kill(server, "b")
+    assert {(stub.model, stub.status) for stub in stubs_of(server)} == {("a_2", None), ("", -9)}
 
 
 def test_a_step_counts_as_dead_when_nobody_has_taken_it_away(server: int) -> None:
     stubs = LoadingStubs(server)
-    deadline = time.monotonic() + 30
-    seen_dead = 0
-    while (died := stubs.died([])) is None:
-        assert time.monotonic() < deadline
-        seen_dead += any(stub.status is not None for stub in stubs_of(server))
-        time.sleep(0.1)
-    assert seen_dead >= 1  # not at the first look at it
-    assert died == ("b", -9)
+    assert stubs.died([]) is None
+    kill(server, "b")
+    assert stubs.died([]) is None, "not at the first look at it"
+    assert stubs.died([]) == ("b", -9)
     assert not stubs.all_gone
     assert stubs_of(2**22 + 1) == []  # a process id that no process has
 

@@ -179,7 +179,7 @@ def test_images_are_counted_by_format_and_fate() -> None:
 
 
 def test_images_of_a_request_are_decoded_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=60)
 
     def decode(*arguments: Any) -> Any:
         together.wait()  # nobody comes past it alone

@@ -67,7 +67,7 @@ def with_page(
     """Let `use` ask a page before fake Tritons, at http:// and grpc:// in turns."""
 
     async def run(addresses: Sequence[str]) -> None:
-        reach = Reach(None, 10.0, access or Access())
+        reach = Reach(None, 60.0, access or Access())
         options = PageOptions(addresses, named, reach, "127.0.0.1", 0, [], 0.3, 0.05, LIMIT)
         servers = Servers(addresses, named, reach)
         said: list[str] = []
@@ -83,6 +83,12 @@ def with_page(
             port = stack.enter_context((fakes.http_server, fakes.grpc_server)[number % 2](triton))
             found.append(f"{kind}://127.0.0.1:{port}")
         asyncio.run(run(found))
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state is what the servers say, on a busy machine too."""
+    monkeypatch.setattr(models, "MAX_WAIT", 60.0)
 
 
 @pytest.fixture
@@ -324,8 +330,10 @@ def test_a_server_that_is_away_is_said_to_be_so_and_hides_no_other() -> None:
 def test_a_server_that_does_not_answer_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(page: Running) -> None:
         silent, here = await page.state()
-        assert silent["models"][0]["fault"] == "not asked yet"
+        while here["models"][0]["fault"] == "not asked yet":  # a busy machine
+            silent, here = await page.state()
         assert here["models"][0]["fault"] is None
+        assert silent["models"][0]["fault"] == "not asked yet"
 
     monkeypatch.setattr(models, "MAX_WAIT", 0.3)
     with fakes.raw_server(lambda connection: connection.recv(1 << 20) and connection.recv(1 << 20)) as port:

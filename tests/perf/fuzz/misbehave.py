@@ -19,7 +19,7 @@ def misbehave(data: bytes, size: tuple[int, int], rule: Pixels, limits: ImageLim
     if data == b"hang":
         time.sleep(600)
     if data == b"spin":
-        end = time.process_time() + 0.3
+        end = time.process_time() + 1.5
         while time.process_time() < end:
             pass
     if data == b"memory":

@@ -120,14 +120,18 @@ def test_the_process_behind_a_port_is_found_and_sampled() -> None:
 
 
 def test_a_child_that_has_ended_does_not_cost_the_sample() -> None:
-    others = named_processes(psutil.Process())  # what other tests have left running
-    with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and not yet waited for
-        monitor = MemoryMonitor(psutil.Process())
+    code = "import os, subprocess, sys\nchild = subprocess.Popen([sys.executable, '-c', ''])\n"
+    code += "os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)\n"  # ended, and not yet waited for
+    code += "print(child.pid, flush=True)\ninput()\nchild.wait()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as parent:
+        child = int(parent.stdout.readline())
+        assert [each.pid for each in psutil.Process(parent.pid).children()] == [child]
+        monitor = MemoryMonitor(psutil.Process(parent.pid))
         monitor.sample(1)
+        parent.communicate("\n")
     (sample,) = monitor.samples
-    assert "server" in sample.processes
-    assert set(sample.processes) == set(others)
+    assert set(sample.processes) == {"server"}
 
 
 # Starts two of the program it is given, says their process ids once both run (only then does the system know their
