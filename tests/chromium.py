@@ -25,7 +25,7 @@ OPTIONS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost", "--force-color-profile=srgb",
     "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--remote-debugging-pipe", "about:blank",
 )  # fmt: skip  # a set of words
-WAIT = 60.0  # seconds; longer than anything takes on a machine that does other things too
+WAIT = 180.0  # seconds; longer than anything takes on a machine that does other things too
 
 
 def program() -> str:
@@ -162,7 +162,7 @@ def chromium(folder: Path, on_end: Callable[[Chromium], object] = lambda browser
         os.close(to_write)  # at which it ends
         os.close(to_read)
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

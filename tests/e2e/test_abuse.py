@@ -249,7 +249,7 @@ def test_noise_at_the_other_ports(server: TritonServer) -> None:
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 99,
             b"\0" * 99,
         ):
-            with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
                 connection.sendall(noise)
 
 
@@ -257,7 +257,7 @@ def test_connections_that_never_come_to_an_end_hold_nobody_up(server: TritonServ
     """Half a header, half a body, a body that is said to be longer, and nothing at all; far more than the threads."""
     starts = (b"", infer(HEADER, DATA)[:40], infer(HEADER, DATA)[:-50], infer(HEADER, DATA, length=10**9))
     addresses = [("127.0.0.1", server.options.http_port), ("127.0.0.1", server.options.grpc_port)]
-    held = [socket.create_connection(address, timeout=20) for address in addresses for _ in range(40)]
+    held = [socket.create_connection(address, timeout=60) for address in addresses for _ in range(40)]
     try:
         for number, connection in enumerate(held):
             connection.sendall(starts[number % len(starts)])

@@ -22,8 +22,8 @@ from codetr import cli
 from perf.cost.cases import Case, CostPlan
 from perf.cost.run import measure_case
 from perf.server.perf_analyzer import find
+from serving.contract import ENSEMBLE
 from serving.launch import TritonServer
-from tests.e2e.conftest import ENGINES
 from tests.markers import needs_perf_analyzer
 
 pytestmark = pytest.mark.server
@@ -55,9 +55,9 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def answered(server: TritonServer) -> dict[str, int]:
-    """Return how many images each ensemble of the two has answered."""
+    """Return how many images each ensemble has answered."""
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
-        return {name: client.get_inference_statistics(name).model_stats[0].inference_count for name in ENGINES}
+        return {each.name: each.inference_count for each in client.get_inference_statistics().model_stats}
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -112,9 +112,12 @@ def load_test(server: TritonServer, folder: Path) -> Iterator[subprocess.Popen[b
             for line in process.stdout:
                 if b"All users spawned" in line:
                     break
-            time.sleep(2)
+            before = answered(server)[ENSEMBLE]
+            while answered(server)[ENSEMBLE] < before + 20:
+                assert process.poll() is None
+                time.sleep(0.1)
             yield process
-            process.communicate(timeout=120)
+            process.communicate(timeout=600)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)  # locust too, so that nothing is left for the tests that follow
             raise

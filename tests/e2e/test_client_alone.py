@@ -41,7 +41,7 @@ print(json.dumps({"found": found.to_json(), "size": draw(picture, found).size, "
 def run(*arguments: str) -> str:
     # -I: neither this project's folder nor the user's packages are importable
     done = subprocess.run(
-        [str(PYTHON), "-I", "-W", "error", *arguments], capture_output=True, text=True, check=False, timeout=120
+        [str(PYTHON), "-I", "-W", "error", *arguments], capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -70,7 +70,7 @@ def test_one_client_reaches_every_server(cluster: Cluster, protocol: Protocol) -
 def test_what_no_client_asks_is_not_passed_on(cluster: Cluster) -> None:
     for path, body in (("/v2/models/codetr/stats", None), ("/v2/repository/index", b"{}")):
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"http://{cluster.proxy.http_url}{path}", body, timeout=10)
+            urllib.request.urlopen(f"http://{cluster.proxy.http_url}{path}", body, timeout=60)
         assert refused.value.code == 403
         refused.value.close()
     with tritonclient.grpc.InferenceServerClient(cluster.proxy.grpc_url) as client:
@@ -78,7 +78,7 @@ def test_what_no_client_asks_is_not_passed_on(cluster: Cluster) -> None:
         with pytest.raises(InferenceServerException, match="PERMISSION_DENIED"):
             client.get_model_repository_index()
     # while Envoy's own page is there for Prometheus
-    with urllib.request.urlopen(f"http://{cluster.proxy.metrics_url}/stats/prometheus", timeout=10) as page:
+    with urllib.request.urlopen(f"http://{cluster.proxy.metrics_url}/stats/prometheus", timeout=60) as page:
         assert b"envoy_cluster_upstream_rq_retry" in page.read()
 
 

@@ -27,19 +27,20 @@ from codetr_client.client import CoDetrClient
 from codetr_client.contract import DEADLINE_PARAMETER, DEADLINE_PASSED
 from codetr_client.detections import Detections
 from codetr_client.errors import ServiceError
+from serving.board import Board
 from serving.health import check_service
 from serving.launch import TritonServer, free_ports, running_server
-from serving.runtime import admin_headers
+from serving.runtime import admin_headers, server_folders
 from tests.tiny_engine import write_tiny_repository
 
 pytestmark = pytest.mark.server
 
-SLOW, HANGS = 40, 80  # gray values
+SLOW, SLOWER, HANGS = 40, 60, 80  # gray values
 FAULTY = f"""
         import time
 
         first = int(inputs[0][0, 0, 0, 0])
-        time.sleep({{{SLOW}: 0.4, {HANGS}: 3600}}.get(first, 0))
+        time.sleep({{{SLOW}: 0.4, {SLOWER}: 1.0, {HANGS}: 3600}}.get(first, 0))
         boxes, scores, labels = self.session"""
 
 
@@ -78,7 +79,7 @@ class Watched:
     def __init__(self, server: TritonServer) -> None:
         self.server = server
         self.said: list[str] = []
-        server.watch(self.said.append, standstill_seconds=1.5)
+        server.watch(self.said.append, standstill_seconds=4)
 
     def process_of(self, step: str) -> psutil.Process:
         """Return the newest living process of a step."""
@@ -108,7 +109,7 @@ def watched(repository: Path) -> Iterator[Watched]:
         yield Watched(server)
 
 
-def eventually(is_so: Callable[[], bool], seconds: float = 30) -> None:
+def eventually(is_so: Callable[[], bool], seconds: float = 180) -> None:
     """Wait for what happens in its own time; a machine under load may take long."""
     until = time.monotonic() + seconds
     while not is_so():
@@ -150,7 +151,7 @@ class Load:
     def goes_well(self) -> bool:
         """Return whether the next thirty answers are all detections."""
         count = len(self.answers)
-        eventually(lambda: len(self.answers) >= count + 30, 60)
+        eventually(lambda: len(self.answers) >= count + 30)
         return all(isinstance(answer, Detections) for answer in self.answers[count : count + 30])
 
 
@@ -171,7 +172,7 @@ def test_a_step_that_dies_or_is_stopped_is_loaded_anew_under_load(
     with Load(watched) as load:
         victim.send_signal(number)
         eventually(lambda: watched.loads_of(step) > loaded)
-        eventually(load.goes_well, 60)
+        eventually(load.goes_well)
     assert f"loading {step} anew" in watched.said[heard]
     assert len(watched.said) == heard + 1, "once is enough"
     assert watched.process_of(step).pid != victim.pid
@@ -181,12 +182,13 @@ def test_a_step_that_dies_or_is_stopped_is_loaded_anew_under_load(
 
 def test_a_step_that_hangs_is_loaded_anew_and_a_busy_one_is_not(watched: Watched) -> None:
     heard = len(watched.said)
-    with ThreadPoolExecutor(24) as pool:
-        slow = [pool.submit(watched.detect, SLOW) for _ in range(24)]  # more than 2 s of work, 0.4 s at a time
+    with ThreadPoolExecutor(48) as pool:
+        slow = [pool.submit(watched.detect, SLOW) for _ in range(48)]  # of four at a time, nearly 5 s of work
         assert all(len(each.result()) for each in slow)
     assert watched.said[heard:] == []
     with pytest.raises(ServiceError, match=r"'codetr_detector_0_0' is not healthy"):
         watched.detect(HANGS)
+    eventually(lambda: len(watched.said) > heard)  # the client hears of a death before it is told
     assert len(watched.said) == heard + 1
     assert "codetr_detector_0_0 has stood still for" in watched.said[heard]
     eventually(lambda: check_service(watched.server.http_url) == [])
@@ -212,13 +214,14 @@ def request(module: Any, url: str, value: int, timeout: float, deadline: float |
 def test_requests_that_nobody_waits_for_are_not_computed(watched: Watched, module: Any) -> None:
     server = watched.server
     url = server.grpc_url if module is tritonclient.grpc else server.http_url
-    assert request(module, url, SLOW, 60, None) == "answered"  # the queue learns what an image takes
+    assert request(module, url, SLOWER, 60, None) == "answered"  # the queue learns what an image takes
     before = watched.computed()
-    with ThreadPoolExecutor(16) as pool:
-        answers = [each.result() for each in [pool.submit(request, module, url, SLOW, 0.4, 0.4) for _ in range(16)]]
-    assert request(module, url, SLOW, 60, 60) == "answered"
+    with ThreadPoolExecutor(16) as pool:  # a busy machine may bring some when their deadline is over
+        answers = [each.result() for each in [pool.submit(request, module, url, SLOWER, 60, 0.6) for _ in range(16)]]
+    assert request(module, url, SLOWER, 60, 60) == "answered"
     assert watched.computed() - before <= 8, answers  # of 17
-    assert sum("the queue is too long for the deadline" in answer for answer in answers) >= 8, answers
+    refusals = ("the queue is too long for the deadline", DEADLINE_PASSED)
+    assert sum(any(each in answer for each in refusals) for answer in answers) >= 8, answers
 
 
 def test_a_deadline_that_is_over_is_said_to_be(watched: Watched) -> None:
@@ -250,7 +253,7 @@ def serve(repository: Path, ports: list[int]) -> subprocess.Popen[bytes]:
     with open("/dev/full", "wb") as full:
         process = subprocess.Popen(command, stderr=full)
     try:
-        eventually(lambda: check_service(f"127.0.0.1:{ports[0]}") == [], 60)
+        eventually(lambda: check_service(f"127.0.0.1:{ports[0]}") == [])
     except BaseException:
         process.kill()
         process.wait()
@@ -265,7 +268,13 @@ def served(repository: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, str
     process = serve(repository, ports)
     yield process, f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
     process.terminate()
-    process.wait(timeout=60)
+    process.wait(timeout=300)
+
+
+def is_at_work(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a step of the server that `codetr serve` runs is at work on a request."""
+    (folder,) = (folder for folder, record in server_folders() if record.pid == process.pid)
+    return any(work.present is not None for work in Board(folder).work().values())
 
 
 def ask(url: str, value: int) -> Detections | ServiceError:
@@ -278,7 +287,7 @@ def ask(url: str, value: int) -> Detections | ServiceError:
 
 def ask_until_answered(url: str, value: int = 200) -> Detections:
     """Ask as a client does that repeats what failed."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not isinstance(answer := ask(url, value), Detections):
         assert time.monotonic() < until, answer
         time.sleep(0.2)
@@ -292,21 +301,21 @@ def test_who_asks_again_is_answered_and_an_end_waits_for_what_is_under_way(
     (server,) = psutil.Process(process.pid).children()
     victim = next(child for child in server.children() if "/codetr_detector/" in " ".join(child.cmdline()))
     with ThreadPoolExecutor(9) as pool:
-        during = pool.submit(ask, url, SLOW)
-        time.sleep(0.2)  # it is at work on the request, or about to be
+        during = pool.submit(ask, url, HANGS)
+        eventually(lambda: is_at_work(process))
         waiting = [pool.submit(ask_until_answered, url) for _ in range(8)]
         victim.kill()
         assert not isinstance(during.result(), Detections)
         assert all(len(each.result()) for each in waiting)
-        asked = pool.submit(ask, url, SLOW)
-        time.sleep(0.2)
+        asked = pool.submit(ask, url, SLOWER)
+        eventually(lambda: is_at_work(process))
         with socket.create_connection(tuple(http_url.split(":"))) as kept_open:
             # Triton would wait half a minute for whoever keeps a connection, and then fail.
             kept_open.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert kept_open.recv(4096).startswith(b"HTTP/1.1 200")
             process.terminate()
             assert isinstance(asked.result(), Detections), asked.result()
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=300) == 0
     assert not server.is_running()
 
 
@@ -317,15 +326,15 @@ def test_who_asks_again_is_answered_by_the_server_that_comes_after_one_that_was_
     (server,) = psutil.Process(first.pid).children()
     with ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(ask_until_answered, f"127.0.0.1:{ports[1]}", SLOW) for _ in range(4)]
-        time.sleep(0.2)
+        eventually(lambda: is_at_work(first))
         server.kill()
-        assert first.wait(timeout=60) == 128 + signal.SIGKILL
+        assert first.wait(timeout=300) == 128 + signal.SIGKILL
         second = serve(repository, ports)
         try:
             assert all(len(each.result()) for each in waiting)
         finally:
             second.terminate()
-            assert second.wait(timeout=60) == 0
+            assert second.wait(timeout=300) == 0
 
 
 @pytest.mark.slow
@@ -334,10 +343,10 @@ def test_a_second_signal_ends_a_server_at_once(served: tuple[subprocess.Popen[by
 
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask, url, HANGS)
-        time.sleep(1)
+        eventually(lambda: is_at_work(process))
         process.send_signal(signal.SIGINT)
         time.sleep(1)
         assert process.poll() is None, "it waits for the request"
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(timeout=20) == 128 + signal.SIGKILL
+        assert process.wait(timeout=60) == 128 + signal.SIGKILL
         assert isinstance(asked.result(), ServiceError)

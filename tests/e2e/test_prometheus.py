@@ -72,7 +72,7 @@ class Prometheus:
     def ask(self, path: str, **parameters: str) -> Any:
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             pytest.fail(f"{parameters}: {error.read().decode()}")
@@ -82,7 +82,7 @@ class Prometheus:
 
     def wait_for(self, query: str) -> list[float]:
         """Return the values of a query once one of them is a number."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             values = self.values(query)
             if any(value == value for value in values):
@@ -92,10 +92,10 @@ class Prometheus:
 
 
 def wait_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=10).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/-/ready", timeout=60).close()
             return
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()

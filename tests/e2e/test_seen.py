@@ -40,7 +40,7 @@ def send(server: TritonServer, images: list[bytes], request_id: str, **parameter
 
 def logged(server: TritonServer, request_id: str) -> dict[str, Any]:
     """Return the line about a request as Triton wrote it: its own head, then our JSON, escaped once more."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while True:
         for line in server.log().splitlines():
             match = re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}Z W \d+ \w+\.py:\d+\] (\".*\")", line)

@@ -228,7 +228,7 @@ def served(
         yield process, ports
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_serve_answers_and_stops_with_the_server_and_its_status(
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{ports[1]}") as client:
         check_answer(infer(client, png(20, 10, 51)), 0, (20, 10), 51)
     process.send_signal(number)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=300) == 0
     assert not server.is_running()
 
 
@@ -251,13 +251,13 @@ def test_no_server_outlives_a_killed_parent(served: tuple[subprocess.Popen[str],
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 5  # the server and one process for each instance of a Python model
     os.kill(process.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=120)
     assert not alive
 
 
 def test_serve_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "codetr"), "serve", "--repository", str(tmp_path / "nowhere")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 1
     assert result.stderr.startswith("error: no repository at ")
     assert result.stderr.count("\n") == 1

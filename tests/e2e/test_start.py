@@ -62,11 +62,11 @@ def served(repository: Path, *options: str, environment: dict[str, str] | None =
         yield Served(process, said, *ports)
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
 
 
 def http_status(port: int, path: str, headers: dict[str, str] | None = None, host: str = "127.0.0.1") -> int:
-    connection = http.client.HTTPConnection(host, port, timeout=30)
+    connection = http.client.HTTPConnection(host, port, timeout=60)
     try:
         connection.request("POST" if path.endswith(("index", "load")) else "GET", path, headers=headers or {})
         return connection.getresponse().status
@@ -229,7 +229,7 @@ def test_grpc_with_certificates_on_every_network_and_what_a_killed_server_leaves
         for stranger in ({}, {"ssl": True, "root_certificates": str(authority.cert)}):  # without TLS; unnamed
             client = tritonclient.grpc.InferenceServerClient(address, **stranger)
             with client, pytest.raises(InferenceServerException):
-                client.is_server_live(client_timeout=10)
+                client.is_server_live(client_timeout=60)
         # plain HTTP stays on this machine; HTTP is what is shut, not the port
         (tcp,) = [c for c in _listening(running.process.pid) if c.laddr.port == running.http_port]
         assert tcp.laddr.ip == "127.0.0.1"
@@ -241,7 +241,7 @@ def test_grpc_with_certificates_on_every_network_and_what_a_killed_server_leaves
         said = running.process.stderr.read()  # type: ignore[union-attr]
         assert running.process.wait(60) == 128 + signal.SIGKILL
         assert "error: tritonserver was ended by SIGKILL, most likely because" in said
-        assert not psutil.wait_procs(steps, 10)[1]
+        assert not psutil.wait_procs(steps, 60)[1]
         assert left_over(prefix) == []
 
 
@@ -282,7 +282,7 @@ def test_the_wait_for_a_step_that_cannot_start_ends_with_the_reason(
     text = model.read_text()
     model.unlink()
     model.write_text(f"{line}\n{text}")
-    with pytest.raises(CodetrError) as caught, running_server(broken, timeout=60):
+    with pytest.raises(CodetrError) as caught, running_server(broken, timeout=300):
         pass
     assert re.search(rf"{POSTPROCESS} .*({reason})", str(caught.value)), caught.value
     assert "\n" not in str(caught.value)

@@ -33,7 +33,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def test_each_frame_gets_its_own_answer(both: TritonServer, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", 16, size=(128, 96))
-    done = subprocess.run(command(both, path), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command(both, path), capture_output=True, text=True, timeout=600, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "16 frames, " in done.stdout
     found = lines(tmp_path)
@@ -54,12 +54,11 @@ def test_ctrl_c_leaves_a_video_that_plays(both: TritonServer, tmp_path: Path) ->
     path = write_video(tmp_path / "a.mp4", 5000)
     running = subprocess.Popen(command(both, path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        for _ in range(600):  # until it writes
-            if running.poll() is not None or (tmp_path / "out" / "a.jsonl").exists():
-                break
-            time.sleep(0.1)
+        written = tmp_path / "out" / "a.jsonl"
+        while running.poll() is None and not (written.exists() and written.read_bytes().count(b"\n") > 2):
+            time.sleep(0.05)
         running.send_signal(signal.SIGINT)
-        output, errors = running.communicate(timeout=60)
+        output, errors = running.communicate(timeout=300)
     finally:
         running.kill()
         running.wait()

@@ -22,7 +22,7 @@ from PIL import Image, features
 from codetr_client import CoDetrClient
 from codetr_client.exif import ORIENTATION
 from serving.launch import LOOPBACK, ServerOptions, TritonServer, free_ports, start_server
-from tests.chromium import Chromium, chromium
+from tests.chromium import WAIT, Chromium, chromium
 from tests.clients import fakes
 from tests.clients.fakes import FakeTriton
 from tests.e2e.conftest import ENGINES
@@ -45,7 +45,7 @@ def page(*urls: str) -> Iterator[str]:
     try:
         yield running.stderr.readline().split("the page is at ")[1].split(";")[0]
         running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=60)
+        _, said = running.communicate(timeout=300)
         assert (running.returncode, said) == (0, "")
     finally:
         running.kill()
@@ -359,9 +359,9 @@ def test_what_is_saved_is_what_is_copied(tab: Chromium, address: str, tmp_path: 
     for form, name in (("json", "a.json"), ("coco", "a-coco.json")):
         tab.click(f"article [data-do=save-{form}]")
         file = tmp_path / "down" / name
-        for _ in range(600):
-            if file.is_file() and file.stat().st_size:
-                break
+        until = time.monotonic() + WAIT
+        while not (file.is_file() and file.stat().st_size):
+            assert time.monotonic() < until, name
             time.sleep(0.1)
         assert json.loads(file.read_text()) == copied(tab, address, f"copy-{form}")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import runtime
+from serving import addresses, runtime
 from serving.addresses import ListenAddress, check_port, free_ports, resolve_host
 from serving.errors import CodetrError
 from serving.runtime import PrivateFolder, ServerRecord
@@ -102,6 +102,23 @@ def test_a_port_of_a_server_of_ours_says_so(tmp_path: Path, monkeypatch: pytest.
         folder.write_record(ServerRecord(77, "127.0.0.1", port, 1, 2, None, "/r", tls=False))
         assert "is taken by `codetr serve` on /r (process 77);" in refused("127.0.0.1", port, None, monkeypatch)
     folder.close()
+
+
+def test_free_ports_are_none_that_others_are_given_meanwhile() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    assert first < 21_000 or all(20_000 <= port < first for port in ports)
+
+
+@pytest.mark.parametrize("room", [0, 1], ids=["none", "one, which is taken"])
+def test_where_the_system_gives_all_ports_they_are_of_those(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(addresses, "_FIRST_FREE", port)
+        monkeypatch.setattr(addresses, "_first_of_the_system", lambda: port + room)
+        found = free_ports(3)
+    assert len({*found, port}) == 4
 
 
 def test_a_foreign_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
