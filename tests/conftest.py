@@ -42,6 +42,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(SERVERS))
 
 
+@pytest.hookimpl(tryfirst=True)  # before fixtures
+def pytest_runtest_setup() -> None:
+    """Let each test draw the numbers that it draws alone; which ones its process ran before is chance."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Let one process have all tests that start servers, and the others whole files, which share what they build."""
     from xdist.scheduler import LoadScopeScheduling
@@ -147,6 +154,6 @@ def mmengine_runs(shallow_weights: dict[str, Any], tmp_path_factory: pytest.Temp
     # mmengine 0.10.7 cannot read its own files with the default of PyTorch 2.6, which it must to publish them.
     environment = os.environ | {"PYTHONPATH": str(MMENGINE), "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
     command = [sys.executable, str(script), str(folder / "start.npz"), str(folder)]
-    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder

@@ -89,7 +89,7 @@ def address(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Address
     thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
     thread.start()
     host = f"127.0.0.1:{listening.server_port}"
-    yield Address.of(host, f"http://{host}/metrics", 5.0)
+    yield Address.of(host, f"http://{host}/metrics", 60.0)
     listening.shutdown()
     thread.join()
     listening.server_close()
