@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pathlib import Path
 from serving.errors import CodetrError
 from serving.manifest import engine_names, manifest_path
 
+# In which a build that looks at this moment, by `is_held`, has let the lock go.
+_TRIES = 50
 _VERSIONED = re.compile(r"(.+)\.([1-9][0-9]{0,8})")
 
 
@@ -121,7 +124,11 @@ class Hold:
         self._file = -1
         with suppress(OSError):
             self._file = os.open(manifest_path(repository, engine), os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            for _ in range(_TRIES):
+                with suppress(BlockingIOError):
+                    fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.02)
 
     def release(self) -> None:
         """Let it go; a second time does nothing."""

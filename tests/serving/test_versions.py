@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from serving import versions as versions_module
 from serving.errors import CodetrError
+from serving.manifest import manifest_path
 from serving.model_config import read_model_config
 from serving.repository import check_repository, link_repository
 from serving.versions import (
@@ -122,3 +126,13 @@ def test_an_engine_is_held_until_the_last_server_lets_it_go(repository: Path) ->
 def test_an_engine_that_is_not_there_is_not_held(tmp_path: Path) -> None:
     Hold(tmp_path, "codetr").release()
     assert not is_held(tmp_path, "codetr")
+
+
+def test_a_build_that_looks_at_this_moment_hinders_no_hold(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = open(manifest_path(repository, "codetr"))  # noqa: SIM115  # until the first pause
+    fcntl.flock(looks, fcntl.LOCK_EX)
+    monkeypatch.setattr(versions_module, "time", SimpleNamespace(sleep=lambda seconds: looks.close()))
+    hold = Hold(repository, "codetr")
+    assert looks.closed
+    assert is_held(repository, "codetr")
+    hold.release()

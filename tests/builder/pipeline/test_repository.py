@@ -201,10 +201,15 @@ def test_manifest_holds_the_hash_of_every_engine_file(tmp_path: Path, engine_fil
 
 
 def test_templates_are_left_alone(tmp_path: Path, engine_file: Path) -> None:
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in TEMPLATES.rglob("*") if path.is_file()}
+    def state() -> dict[Path, tuple[bytes, int]]:
+        # without byte code, which other processes of the tests write when they import a template
+        files = (path for path in TEMPLATES.rglob("*.*") if path.suffix in (".py", ".pbtxt"))
+        return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+    before = state()
     write(tmp_path / "repository", engine_file, kind="tensorrt")
-    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in TEMPLATES.rglob("*") if path.is_file()}
-    assert after == before
+    assert len(before) > 8
+    assert state() == before
 
 
 def test_an_engine_is_replaced_whole_if_told(tmp_path: Path, engine_file: Path) -> None:
