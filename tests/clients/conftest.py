@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from codetr_client import probe
 from codetr_client.aio import AsyncCoDetrClient
 from codetr_client.client import CoDetrClient
 from tests.clients import fakes
@@ -87,6 +88,12 @@ def server(protocol: str) -> Iterator[Server]:
     with ExitStack() as stack:
         triton.port = stack.enter_context(serve(triton))
         yield triton
+
+
+@pytest.fixture
+def _patient_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What speaks at a port is seen on a busy machine too."""
+    monkeypatch.setattr(probe, "SECONDS", HANGS)
 
 
 @pytest.fixture(scope="session")

@@ -147,6 +147,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.usefixtures("_patient_probe")
 @pytest.mark.parametrize(
     ("protocol", "handle", "message"),
     [pytest.param(name, *each.values, id=f"{name}: {each.id}") for name, all_ in OTHERS.items() for each in all_],
@@ -159,6 +160,7 @@ def test_something_else_at_the_port(
     assert "codetr serve" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("_patient_probe")
 def test_the_other_protocols_port_is_named(call: Call, server: Server) -> None:
     other = "http" if server.protocol == "grpc" else "grpc"
     usual = {"grpc": 8001, "http": 8000}[other]

@@ -14,6 +14,8 @@ from tests.clients import fakes
 from tests.clients.conftest import Call
 from tests.clients.fakes import Certificates, FakeTriton
 
+pytestmark = pytest.mark.usefixtures("_patient_probe")
+
 
 @contextmanager
 def encrypted(

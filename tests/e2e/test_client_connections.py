@@ -26,6 +26,12 @@ from tests.tiny_engine import MAX_DETECTIONS
 pytestmark = pytest.mark.server
 
 
+@pytest.fixture(autouse=True)
+def _patient_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What speaks at a port is seen on a busy machine too."""
+    monkeypatch.setattr("codetr_client.probe.SECONDS", 60.0)
+
+
 def picture() -> bytes:
     buffer = BytesIO()
     Image.new("RGB", (40, 30), (255, 255, 255)).save(buffer, "PNG")
