@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -110,6 +111,17 @@ def test_a_drain_waits_for_what_is_at_work_and_on_its_way(folder: Path) -> None:
     assert not drain(folder, 60, lambda: False), "nobody wants to wait"
     assert drain(folder, 60, lambda: True)
     assert Board(folder).is_closed
+
+
+def test_a_drain_on_a_machine_that_stands_still_for_a_moment_waits_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count()  # each of them half a second after the one before
+    clock = SimpleNamespace(monotonic=lambda: next(looks) / 2, sleep=lambda seconds: None)
+    monkeypatch.setattr(admission, "time", clock)
+    with at_work():
+        assert not drain(folder, 60, lambda: True)
+    assert drain(folder, 60, lambda: True)
 
 
 def test_before_anybody_is_refused_triton_is_asked_what_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,21 @@ def test_a_server_takes_it_over_after_a_trial_on_its_gpus(server: Server, reposi
     assert server.tried == [(["codetr.2"], "1")]
 
 
+def test_a_server_that_has_taken_it_over_is_not_late(
+    server: Server, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine stood still meanwhile."""
+
+    def write(*values: Any) -> None:
+        write_choice(*values)
+        server.say("serving", 2)
+
+    times = iter([0.0])
+    monkeypatch.setattr(module, "write_choice", write)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(times, 1000.0), sleep=time.sleep))
+    assert switch(repository, "codetr", 2, 5) == (Choice(2, former=1), 1)
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
