@@ -18,6 +18,8 @@ PERCENTILE_STYLES = {"p50": ("#1b9e77", "o"), "p95": ("#d95f02", "s"), "p99": ("
 STEP_COLOURS = {
     contract.PREPROCESS: "#1f77b4", contract.DETECTOR: "#d62728", contract.POSTPROCESS: "#2ca02c",
 }  # fmt: skip
+# matplotlib's own choice; where nothing is said, it warns when a busy machine takes a second for it.
+_BEST = "best"
 PHASE_SHADES = {"queue": 0.25, "compute_input": 0.5, "compute_infer": 1.0, "compute_output": 0.7}
 
 
@@ -46,7 +48,7 @@ def throughput_latency(levels: Sequence[LevelSummary], title: str) -> Figure:
         axes.plot([low, high], [level.p99, level.p99], color=PERCENTILE_STYLES["p99"][0], linewidth=1, alpha=0.6)
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
-    axes.legend(title="points: load; bars: spread", fontsize=8, title_fontsize=8)
+    axes.legend(loc=_BEST, title="points: load; bars: spread", fontsize=8, title_fontsize=8)
     return figure
 
 
@@ -80,7 +82,7 @@ def usage(levels: Sequence[LevelSummary], title: str) -> Figure:
             axes.plot(*zip(*points, strict=True), marker="o", label=label)
     axes.set_ylim(0, 105)
     if axes.lines:
-        axes.legend(fontsize=8)
+        axes.legend(loc=_BEST, fontsize=8)
     return figure
 
 
@@ -99,7 +101,7 @@ def lines(
             axes.plot(*zip(*points, strict=True), label=label, **style)
     axes.set_ylim(bottom=0)
     if axes.lines:
-        axes.legend(fontsize=8)
+        axes.legend(loc=_BEST, fontsize=8)
     return figure
 
 
@@ -160,7 +162,7 @@ def layer_errors(layers: Sequence[Mapping[str, Any]], title: str) -> Figure:
     top = axes.secondary_xaxis("top")
     wide = [i for i, end in zip(begins, [*begins[1:], len(layers)], strict=True) if end - i > len(layers) / 25]
     top.set_xticks(wide, [_part(layers[i]) for i in wide], fontsize=7, rotation=30, ha="left")
-    axes.legend(fontsize=8)
+    axes.legend(loc=_BEST, fontsize=8)
     return figure
 
 

@@ -1,4 +1,6 @@
+import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +35,13 @@ def test_what_is_not_comparable_or_no_number_does_not_break_the_curve() -> None:
     assert list(own.get_xdata()) == [0, 1], "what is not comparable has no point"
     assert all(math.isfinite(value) for value in own.get_ydata())
     assert "<svg" in plots.svg(figure)
+
+
+def test_a_plot_that_takes_long_on_a_busy_machine_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = itertools.count(0.0, 9.0)
+    monkeypatch.setattr("matplotlib.legend.time", SimpleNamespace(perf_counter=lambda: next(looks)))
+    assert "<svg" in plots.svg(plots.layer_errors([layer("a", 1e-7), layer("b", 2e-7)], "title"))
+    assert next(looks) > 9.0, "it has looked"
 
 
 def test_layers_that_agree_have_no_mark() -> None:
