@@ -93,7 +93,6 @@ def measure(
     for case in bench.cases(recipes, stage):
         record["cases"].append(asdict(case))
         on_case(case)
-        output.mkdir(parents=True, exist_ok=True)
         write_record(record, output, f"{engine}-{record['variant']}.json")
     return record
 

@@ -85,7 +85,6 @@ def run(
         CodetrError: the server cannot be started, or does not recover.
     """
     image = encoded_picture(1280, 720, "jpeg")
-    output.mkdir(parents=True, exist_ok=True)
     load_average = [os.getloadavg()[0]]
     killed: list[Killed] = []
     flooded: list[Flooded] = []
