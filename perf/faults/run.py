@@ -8,13 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from codetr_client import contract as public
 from perf.machine import header
@@ -24,6 +22,7 @@ from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS
 from serving.errors import CodetrError
 from serving.health import check_service
 from serving.launch import TritonServer, running_server
+from serving.stubs import stubs_of
 
 RECORD_NAME = "faults.json"
 CLIENTS = 4
@@ -219,12 +218,7 @@ def kill_newest(server: TritonServer, step: str) -> None:
 
 
 def _newest_process(server: TritonServer, step: str) -> int:
-    found = []
-    for process in psutil.Process(server.process.pid).children():
-        with suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and f"/{step}/" in " ".join(process.cmdline()):
-                found.append((process.create_time(), process.pid))
-    return max(found)[1]
+    return max((stub.started, stub.pid) for stub in stubs_of(server.process.pid) if stub.model == step)[1]
 
 
 def flood(server: TritonServer, image: bytes, with_deadline: bool) -> Flooded:
