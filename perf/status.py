@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from perf.server.metrics import Sample, read_samples, step_time
 from serving import health
-from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
+from serving.contract import DETECTOR, ENSEMBLE, STEPS, model_name
 from serving.errors import CodetrError
 from serving.manifest import ABOUT
 from serving.runtime import KEY_VARIABLE, admin_headers, find_server
@@ -23,7 +23,6 @@ from serving.versions import name_and_version
 
 Json = dict[str, Any]
 
-_ROLES = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
 _METRICS_PORT = 8002
 _PENDING = "nv_inference_pending_request_count"
 _REFUSALS = "codetr_images_total"
@@ -268,7 +267,7 @@ def _engine_names(statistics: Mapping[str, Json]) -> list[str]:
 
 def _engine(name: str, now: Reading, before: Reading | None) -> EngineStatus:
     config = now.configs[name]
-    served = [name, *(_steps(config) or [model_name(role, name) for role in _ROLES[1:]])]
+    served = [name, *(_steps(config) or [model_name(role, name) for role in STEPS])]
     waiting = {sample.labels.get("model"): int(sample.value) for sample in now.samples if sample.name == _PENDING}
     models = [
         ModelStatus(

@@ -18,7 +18,7 @@ from codetr_client import contract as public
 from perf.machine import header
 from perf.pictures import encoded_picture
 from perf.records import write_record
-from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS
+from serving.contract import DETECTOR, STEPS
 from serving.errors import CodetrError
 from serving.health import check_service
 from serving.launch import TritonServer, running_server
@@ -93,7 +93,7 @@ def run(
             flooded.append(flood(server, image, with_deadline))
             on_case(flooded[-1])
         for _ in range(rounds):
-            for step in (PREPROCESS, DETECTOR, POSTPROCESS):
+            for step in STEPS:
                 for number in SIGNALS:
                     killed.append(_kill_under_load(server, image, step, number))
                     on_case(killed[-1])
