@@ -133,7 +133,7 @@ def build(
     from codetr.shown import line, say, shown
     from codetr.stages import Stages, own_console
     from codetr_client.outputs import check_folder, refuse_inside, refuse_overwriting
-    from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
+    from serving.contract import ENSEMBLE, MODELS, model_name
     from serving.errors import CodetrError
     from serving.versions import read_choice, versioned
 
@@ -203,7 +203,7 @@ def build(
             check_folder(folder)
     sources = (weights, classes, verify_images, verify_annotations, calibration_images)
     refuse_inside(
-        (repository / model_name(model, options.name) for model in (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)),
+        (repository / model_name(model, options.name) for model in MODELS),
         sources,
     )
     refuse_overwriting([repository / FILE_NAME, *([timing_cache] if timing_cache else [])], sources)

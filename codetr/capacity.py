@@ -35,7 +35,6 @@ def capacity(
     service, source = read_service(results)
     record = plan_capacity(service, source, plan, lambda found: print_result(found, plan.price))
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         with reporting(output, lambda written: write_capacity_report(written, output)):
             write_record(record, output)
         say(f"wrote {output / 'report.html'}, report.md and results.json")

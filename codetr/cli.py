@@ -48,37 +48,17 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure engines, operators, the server and its steps.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
-app.command()(build)
-app.command()(compare)
-app.command()(capacity)
-app.command()(demo)
-app.command()(detect)
-app.command()(demo_data)
-app.command()(evaluate)
-app.command("inspect")(inspect_engine)
-app.command()(rollback)
-app.command()(serve)
-app.command()(status)
-app.command()(switch)
-app.command()(train_demo)
-bench.command("engine")(bench_engine)
-bench.command("canvas")(bench_canvas)
-bench.command("cluster")(bench_cluster)
-bench.command("cost")(bench_cost)
-bench.command("faults")(bench_faults)
-bench.command("surroundings")(bench_surroundings)
-bench.command("op")(bench_op)
-bench.command("fuzz")(bench_fuzz)
-bench.command("gpus")(bench_gpus)
-bench.command("load")(bench_load)
-bench.command("preprocess")(bench_preprocess)
-bench.command("quantized")(bench_quantized)
-bench.command("server")(bench_server)
-bench.command("install-perf-analyzer")(install_perf_analyzer)
-app.command()(variants)
-app.command()(verify)
-app.command()(web)
-bench.command()(precision)
+# Each is called as its function is, but for what says where it stands; in the order of the help.
+for command in (
+    build, compare, capacity, demo, detect, demo_data, evaluate, inspect_engine, rollback, serve, status, switch,
+    train_demo, variants, verify, web,
+):  # fmt: skip
+    app.command(command.__name__.removesuffix("_engine").replace("_", "-"))(command)
+for benchmark in (
+    bench_engine, bench_canvas, bench_cluster, bench_cost, bench_faults, bench_surroundings, bench_op, bench_fuzz,
+    bench_gpus, bench_load, bench_preprocess, bench_quantized, bench_server, install_perf_analyzer, precision,
+):  # fmt: skip
+    bench.command(benchmark.__name__.removeprefix("bench_").replace("_", "-"))(benchmark)
 
 
 def _print_version(wanted: bool) -> None:

@@ -69,7 +69,6 @@ def compare(
     )
     about = read_manifest(repository, names[0])
     record = report.to_dict(found, about)
-    output.mkdir(parents=True, exist_ok=True)
     write_record(report.finite(record), output, report.FIGURES)
     figure = plots.layer_errors(record["layers"], f"{about['variant']}, {about['engine']} engine, {found.precision}")
     figure.savefig(output / report.PICTURES[0], dpi=150)

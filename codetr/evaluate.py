@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from codetr.shown import line, new_console, progress_bar, say, shown
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from rich.table import Table
 
@@ -199,19 +200,12 @@ def _against(
     return found, report(dataset, pytorch.name, found, matched, folder)
 
 
-class _bar:  # noqa: N801  # a context manager used like a function
-    """A progress bar that is told how many images are done."""
-
-    def __init__(self, console: Any, name: str, total: int) -> None:
-        self.progress = progress_bar(console)
-        self.task = self.progress.add_task(name, total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self.progress.start()
-        return lambda done: self.progress.update(self.task, completed=done)
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+@contextmanager
+def _bar(console: Any, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar that is told how many images are done."""
+    with progress_bar(console) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda done: progress.update(task, completed=done)
 
 
 def class_table(result: Mapping[str, Any]) -> Table:

@@ -57,7 +57,6 @@ def inspect_engine(
         python=tensorrt_python,
         stage=Stages(new_console(stderr=True)),
     )
-    output.mkdir(parents=True, exist_ok=True)
     write_record({**found.to_dict(), "by_module": found.modules()}, output, RECORD)
     write_whole(output / PAGE, to_page(found).encode())
     _print(found)

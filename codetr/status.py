@@ -14,7 +14,7 @@ from rich.text import Text
 
 from codetr.shown import new_console
 from codetr_client.text import printable
-from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS, model_name
+from serving.contract import STEPS, model_name
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # What a row of the table takes at most.
 _COLUMNS = 80
 _WIDE = 10_000
-_STEPS = tuple(model_name(role, "") for role in (PREPROCESS, DETECTOR, POSTPROCESS))
+_STEPS = tuple(model_name(role, "") for role in STEPS)
 _DIGITS = 6  # of a number with its decimals
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from codetr_client.outputs import check_folder, refuse_overwriting, write_whole
+from codetr_client.outputs import check_folder, make_folder, refuse_overwriting, write_whole
 from serving.errors import CodetrError
 
 RESULTS_NAME = "results.json"
@@ -52,7 +52,8 @@ def _is_own(record: Path, key: str) -> bool:
 
 
 def write_record(record: Mapping[str, Any], output: Path, name: str = RESULTS_NAME) -> None:
-    """Write a record as the JSON file `name` in the folder `output`, whole or not at all."""
+    """Write a record as the JSON file `name`, whole or not at all, in the folder `output`, made if it is not there."""
+    make_folder(output)
     write_whole(output / name, (json.dumps(record, indent=1) + "\n").encode())
 
 

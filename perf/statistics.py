@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -36,6 +37,12 @@ def relative_range(values: Sequence[float]) -> float:
     array = np.asarray(values, np.float64)
     median = float(np.median(array))
     return float(array.max() - array.min()) / median if median else 0.0
+
+
+def mean_by_key(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each key over those that have it."""
+    keys = dict.fromkeys(key for value in values for key in value)
+    return {key: fmean(value[key] for value in values if key in value) for key in keys}
 
 
 def windows_agree(windows: Sequence[tuple[float, float]]) -> bool:

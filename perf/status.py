@@ -13,17 +13,16 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from perf.server.metrics import PHASES, Sample, difference, read_samples
-from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
+from perf.server.metrics import Sample, read_samples, step_time
+from serving import health
+from serving.contract import DETECTOR, ENSEMBLE, STEPS, model_name
 from serving.errors import CodetrError
-from serving.health import check_service
 from serving.manifest import ABOUT
 from serving.runtime import KEY_VARIABLE, admin_headers, find_server
 from serving.versions import name_and_version
 
 Json = dict[str, Any]
 
-_ROLES = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
 _METRICS_PORT = 8002
 _PENDING = "nv_inference_pending_request_count"
 _REFUSALS = "codetr_images_total"
@@ -164,7 +163,7 @@ class Reading:
 def check(address: Address, model: str | None = None) -> list[str]:
     """Return what is wrong with a server, one line a fault, by an image through each engine or that of `model`."""
     names = [model] if model else _engine_names(_statistics(address, [])) or [ENSEMBLE]
-    return check_service(address.http, names, address.timeout, address.headers)
+    return health.check_service(address.http, names, address.timeout, address.headers)
 
 
 def read(address: Address, model: str | None = None) -> Reading:
@@ -220,17 +219,12 @@ def ask(address: Address, path: str) -> Json:
 
 
 def _get(host: str, path: str, timeout: float, headers: Mapping[str, str]) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(host, timeout=timeout)  # no proxy of the environment comes between
     try:
-        connection.request("GET", path, headers=dict(headers))
-        response = connection.getresponse()
-        return response.status, response.read()
+        return health.ask(host, path, timeout, headers=headers)
     except (OSError, http.client.HTTPException) as error:
         raise CodetrError(
             f"no server answers HTTP at {host}: {error or type(error).__name__}; `codetr serve` starts one"
         ) from error
-    finally:
-        connection.close()
 
 
 def _statistics(address: Address, notes: list[str]) -> dict[str, Json]:
@@ -273,7 +267,7 @@ def _engine_names(statistics: Mapping[str, Json]) -> list[str]:
 
 def _engine(name: str, now: Reading, before: Reading | None) -> EngineStatus:
     config = now.configs[name]
-    served = [name, *(_steps(config) or [model_name(role, name) for role in _ROLES[1:]])]
+    served = [name, *(_steps(config) or [model_name(role, name) for role in STEPS])]
     waiting = {sample.labels.get("model"): int(sample.value) for sample in now.samples if sample.name == _PENDING}
     models = [
         ModelStatus(
@@ -300,14 +294,11 @@ def _steps(config: Json) -> list[str]:
 
 
 def _step(before: Json, after: Json) -> StepStatus:
-    if difference(before, after, "success", "count") < 0:  # loaded anew in between, with which Triton forgets
-        before = {}
-    requests = difference(before, after, "success", "count")
-    queue, taken, infer, given = (difference(before, after, phase, "ns") / max(requests, 1) / 1e6 for phase in PHASES)
-    images = int(after.get("inference_count", 0)) - int(before.get("inference_count", 0))
-    runs = int(after.get("execution_count", 0)) - int(before.get("execution_count", 0))
-    failures = difference(before, after, "fail", "count")
-    return StepStatus(requests, failures, images, queue, taken, infer, given, images / max(runs, 1))
+    step, images = step_time(before, after)
+    if step.requests < 0:  # loaded anew in between, with which Triton forgets
+        step, images = step_time({}, after)
+    phases = step.queue, step.compute_input, step.compute_infer, step.compute_output
+    return StepStatus(step.requests, step.failures, images, *phases, step.batch)
 
 
 def _about(config: Json) -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median
 from typing import Any, Literal
 
-from perf.statistics import relative_range
+from perf.statistics import mean_by_key, relative_range
 
 Verdict = Literal["better", "worse", "no difference"]
 
@@ -82,7 +82,7 @@ def _summarise(model: str, mode: str, value: float, results: Sequence[Mapping[st
         stable=all(result["stable"] for result in results),
         repeats=len(results),
         steps=_mean_steps([result["steps"] for result in results]),
-        gauges=_mean_by_key([result["gauges"] for result in results]),
+        gauges=mean_by_key([result["gauges"] for result in results]),
     )
 
 
@@ -97,12 +97,7 @@ def _spreads(readings: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 def _mean_steps(steps: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     models = {model for step in steps for model in step}
-    return {model: _mean_by_key([step[model] for step in steps if model in step]) for model in sorted(models)}
-
-
-def _mean_by_key(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    keys = dict.fromkeys(key for value in values for key in value)
-    return {key: fmean(value[key] for value in values if key in value) for key in keys}
+    return {model: mean_by_key([step[model] for step in steps if model in step]) for model in sorted(models)}
 
 
 def compare(new: Sequence[LevelSummary], old: Sequence[LevelSummary]) -> list[Comparison]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 
-# Fields of /proc/PID/stat (proc_pid_stat(5)), counted from the one behind the name in parentheses.
+from serving.board import process_fields
+
+# Of `process_fields`.
 _ARG_START, _ARG_END = 45, 46
 
 
@@ -15,7 +16,7 @@ def hide_argument(pid: int, secret: str) -> bool:
     The program must have read its arguments. Linux keeps them in the process's own memory, which its parent may write.
     """
     with suppress(OSError, ValueError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = process_fields(pid)
         start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
         with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
             memory.seek(start)

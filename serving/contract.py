@@ -23,6 +23,7 @@ __all__ = [
     "DETECTOR",
     "ENSEMBLE",
     "MAX_DETECTIONS",
+    "MODELS",
     "NMS_IOU_THRESHOLD",
     "PADDING_BOX",
     "PADDING_LABEL",
@@ -34,6 +35,7 @@ __all__ = [
     "PREPROCESS",
     "SCORE_THRESHOLD",
     "SOFT_NMS_MIN_SCORE",
+    "STEPS",
     "ModelContract",
     "Tensor",
     "TritonType",
@@ -48,6 +50,8 @@ __all__ = [
 PREPROCESS = f"{ENSEMBLE}_preprocess"
 DETECTOR = f"{ENSEMBLE}_detector"
 POSTPROCESS = f"{ENSEMBLE}_postprocess"
+STEPS = (PREPROCESS, DETECTOR, POSTPROCESS)
+MODELS = (ENSEMBLE, *STEPS)
 # The TensorRT plugin, beside the plan in the detector's version folder.
 PLUGIN_LIBRARY = "libcodetr_plugin.so"
 

@@ -36,19 +36,9 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 
 # What Pillow's plugins raise on malformed bytes, seen by feeding them damaged files.
 _PLUGIN_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    EOFError,
-    TypeError,
-    ArithmeticError,
-    AssertionError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+    OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, ArithmeticError, AssertionError,
+    MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 # The longest side that a JPEG can have. Longer ones are made to trouble decoders: 1 x 64 million pixels take 127 kB to
 # send and 5 s to resize, and a line of 64 million is more than Pillow can hold.

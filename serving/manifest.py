@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, model_name
+from serving.contract import DETECTOR, ENSEMBLE, MODELS, model_name
 from serving.errors import CodetrError
 
 MANIFEST = "manifest.json"  # in the detector's folder
@@ -59,8 +59,7 @@ def engine_names(repository: Path) -> list[str]:
 
 def foreign_folders(repository: Path) -> list[str]:
     """Return the names of a repository's folders that are no models, with which no tritonserver starts."""
-    models = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
-    own = {model_name(model, name) for name in engine_names(repository) for model in models}
+    own = {model_name(model, name) for name in engine_names(repository) for model in MODELS}
     folders = (path for path in repository.iterdir() if path.is_dir() and path.name not in own)
     return sorted(folder.name for folder in folders if not (folder / "config.pbtxt").is_file())
 

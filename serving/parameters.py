@@ -19,45 +19,16 @@ _WAYS: tuple[UnknownParameters, ...] = ("refuse", "ignore")
 
 # Triton's own, of both protocols; names that begin with `triton_` are reserved for it too.
 # Source: `docs/protocol/extension_{parameters,sequence,schedule_policy,binary_data}.md` of triton-inference-server.
-_OF_TRITON = frozenset(
-    {
-        "binary_data_output",
-        "binary_data_size",
-        "headers",
-        "priority",
-        "sequence_end",
-        "sequence_id",
-        "sequence_start",
-        "timeout",
-    }
-)
+_OF_TRITON = frozenset({
+    "binary_data_output", "binary_data_size", "headers", "priority", "sequence_end", "sequence_id",
+    "sequence_start", "timeout",
+})  # fmt: skip
 # Headers arrive as parameters where the server forwards them (`--http-header-forward-pattern`). Their names have a
 # hyphen, which no parameter of ours has, or are one of these.
-_HEADERS = frozenset(
-    {
-        "accept",
-        "authorization",
-        "b3",
-        "baggage",
-        "connection",
-        "cookie",
-        "date",
-        "expect",
-        "forwarded",
-        "from",
-        "host",
-        "origin",
-        "pragma",
-        "range",
-        "referer",
-        "te",
-        "traceparent",
-        "tracestate",
-        "trailer",
-        "upgrade",
-        "via",
-    }
-)
+_HEADERS = frozenset({
+    "accept", "authorization", "b3", "baggage", "connection", "cookie", "date", "expect", "forwarded", "from",
+    "host", "origin", "pragma", "range", "referer", "te", "traceparent", "tracestate", "trailer", "upgrade", "via",
+})  # fmt: skip
 
 
 def check_way(value: str) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.contract import DETECTOR, ENSEMBLE, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS, model_name
+from serving.contract import DETECTOR, ENSEMBLE, MODELS, PLUGIN_LIBRARY, POSTPROCESS, PREPROCESS, model_name
 from serving.errors import CodetrError
 from serving.manifest import (
     FILES,
@@ -20,8 +20,6 @@ from serving.manifest import (
 )
 from serving.model_config import read_model_config
 from serving.versions import name_and_version, served_engines, unserved_engines
-
-_ROLES = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
 
 
 def check_repository(repository: Path, engines: Sequence[str] | None = None) -> None:
@@ -50,7 +48,7 @@ def _check(repository: Path, engines: Sequence[str]) -> None:
     if not engines and not (repository / ENSEMBLE).is_dir():
         raise CodetrError(f"{repository} holds no engine; name a folder that `codetr build` has written")
     for name in engines or [ENSEMBLE]:
-        for role in _ROLES:
+        for role in MODELS:
             for part in ("config.pbtxt", "1/model.py" if role in (PREPROCESS, POSTPROCESS) else "1"):
                 path = repository / model_name(role, name) / part
                 if not path.exists():
@@ -128,13 +126,13 @@ def link_repository(
 
 def served_models(repository: Path, engines: Sequence[str]) -> list[str]:
     """Return the names of a repository's models without those of other engines than the given ones."""
-    others = {model_name(role, engine) for engine in unserved_engines(repository, engines) for role in _ROLES}
+    others = {model_name(role, engine) for engine in unserved_engines(repository, engines) for role in MODELS}
     return [path.name for path in sorted(repository.iterdir()) if path.is_dir() and path.name not in others]
 
 
 def models_of(engine: str) -> list[str]:
     """Return the names of an engine's models, the ensemble first."""
-    return [model_name(role, engine) for role in _ROLES]
+    return [model_name(role, engine) for role in MODELS]
 
 
 def link_model(model: Path, target: Path) -> None:

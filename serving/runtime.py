@@ -95,7 +95,7 @@ class PrivateFolder:
 
 def remove_leftovers() -> int:
     """Remove the folders and the shared memory of this user's servers that were killed; return their number."""
-    dead = [path for path in _folders() if not _is_locked(path)]
+    dead = [path for path in _folders() if not is_running(path)]
     for path in dead:
         _remove(path)
     return len(dead)
@@ -112,14 +112,9 @@ def server_folders() -> list[tuple[Path, ServerRecord]]:
     for path in _folders():
         with suppress(OSError, ValueError, TypeError):  # ends meanwhile, or is of another version
             record = read_record(path)
-            if _is_locked(path):
+            if is_running(path):
                 found.append((path, record))
     return sorted(found, key=lambda each: each[1].http_port)
-
-
-def is_running(folder: Path) -> bool:
-    """Return whether the server of a private folder runs."""
-    return _is_locked(folder)
 
 
 def read_record(folder: Path) -> ServerRecord:
@@ -191,7 +186,8 @@ def _owner(entry: os.DirEntry[str]) -> int:
         return -1
 
 
-def _is_locked(folder: Path) -> bool:
+def is_running(folder: Path) -> bool:
+    """Return whether the server of a private folder runs, which has a lock on it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROC = Path("/proc")
-# Fields of /proc/PID/stat (proc_pid_stat(5)), counted from the one behind the name in parentheses.
-_STATE, _PARENT, _EXIT_CODE = 0, 1, 49
+from serving.board import process_fields
+
+# Of `process_fields`.
+_STATE, _PARENT, _STARTED, _EXIT_CODE = 0, 1, 19, 49
 # In a step's arguments, which each release orders in its own way.
 _MODEL = re.compile(r"/([^/\0]+)/\d+/[^/\0 ]+\.py\b")
 
@@ -28,29 +29,36 @@ class Stub:
         pid: its process id.
         model: its name, such as codetr_preprocess; "" where its arguments do not tell, or it has died.
         status: its exit status, negative for a signal; None while it runs.
+        instance: its name, such as codetr_preprocess_0_1; "" as for the model.
+        started: in clock ticks since the machine's start.
     """
 
     pid: int
     model: str
     status: int | None
+    instance: str = ""
+    started: int = 0
 
 
 def stubs_of(server: int) -> list[Stub]:
     """Return the steps' processes of the server with a process id, dead ones included until the server notices."""
-    return [stub for entry in _PROC.iterdir() if entry.name.isdigit() and (stub := _child(entry, server))]
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [stub for pid in pids if (stub := _child(pid, server))]
 
 
-def _child(entry: Path, server: int) -> Stub | None:
+def _child(pid: int, server: int) -> Stub | None:
     try:
-        fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = process_fields(pid)
         if int(fields[_PARENT]) != server:
             return None
         if fields[_STATE] in "ZX":
-            return Stub(int(entry.name), "", os.waitstatus_to_exitcode(int(fields[_EXIT_CODE])))
-        model = _MODEL.search((entry / "cmdline").read_bytes().decode(errors="replace"))
+            return Stub(pid, "", os.waitstatus_to_exitcode(int(fields[_EXIT_CODE])))
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except (OSError, ValueError, IndexError):  # it ends at this moment
         return None
-    return Stub(int(entry.name), model[1] if model else "", None)
+    model = next((match[1] for word in words if (match := _MODEL.search(word))), "")
+    instance = next((word for word in reversed(words) if model and word.startswith(f"{model}_")), "")
+    return Stub(pid, model, None, instance, int(fields[_STARTED]))
 
 
 class LoadingStubs:

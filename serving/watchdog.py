@@ -18,6 +18,7 @@ from pathlib import Path
 
 from serving.board import Board, Work, is_alive, process_fields
 from serving.model_config import instance_count, read_model_config
+from serving.stubs import Stub, stubs_of
 from serving.view import reload
 
 # How long a step may be at work: so many seconds, or so many times its longest work so far if that is more.
@@ -34,16 +35,6 @@ _UNHEARD_SECONDS = 20.0
 _SUPERSEDED_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class _Process:
-    """A child of the server, from /proc."""
-
-    pid: int
-    model: str
-    instance: str
-    started: int  # clock ticks since the machine's start
-
-
 @dataclass
 class _Model:
     """A model of the server and the processes that answer for it, by instance.
@@ -52,7 +43,7 @@ class _Model:
     """
 
     expected: int
-    current: dict[str, _Process] = field(default_factory=dict)
+    current: dict[str, Stub] = field(default_factory=dict)
     superseded: dict[int, float] = field(default_factory=dict)  # since when, by process id
     stopped: set[int] = field(default_factory=set)
     seen: float = 0.0  # when its newest process was
@@ -138,9 +129,9 @@ class Watchdog:
                 self._give_up(name, now)
 
     def _find_new(self, models: Mapping[str, _Model], now: float) -> None:
-        for process in _children(self._server):
+        for process in stubs_of(self._server):
             model = models.get(process.model)
-            if model is None:  # of a version that is not served yet, or not any more
+            if model is None or not process.instance:  # of a version that is not served yet, or not any more
                 continue
             before = model.current.get(process.instance)
             if before is not None and before.started >= process.started:
@@ -157,7 +148,7 @@ class Watchdog:
         found = (self._fault(model, process, work) for process in model.current.values())
         return faults + [fault for fault in found if fault]
 
-    def _fault(self, model: _Model, process: _Process, work: dict[int, Work]) -> str | None:
+    def _fault(self, model: _Model, process: Stub, work: dict[int, Work]) -> str | None:
         if not is_alive(process.pid):
             return f"{process.instance} has died"
         is_stopped, was_stopped = process_fields(process.pid)[:1] in (["T"], ["t"]), process.pid in model.stopped
@@ -170,7 +161,7 @@ class Watchdog:
             return None
         return self._kill(process, f"has stood still for {present:.0f} s")
 
-    def _kill(self, process: _Process, reason: str) -> str:
+    def _kill(self, process: Stub, reason: str) -> str:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
         return f"{process.instance} {reason}"
@@ -207,25 +198,3 @@ def _python_models(folder: Path, names: Iterable[str]) -> dict[str, _Model]:
     """Return those of the models that the Python backend runs; of instances on GPUs it expects one GPU's at least."""
     configs = {name: read_model_config(folder / name / "config.pbtxt") for name in names}
     return {name: _Model(instance_count(each)) for name, each in configs.items() if each.get("backend") == ["python"]}
-
-
-def _children(server: int) -> list[_Process]:
-    """Return the processes of steps that live at this moment."""
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [process for pid in pids if (process := _process(pid, server))]
-
-
-def _process(pid: int, server: int) -> _Process | None:
-    fields = process_fields(pid)
-    if len(fields) < 20 or fields[1] != str(server):
-        return None
-    try:
-        words = [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
-    except OSError:
-        return None
-    # Triton's stub: the path of model.py, and near the end the instance, such as codetr_detector_0_0
-    model = next((Path(word).parent.parent.name for word in words if word.endswith(".py")), None)
-    instance = next((word for word in reversed(words) if model and word.startswith(f"{model}_")), None)
-    if model is None or instance is None:
-        return None
-    return _Process(pid, model, instance, int(fields[19]))

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from builder.co_dino.config import ResNetConfig, SwinConfig, Variant
+from builder.co_dino.levels import check_limits
 from builder.co_dino.mmdet_config import from_mmdet_config
 from builder.co_dino.presets import DEMO_NETWORK, DEMO_VARIANT, PRESETS
+from builder.co_dino.weights import likely_cause, renamed
 from builder.family import Family, tuples
+from builder.parts.checkpoints import class_count
 from serving.rules import Rules
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from builder.co_dino.model import CoDINO
 
 
@@ -21,30 +22,6 @@ def _network(variant: Variant) -> CoDINO:
     from builder.co_dino.model import CoDINO
 
     return CoDINO(variant)
-
-
-def _renamed(tensors: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor]:
-    from builder.co_dino.weights import renamed
-
-    return renamed(tensors, variant)
-
-
-def _class_count(state: Mapping[str, Tensor]) -> int | None:
-    from builder.parts.checkpoints import class_count
-
-    return class_count(state)
-
-
-def _likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], variant: Variant) -> str | None:
-    from builder.co_dino.weights import likely_cause
-
-    return likely_cause(tensors, state, variant)
-
-
-def _check_size(variant: Variant, height: int, width: int, tensorrt: bool) -> None:
-    from builder.co_dino.levels import check_limits
-
-    check_limits(variant, height, width, tensorrt)
 
 
 def _recognises(config: Mapping[str, Any]) -> bool:
@@ -65,12 +42,12 @@ CO_DINO = Family(
     name=Variant.family,
     presets={**PRESETS, DEMO_VARIANT: DEMO_NETWORK},
     network=_network,
-    renamed=_renamed,
-    class_count=_class_count,
-    likely_cause=_likely_cause,
+    renamed=renamed,
+    class_count=class_count,
+    likely_cause=likely_cause,
     recognises=_recognises,
     read_config=from_mmdet_config,
-    check_size=_check_size,
+    check_size=check_limits,
     restore=_restore,
     parts={
         "backbone": ("backbone.*",),

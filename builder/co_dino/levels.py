@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from builder.co_dino.config import SwinConfig, Variant, VariantError
 from builder.parts.limits import check_transformer
-from builder.parts.position import Shapes
+
+if TYPE_CHECKING:
+    from builder.parts.position import Shapes
 
 STEM_STRIDE = 4  # of ResNet's first map: a convolution and a pooling of stride 2
 

@@ -75,15 +75,7 @@ class CoDINO(Detector):
         return self
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the K = `variant.max_detections` best candidates of each image, before any suppression, best first.
-
-        Args:
-            images: uint8 [B, H, W, 3] RGB.
-            image_sizes: int32 [B, 2], valid (h, w) in pixels; what lies outside does not matter.
-
-        Returns:
-            Boxes float32 [B, K, 4], x1 y1 x2 y2 in 0..1 of the valid image; scores float32 [B, K]; labels int32 [B, K].
-        """
+        """Return the best candidates before any suppression, as `Detector.forward` says; boxes end with the image."""
         pixels = self.normalize(images, image_sizes)
         logits, boxes = self.network(pixels, image_sizes)
         return self._top_candidates(logits, boxes, (images.shape[1], images.shape[2]), image_sizes)

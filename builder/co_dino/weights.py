@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from builder.co_dino.config import SwinConfig, Variant
-from builder.parts.checkpoints import class_count, count, renamed_once, rows
+from builder.parts.checkpoints import any_of, class_count, count, first_difference, renamed_once, rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # mmdetection's names, and those of the authors' original release where they differ, as ours.
 _ENCODER = r"^query_head\.transformer\.encoder\.layers\.(\d+)\."
@@ -67,7 +69,7 @@ def renamed(tensors: Mapping[str, Tensor], variant: Variant) -> dict[str, Tensor
     layers = {
         "decoder_layers": variant.decoder_layers,
         "last_layer": last,
-        "earlier_layer": f"({'|'.join(map(str, range(last))) or '(?!)'})",
+        "earlier_layer": any_of(range(last)),
     }
     skipped = [pattern.format(**layers) for pattern in (*TRAINING_ONLY, *RECOMPUTED)]
     renames = [(pattern.format(**layers), name) for pattern, name in RENAMES]
@@ -169,18 +171,14 @@ def _other_settings(state: Mapping[str, Tensor], variant: Variant) -> str | None
     wanted = variant.backbone.label
     if found is not None and found != wanted:
         return f"this checkpoint has a {found} backbone, variant {variant.name!r} has {wanted}"
-    for what, theirs, ours in (
+    settings = (
         ("queries", rows(state, "query_embed.weight"), variant.num_queries),
         ("classes", class_count(state), variant.num_classes),
         ("encoder layers", count(state, r"encoder\.layers\.(\d+)\."), variant.encoder_layers),
         ("feature levels", rows(state, "level_embeds"), variant.num_levels),
-    ):
-        if theirs is not None and theirs != ours:
-            return f"this checkpoint has {theirs} {what}, variant {variant.name!r} has {ours}"
-    layers = count(state, r"decoder\.layers\.(\d+)\.")
-    if layers is not None and layers != variant.decoder_layers:
-        return f"this checkpoint has {layers} decoder layers, variant {variant.name!r} has {variant.decoder_layers}"
-    return None
+        ("decoder layers", count(state, r"decoder\.layers\.(\d+)\."), variant.decoder_layers),
+    )
+    return first_difference(variant.name, settings)
 
 
 def _backbone(state: Mapping[str, Tensor]) -> str | None:

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from builder.detr.config import PRESETS, DetrConfig
 from builder.detr.reader import read_config, recognises
+from builder.detr.weights import class_count, contradiction, likely_cause, renamed
 from builder.family import Family, tuples
 from builder.parts.resnet_config import ResNetConfig
 from serving.rules import Rules
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from builder.detr.model import Detr
 
 
@@ -21,30 +20,6 @@ def _network(variant: DetrConfig) -> Detr:
     from builder.detr.model import Detr
 
     return Detr(variant)
-
-
-def _renamed(tensors: Mapping[str, Tensor], variant: DetrConfig) -> dict[str, Tensor]:
-    from builder.detr.weights import renamed
-
-    return renamed(tensors, variant)
-
-
-def _class_count(state: Mapping[str, Tensor]) -> int | None:
-    from builder.detr.weights import class_count
-
-    return class_count(state)
-
-
-def _likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], variant: DetrConfig) -> str | None:
-    from builder.detr.weights import likely_cause
-
-    return likely_cause(tensors, state, variant)
-
-
-def _contradiction(file_name: str, arguments: Mapping[str, Any], variant: DetrConfig) -> str | None:
-    from builder.detr.weights import contradiction
-
-    return contradiction(file_name, arguments, variant)
 
 
 def _check_size(variant: DetrConfig, height: int, width: int, tensorrt: bool) -> None:
@@ -72,14 +47,14 @@ DETR = Family(
     name=DetrConfig.family,
     presets=PRESETS,
     network=_network,
-    renamed=_renamed,
-    class_count=_class_count,
-    likely_cause=_likely_cause,
+    renamed=renamed,
+    class_count=class_count,
+    likely_cause=likely_cause,
     recognises=recognises,
     read_config=read_config,
     check_size=_check_size,
     restore=_restore,
-    contradiction=_contradiction,
+    contradiction=contradiction,
     warnings=_warnings,
     parts={
         "backbone": ("backbone.*",),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from builder.detr.config import PRESETS, DetrConfig
-from builder.parts.checkpoints import count, renamed_once, rows
+from builder.parts.checkpoints import count, first_difference, renamed_once, rows
 from builder.parts.resnet_config import DEPTHS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The original's names as ours.
 _LAYER = r"^transformer\.((?:en|de)coder\.layers\.\d+)\."
@@ -115,19 +116,18 @@ _OTHERS = (
 
 def _other_settings(state: Mapping[str, Tensor], variant: DetrConfig) -> str | None:
     """Return which setting of a variant differs in weights of this network; heads and dilation are not seen in them."""
-    classes = class_count(state)
-    for what, theirs, ours in (
-        ("a backbone", _backbone(state), f"R{variant.backbone.depth}"),
+    classes, backbone = class_count(state), _backbone(state)
+    if backbone not in (None, wanted := f"R{variant.backbone.depth}"):
+        return f"this checkpoint has a backbone {backbone}, variant {variant.name!r} has {wanted}"
+    settings = (
         ("queries", rows(state, "query_embed.weight"), variant.num_queries),
         ("channels", _columns(state, "query_embed.weight"), variant.embed_dim),
         ("encoder layers", count(state, r"encoder\.layers\.(\d+)\."), variant.encoder_layers),
         ("decoder layers", count(state, r"decoder\.layers\.(\d+)\."), variant.decoder_layers),
         ("feed-forward channels", rows(state, "encoder.layers.0.ffn.0.weight"), variant.feedforward_dim),
-    ):
-        if theirs is not None and theirs != ours:
-            if what == "a backbone":
-                return f"this checkpoint has {what} {theirs}, variant {variant.name!r} has {ours}"
-            return f"this checkpoint has {theirs} {what}, variant {variant.name!r} has {ours}"
+    )
+    if other := first_difference(variant.name, settings):
+        return other
     if classes is not None and classes != variant.num_classes:
         return (
             f"another class count: the checkpoint has {classes} classes without no object, variant {variant.name!r} "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 KIND = "anatomy"  # of the JSON file
@@ -60,38 +62,39 @@ class Anatomy:
         groups: dict[str, list[Part]] = defaultdict(list)
         for part in self.parts:
             groups[getattr(part, key)].append(part)
-        rows = [
-            {
-                key: name,
-                "parts": len(parts),
-                "ms": _sum([part.ms for part in parts]),
-                "weight_bytes": sum(part.weight_bytes for part in parts),
-                "flops": _sum([part.flops for part in parts]),
-            }
-            for name, parts in groups.items()
-        ]
+        rows = [{key: name, **_sums(parts)} for name, parts in groups.items()]
         return sorted(rows, key=lambda row: (-(row["ms"] or 0), -row["parts"], row[key]))
 
     def modules(self, depth: int = 1) -> list[dict[str, Any]]:
         """Return the parts summed up by the outermost `depth` names of their modules, in the order of their run."""
-        groups: dict[str, list[Part]] = {}
+        groups: dict[str, list[Part]] = defaultdict(list)
         for part in self.parts:
-            groups.setdefault(".".join(part.module.split(".")[:depth]), []).append(part)
-        return [
-            {
-                "module": name or "(the detector itself)",
-                "parts": len(parts),
-                "ms": _sum([part.ms for part in parts]),
-                "weight_bytes": sum(part.weight_bytes for part in parts),
-                "flops": _sum([part.flops for part in parts]),
-            }
-            for name, parts in groups.items()
-        ]
+            groups[".".join(part.module.split(".")[:depth])].append(part)
+        return [{"module": name or "(the detector itself)", **_sums(parts)} for name, parts in groups.items()]
+
+
+def _sums(parts: Sequence[Part]) -> dict[str, Any]:
+    return {
+        "parts": len(parts),
+        "ms": _sum([part.ms for part in parts]),
+        "weight_bytes": sum(part.weight_bytes for part in parts),
+        "flops": _sum([part.flops for part in parts]),
+    }
 
 
 def _sum(values: Sequence[float | int | None]) -> float | int | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
+
+
+def median_ms(infer: Callable[[], object], runs: int) -> float:
+    """Return the median milliseconds of `runs` inferences, after one more."""
+    times = []
+    for _ in range(runs + 1):
+        started = time.perf_counter()
+        infer()
+        times.append(1e3 * (time.perf_counter() - started))
+    return median(times[1:])
 
 
 def common_module(modules: Sequence[str]) -> str:

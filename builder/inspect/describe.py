@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,7 +20,7 @@ from builder.engines.kinds import engine_kind
 from builder.engines.scopes import modules_of
 from builder.engines.tensorrt import TensorRTSettings, onnx_frontend, plans, route
 from builder.engines.tensorrt.child import TensorRTPython
-from builder.inspect.anatomy import Anatomy
+from builder.inspect.anatomy import Anatomy, median_ms
 from builder.inspect.onnx_file import describe_onnx
 from builder.inspect.package import describe_package, kernel_times
 from builder.inspect.plan_file import describe_plan
@@ -116,7 +115,8 @@ def _package(
         notes.append("it was compiled for an NVIDIA GPU, and PyTorch finds none here: nothing is timed")
         return describe_package(file, title, versions, inputs, OUTPUT_NAMES, batch, notes=notes)
     with stage("time"):
-        total = _milliseconds(_runner(file, spec, place), images, sizes, runs)
+        runner = _runner(file, spec, place)
+        total = median_ms(lambda: runner(images, sizes), runs)
     if weights is None and place == "cpu":
         notes.append(
             "no profiler sees the kernels of a package for a CPU: with its weights the same program is compiled again, "
@@ -146,16 +146,6 @@ def _runner(file: Path, spec: InputSpec, place: Any) -> TorchRunner:
     """Return the server's runner, without CUDA graphs."""
     library = next(file.parent.glob(LIBRARY_PATTERN), None)
     return TorchRunner(file, (spec.height, spec.width), place, library and load_cuda_operator(library))
-
-
-def _milliseconds(runner: TorchRunner, images: NDArray[np.uint8], sizes: NDArray[np.int32], runs: int) -> float:
-    """Return the median of an inference, its outputs on the CPU."""
-    times = []
-    for _ in range(runs + 1):
-        started = time.perf_counter()
-        runner(images, sizes)
-        times.append(1e3 * (time.perf_counter() - started))
-    return float(np.median(times[1:]))
 
 
 def _modules_of_plan(manifest: Mapping[str, Any], weights: Path, python: TensorRTPython) -> dict[str, str]:

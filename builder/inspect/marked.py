@@ -32,6 +32,7 @@ from builder.engines.scopes import Step, leaving, mark_outputs, modules_of
 from builder.engines.tensorrt import TensorRTSettings, onnx_frontend, plugin_library, plugin_onnx, route
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.engines.tensorrt.plans import read_plan
+from builder.inspect.onnx_file import given_to
 from builder.operators.cuda import load_cuda_operator
 from builder.pipeline.export import (
     OUTPUT_NAMES,
@@ -153,8 +154,7 @@ def marked_onnx(
     def run(images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> Arrays:
         found: Arrays = {}
         for index, names in enumerate(groups):
-            known = {each.name for each in session(index).get_inputs()}
-            given = {name: array for name, array in (("images", images), ("image_sizes", sizes)) if name in known}
+            given = given_to(session(index), images, sizes)
             arrays = dict(zip(names, session(index).run(names, given), strict=True))
             found |= arrays if len(groups) == 1 else _on_disk(arrays, folder, index)
         return found
@@ -365,17 +365,3 @@ def check_patterns(detector: nn.Module, patterns: Sequence[str]) -> None:
         if not any(fnmatchcase(name, pattern) for name in names):
             first = sorted({name.split(".")[0] for name in names})
             raise CodetrError(f"no module is called {pattern}; there are {', '.join(first)} and those in them")
-
-
-__all__ = [
-    "MarkedEngine",
-    "Marks",
-    "check_patterns",
-    "mark_model",
-    "mark_program",
-    "marked_onnx",
-    "marked_plan",
-    "marked_torch",
-    "names_of",
-    "torch_run",
-]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from builder.engines.scopes import modules_of
-from builder.inspect.anatomy import Anatomy, Part
+from builder.inspect.anatomy import Anatomy, Part, median_ms
 
 _TYPES = {"float": "float32", "double": "float64"}  # ONNX Runtime's words that are not ours
 _PRODUCTS = {
-    "MatMul",
-    "FusedMatMul",
-    "Gemm",
-    "FusedGemm",
-    "MatMulInteger",
-    "QGemm",
-    "QLinearMatMul",
+    "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulInteger", "QGemm", "QLinearMatMul",
     "DynamicQuantizeMatMul",
-}
+}  # fmt: skip
 _CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger"}
 _BLOCKED = "_nchwc"  # ends the names that ONNX Runtime gives to convolutions in a layout of its own
 _WARNING = 3  # of ONNX Runtime's levels: errors alone; it warns that an optimised file is for this CPU
@@ -51,7 +45,8 @@ def describe_onnx(
     """
     with tempfile.TemporaryDirectory() as folder:
         profile, optimised = _profile(file, Path(folder), images, sizes, runs)
-        run_ms = _whole(file, images, sizes, runs)
+    session = _session(file)
+    run_ms = median_ms(partial(session.run, None, given_to(session, images, sizes)), runs)  # without the profiler
     events = [event for event in profile if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
     original = onnx.load(file)
     parts = _parts(original, optimised, events)
@@ -82,7 +77,8 @@ def _session(file: Path, options: Any = None) -> Any:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def _given(session: Any, images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+def given_to(session: Any, images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    """Return those of the arrays that a session of ONNX Runtime takes, by name."""
     names = {each.name for each in session.get_inputs()}
     return {name: array for name, array in (("images", images), ("image_sizes", sizes)) if name in names}
 
@@ -97,25 +93,13 @@ def _profile(
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.log_severity_level = _WARNING
     session = _session(file, options)
-    given = _given(session, images, sizes)
+    given = given_to(session, images, sizes)
     for _ in range(runs + 1):
         session.run(None, given)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     whole = [event for event in events if event["name"] == "model_run"]
     begin = whole[0]["ts"] + whole[0]["dur"] if whole else 0
     return [event for event in events if event["ts"] >= begin], onnx.load(folder / "optimised.onnx")
-
-
-def _whole(file: Path, images: NDArray[np.uint8], sizes: NDArray[np.int32], runs: int) -> float:
-    """Return the median milliseconds of an inference without the profiler."""
-    session = _session(file)
-    given = _given(session, images, sizes)
-    times = []
-    for _ in range(runs + 1):
-        started = time.perf_counter()
-        session.run(None, given)
-        times.append(1e3 * (time.perf_counter() - started))
-    return float(np.median(times[1:]))
 
 
 def _parts(original: ModelProto, optimised: ModelProto, events: Sequence[Mapping[str, Any]]) -> list[Part]:

@@ -277,7 +277,7 @@ def _set_shape(source: _Source, name: str, shape: tuple[int, ...]) -> None:
     """Note the shape that the source checks a tensor for, in the part too that made it last."""
     source.shapes[name] = shape
     if source.parts and not source.parts[-1].shapes and source.made.get(name) in source.parts[-1].outputs:
-        type_ = source.types.get(name) or _first_type(source.parts[-1])
+        type_ = source.types.get(name) or source.parts[-1].type
         part = replace(source.parts[-1], shapes=(f"{type_} {'x'.join(map(str, shape))}".strip(),))
         weights = [
             each for each in source.constants.values() if each.fqn in part.details.get("weights", "").split(", ")
@@ -286,10 +286,6 @@ def _set_shape(source: _Source, name: str, shape: tuple[int, ...]) -> None:
         if "convolution" in part.kind and kernel is not None:
             part = replace(part, flops=2 * math.prod(shape) * math.prod(kernel[1:]))
         source.parts[-1] = part
-
-
-def _first_type(part: Part) -> str:
-    return part.type
 
 
 def _add(function: str, arguments: str, source: _Source) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -59,17 +59,13 @@ def watched(detector: nn.Module, visit: Visit, choose: Choose) -> Iterator[None]
         numbers[name] += 1
         return visit(tap, value)
 
-    hooks = []
-    for name, module in detector.named_modules():
-        if name:
-            hooks.append(module.register_forward_pre_hook(begin(name)))
-            hooks.append(module.register_forward_hook(end(name)))
-    try:
+    with ExitStack() as hooks:
+        for name, module in detector.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_pre_hook(begin(name)))
+                hooks.enter_context(module.register_forward_hook(end(name)))
         with _Choices(lambda: inside[-1] if inside else "", choose):
             yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _Choices(TorchDispatchMode):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def renamed_once(key: str, renames: Iterable[tuple[str, str]]) -> str:
@@ -21,6 +23,24 @@ def class_count(state: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes of renamed weights; None if they have no class head."""
     bias = state.get("class_head.bias")
     return None if bias is None or bias.dim() != 1 else len(bias)
+
+
+def any_of(numbers: Iterable[int]) -> str:
+    """Return the pattern of some numbers, which for none fits nothing."""
+    return f"({'|'.join(map(str, numbers)) or '(?!)'})"
+
+
+def first_difference(variant: str, settings: Iterable[tuple[str, object, object]]) -> str | None:
+    """Return in one sentence which setting of a variant differs first in a checkpoint; None if none does.
+
+    Args:
+        variant: its name.
+        settings: what each is called, the checkpoint's, or None where that does not tell, and the variant's.
+    """
+    for what, theirs, ours in settings:
+        if theirs is not None and theirs != ours:
+            return f"this checkpoint has {theirs} {what}, variant {variant!r} has {ours}"
+    return None
 
 
 def rows(state: Mapping[str, Tensor], key: str) -> int | None:

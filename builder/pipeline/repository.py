@@ -23,7 +23,7 @@ from builder.engines.kinds import BuiltEngine, EngineKind
 from builder.family import DetectorConfig
 from builder.pipeline.export import InputSpec
 from model_repository import TEMPLATES
-from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
+from serving.contract import DETECTOR, ENSEMBLE, MODELS, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
 from serving.errors import CodetrError
 from serving.manifest import ABOUT, FILES, MANIFEST, engine_names, foreign_folders, older_manifest, sha256
 from serving.postprocess import PostprocessSettings
@@ -33,7 +33,6 @@ from serving.versions import is_held, name_and_version, versions
 # Within the detector's folder, because Triton takes every folder of a repository for a model.
 REPORT_FOLDER = "verification"
 _LOCK = "codetr-build.lock"  # in a work folder, held by the build that works there
-_MODELS = (ENSEMBLE, PREPROCESS, DETECTOR, POSTPROCESS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot: the manifest's name has one
 
 
@@ -114,7 +113,7 @@ def check_destination(destination: Path, name: str, overwrite: bool) -> None:
             to do.
     """
     base, _ = name_and_version(name)
-    if not _NAME.fullmatch(base) or base.endswith(tuple(model_name(model, "") for model in _MODELS[1:])):
+    if not _NAME.fullmatch(base) or base.endswith(tuple(model_name(model, "") for model in MODELS[1:])):
         raise CodetrError(
             f"name {base!r} is not possible; expected letters, digits, '-' and '_' that do not end like a step of an "
             "ensemble (_preprocess, _detector, _postprocess)"
@@ -203,7 +202,7 @@ def _adding(destination: Path, name: str) -> Iterator[Path]:
         yield folder
         if destination.exists():
             former.mkdir()
-            parts = [model_name(model, name) for model in _MODELS]
+            parts = [model_name(model, name) for model in MODELS]
             parts.append(parts.pop(parts.index(model_name(DETECTOR, name))))  # the manifest comes last
             replaced = (path for part in (*parts, older_manifest(name)) if (path := destination / part).exists())
             moves = [(path, former / path.name) for path in replaced]

@@ -149,7 +149,7 @@ def calibrate(
     run, count = EagerDetector(detector), 0
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.enter_context(_removed(layer.register_forward_hook(partial(observe, name))))
+            hooks.enter_context(layer.register_forward_hook(partial(observe, name)))
         for images, sizes in batches:
             run(images, sizes)
             count += len(images)
@@ -161,14 +161,3 @@ def calibrate(
             f"{len(silent)} layers were not called on the pictures, among them {silent[0]}; leave them out"
         )
     return seen
-
-
-class _removed:  # noqa: N801  # a context manager used like a function
-    def __init__(self, handle: torch.utils.hooks.RemovableHandle) -> None:
-        self.handle = handle
-
-    def __enter__(self) -> None:
-        """Keep the hook."""
-
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()

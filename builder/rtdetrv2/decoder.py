@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from builder.parts.boxes import inverse_sigmoid
 from builder.parts.layers import BoxHead, Float32MLP, LayerNorm, MultiHeadAttention
+from builder.parts.position import Shapes
 from builder.rtdetrv2.config import RTDETRv2Config
 from builder.rtdetrv2.deformable import DeformableAttention
 from builder.rtdetrv2.layers import FeedForward
-from builder.rtdetrv2.levels import Shapes
 
 # Boxes are kept this far from 0 and 1 when they return to logit space (upstream `inverse_sigmoid`).
 SIGMOID_EPS = 1e-5

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from builder.operators.ms_deform_attn import ms_deform_attn
+from builder.parts.position import Shapes
 from builder.rtdetrv2.config import RTDETRv2Config
-from builder.rtdetrv2.levels import Shapes
 
 # Logit of points that fill up a level: no weight after the softmax, and a number in half precision.
 NO_WEIGHT = -3e4

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from builder.family import Family, tuples
+from builder.parts.checkpoints import class_count
 from builder.rtdetrv2.config import HybridEncoderConfig, PResNetConfig, RTDETRv2Config
 from builder.rtdetrv2.config_reader import read_config, recognises
+from builder.rtdetrv2.levels import check_limits
 from builder.rtdetrv2.presets import DEMO_NETWORK, DEMO_VARIANT, PRESETS
+from builder.rtdetrv2.weights import likely_cause, renamed
 from serving.rules import Rules
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from builder.rtdetrv2.model import RTDETRv2
 
 
@@ -21,30 +22,6 @@ def _network(variant: RTDETRv2Config) -> RTDETRv2:
     from builder.rtdetrv2.model import RTDETRv2
 
     return RTDETRv2(variant)
-
-
-def _renamed(tensors: Mapping[str, Tensor], variant: RTDETRv2Config) -> dict[str, Tensor]:
-    from builder.rtdetrv2.weights import renamed
-
-    return renamed(tensors, variant)
-
-
-def _class_count(state: Mapping[str, Tensor]) -> int | None:
-    from builder.parts.checkpoints import class_count
-
-    return class_count(state)
-
-
-def _likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], variant: RTDETRv2Config) -> str | None:
-    from builder.rtdetrv2.weights import likely_cause
-
-    return likely_cause(tensors, state, variant)
-
-
-def _check_size(variant: RTDETRv2Config, height: int, width: int, tensorrt: bool) -> None:
-    from builder.rtdetrv2.levels import check_limits
-
-    check_limits(variant, height, width, tensorrt)
 
 
 def _restore(network: Mapping[str, Any]) -> RTDETRv2Config:
@@ -59,12 +36,12 @@ RTDETRV2 = Family(
     name=RTDETRv2Config.family,
     presets={**PRESETS, DEMO_VARIANT: DEMO_NETWORK},
     network=_network,
-    renamed=_renamed,
-    class_count=_class_count,
-    likely_cause=_likely_cause,
+    renamed=renamed,
+    class_count=class_count,
+    likely_cause=likely_cause,
     recognises=recognises,
     read_config=read_config,
-    check_size=_check_size,
+    check_size=check_limits,
     restore=_restore,
     parts={
         "backbone": ("backbone.*",),

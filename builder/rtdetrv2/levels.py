@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from builder.family import VariantError
 from builder.parts.limits import check_transformer
 from builder.rtdetrv2.config import RTDETRv2Config
 
-Shapes = list[tuple[int, int]]
+if TYPE_CHECKING:
+    from builder.parts.position import Shapes
+
 
 STEM_STRIDE = 4  # of the backbone's first map: a convolution and a pooling of stride 2
 

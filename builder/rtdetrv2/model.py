@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from builder.detector import Detector
 from builder.parts.boxes import top_candidates
 from builder.parts.layers import FLOAT32_LAYERS
+from builder.parts.position import Shapes
 from builder.parts.precision import convert
 from builder.parts.resnet import FrozenBatchNorm2d
 from builder.rtdetrv2.backbone import PResNet
@@ -20,7 +21,6 @@ from builder.rtdetrv2.config import RTDETRv2Config
 from builder.rtdetrv2.decoder import Decoder, DecoderOutput, PositionHead
 from builder.rtdetrv2.encoder import HybridEncoder
 from builder.rtdetrv2.layers import BatchNorm2d, ConvNorm, fold
-from builder.rtdetrv2.levels import Shapes
 from builder.rtdetrv2.proposals import ProposalHead, Proposals
 
 _FLOAT32 = (*FLOAT32_LAYERS, PositionHead, BatchNorm2d, FrozenBatchNorm2d)

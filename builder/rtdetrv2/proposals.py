@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from builder.parts.layers import BoxHead, LayerNorm, gather_tokens
+from builder.parts.position import Shapes
 from builder.rtdetrv2.config import RTDETRv2Config, Selection
-from builder.rtdetrv2.levels import Shapes
 
 # Side of an anchor on level 0, as a share of the image; it doubles with every level.
 BASE_SIDE = 0.05

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from builder.parts.checkpoints import class_count, count, rows
+from builder.parts.checkpoints import any_of, class_count, count, first_difference, rows
 from builder.rtdetrv2.config import BLOCKS, RTDETRv2Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BLOCK = r"^(backbone\.stages\.\d+\.\d+)\."
 _LAYER = r"^(encoder\.attention\.\d+\.\d+|decoder\.layers\.\d+)\."
@@ -62,11 +64,11 @@ def renamed(tensors: Mapping[str, Tensor], variant: RTDETRv2Config) -> dict[str,
     run, trained = variant.decoder_layers, _trained_layers(variant)
     layers = {
         "last_layer": str(run - 1),
-        "other_layer": _any_of(i for i in range(trained) if i != run - 1),
-        "later_layer": _any_of(range(run, trained)),
+        "other_layer": any_of(i for i in range(trained) if i != run - 1),
+        "later_layer": any_of(range(run, trained)),
     }
-    skipped = [_filled(pattern, layers) for pattern in (*TRAINING_ONLY, *RECOMPUTED)]
-    renames = [(_filled(pattern, layers), name) for pattern, name in RENAMES]
+    skipped = [pattern.format(**layers) for pattern in (*TRAINING_ONLY, *RECOMPUTED)]
+    renames = [(pattern.format(**layers), name) for pattern, name in RENAMES]
     kept = {key: tensor for key, tensor in tensors.items() if not any(re.search(each, key) for each in skipped)}
     return {_rename(key, renames): tensor for key, tensor in kept.items()}
 
@@ -106,7 +108,7 @@ def _other_settings(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], 
     if depth is not None and depth != ours and variant.backbone.blocks == BLOCKS[ours]:
         return f"this checkpoint has a backbone R{depth}vd, variant {variant.name!r} has R{ours}vd"
     samples = rows(state, "decoder.layers.0.cross_attn.attention_weights.weight")
-    for what, theirs, wanted in (
+    settings = (
         ("classes", class_count(state), variant.num_classes),
         ("channels in its encoder", rows(state, "encoder.input_proj.0.conv.weight"), variant.encoder.embed_dim),
         (
@@ -116,29 +118,13 @@ def _other_settings(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], 
         ),
         ("channels in its decoder", rows(state, "proposals.proj.weight"), variant.embed_dim),
         ("decoder layers", count(tensors, r"decoder\.decoder\.layers\.(\d+)\."), _trained_layers(variant)),
-        (
-            "sampling points a head",
-            None if samples is None else samples // variant.num_heads,
-            sum(variant.num_points),
-        ),
-    ):
-        if theirs is not None and theirs != wanted:
-            return f"this checkpoint has {theirs} {what}, variant {variant.name!r} has {wanted}"
-    return None
+        ("sampling points a head", samples and samples // variant.num_heads, sum(variant.num_points)),
+    )
+    return first_difference(variant.name, settings)
 
 
 def _trained_layers(variant: RTDETRv2Config) -> int:
     return max(variant.decoder_layers, variant.trained_layers or 0)
-
-
-def _filled(pattern: str, layers: Mapping[str, str]) -> str:
-    for name, numbers in layers.items():
-        pattern = pattern.replace(f"{{{name}}}", numbers)
-    return pattern
-
-
-def _any_of(numbers: Iterable[int]) -> str:
-    return f"({'|'.join(map(str, numbers)) or '(?!)'})"
 
 
 def _rename(key: str, renames: list[tuple[str, str]]) -> str:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from codetr_client import contract, probe, wire
-from codetr_client.client import unpicklable
+from codetr_client import probe
+from codetr_client.client import BaseClient
 from codetr_client.deadline import Deadline
 from codetr_client.detections import Detections
 from codetr_client.errors import ClientStateError
 from codetr_client.faults import Faults, UnexplainedError
 from codetr_client.images import ImageInput, encode
-from codetr_client.options import Tls, checked_headers
-from codetr_client.steps import Calls, Send, Steps, Wait
+from codetr_client.options import checked_headers
+from codetr_client.steps import Send, Steps, Wait
 from codetr_client.wire import Ask, Endpoint
 
 T = TypeVar("T")
@@ -123,7 +122,7 @@ class AsyncConnection:
             raise ClientStateError("the client belongs to another event loop, that of its first call; make one here")
 
 
-class AsyncCoDetrClient:
+class AsyncCoDetrClient(BaseClient[AsyncConnection]):
     """A connection to a server that runs the `codetr` ensemble, for one event loop.
 
         async with AsyncCoDetrClient("localhost:8001") as client:
@@ -133,36 +132,13 @@ class AsyncCoDetrClient:
     usable.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        protocol: wire.Protocol | None = None,
-        timeout: float = wire.DEFAULT_TIMEOUT,
-        class_names: wire.ClassNames = None,
-        model: str = contract.ENSEMBLE,
-        *,
-        headers: Mapping[str, str] | None = None,
-        tls: Tls | None = None,
-        retries: int = 0,
-        keepalive: float | None = None,
-    ) -> None:
-        self._endpoint = wire.endpoint(url, protocol, timeout, model, headers, tls, retries, keepalive)
-        self._calls = Calls(self._endpoint, class_names)
-        self._connection = AsyncConnection(self._endpoint)
+    _connect = AsyncConnection
 
     async def __aenter__(self) -> AsyncCoDetrClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._endpoint.address!r}, {self._endpoint.protocol!r})"
-
-    def __reduce__(self) -> Any:
-        raise unpicklable(self)
 
     async def close(self) -> None:
         """Close the connection; a second time does nothing."""
@@ -200,6 +176,3 @@ class AsyncCoDetrClient:
     async def check(self) -> None:
         """Raise a `codetr_client.errors.ServiceError` unless the model can answer now."""
         await self._connection.run(self._calls.check({}, self._deadline()))
-
-    def _deadline(self) -> Deadline:
-        return Deadline(self._endpoint.timeout)

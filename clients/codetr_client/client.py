@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from codetr_client import contract, probe, wire
 from codetr_client.deadline import Deadline
@@ -20,6 +19,7 @@ from codetr_client.steps import Calls, Send, Steps, Wait
 from codetr_client.wire import Ask, Endpoint
 
 T = TypeVar("T")
+C = TypeVar("C")
 
 
 class Transport(Protocol):
@@ -97,7 +97,39 @@ class Connection:
                     self._process = os.getpid()
 
 
-class CoDetrClient:
+class BaseClient(Generic[C]):
+    """What both clients have in common; arguments as `CoDetrClient`."""
+
+    _connect: Callable[[Endpoint], C]
+
+    def __init__(
+        self,
+        url: str | None = None,
+        protocol: wire.Protocol | None = None,
+        timeout: float = wire.DEFAULT_TIMEOUT,
+        class_names: wire.ClassNames = None,
+        model: str = contract.ENSEMBLE,
+        *,
+        headers: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+        retries: int = 0,
+        keepalive: float | None = None,
+    ) -> None:
+        self._endpoint = wire.endpoint(url, protocol, timeout, model, headers, tls, retries, keepalive)
+        self._calls = Calls(self._endpoint, class_names)
+        self._connection = self._connect(self._endpoint)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._endpoint.address!r}, {self._endpoint.protocol!r})"
+
+    def __reduce__(self) -> Any:
+        raise ClientStateError(f"a {type(self).__name__} cannot travel to another process; make one there")
+
+    def _deadline(self) -> Deadline:
+        return Deadline(self._endpoint.timeout)
+
+
+class CoDetrClient(BaseClient[Connection]):
     """A connection to a server that runs the `codetr` ensemble; any thread may use it.
 
         with CoDetrClient("localhost:8001") as client:
@@ -120,36 +152,13 @@ class CoDetrClient:
     Raises CodetrError for arguments that cannot be.
     """
 
-    def __init__(
-        self,
-        url: str | None = None,
-        protocol: wire.Protocol | None = None,
-        timeout: float = wire.DEFAULT_TIMEOUT,
-        class_names: wire.ClassNames = None,
-        model: str = contract.ENSEMBLE,
-        *,
-        headers: Mapping[str, str] | None = None,
-        tls: Tls | None = None,
-        retries: int = 0,
-        keepalive: float | None = None,
-    ) -> None:
-        self._endpoint = wire.endpoint(url, protocol, timeout, model, headers, tls, retries, keepalive)
-        self._calls = Calls(self._endpoint, class_names)
-        self._connection = Connection(self._endpoint)
+    _connect = Connection
 
     def __enter__(self) -> CoDetrClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._endpoint.address!r}, {self._endpoint.protocol!r})"
-
-    def __reduce__(self) -> Any:
-        raise unpicklable(self)
 
     def close(self) -> None:
         """Close the connection; a second time does nothing."""
@@ -197,11 +206,3 @@ class CoDetrClient:
     def check(self) -> None:
         """Raise a `codetr_client.errors.ServiceError` unless the model can answer now."""
         self._connection.run(self._calls.check({}, self._deadline()))
-
-    def _deadline(self) -> Deadline:
-        return Deadline(self._endpoint.timeout)
-
-
-def unpicklable(client: object) -> ClientStateError:
-    """Return the error of a client that is to be sent to another process."""
-    return ClientStateError(f"a {type(client).__name__} cannot travel to another process; make one there")

@@ -21,13 +21,28 @@ READ_BYTES = 4 << 10  # by so much an answer's headers may exceed their limit be
 MAX_IDLE = 64  # connections kept; more than so many threads at once connect anew
 
 
-class HttpTransport:
-    """Answers questions over HTTP; in a forked child it connects anew."""
+class HttpEnd:
+    """What both transports over HTTP know, and make of an answer."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._faults = Faults(endpoint)
         self._context = None if endpoint.tls is None else endpoint.tls.context()
+
+    def _read(self, ask: Ask, response: Response) -> Any:
+        if not 200 <= response.status < 300:
+            raise self._faults.from_http(ask, response)
+        return http_wire.read(ask, response)
+
+    def _broken_off(self, error: ConnectionError | BrokenOffError) -> Exception:
+        return self._faults.from_os(error) if isinstance(error, OSError) else self._faults.broken_off(str(error))
+
+
+class HttpTransport(HttpEnd):
+    """Answers questions over HTTP; in a forked child it connects anew."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(endpoint)
         self._forget()
 
     def _forget(self) -> None:
@@ -51,10 +66,7 @@ class HttpTransport:
 
     def send(self, ask: Ask, headers: Mapping[str, str], deadline: Deadline) -> Any:
         """Return the answer to one question; raises a ServiceError."""
-        response = self._response(ask, headers, deadline)
-        if not 200 <= response.status < 300:
-            raise self._faults.from_http(ask, response)
-        return http_wire.read(ask, response)
+        return self._read(ask, self._response(ask, headers, deadline))
 
     def _response(self, ask: Ask, headers: Mapping[str, str], deadline: Deadline) -> Response:
         # A server may close an idle connection at any time. That is found out before it is used, or by using it: then
@@ -71,9 +83,6 @@ class HttpTransport:
             return self._perform(self._connect(deadline), exchange, deadline)
         except (ConnectionError, BrokenOffError) as error:
             raise self._broken_off(error) from error
-
-    def _broken_off(self, error: ConnectionError | BrokenOffError) -> Exception:
-        return self._faults.from_os(error) if isinstance(error, OSError) else self._faults.broken_off(str(error))
 
     def _take(self) -> socket.socket | None:
         while True:

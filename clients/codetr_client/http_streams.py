@@ -10,21 +10,18 @@ from typing import Any
 
 from codetr_client import http_wire, lookup
 from codetr_client.deadline import Deadline
-from codetr_client.faults import Faults
-from codetr_client.http_sockets import MAX_IDLE, READ_BYTES, set_options
+from codetr_client.http_sockets import MAX_IDLE, READ_BYTES, HttpEnd, set_options
 from codetr_client.http_wire import BrokenOffError, Exchange, NotHttpError, Response
 from codetr_client.wire import Ask, Endpoint
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class AsyncHttpTransport:
+class AsyncHttpTransport(HttpEnd):
     """Answers questions over HTTP, within one event loop."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._faults = Faults(endpoint)
-        self._context = None if endpoint.tls is None else endpoint.tls.context()
+        super().__init__(endpoint)
         self._idle: list[Streams] = []
         self._is_closed = False
 
@@ -42,9 +39,7 @@ class AsyncHttpTransport:
             response = await asyncio.wait_for(self._response(ask, headers, deadline, doing), deadline.left())
         except asyncio.TimeoutError as error:  # a class of its own before Python 3.11
             raise self._faults.timed_out(doing[0]) from error
-        if not 200 <= response.status < 300:
-            raise self._faults.from_http(ask, response)
-        return http_wire.read(ask, response)
+        return self._read(ask, response)
 
     async def _response(self, ask: Ask, headers: Mapping[str, str], deadline: Deadline, doing: list[str]) -> Response:
         while (kept := self._take()) is not None:
@@ -59,9 +54,6 @@ class AsyncHttpTransport:
             return await self._perform(await self._connect(deadline, doing), exchange, doing)
         except (ConnectionError, BrokenOffError) as error:
             raise self._broken_off(error) from error
-
-    def _broken_off(self, error: ConnectionError | BrokenOffError) -> Exception:
-        return self._faults.from_os(error) if isinstance(error, OSError) else self._faults.broken_off(str(error))
 
     def _take(self) -> Streams | None:
         while self._idle:

@@ -41,21 +41,9 @@ _UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 # What Pillow raises on files that are damaged, cut short or closed, up to and including its release 13.
 _PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    MemoryError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+    OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, MemoryError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -162,6 +162,5 @@ def run(
             rows.append(asdict(shift))
             on_shift(shift)
     record = {**header("canvas"), "variant": detector.variant.name, "weights": weights, "rows": rows}
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_record(record, output.parent, output.name)
     return record

@@ -87,6 +87,5 @@ def write_precision_report(golden: Path, output: Path) -> list[PrecisionError]:
         "cpu": platform.processor() or platform.machine(),
         "rows": [asdict(row) for row in rows],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_record(report, output.parent, output.name)
     return rows

@@ -27,7 +27,7 @@ from builder.family import DetectorConfig
 from builder.pipeline.export import InputSpec, export_detector
 from builder.pipeline.samples import Samples, drawn_samples
 from builder.pipeline.verify import average_precision, fit, overall, run_batched
-from builder.precision import EnginePrecision, Precision, Quantised, option_of
+from builder.precision import Precision, Quantised, option_of
 from builder.quantise.recipe import Calibrated, Pictures, Recipe, calibration_pictures, quantised, words_of
 from builder.quantise.trials import milliseconds
 from perf.machine import header
@@ -93,7 +93,6 @@ def measure(
     for case in bench.cases(recipes, stage):
         record["cases"].append(asdict(case))
         on_case(case)
-        output.mkdir(parents=True, exist_ok=True)
         write_record(record, output, f"{engine}-{record['variant']}.json")
     return record
 
@@ -104,7 +103,7 @@ class _Bench:
         variant = reference.variant
         self.spec, self.rules = InputSpec(*variant.input_size, 1, False), variant.rules
         self.samples: Samples = drawn_samples(SEED, images, variant.class_names or ())
-        self.pixels, self.sizes = self._fit(self.samples.images)
+        self.pixels, self.sizes = fit(self.samples.images, self.spec.height, self.spec.width, self.rules.pixels)
         self.settings = TensorRTSettings(frontend="onnx") if kind.has_settings else None
         self.reference.to(eager_device(kind.module.device()))
         self.expected = run_batched(EagerDetector(self.reference), self.pixels, self.sizes, 1)
@@ -132,7 +131,8 @@ class _Bench:
                 quantisation = calibrated.quantisation(words)
                 detector = quantised(self._detector(plain), quantisation, self.kind)
                 name = f"{', '.join(words)}; {quantisation.method}"
-                case = self._engine(name, low, detector, len(quantisation.ranges))
+                with tempfile.TemporaryDirectory() as folder:
+                    case = self._measured(name, low, self._build(detector, Path(folder)), len(quantisation.ranges))
             yield case
 
     def _detector(self, precision: Precision) -> Detector:
@@ -141,13 +141,6 @@ class _Bench:
 
     def _pictures(self, recipe: Recipe) -> Pictures:
         return calibration_pictures(recipe, (), self.spec, self.rules.pixels)
-
-    def _fit(self, images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        return fit(images, self.spec.height, self.spec.width, self.rules.pixels)
-
-    def _engine(self, name: str, precision: EnginePrecision, detector: Detector, layers: int) -> Case:
-        with tempfile.TemporaryDirectory() as folder:
-            return self._measured(name, precision, self._build(detector, Path(folder)), layers)
 
     def _build(self, detector: Detector, folder: Path) -> BuiltEngine:
         program = export_detector(detector, self.spec)
@@ -177,14 +170,7 @@ class _Bench:
         arrays: dict[str, NDArray[Any]] = {"images": pixels, "image_sizes": sizes}
         return {name: arrays[name] for name in built.inputs}
 
-    def _case(
-        self,
-        name: str,
-        precision: str,
-        output: EngineOutput,
-        ms: float | None,
-        layers: int | None,
-    ) -> Case:
+    def _case(self, name: str, precision: str, output: EngineOutput, ms: float | None, layers: int | None) -> Case:
         agreement = overall(self.expected, output)
         ap = average_precision(output, self.samples, self.rules.suppression)
         return Case(name, precision, layers, ap, agreement.matched, agreement.matched_back, ms)

@@ -18,14 +18,8 @@ from serving.errors import CodetrError
 # Servers that do so little wait for nobody: what they take is what a request takes.
 _IDLE_USE = 0.02
 COLUMNS = (
-    "images/s",
-    "servers",
-    "of the most they can",
-    "p50 ms",
-    "p99 ms",
-    "waiting to computing",
-    "p99 with one less",
-)
+    "images/s", "servers", "of the most they can", "p50 ms", "p99 ms", "waiting to computing", "p99 with one less",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

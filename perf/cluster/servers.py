@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from perf.connection import Connection
@@ -32,9 +31,7 @@ class Servers:
     def __enter__(self) -> Servers:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.running:
             with ThreadPoolExecutor(len(self.running)) as pool:  # each waits a little for connections of the proxy
                 list(pool.map(lambda address: self.running.pop(address).stop(), list(self.running)))

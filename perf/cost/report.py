@@ -11,9 +11,8 @@ from perf import plots
 from perf.report import Section, failure_section, write_report
 from perf.server.metrics import PHASES
 from perf.summaries import LevelSummary, summarise_levels
-from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS
+from serving.contract import DETECTOR, STEPS
 
-STEPS = (PREPROCESS, DETECTOR, POSTPROCESS)
 COLUMNS = (
     "p50 ms", "added ms", "added", "preprocess ms", "detector ms", "postprocess ms", "rest ms",
     "images/s", "mean batch", "p99 ms",

@@ -35,7 +35,6 @@ def run(
     Ctrl-C ends the measuring and keeps what was measured; the record then says that it is not complete. Raises
     CodetrError if no level could be measured.
     """
-    output.mkdir(parents=True, exist_ok=True)
     results: list[tuple[Case, Result]] = []
     description, complete = header("cost"), False
     try:

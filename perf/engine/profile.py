@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,11 @@ def profile(call: Call, device: str, trace: Path, module: nn.Module | None = Non
 def _ranges(module: nn.Module | None) -> Iterator[None]:
     """Mark the forward pass of each child of `module` in the recording."""
     children = module.named_children() if module is not None else ()
-    hooks = [hook for name, child in children for hook in _mark(child, f"{PART}{name}")]
-    try:
+    with ExitStack() as hooks:
+        for name, child in children:
+            for hook in _mark(child, f"{PART}{name}"):
+                hooks.enter_context(hook)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _mark(module: nn.Module, name: str) -> tuple[RemovableHandle, RemovableHandle]:

@@ -8,22 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from codetr_client import contract as public
 from perf.machine import header
 from perf.pictures import encoded_picture
 from perf.records import write_record
-from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS
+from serving.contract import DETECTOR, STEPS
 from serving.errors import CodetrError
 from serving.health import check_service
 from serving.launch import TritonServer, running_server
+from serving.stubs import stubs_of
 
 RECORD_NAME = "faults.json"
 CLIENTS = 4
@@ -85,7 +84,6 @@ def run(
         CodetrError: the server cannot be started, or does not recover.
     """
     image = encoded_picture(1280, 720, "jpeg")
-    output.mkdir(parents=True, exist_ok=True)
     load_average = [os.getloadavg()[0]]
     killed: list[Killed] = []
     flooded: list[Flooded] = []
@@ -95,7 +93,7 @@ def run(
             flooded.append(flood(server, image, with_deadline))
             on_case(flooded[-1])
         for _ in range(rounds):
-            for step in (PREPROCESS, DETECTOR, POSTPROCESS):
+            for step in STEPS:
                 for number in SIGNALS:
                     killed.append(_kill_under_load(server, image, step, number))
                     on_case(killed[-1])
@@ -220,12 +218,7 @@ def kill_newest(server: TritonServer, step: str) -> None:
 
 
 def _newest_process(server: TritonServer, step: str) -> int:
-    found = []
-    for process in psutil.Process(server.process.pid).children():
-        with suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and f"/{step}/" in " ".join(process.cmdline()):
-                found.append((process.create_time(), process.pid))
-    return max(found)[1]
+    return max((stub.started, stub.pid) for stub in stubs_of(server.process.pid) if stub.model == step)[1]
 
 
 def flood(server: TritonServer, image: bytes, with_deadline: bool) -> Flooded:

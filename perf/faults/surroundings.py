@@ -41,7 +41,6 @@ def run(
         "damages": lambda: damages(repository),
     }
     record: dict[str, Any] = {**header("surroundings"), "load_average": [os.getloadavg()[0]]}
-    output.mkdir(parents=True, exist_ok=True)
     for part in parts:
         record[part] = []
         for case in cases[part]():

@@ -12,29 +12,9 @@ from perf.fuzz.pieces import Format, Piece, join, split
 
 # Values that programs trip over, as unsigned numbers; written in 1, 2 or 4 bytes of either order.
 _EDGES = (
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    15,
-    16,
-    31,
-    127,
-    128,
-    255,
-    256,
-    257,
-    32767,
-    32768,
-    65535,
-    65536,
-    2**24 - 1,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-)
+    0, 1, 2, 3, 7, 8, 15, 16, 31, 127, 128, 255, 256, 257, 32767, 32768, 65535, 65536,
+    2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1,
+)  # fmt: skip
 # Sides of images: nothing, little, borders of blocks, of the limit of pixels, and of the formats' own fields.
 _SIDES = (
     0, 1, 2, 7, 8, 9, 16, 43, 44, 45, 255, 256, 257, 1000, 4095, 8000, 8001, 16383, 16384, 32768, 65500, 65535, 10**6,
@@ -291,24 +271,14 @@ def _jpeg_adobe(pieces: Pieces, others: Pieces, random: Random) -> Pieces:
 def exif(random: Random, orientation: int) -> bytes:
     """Return a TIFF header with one directory, more or less broken."""
     order = random.choice("<>")
-    count, kind, number = (
-        random.choice((1, 1, 1, 0, 2, 65535)),
-        random.randrange(14),
-        random.choice((1, 1, 0, 2, 2**31)),
-    )
+    count, kind = random.choice((1, 1, 1, 0, 2, 65535)), random.randrange(14)
+    number = random.choice((1, 1, 0, 2, 2**31))
     entry = struct.pack(f"{order}HHIHH", 0x0112, random.choice((3, kind)), number, orientation, 0)
-    more = struct.pack(
-        f"{order}HHII", random.choice((0x8769, 0x8825, 0x010F, 0x9286)), 4, 1, random.choice((8, 0, 2**31))
-    )
+    tag, place = random.choice((0x8769, 0x8825, 0x010F, 0x9286)), random.choice((8, 0, 2**31))
+    more = struct.pack(f"{order}HHII", tag, 4, 1, place)
     start = random.choice((8, 8, 8, 0, 7, 2**31))
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start)
-    return (
-        head
-        + struct.pack(f"{order}H", count)
-        + entry
-        + random.choice((b"", more * 20))
-        + struct.pack(f"{order}I", random.choice((0, 8)))
-    )
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", start, count)
+    return head + entry + random.choice((b"", more * 20)) + struct.pack(f"{order}I", random.choice((0, 8)))
 
 
 def _png_header(pieces: Pieces, others: Pieces, random: Random) -> Pieces:
@@ -419,12 +389,7 @@ def _bmp_pixels(pieces: Pieces, others: Pieces, random: Random) -> Pieces:
 
 
 def _bmp_info(pieces: Pieces, change: Callable[[bytes], bytes]) -> Pieces:
-    return [change_body(piece, change) if index == 1 else piece for index, piece in enumerate(pieces)]
-
-
-def change_body(piece: Piece, change: Callable[[bytes], bytes]) -> Piece:
-    """Return a piece whose body went through `change`."""
-    return piece.with_body(change(piece.body))
+    return [piece.with_body(change(piece.body)) if index == 1 else piece for index, piece in enumerate(pieces)]
 
 
 _FIELDS: dict[Format, tuple[Change, ...]] = {

@@ -120,7 +120,6 @@ def run(
     if keep is not None:
         keep_smallest(tallies, keep)
     record = to_record(seed, tallies)
-    make_folder(output)
     write_record(record, output, RECORD)
     return record
 

@@ -105,7 +105,6 @@ def run_through_server(
         if answer.fault:
             _keep(output, answer)
     record = to_record(seed, files, answers, monitor, ended, ready)
-    make_folder(output)
     write_record(record, output, RECORD)
     return record
 

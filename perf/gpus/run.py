@@ -87,7 +87,6 @@ def run(
     """
     check_files(repository, name)
     manifest = read_manifest(repository, name)
-    output.mkdir(parents=True, exist_ok=True)
     record = {**header("gpus"), "engine": {key: manifest.get(key) for key in _TOLD}, "results": []}
     results: list[GpuResult] = []
     for way in ways:

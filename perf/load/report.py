@@ -32,7 +32,6 @@ from perf.summaries import summarise_levels
 
 def finish(config: LoadConfig, samples: Sequence[Sample], memory: Sequence[MemorySample]) -> list[str]:
     """Write everything that a run leaves in its folder; return a sentence for every limit that it broke."""
-    config.folder.mkdir(parents=True, exist_ok=True)
     result = outcome(samples)
     figures = memory_record(memory)
     broken = [*result.broken_limits(config), *broken_memory_limit(figures, config)]

@@ -88,7 +88,6 @@ def run(output: Path, on_case: Callable[[OperatorCase], None], seed: int | None 
         **ceilings,
         "cases": [asdict(case) for case in cases],
     }
-    output.mkdir(parents=True, exist_ok=True)
     write_record(record, output, "operator.json")
     (output / "operator.md").write_text(to_markdown(record), encoding="utf-8")
     return record

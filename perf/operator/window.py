@@ -61,7 +61,6 @@ def run(output: Path, on_case: Callable[[WindowCase], None], seed: int | None = 
         "copy_bytes_per_s": copy_bandwidth(),
         "cases": [asdict(case) for case in cases],
     }
-    output.mkdir(parents=True, exist_ok=True)
     write_record(record, output, "window.json")
     (output / "window.md").write_text(to_markdown(record), encoding="utf-8")
     return record

@@ -238,6 +238,5 @@ def goal_verdict(record: dict[str, Any]) -> str:
 
 def write(record: dict[str, Any], output: Path) -> None:
     """Write `preprocess.json` and `preprocess.md` to `output`."""
-    output.mkdir(parents=True, exist_ok=True)
     write_record(record, output, "preprocess.json")
     (output / "preprocess.md").write_text(to_markdown(record), encoding="utf-8")

@@ -7,9 +7,9 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
+from perf.statistics import mean_by_key
 from serving.loopback import read_url
 
 # Prometheus names of Triton -> name and factor in the reports.
@@ -44,23 +44,20 @@ class StepTime:
 def step_times(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, StepTime]:
     """Return the time by model between two answers of Triton's statistics API (as JSON); idle models are left out."""
     earlier = {stats["name"]: stats for stats in before.get("model_stats", [])}
-    times = {}
-    for stats in after.get("model_stats", []):
-        step = _step_time(earlier.get(stats["name"], {}), stats)
-        if step is not None:
-            times[stats["name"]] = step
-    return times
+    times = {
+        stats["name"]: step_time(earlier.get(stats["name"], {}), stats)[0] for stats in after.get("model_stats", [])
+    }
+    return {name: time for name, time in times.items() if time.requests}
 
 
-def _step_time(before: Mapping[str, Any], after: Mapping[str, Any]) -> StepTime | None:
+def step_time(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[StepTime, int]:
+    """Return the time between two statistics of one model, zeros where it was idle, and its images."""
     requests = difference(before, after, "success", "count")
-    if not requests:
-        return None
-    queue, taken, infer, given = (difference(before, after, phase, "ns") / requests / 1e6 for phase in PHASES)
+    queue, taken, infer, given = (difference(before, after, phase, "ns") / max(requests, 1) / 1e6 for phase in PHASES)
     executions = int(after.get("execution_count", 0)) - int(before.get("execution_count", 0))
     images = int(after.get("inference_count", 0)) - int(before.get("inference_count", 0))
     failures = difference(before, after, "fail", "count")
-    return StepTime(queue, taken, infer, given, images / executions if executions else 0.0, requests, failures)
+    return StepTime(queue, taken, infer, given, images / max(executions, 1), requests, failures), images
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any], phase: str, field: str) -> int:
@@ -120,20 +117,13 @@ class GaugeSampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
 
     def means(self) -> dict[str, float]:
         """Return each gauge's mean over the samples; {} if there was none."""
-        keys = {key for sample in self._samples for key in sample}
-        return {
-            key: sum(sample[key] for sample in self._samples if key in sample)
-            / sum(key in sample for sample in self._samples)
-            for key in sorted(keys)
-        }
+        return dict(sorted(mean_by_key(self._samples).items()))
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):

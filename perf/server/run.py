@@ -232,7 +232,6 @@ def run(
 
     Ctrl-C ends the measuring and keeps what was measured; the record then says that it is not complete.
     """
-    output.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     record = to_record(plan, results, description, complete=False)
     try:

@@ -220,7 +220,7 @@ def test_a_package_is_timed_as_a_whole_and_made_again_for_its_kernels(copied, as
     monkeypatch.setattr(
         describe, "_runner", lambda path, spec, place: SimpleNamespace(prepare=lambda *inputs: asked.append)
     )
-    monkeypatch.setattr(describe, "_milliseconds", lambda *arguments: 12.5)
+    monkeypatch.setattr(describe, "median_ms", lambda *arguments: 12.5)
     monkeypatch.setattr(describe, "kernel_times", lambda run, place, runs: {"a": [1.0]})
 
     def package(path, title, versions, inputs, outputs, batch, times=None, total_ms=None, notes=()):
