@@ -26,6 +26,7 @@ from builder.quantise import operator
 from builder.quantise.calibration import Ranges
 from builder.quantise.integers import round_after_relu, store_biases, store_integers
 from builder.quantise.layers import Layer, rounding_layers
+from serving.integers import set_exact_integers
 
 OPSET = 18
 # Where a protocol buffer ends; the largest published variant needs 0.9 GB.
@@ -123,7 +124,9 @@ def write(
 
 def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> OnnxEngine:
     """Return the ONNX file's engine on the CPU; the file itself knows its `spec`."""
-    return OnnxEngine(onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]))
+    options = onnxruntime.SessionOptions()
+    set_exact_integers(options)
+    return OnnxEngine(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
 
 
 class OnnxEngine:

@@ -37,7 +37,9 @@ def store_integers(model: ModelProto) -> None:
             integers, axis = integers.transpose(permutation), permutation.index(axis)
             dequantise.output[0] = after[0].output[0]
             gone.add(id(after[0]))
-        dequantise.input[0] = node.output[0]
+        zeros = numpy_helper.from_array(np.zeros(integers.shape[axis], np.int8), f"{node.output[0]}_zeros")
+        made.append(zeros)  # ONNX Runtime cannot make weights unsigned that have their zeros in common
+        dequantise.input[:] = [node.output[0], dequantise.input[1], zeros.name]
         del dequantise.attribute[:]
         dequantise.attribute.append(helper.make_attribute("axis", axis))
         made.append(numpy_helper.from_array(np.ascontiguousarray(integers), node.output[0]))

@@ -9,6 +9,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from serving.contract import DETECTOR, contract
+from serving.integers import set_exact_integers
 from serving.telemetry import OF_DETECTOR, Telemetry
 from serving.triton import OnnxSettings, parse_settings, respond_together, threads_of_instance
 
@@ -22,6 +23,7 @@ class TritonPythonModel:
         self.telemetry = Telemetry(pb_utils, config["name"], OF_DETECTOR)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads_of_instance(config, parse_settings(OnnxSettings, config).threads)
+        set_exact_integers(options)
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.inputs = [tensor["name"] for tensor in config["input"]]

@@ -1,4 +1,5 @@
 import copy
+import platform
 from collections import Counter
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+import serving.integers
 from builder.engines import onnx as onnx_engine
 from builder.engines.onnx import write
 from builder.pipeline.export import InputSpec, export_detector
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.integers import round_after_relu, store_biases, store_integers
 from builder.quantise.layers import replace_layers
+from serving.integers import set_exact_integers
 
 SIZES = np.array([[32, 32]], np.int32)
 
@@ -57,9 +60,9 @@ def model(quantised, tmp_path_factory):
     return onnx.load(path)
 
 
-def run(model, images, tmp_path):
+def run(model, images, tmp_path, options=None):
     """Return the first output, and the operators that ONNX Runtime runs."""
-    options = onnxruntime.SessionOptions()
+    options = options or onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3  # that the file is of this machine
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -108,3 +111,19 @@ def test_an_output_is_rounded_after_its_relu_where_nothing_else_reads_it(model, 
     once, _ = run(revised, images, tmp_path)
     exact = unquantised(torch.from_numpy(images), torch.from_numpy(SIZES))[0].numpy()
     assert np.abs(once - exact).mean() < np.abs(twice - exact).mean()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86 has the products that are cut")
+def test_weights_become_unsigned_and_the_answer_stays_where_products_would_be_cut(model, images, tmp_path, monkeypatch):
+    stored = copied(model)
+    store_integers(stored)
+    store_biases(stored)
+    monkeypatch.setattr(serving.integers, "cpu", lambda: {"features": ["avx2"]})
+    options = onnxruntime.SessionOptions()
+    set_exact_integers(options)
+    signed, _ = run(stored, images, tmp_path)
+    unsigned, ran = run(stored, images, tmp_path, options)
+    assert (ran["QLinearConv"], ran["QGemm"]) == (3, 1)
+    types = {t.data_type for t in onnx.load(tmp_path / "optimised.onnx").graph.initializer if len(t.dims) > 1}
+    assert types == {onnx.TensorProto.UINT8}
+    np.testing.assert_allclose(unsigned, signed, atol=1e-6)
