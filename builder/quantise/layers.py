@@ -13,8 +13,10 @@ from builder.quantise.calibration import Range, Ranges
 from builder.quantise.operator import E4M3_MAX, PER_TENSOR, RANGES, Kind, fake_quantise
 
 Layer = nn.Linear | nn.Conv2d
-# The smallest scale: float16 has it with all bits.
-SMALLEST_SCALE = 2.0**-14
+# The smallest scale that float16 has with all bits, and one whose products float32 has with all bits. Channels that a
+# folded batch norm has made small need scales below the first.
+SMALLEST_SCALE, SMALLEST_SCALE_FLOAT32 = 2.0**-14, 2.0**-60
+LARGEST_BIAS = 2.0**30  # in units of input and weight: ONNX Runtime keeps it in 32 bits
 
 
 class Rounding(nn.Module):
@@ -36,21 +38,29 @@ def activation_rounding(values: Range, kind: Quantised, like: Tensor, symmetric:
     """Return the rounding of a tensor that takes `values`, in constants of the type and place of `like`."""
     if kind == "fp8" or symmetric:
         levels = RANGES["int8"][1] if kind == "int8" else E4M3_MAX
-        scale = max(values.magnitude / levels, SMALLEST_SCALE)
+        scale = max(values.magnitude / levels, smallest_scale(like.dtype))
         return Rounding(like.new_full((1,), scale), 0, PER_TENSOR, kind)
     lowest, highest = RANGES["uint8"]
-    scale = max((values.high - values.low) / (highest - lowest), SMALLEST_SCALE)
+    scale = max((values.high - values.low) / (highest - lowest), smallest_scale(like.dtype))
     return Rounding(like.new_full((1,), scale), min(round(-values.low / scale), highest), PER_TENSOR, "uint8")
 
 
-def weight_rounding(weight: Tensor, kind: Quantised) -> Rounding:
+def smallest_scale(dtype: torch.dtype) -> float:
+    """Return the smallest scale in constants of a type."""
+    return SMALLEST_SCALE if dtype == torch.float16 else SMALLEST_SCALE_FLOAT32
+
+
+def weight_rounding(layer: Layer, kind: Quantised, of_input: Rounding) -> Rounding:
     """Return the rounding of a layer's weights: INT8 with one scale for each output channel, FP8 with one for all."""
-    weight = weight.detach()
+    weight = layer.weight.detach()
     if kind == "fp8":
         magnitude, axis, levels = weight.abs().amax().reshape(1), PER_TENSOR, E4M3_MAX
     else:
         magnitude, axis, levels = weight.flatten(1).abs().amax(1), 0, RANGES["int8"][1]
-    return Rounding((magnitude.float() / levels).clamp(min=SMALLEST_SCALE).to(weight.dtype), 0, axis, kind)
+    scale = (magnitude.float() / levels).clamp(min=smallest_scale(weight.dtype))
+    if kind == "int8" and layer.bias is not None:  # of a channel of nearly no weight it may be large
+        scale = scale.maximum(layer.bias.detach().float().abs() / (of_input.scale.float() * LARGEST_BIAS))
+    return Rounding(scale.to(weight.dtype), 0, axis, kind)
 
 
 class QuantisedLinear(nn.Linear):
@@ -154,7 +164,7 @@ def rounding_layers(
     made: dict[str, nn.Module] = {}
     for name, layer in layers.items():
         of_input = activation_rounding(ranges[name].input, kind, layer.weight, symmetric)
-        of_weight = weight_rounding(layer.weight, kind)
+        of_weight = weight_rounding(layer, kind, of_input)
         if isinstance(layer, nn.Linear):
             made[name] = QuantisedLinear(layer, of_input, of_weight, None)
         else:

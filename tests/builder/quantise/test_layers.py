@@ -5,7 +5,9 @@ from torch import nn
 
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.layers import (
+    LARGEST_BIAS,
     SMALLEST_SCALE,
+    SMALLEST_SCALE_FLOAT32,
     Float8Linear,
     activation_rounding,
     replace_layers,
@@ -14,6 +16,17 @@ from builder.quantise.layers import (
 )
 
 LIKE = torch.zeros(1)
+
+
+UNIT = activation_rounding(Range(0.0, 255.0), "int8", LIKE, symmetric=False)
+
+
+def linear(weight, bias=None):
+    layer = nn.Linear(len(weight[0]), len(weight), bias=bias is not None)
+    layer.weight.data = torch.tensor(weight)
+    if bias is not None:
+        layer.bias.data = torch.tensor(bias)
+    return layer
 
 
 def relative(actual, expected):
@@ -39,7 +52,7 @@ def test_tensorrts_activations_have_zero_at_zero():
         pytest.param(Range(0.0, 2.55), 0.01, 0, id="after a ReLU"),
         pytest.param(Range(-0.55, 2.0), 0.01, 55, id="both signs"),
         pytest.param(Range(-2.55, 0.0), 0.01, 255, id="nothing above zero"),
-        pytest.param(Range(0.0, 0.0), SMALLEST_SCALE, 0, id="nothing but zero"),
+        pytest.param(Range(0.0, 0.0), SMALLEST_SCALE_FLOAT32, 0, id="nothing but zero"),
     ],
 )
 def test_onnx_runtimes_activations_use_all_256_levels(values, scale, zero_point):
@@ -49,16 +62,31 @@ def test_onnx_runtimes_activations_use_all_256_levels(values, scale, zero_point)
 
 
 def test_weights_have_a_scale_for_each_output_channel_that_float16_can_hold():
-    weight = torch.tensor([[1.27, -0.1], [0.0, 0.0], [-12.7, 3.0]]).half()
-    rounding = weight_rounding(weight, "int8")
+    layer = linear([[1.27, -0.1], [0.0, 0.0], [-12.7, 3.0]]).half()
+    rounding = weight_rounding(layer, "int8", UNIT)
     assert rounding.axis == 0
     assert rounding.scale.dtype == torch.float16
     assert rounding.scale.tolist() == pytest.approx([0.01, SMALLEST_SCALE, 0.1], rel=1e-3)
 
 
 def test_e4m3_weights_have_one_scale():
-    rounding = weight_rounding(torch.tensor([[1.0], [-4.48]]), "fp8")
+    rounding = weight_rounding(linear([[1.0], [-4.48]]), "fp8", UNIT)
     assert rounding.scale.tolist() == pytest.approx([0.01])
+
+
+def test_channels_that_a_batch_norm_has_made_small_keep_their_levels_in_float32():
+    layer = linear([[1.27e-6, 3e-7], [1.0, 0.5]])
+    rounding = weight_rounding(layer, "int8", UNIT)
+    assert rounding.scale[0].item() == pytest.approx(1e-8)
+    assert relative(rounding(layer.weight)[0], layer.weight[0]) < 0.01
+
+
+def test_a_bias_fits_into_the_integers_that_onnx_runtime_keeps_it_in():
+    layer = linear([[1e-12, 1e-12], [1.0, 0.5]], bias=[3.0, -3.0])
+    of_input = activation_rounding(Range(0.0, 2.55), "int8", LIKE, symmetric=False)
+    scale = weight_rounding(layer, "int8", of_input).scale
+    assert 3.0 / (0.01 * scale[0].item()) == pytest.approx(LARGEST_BIAS)
+    assert scale[1].item() == pytest.approx(1 / 127), "which its bias does not change"
 
 
 @pytest.mark.parametrize(("kind", "worst"), [("int8", 0.02), ("fp8", 0.06)])
