@@ -221,7 +221,7 @@ def build(
     with _signals_end_it() as end_again:
         result = build_repository(options, repository, Stages(console, end_again))
     if search:
-        console.print(search_table(repository, name))
+        console.print(search_table(repository, options.name))
     if result is not None:
         console.print(line(f"engine and detector agree: {result}"), soft_wrap=True)
     served = read_choice(repository, name).version
@@ -241,7 +241,14 @@ def search_table(repository: Path, name: str) -> Table:
     from serving.manifest import read_manifest
 
     found = restored(read_manifest(repository, name)["quantisation"]["search"])
-    table = Table("quantised", "layers", "AP lost", "ms", "", caption=f"AP lost on {found.measured}")
+    table = Table(
+        "quantised",
+        "layers",
+        "AP lost",
+        "ms",
+        "",
+        caption=f"AP lost on {found.measured}; the budget is {found.budget:g}",
+    )
     for trial in found.trials:
         table.add_row(*(shown(cell) for cell in found.cells(trial)))
     return table

@@ -27,11 +27,11 @@ from builder.pipeline.logs import compiler_logs, keep_text
 from builder.pipeline.manifest import describe
 from builder.pipeline.report import place_report, write_report
 from builder.pipeline.repository import check_destination, check_writable, write_repository
-from builder.pipeline.samples import Samples, sample_images
-from builder.pipeline.verify import LIMITS, Comparison, Verification, verify
+from builder.pipeline.samples import Samples, image_paths, sample_images
+from builder.pipeline.verify import Comparison, Limits, Verification, limits_of, verify
 from builder.precision import EnginePrecision, option_of
 from builder.quantise.groups import groups_of
-from builder.quantise.recipe import Calibrated, Quantisation, Recipe, calibration_pictures, quantised, words_of
+from builder.quantise.recipe import PURPOSE, Calibrated, Quantisation, Recipe, calibration_pictures, quantised, words_of
 from builder.quantise.search import search
 from builder.quantise.trials import Bench, annotated, ap_of, search_samples
 from serving.contract import ENSEMBLE
@@ -46,6 +46,12 @@ WORKING_COPIES = 3
 # from 608x608 on, most of it in the encoder, and half as much in float16.
 ACTIVATION_BYTES = 1900
 GPU_WORKSPACE = 2**30  # for the compilers' trials of kernels
+
+# Why the verification of less than float32 says nothing of them; docs/quantisation.md has DETR R50's figures.
+RANDOM_WEIGHTS = (
+    "; random weights give candidates that are nearly equal, which any rounding puts in another order or class: build "
+    "from a checkpoint, or skip the verification where only speed is measured"
+)
 
 # Shows one stage of a build while it runs, by its name.
 Stage = Callable[[str], AbstractContextManager[object]]
@@ -111,6 +117,8 @@ def build_repository(
     kind.module.check(options.variant.uses_operator, options.tensorrt)  # or no compiler
     if options.precision in ("int8", "fp8"):
         kind.module.check_quantised(options.precision, options.tensorrt)
+        if options.recipe.images is not None:
+            image_paths(options.recipe.images, PURPOSE)
     _prepare_report(options.report, repository)
     with _running(stage, "load weights"):
         reference = _load_or_log(options, repository)
@@ -136,7 +144,8 @@ def build_repository(
             with _running(stage, "verify"):
                 run = kind.module.load(engine.file, options.spec, engine.device, options.tensorrt)
                 reference = reference.to(eager_device(device))
-                comparison = compare_engine(reference, run, samples, options.spec, options.precision)
+                limits = limits_of(options.precision, None if quantisation is None else quantisation.describe())
+                comparison = compare_engine(reference, run, samples, options.spec, limits)
                 report = write_report(
                     Path(folder, "report"), comparison, samples, _describe(options, engine, comparison, quantisation)
                 ).parent
@@ -298,12 +307,12 @@ def _load_or_log(options: BuildOptions, repository: Path) -> Detector:
         raise CheckpointError(f"{error}\nall {len(error.faults)} keys are in {log}", error.faults) from error
 
 
-def compare_engine(detector: Detector, run: Runner, samples: Samples, spec: InputSpec, precision: str) -> Comparison:
-    """Compare an engine with its float32 detector by the limits of its precision; see `verify`."""
+def compare_engine(detector: Detector, run: Runner, samples: Samples, spec: InputSpec, limits: Limits) -> Comparison:
+    """Compare an engine with its float32 detector; see `verify`."""
     smallest = 1 if spec.is_dynamic else spec.max_batch_size
     batches = (smallest, spec.max_batch_size)
     rules = detector.variant.rules
-    return verify(detector, run, samples, spec.height, spec.width, batches, LIMITS[precision], rules)
+    return verify(detector, run, samples, spec.height, spec.width, batches, limits, rules)
 
 
 def _prepare_report(folder: Path | None, repository: Path) -> None:
@@ -363,7 +372,10 @@ def _check(comparison: Comparison, report: Path, options: BuildOptions, reposito
     disagrees = bool(comparison.result.faults(comparison.limits))
     if disagrees or options.report is not None:
         kept = place_report(report, _beside(options, repository, "verification"))
-        comparison.check(hint=f"; the report with pictures is in {kept}")
+        hint = f"; the report with pictures is in {kept}"
+        if options.weights is None and options.precision != "float32":
+            hint += RANDOM_WEIGHTS
+        comparison.check(hint)
 
 
 def _describe(

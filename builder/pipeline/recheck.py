@@ -15,7 +15,7 @@ from builder.pipeline.build import compare_engine
 from builder.pipeline.manifest import check_described, load_engine, spec_of, variant_of
 from builder.pipeline.report import place_report, write_report
 from builder.pipeline.samples import sample_images
-from builder.pipeline.verify import Verification
+from builder.pipeline.verify import Verification, limits_of
 from builder.reading.checkpoint_file import digest
 from serving.errors import CodetrError
 from serving.manifest import check_files, check_machine, engine_names, read_manifest
@@ -108,7 +108,8 @@ def verify_repository(
     detector = random_detector(variant, manifest["seed"]) if checkpoint is None else load_detector(variant, checkpoint)
     spec = spec_of(manifest)
     run = load_engine(repository, name, manifest)
-    comparison = compare_engine(detector.to(eager_device(run.device)), run, samples, spec, manifest["precision"])
+    limits = limits_of(manifest["precision"], manifest.get("quantisation"))
+    comparison = compare_engine(detector.to(eager_device(run.device)), run, samples, spec, limits)
     if report is None:
         return comparison.check("; a report shows where")
     with tempfile.TemporaryDirectory(prefix="codetr-verify-") as folder:

@@ -65,20 +65,42 @@ def sample_images(
         if annotations is not None:
             raise CodetrError("annotations are given without the folder of their images; name that too")
         return drawn_samples(SEED, IMAGES, class_names)
-    files = sorted(folder.iterdir()) if folder.is_dir() else [folder] if most and folder.is_file() else []
-    paths = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES][:most]
-    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
-    if not paths:
-        raise CodetrError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}) to verify on")
-    names = [path.name for path in paths]
-    unreadable = [name for name, image in zip(names, images, strict=True) if image is None]
-    if unreadable:
-        raise CodetrError(
-            f"{len(unreadable)} of {len(names)} images in {folder} cannot be read: {', '.join(unreadable[:5])}"
-            f"{', ...' if len(unreadable) > 5 else ''}; take them out, or name another folder"
-        )
+    single = most is not None and folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES
+    paths = [folder] if single else image_paths(folder, "to verify on")[:most]
+    images, names = read_images(paths), [path.name for path in paths]
     truth = None if most is not None else _find_truth(folder, names, class_names, annotations)
-    return Samples([np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images], names, truth)
+    return Samples(images, names, truth)
+
+
+def image_paths(folder: Path, purpose: str) -> list[Path]:
+    """Return the images in `folder`, by name.
+
+    Raises:
+        CodetrError: there is no such folder, or it holds none; says what they are for.
+    """
+    if not folder.is_dir():
+        raise CodetrError(f"there is no folder {folder} of images {purpose}; name one that is there")
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not paths:
+        raise CodetrError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}) {purpose}")
+    return paths
+
+
+def read_images(paths: Sequence[Path]) -> list[NDArray[np.uint8]]:
+    """Return the images of files in one folder, each [h, w, 3] RGB.
+
+    Raises:
+        CodetrError: some cannot be read; names them.
+    """
+    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
+    unreadable = [path for path, image in zip(paths, images, strict=True) if image is None]
+    if unreadable:
+        names = ", ".join(path.name for path in unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        raise CodetrError(
+            f"{len(unreadable)} of {len(paths)} images in {unreadable[0].parent} cannot be read: {names}; take them "
+            "out, or name another folder"
+        )
+    return [np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images if image is not None]
 
 
 def drawn_samples(seed: int, count: int, class_names: Sequence[str]) -> Samples:

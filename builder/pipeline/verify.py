@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +54,17 @@ LIMITS = {
     "fp8": Limits(min_matched=0.75, max_usual_score_difference=0.12, max_ap_loss=0.02),
 }
 USUAL = 0.95  # share of the matched candidates
+
+
+def limits_of(precision: str, quantisation: Mapping[str, Any] | None = None) -> Limits:
+    """Return the limits of a precision; what a search was allowed to lose of AP is allowed.
+
+    Args:
+        precision: a key of `LIMITS`.
+        quantisation: as a manifest has it.
+    """
+    limits, search = LIMITS[precision], (quantisation or {}).get("search")
+    return limits if not search else replace(limits, max_ap_loss=max(limits.max_ap_loss, search["budget"]))
 
 
 class Agreement(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from builder.detector import Detector
 from builder.engines import EngineError
 from builder.engines.kinds import EngineKind
 from builder.pipeline.export import InputSpec
-from builder.pipeline.samples import drawn_samples, sample_images
+from builder.pipeline.samples import drawn_samples, image_paths, read_images
 from builder.pipeline.verify import fit
 from builder.precision import Quantised
 from builder.quantise.calibration import Histogram, Method, Ranges, calibrate
@@ -24,7 +25,11 @@ from builder.quantise.layers import Layer, replace_layers
 from builder.quantise.search import Search, described
 from serving.rules import Pixels
 
+logger = logging.getLogger(__name__)
+
+AP_BUDGET = 0.005  # unless told
 CALIBRATION_SEED = 11  # of drawn pictures; not that of the pictures on which engines are verified
+PURPOSE = "to calibrate on"  # of pictures, for messages
 # How the ranges of activations are found unless told: what lies far out is cut for INT8, whose steps are all alike.
 METHODS: Mapping[Quantised, Method] = {"int8": "percentile", "fp8": "max"}
 
@@ -38,13 +43,18 @@ class Recipe:
     images: Path | None = None  # folder of pictures to calibrate on; None: drawn shapes
     count: int = 64  # pictures at most
     search: bool = False  # look for the fastest set of groups within `ap_budget`
-    ap_budget: float = 0.005  # AP 50:95, 0..1, that may be lost
+    ap_budget: float = AP_BUDGET  # AP 50:95, 0..1, that may be lost
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(dict.fromkeys(self.layers)))  # a word twice is the same layers
         if self.count < 1:
             raise EngineError(f"{self.count} calibration pictures are not possible; expected at least 1")
         if not 0 <= self.ap_budget < 1:
             raise EngineError(f"an AP budget of {self.ap_budget} is not possible; expected 0 to 1, of AP 0..1")
+        if self.ap_budget != AP_BUDGET and not self.search:
+            raise EngineError(
+                f"an AP budget of {self.ap_budget:g} is only kept by a search; ask for one (--search), or leave it out"
+            )
 
 
 class Pictures(NamedTuple):
@@ -106,16 +116,21 @@ class Calibrated:
 def calibration_pictures(recipe: Recipe, class_names: Sequence[str], spec: InputSpec, rule: Pixels) -> Pictures:
     """Return the pictures to calibrate on, fitted into the engine's input by its pixel rule.
 
+    Of a folder only those are read that are taken, evenly spread over its names, since the first ones may be alike.
+
     Raises:
-        CodetrError: the folder holds none, or some that cannot be read.
+        CodetrError: there is no such folder, it holds none, or some of those that are taken cannot be read.
     """
     if recipe.images is None:
         images, source = drawn_samples(CALIBRATION_SEED, recipe.count, class_names).images, "drawn shapes"
     else:
-        images, source = sample_images((), recipe.images).images, recipe.images.name
-        # From the whole folder, whose first files may be alike.
-        chosen = np.linspace(0, len(images) - 1, min(recipe.count, len(images))).round().astype(int)
-        images = [images[i] for i in chosen]
+        paths = image_paths(recipe.images, PURPOSE)
+        if len(paths) < recipe.count:
+            logger.warning(
+                "note: %s holds %d pictures to calibrate on, fewer than %d", recipe.images, len(paths), recipe.count
+            )
+        chosen = np.linspace(0, len(paths) - 1, min(recipe.count, len(paths))).round().astype(int)
+        images, source = read_images([paths[i] for i in chosen]), recipe.images.name
     return Pictures(*fit(images, spec.height, spec.width, rule), source)
 
 

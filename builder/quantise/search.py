@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,8 +25,8 @@ class Trial:
         return self.fault is None and self.loss <= budget
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for a manifest."""
-        return asdict(self)
+        """Return it for a manifest; JSON has no NaN."""
+        return {key: None if value != value else value for key, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Search:
         groups, layers = ", ".join(trial.groups) or "nothing", str(trial.layers)
         if trial.fault is not None:
             return groups, layers, "-", "-", trial.fault
-        remark = "chosen" if trial == self.best else "" if trial.fits(self.budget) else "over the budget"
+        is_slow = trial.ms >= self.trials[0].ms and trial is not self.trials[0]
+        remark = "chosen" if trial == self.best else "not faster" if is_slow else ""
+        remark = remark if trial.fits(self.budget) else "over the budget"
         return groups, layers, f"{trial.loss:+.4f}", f"{trial.ms:.2f}", remark
 
 
@@ -91,8 +94,13 @@ def table(found: Search) -> str:
 
 def restored(content: dict[str, Any]) -> Search:
     """Return what `described` made of a search."""
-    trials = tuple(Trial(**{**each, "groups": tuple(each["groups"])}) for each in content["trials"])
+    trials = tuple(_trial(each) for each in content["trials"])
     return Search(trials, trials[content["best"]], content["budget"], content["measured"])
+
+
+def _trial(content: dict[str, Any]) -> Trial:
+    figures = {key: math.nan if content[key] is None else content[key] for key in ("loss", "ms")}
+    return Trial(**{**content, **figures, "groups": tuple(content["groups"])})
 
 
 def described(found: Search) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from builder.quantise.search import Search, Trial, described
 from builder.variants import get_variant
 from codetr import cli
 from codetr.labels import read_class_names
@@ -96,8 +97,13 @@ def fault(tmp_path, monkeypatch, capsys):
         ),
         pytest.param(
             [*DEMO, "--precision", "int8", "--calibration-images", "absent"],
-            "absent holds no images (.jpg, .jpeg",
+            "there is no folder absent of images to calibrate on",
             id="calibration images",
+        ),
+        pytest.param(
+            [*DEMO, "--precision", "int8", "--ap-budget", "0.01"],
+            "an AP budget of 0.01 is only kept by a search",
+            id="a budget without a search",
         ),
         pytest.param(
             [*DEMO, "--precision", "int8", "--quantize", "neck", "--quantize", "backbone"],
@@ -110,7 +116,9 @@ def fault(tmp_path, monkeypatch, capsys):
             id="plugin nodes",
         ),
         pytest.param([*DEMO, "--name", "a.b"], "name 'a.b' is not possible; expected letters", id="name"),
-        pytest.param([*DEMO, "--verify-images", "absent"], "absent holds no images (.jpg, .jpeg", id="images"),
+        pytest.param(
+            [*DEMO, "--verify-images", "absent"], "there is no folder absent of images to verify on", id="images"
+        ),
         pytest.param([*DEMO, "--optimization-level", "3"], "settings are not for the onnx engine", id="settings"),
         pytest.param([*DEMO, "--tf32"], "settings are not for the onnx engine", id="tf32"),
         pytest.param([*DEMO, "--workspace-gib", "0"], "workspace 0.0 GiB is not possible", id="workspace"),
@@ -201,6 +209,20 @@ def test_a_file_of_classes_that_is_none(fault, tmp_path, content, expected):
     if content is not None:
         (tmp_path / "names.txt").write_bytes(content)
     assert f"--classes {tmp_path / 'names.txt'}: {expected}" in fault(*DEMO, "--classes", str(tmp_path / "names.txt"))
+
+
+def test_the_table_of_a_search_is_that_of_the_version_that_was_built(tmp_path, monkeypatch):
+    trials = (Trial((), 0, 0.0, 10.0), Trial(("neck",), 5, 0.001, 8.0))
+    manifest = {"quantisation": {"search": described(Search(trials, trials[1], 0.005, "64 annotated pictures"))}}
+    read = []
+    monkeypatch.setattr("builder.pipeline.build.build_repository", lambda *arguments: None)
+    monkeypatch.setattr("serving.manifest.read_manifest", lambda folder, name: read.append(name) or manifest)
+    words = ["build", *DEMO, "--precision", "int8", "--search", "--version", "2", "--repository", str(tmp_path)]
+    result = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert read == ["codetr.2"]
+    assert "chosen" in result.output
+    assert "AP lost on 64 annotated pictures; the budget is 0.005" in " ".join(result.output.split())
 
 
 def test_a_full_disk(fault, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from builder import get_variant
 from builder.engines import EngineError, output_of
 from builder.engines.tensorrt import plugin_onnx
-from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
+from builder.pipeline.build import BuildOptions, build_repository, compare_engine, write_plugin_onnx
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe, variant_of
 from builder.pipeline.verify import LIMITS, Limits, VerificationError, detections
@@ -124,6 +124,13 @@ def test_a_disagreeing_engine_leaves_a_report_and_no_repository(tmp_path, stand_
     kept = tmp_path / "r-codetr-verification"
     assert "does not reproduce the detector" in (kept / "report.md").read_text()
     assert len(list(kept.glob("*.jpg"))) == 2
+
+
+def test_random_weights_in_less_than_float32_are_said_to_be_no_measure(tmp_path, stand_in, photos):
+    stand_in.shift = 0.3
+    options = BuildOptions(SMALLEST, SPEC, precision="int8", recipe=Recipe(images=photos), verify_images=photos)
+    with pytest.raises(VerificationError, match="r-codetr-verification; random weights give candidates that are near"):
+        build_repository(options, tmp_path / "r")
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3], ids=["agrees", "disagrees"])
@@ -299,6 +306,21 @@ def test_a_search_keeps_the_fastest_set_and_its_table(tmp_path, trials, photos):
     assert "float32's own detections on 2 pictures; the budget is 0.9." in report
 
 
+def test_what_a_search_may_lose_is_no_fault_of_its_engine(tmp_path, trials, photos, monkeypatch):
+    monkeypatch.setitem(LIMITS, "int8", Limits(0.0, 1.0, 0.0))
+    judged = []
+
+    def compare(*arguments):
+        judged.append(arguments[-1])
+        return compare_engine(*arguments)
+
+    monkeypatch.setattr("builder.pipeline.build.compare_engine", compare)
+    recipe = Recipe(("neck",), images=photos, search=True, ap_budget=0.9)
+    options = BuildOptions(SMALLEST, SPEC, precision="int8", recipe=recipe, verify_images=photos)
+    build_repository(options, tmp_path / "repository")
+    assert judged == [Limits(0.0, 1.0, 0.9)]
+
+
 def test_a_search_in_which_nothing_pays_writes_nothing(tmp_path, trials, photos, monkeypatch):
     monkeypatch.setattr("builder.quantise.trials.milliseconds", lambda engine, images, sizes: 5.0)
     recipe = Recipe(("neck",), images=photos, search=True)
@@ -306,6 +328,13 @@ def test_a_search_in_which_nothing_pays_writes_nothing(tmp_path, trials, photos,
     with pytest.raises(EngineError, match="no group makes the engine faster"):
         build_repository(options, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
+
+
+def test_a_folder_without_pictures_is_named_before_the_weights_are_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("builder.pipeline.build.load", lambda options: pytest.fail("the weights were loaded"))
+    options = BuildOptions(SMALLEST, SPEC, precision="int8", recipe=Recipe(images=tmp_path))
+    with pytest.raises(CodetrError, match=r"holds no images \(.*\) to calibrate on"):
+        build_repository(options, tmp_path / "repository")
 
 
 def test_a_recipe_without_a_quantised_precision_is_refused():

@@ -40,6 +40,8 @@ def test_images_come_from_a_folder_in_rgb(tmp_path):
 def test_a_folder_without_images_is_named(tmp_path):
     with pytest.raises(CodetrError, match=r"holds no images \(\.jpg,"):
         sample_images((), tmp_path)
+    with pytest.raises(CodetrError, match=r"there is no folder .*elsewhere of images to verify on"):
+        sample_images((), tmp_path / "elsewhere")
 
 
 def test_an_unreadable_image_is_named_among_good_ones(tmp_path):

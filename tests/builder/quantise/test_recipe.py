@@ -8,6 +8,7 @@ from builder.engines.kinds import KINDS
 from builder.families import FAMILIES
 from builder.pipeline.export import InputSpec
 from builder.quantise.recipe import Calibrated, Recipe, calibration_pictures, quantised, words_of
+from serving.errors import CodetrError
 from serving.rules import DEFAULT_RULES
 from tests.toy_family import SMALL, TOY, ToyDetector
 
@@ -37,6 +38,7 @@ def folder(tmp_path):
         ({"count": 0}, "0 calibration pictures are not possible; expected at least 1"),
         ({"ap_budget": -0.1}, "an AP budget of -0.1 is not possible; expected 0 to 1"),
         ({"ap_budget": 1.0}, "expected 0 to 1, of AP 0..1"),
+        ({"ap_budget": 0.01}, r"an AP budget of 0.01 is only kept by a search; ask for one \(--search\)"),
         ({"ap_budget": float("nan")}, "an AP budget of nan is not possible"),
     ],
 )
@@ -57,6 +59,28 @@ def test_a_folders_pictures_are_taken_from_all_of_it(folder):
     assert pictures.pixels[:, 0, 0, 0].tolist() == [0, 40, 80]
     assert pictures.sizes.tolist() == [[64, 96]] * 3
     assert len(calibration_pictures(Recipe(images=folder), (), SPEC, PIXELS).pixels) == 9
+
+
+def test_a_folders_annotations_and_what_is_not_taken_do_not_matter(folder):
+    (folder / "annotations.json").write_text('{"images": [{"id": 1, "file_name": "0.png", "width": 1, "height": 1}]}')
+    (folder / "1.png").write_bytes(b"no picture")
+    pictures = calibration_pictures(Recipe(images=folder, count=3), (), SPEC, PIXELS)
+    assert pictures.pixels[:, 0, 0, 0].tolist() == [0, 40, 80]
+
+
+def test_a_picture_that_cannot_be_read_is_named(folder):
+    (folder / "4.png").write_bytes(b"no picture")
+    with pytest.raises(CodetrError, match=r"1 of 3 images in .*photographs cannot be read: 4.png; take them out"):
+        calibration_pictures(Recipe(images=folder, count=3), (), SPEC, PIXELS)
+
+
+def test_fewer_pictures_than_asked_for_are_told(folder, caplog):
+    assert len(calibration_pictures(Recipe(images=folder, count=10), (), SPEC, PIXELS).pixels) == 9
+    assert caplog.messages == [f"note: {folder} holds 9 pictures to calibrate on, fewer than 10"]
+
+
+def test_a_word_twice_is_one():
+    assert Recipe(("neck", "a.*", "neck")).layers == ("neck", "a.*")
 
 
 def test_a_detector_without_an_engines_groups_needs_words(toy):

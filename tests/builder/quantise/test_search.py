@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -50,6 +51,14 @@ def test_a_set_that_cannot_be_built_is_no_candidate():
     found = search("ab", Measure(faulty="a"), 0.005, "")
     assert found.best.groups == ("b",)
     assert "| a | 1 | - | - | cannot be built |" in table(found)
+    written = json.dumps(described(found), allow_nan=False)  # which other programs could not read
+    assert table(restored(json.loads(written))) == table(found)
+
+
+def test_a_set_that_is_not_faster_is_marked():
+    found = search("acd", Measure(), 0.005, "")
+    assert "| d | 1 | +0.0000 | 11.00 | not faster |" in table(found)
+    assert "| c | 1 | +0.0200 | 5.00 | over the budget |" in table(found)
 
 
 def test_where_nothing_pays_the_error_has_the_table():
