@@ -12,6 +12,11 @@ def bench_quantized(
     variant: Annotated[str, typer.Argument(help="A variant's name; AP is of one of the shapes, as the demos.")],
     output: Annotated[Path, typer.Option(help="Folder for ENGINE-VARIANT.json.")],
     weights: Annotated[Path | None, typer.Option(help="Checkpoint; the demo's if not given.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option(help="Seeded random weights instead, for time and the encoder's error.")
+    ] = False,
+    height: Annotated[int | None, typer.Option(help="Input height in pixels; the variant's by default.")] = None,
+    width: Annotated[int | None, typer.Option(help="Input width in pixels; the variant's by default.")] = None,
     engine: Annotated[Literal["onnx", "torch", "tensorrt"], typer.Option(help="torch is measured in fp8.")] = "onnx",
     quantize: Annotated[
         list[str] | None,
@@ -25,6 +30,7 @@ def bench_quantized(
     images: Annotated[int, typer.Option(min=1, help="Drawn shapes that AP is of.")] = 200,
 ) -> None:
     """Measure AP and time of one detector unquantised, quantised throughout, and by recipes."""
+    from builder.families import family_of
     from builder.quantise.recipe import Recipe
     from builder.variants import get_variant
     from codetr.shown import new_console
@@ -35,9 +41,14 @@ def bench_quantized(
     from serving.errors import CodetrError
 
     chosen = get_variant(variant)
-    weights = weights or {f"{family}_demo": path for family, path in WEIGHTS.items()}.get(variant)
-    if weights is None:
-        raise CodetrError(f"the variant {variant} needs --weights, its checkpoint")
+    if random_weights and weights is not None:
+        raise CodetrError("give either --weights FILE or --random-weights")
+    if not random_weights:
+        weights = weights or {f"{family}_demo": path for family, path in WEIGHTS.items()}.get(variant)
+        if weights is None:
+            raise CodetrError(f"the variant {variant} needs --weights, its checkpoint, or --random-weights")
+    size = (chosen.input_size[0] if height is None else height, chosen.input_size[1] if width is None else width)
+    family_of(chosen).check_size(chosen, *size, engine == "tensorrt")
     check_output(output, f"{engine}-{variant}.json", (), [weights, calibration_images])
     sets = [tuple(words.split(",")) for words in quantize or ()] or [()]
     recipes = [Recipe(words, method, calibration_images, calibration_count) for words in sets]
@@ -50,4 +61,4 @@ def bench_quantized(
 
     if engine != "torch":  # whose FP8 is for linear layers alone
         recipes.insert(0, naive())
-    measure(chosen, weights, engine, images, recipes, output, Stages(own_console()), show)
+    measure(chosen, weights, engine, images, recipes, output, Stages(own_console()), show, size)

@@ -384,7 +384,7 @@ def quantised() -> str:
             [
                 f"{case['name']}, {case['precision']}",
                 "-" if case["quantised"] is None else case["quantised"],
-                f"{case['ap']:.4f}",
+                "-" if case["ap"] is None else f"{case['ap']:.4f}",
                 f"{case['found_again']:.1%}",
                 f"{case['processor_ms']:.0f}" if case.get("processor_ms") else "-",
                 "-" if case["mib"] is None else f"{case['mib']:.1f}",

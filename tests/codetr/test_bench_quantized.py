@@ -31,4 +31,15 @@ def test_fp8_of_the_torch_engine_has_no_case_of_every_layer(monkeypatch, tmp_pat
 def test_a_variant_without_shipped_weights_needs_some(tmp_path):
     result = CliRunner().invoke(cli.app, ["bench", "quantized", "detr_r50", "--output", str(tmp_path)])
     assert isinstance(result.exception, CodetrError)
-    assert "the variant detr_r50 needs --weights" in str(result.exception)
+    assert "the variant detr_r50 needs --weights, its checkpoint, or --random-weights" in str(result.exception)
+
+
+def test_random_weights_and_another_size_measure_what_has_no_checkpoint(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(perf.accuracy.quantised, "measure", lambda *arguments: seen.extend(arguments))
+    words = ["bench", "quantized", "detr_r50", "--random-weights", "--width", "448", "--output", str(tmp_path)]
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    assert (seen[1], seen[-1]) == (None, (1344, 448))
+    result = CliRunner().invoke(cli.app, [*words, "--weights", "some.pth"])
+    assert "give either --weights FILE or --random-weights" in str(result.exception)
