@@ -1,18 +1,24 @@
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from builder.engines import EngineError
 from builder.engines.eager import EagerDetector
 from builder.families import FAMILIES
+from builder.pipeline.build import BuildOptions, build_repository
 from builder.pipeline.export import InputSpec
 from builder.pipeline.samples import Samples, drawn_samples
+from builder.pipeline.verify import LIMITS, Limits
 from builder.quantise import trials
+from builder.quantise.recipe import Recipe
 from builder.quantise.trials import PICTURES, annotated, ap_of, search_samples
 from demo.shapes import CLASS_NAMES
-from tests.toy_family import SMALL, TOY, ToyDetector
+from serving.manifest import read_manifest
+from tests.toy_family import SMALL, TOY, ToyDetector, toy_weights
 
 SPEC = InputSpec(64, 96)
 
@@ -66,3 +72,30 @@ def test_the_time_of_an_engine_is_a_median_without_its_first_calls(monkeypatch):
     monkeypatch.setattr(trials, "SECONDS", 30.0)
     engine = SimpleNamespace(device="cpu", prepare=lambda images, sizes: lambda: None)
     assert trials.milliseconds(engine, None, None) == pytest.approx(1.0)
+
+
+def test_a_search_of_real_engines_ends_in_a_repository_of_the_fastest(toy, monkeypatch, tmp_path, samples):
+    torch.save(toy_weights(), tmp_path / "toy.pth")
+    (tmp_path / "pictures").mkdir()
+    for name, image in zip(samples.names, samples.images, strict=True):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{name}.png"), image)
+    times = iter([10.0, 8.0])
+    monkeypatch.setattr(trials, "milliseconds", lambda *arguments: next(times))
+    monkeypatch.setitem(LIMITS, "int8", Limits(0.5, 1.0, 0.0))
+    recipe = Recipe(("classify",), images=tmp_path / "pictures", search=True, ap_budget=0.2)
+    options = BuildOptions(
+        SMALL, SPEC, tmp_path / "toy.pth", precision="int8", recipe=recipe, verify_images=tmp_path / "pictures"
+    )
+    build_repository(options, tmp_path / "repository")
+    found = read_manifest(tmp_path / "repository")["quantisation"]["search"]
+    plain, chosen = found["trials"]
+    assert (plain["loss"], plain["ms"], plain["groups"]) == (pytest.approx(0, abs=1e-6), 10.0, [])
+    assert (chosen["layers"], chosen["ms"], found["best"], found["measured"]) == (
+        1,
+        8.0,
+        1,
+        "float32's own detections on 3 pictures",
+    )
+    assert 0 < abs(chosen["loss"]) < 0.2, "it is measured, and its engine is another"
+    weights = onnx.load(tmp_path / "repository" / "codetr_detector" / "1" / "model.onnx").graph.initializer
+    assert [tensor.data_type for tensor in weights if len(tensor.dims) == 4] == [onnx.TensorProto.INT8]
