@@ -124,7 +124,13 @@ def write(
 
 def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> OnnxEngine:
     """Return the ONNX file's engine on the CPU; the file itself knows its `spec`."""
+    return load_session(path)
+
+
+def load_session(path: Path, threads: int = 0) -> OnnxEngine:
+    """Return the ONNX file's engine with a number of threads; 0 is one for each core."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     set_exact_integers(options)
     return OnnxEngine(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
 

@@ -52,7 +52,7 @@ class Bench:
                     export_detector(detector, self.spec), Path(folder, self.kind.file_name), self.settings
                 )
                 engine = self.kind.module.load(built.file, self.spec, built.device, self.settings)
-                ap, ms = self._ap(engine), milliseconds(engine, *self._first())
+                ap, ms = self._ap(engine), self._ms(engine, built.file)
         except EngineError as error:
             nan = float("nan")
             return Trial(groups, len(quantisation.ranges), nan, nan, first_line(error))
@@ -60,6 +60,11 @@ class Bench:
 
     def _ap(self, engine: Engine) -> float:
         return ap_of(engine, self.samples, self.spec, self.detector)
+
+    def _ms(self, engine: Engine, file: Path) -> float:
+        if self.kind.name == "onnx":
+            return processor_milliseconds(file, *self._first())
+        return milliseconds(engine, *self._first())
 
     def _first(self) -> tuple[Any, Any]:
         batch = 1 if self.spec.is_dynamic else self.spec.max_batch_size
@@ -133,6 +138,21 @@ def milliseconds(engine: Engine | ChildPlan, images: Any, sizes: Any) -> float:
             torch.cuda.synchronize()
         times.append(1e3 * (time.perf_counter() - start))
     return median(times[len(times) // 4 :])  # the first ones warm it up
+
+
+def processor_milliseconds(file: Path, images: Any, sizes: Any) -> float:
+    """Return the median processor time that one thread takes for a batch in an ONNX file.
+
+    Other programs do not change it, as they change the time of several threads that wait for each other.
+    """
+    from builder.engines.onnx import load_session
+
+    call, times = load_session(file, threads=1).prepare(images, sizes), []
+    for _ in range(LEAST):
+        start = time.process_time()
+        call()
+        times.append(1e3 * (time.process_time() - start))
+    return median(times[LEAST // 4 :])
 
 
 def search_samples(samples: Samples, are_given: bool, class_names: Sequence[str]) -> Samples:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -32,18 +29,16 @@ from builder.pipeline.verify import average_precision, fit, overall, run_batched
 from builder.precision import Precision, Quantised, option_of
 from builder.quantise.groups import chosen_layers
 from builder.quantise.recipe import PURPOSE, Calibrated, Pictures, Recipe, calibration_pictures, quantised, words_of
-from builder.quantise.trials import milliseconds
+from builder.quantise.trials import milliseconds, processor_milliseconds
 from perf.accuracy.precision import relative_error
 from perf.machine import header
 from perf.records import write_record
-from serving.integers import set_exact_integers
 
 KIND = "quantised"
 SEED = 3  # of the pictures: neither those of calibration nor of verification
 DEFAULTS = "ONNX Runtime's quantiser, its defaults"
 
 
-PROCESSOR_CALLS = 15
 ENCODER_PICTURES = 4  # that its error is of
 DEFAULT_PICTURES = 16  # it keeps every tensor of every picture in memory until the last
 
@@ -183,21 +178,9 @@ class _Bench:
         output = run_batched(run, self.pixels, self.sizes, 1)
         ms = milliseconds(run, self.pixels[:1], self.sizes[:1])
         case = self._case(name, precision, output, ms, layers)
-        alone = self._processor_ms(built) if self.kind.name == "onnx" else None
+        first = self.pixels[:1], self.sizes[:1]
+        alone = processor_milliseconds(built.file, *first) if self.kind.name == "onnx" else None
         return replace(case, mib=built.file.stat().st_size / 2**20, processor_ms=alone)
-
-    def _processor_ms(self, built: BuiltEngine) -> float:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        set_exact_integers(options)
-        session = onnxruntime.InferenceSession(str(built.file), options, providers=["CPUExecutionProvider"])
-        inputs = self._fed(self.pixels[:1], self.sizes[:1], built)
-        times = []
-        for _ in range(PROCESSOR_CALLS):
-            start = time.process_time()
-            session.run(None, inputs)
-            times.append(1e3 * (time.process_time() - start))
-        return median(times)
 
     def _fed(self, pixels: NDArray[np.uint8], sizes: NDArray[np.int32], built: BuiltEngine) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {"images": pixels, "image_sizes": sizes}

@@ -283,7 +283,7 @@ def trials(monkeypatch, stand_in, lenient):
         stand_in.detector = detector
 
     monkeypatch.setattr("builder.quantise.trials.export_detector", export)
-    monkeypatch.setattr("builder.quantise.trials.milliseconds", milliseconds)
+    monkeypatch.setattr("builder.quantise.trials.processor_milliseconds", milliseconds)
     monkeypatch.setattr("builder.quantise.trials.CONFIDENT", 0.0)  # what random weights are never above
     return timed
 
@@ -322,7 +322,7 @@ def test_what_a_search_may_lose_is_no_fault_of_its_engine(tmp_path, trials, phot
 
 
 def test_a_search_in_which_nothing_pays_writes_nothing(tmp_path, trials, photos, monkeypatch):
-    monkeypatch.setattr("builder.quantise.trials.milliseconds", lambda engine, images, sizes: 5.0)
+    monkeypatch.setattr("builder.quantise.trials.processor_milliseconds", lambda engine, images, sizes: 5.0)
     recipe = Recipe(("neck",), images=photos, search=True)
     options = BuildOptions(SMALLEST, SPEC, precision="int8", recipe=recipe, verify_images=photos)
     with pytest.raises(EngineError, match="no group makes the engine faster"):

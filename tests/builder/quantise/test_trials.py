@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -80,7 +81,7 @@ def test_a_search_of_real_engines_ends_in_a_repository_of_the_fastest(toy, monke
     for name, image in zip(samples.names, samples.images, strict=True):
         cv2.imwrite(str(tmp_path / "pictures" / f"{name}.png"), image)
     times = iter([10.0, 8.0])
-    monkeypatch.setattr(trials, "milliseconds", lambda *arguments: next(times))
+    monkeypatch.setattr(trials, "processor_milliseconds", lambda *arguments: next(times))
     monkeypatch.setitem(LIMITS, "int8", Limits(0.5, 1.0, 0.0))
     recipe = Recipe(("classify",), images=tmp_path / "pictures", search=True, ap_budget=0.2)
     options = BuildOptions(
@@ -99,3 +100,17 @@ def test_a_search_of_real_engines_ends_in_a_repository_of_the_fastest(toy, monke
     assert 0 < abs(chosen["loss"]) < 0.2, "it is measured, and its engine is another"
     weights = onnx.load(tmp_path / "repository" / "codetr_detector" / "1" / "model.onnx").graph.initializer
     assert [tensor.data_type for tensor in weights if len(tensor.dims) == 4] == [onnx.TensorProto.INT8]
+
+
+def test_onnx_engines_are_timed_by_the_processor_time_of_one_thread(monkeypatch):
+    now = iter(np.cumsum([0.0, *[0.009, 9.0] * 5, *[0.001, 9.0] * 15]))
+    threads = []
+
+    def load(file, threads_of_it):
+        threads.append(threads_of_it)
+        return SimpleNamespace(prepare=lambda images, sizes: lambda: None)
+
+    monkeypatch.setattr(trials, "time", SimpleNamespace(process_time=lambda: float(next(now))))
+    monkeypatch.setattr("builder.engines.onnx.load_session", lambda file, threads: load(file, threads))
+    assert trials.processor_milliseconds(Path("model.onnx"), None, None) == pytest.approx(1.0)
+    assert threads == [1]
