@@ -397,6 +397,13 @@ def quantised() -> str:
     return "\n" + "\n".join(parts)
 
 
+def quantised_amplification() -> str:
+    """What a random and a trained backbone make of small changes."""
+    backbones = results("quantised/onnx-detr_r50.json")["amplification"]
+    rows = [[each["backbone"], each["changed"], ", ".join(f"{error:.3f}" for error in each["errors"])] for each in backbones]
+    return table(["backbone", "changed", "errors of its maps"], rows)
+
+
 def fp8() -> str:
     """Swin-L in FP8."""
     cases = results("quantised/torch-fp8-h200.json")["cases"]
@@ -424,6 +431,7 @@ def fp8_accuracy() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "quantised": quantised,
+    "quantised amplification": quantised_amplification,
     "fp8": fp8,
     "fp8 kernels": fp8_kernels,
     "fp8 accuracy": fp8_accuracy,
