@@ -400,7 +400,9 @@ def quantised() -> str:
 def quantised_amplification() -> str:
     """What a random and a trained backbone make of small changes."""
     backbones = results("quantised/onnx-detr_r50.json")["amplification"]
-    rows = [[each["backbone"], each["changed"], ", ".join(f"{error:.3f}" for error in each["errors"])] for each in backbones]
+    rows = [
+        [each["backbone"], each["changed"], ", ".join(f"{error:.3f}" for error in each["errors"])] for each in backbones
+    ]
     return table(["backbone", "changed", "errors of its maps"], rows)
 
 
