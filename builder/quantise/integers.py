@@ -70,7 +70,8 @@ def store_biases(model: ModelProto) -> None:
             if all(scale is not None for scale in scales):
                 units = (scales[0] * scales[1]).astype(np.float32)
                 integers = np.rint(constants[bias] / units).astype(np.int32)
-                names = [f"{bias}_{part}" for part in ("int32", "scale", "of_int32")]
+                # by the node, not by the bias, which a layer that is called twice has twice
+                names = [f"{node.output[0]}_bias_{part}" for part in ("int32", "scale", "of_int32")]
                 graph.initializer.append(numpy_helper.from_array(integers, names[0]))
                 graph.initializer.append(numpy_helper.from_array(np.broadcast_to(units, integers.shape), names[1]))
                 nodes.append(helper.make_node(DEQUANTISE, names[:2], names[2:], names[2], axis=0))

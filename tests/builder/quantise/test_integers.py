@@ -127,3 +127,27 @@ def test_weights_become_unsigned_and_the_answer_stays_where_products_would_be_cu
     types = {t.data_type for t in onnx.load(tmp_path / "optimised.onnx").graph.initializer if len(t.dims) > 1}
     assert types == {onnx.TensorProto.UINT8}
     np.testing.assert_allclose(unsigned, signed, atol=1e-6)
+
+
+class Twice(nn.Module):
+    """A linear layer that is called twice, as a decoder calls the head of its reference points."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, images, image_sizes):
+        x = self.layer(images.float().flatten(1, 2) / 255)
+        return self.layer(torch.relu(x)), images, image_sizes
+
+
+def test_a_layer_that_is_called_twice_is_two_integer_products(images, tmp_path):
+    torch.manual_seed(0)
+    module = Twice().eval().requires_grad_(False)
+    ranges = {"layer": Ranges(Range(0.0, 2.0), Range(-1.0, 1.0))}
+    replace_layers(module, onnx_engine.quantised_layers({"layer": module.layer}, ranges, "int8"))
+    onnx_engine.build(export_detector(module, InputSpec(32, 32)), tmp_path / "model.onnx")
+    expected = module(torch.from_numpy(images), torch.from_numpy(SIZES))[0].numpy()
+    actual, ran = run(onnx.load(tmp_path / "model.onnx"), images, tmp_path)
+    assert np.abs(actual - expected).max() < 0.02 * np.abs(expected).max()
+    assert (ran["QGemm"] + ran["QLinearMatMul"], ran["MatMul"] + ran["Gemm"]) == (2, 0)
