@@ -126,9 +126,8 @@ def calibration_pictures(recipe: Recipe, class_names: Sequence[str], spec: Input
     else:
         paths = image_paths(recipe.images, PURPOSE)
         if len(paths) < recipe.count:
-            logger.warning(
-                "note: %s holds %d pictures to calibrate on, fewer than %d", recipe.images, len(paths), recipe.count
-            )
+            note = f"{recipe.images} holds {len(paths)} pictures {PURPOSE}, fewer than {recipe.count}"
+            logger.warning("note: %s", note)
         chosen = np.linspace(0, len(paths) - 1, min(recipe.count, len(paths))).round().astype(int)
         images, source = read_images([paths[i] for i in chosen]), recipe.images.name
     return Pictures(*fit(images, spec.height, spec.width, rule), source)
