@@ -68,6 +68,7 @@ def address(both: TritonServer) -> Iterator[str]:
 @pytest.fixture
 def tab(browser: Chromium, address: str) -> Iterator[Chromium]:
     """A fresh page before `both`; what it asked for and complained of is looked at in the end."""
+    browser.open("about:blank")  # a page before it may be asking its own server
     browser.events.clear()
     browser.screen(1000, 800)
     browser.open(address)
