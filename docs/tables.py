@@ -388,22 +388,14 @@ def quantised() -> str:
                 f"{case['found_again']:.1%}",
                 f"{case['processor_ms']:.0f}" if case.get("processor_ms") else "-",
                 "-" if case["mib"] is None else f"{case['mib']:.1f}",
+                f"{case['encoder_error']:.4f}" if case.get("encoder_error") else "-",
             ]
             for case in record["cases"]
         ]
         about = f"`{record['variant']}`, AP on {record['images']} drawn shapes; {machine(record)}"
-        columns = ["", "layers quantised", "AP", "candidates found again", "ms", "MiB"]
+        columns = ["", "layers quantised", "AP", "candidates found again", "ms", "MiB", "error of the encoder's output"]
         parts.append(f"{about}\n\n{table(columns, rows)}")
     return "\n" + "\n".join(parts)
-
-
-def quantised_amplification() -> str:
-    """What a random and a trained backbone make of small changes."""
-    backbones = results("quantised/onnx-detr_r50.json")["amplification"]
-    rows = [
-        [each["backbone"], each["changed"], ", ".join(f"{error:.3f}" for error in each["errors"])] for each in backbones
-    ]
-    return table(["backbone", "changed", "errors of its maps"], rows)
 
 
 def fp8() -> str:
@@ -433,7 +425,6 @@ def fp8_accuracy() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "quantised": quantised,
-    "quantised amplification": quantised_amplification,
     "fp8": fp8,
     "fp8 kernels": fp8_kernels,
     "fp8 accuracy": fp8_accuracy,
