@@ -1,4 +1,4 @@
-// What the kernels, the TensorRT plugin, the PyTorch operator and Python have in common: names, limits, the words of a
+// What the kernels, the TensorRT plugins, the PyTorch operators and Python have in common: names, limits, the words of a
 // refusal. Plain C++. builder/operators/interface.py says the same in Python: kMaxLevels is MAX_LEVELS there. A test
 // compiles this file (test/interface_host.cpp) and compares them.
 #pragma once
@@ -25,12 +25,21 @@ constexpr int32_t kMinInputs = 4;
 constexpr int32_t kMaxInputs = 5;
 static_assert(sizeof(kInputNames) / sizeof(kInputNames[0]) == kMaxInputs && kValidShapes == kMaxInputs - 1, "a name for each input");
 
-// ---- The plugin ----
+// ---- The plugins ----
 
 constexpr char const* kPluginName = "CodetrMsDeformAttn";
-constexpr char const* kPluginVersion = "1";
-constexpr char const* kPluginNamespace = "";
+constexpr char const* kPluginVersion = "1";                    // of all plugins
+constexpr char const* kPluginNamespace = "";                   // of all plugins
 constexpr char const* kSpatialShapesField = "spatial_shapes";  // INT32: h0, w0, h1, w1, ...
+
+// Window attention, whose operator is described in window_call.h. The bias of the projection may be missing, so it is last.
+enum WindowInput : int32_t { kQkv, kBiasTable, kQkvBias };
+constexpr char const* kWindowInputNames[] = {"qkv", "bias_table", "qkv_bias"};
+constexpr int32_t kMinWindowInputs = 2;
+constexpr int32_t kMaxWindowInputs = 3;
+constexpr char const* kWindowPluginName = "CodetrWindowAttention";
+constexpr char const* kWindowSizeField = "window_size";  // INT32, one number: 7 or 12
+constexpr char const* kShiftField = "shift";             // INT32, one number: 0 to window_size - 1
 
 // ---- What the kernels can do ----
 
@@ -39,7 +48,7 @@ constexpr int32_t kChannelMultiple = 4;
 constexpr int32_t kMaxLevelSide = 1 << 20;
 constexpr int64_t kMaxTokens = (int64_t{1} << 31) - 1;
 static_assert(kMaxLevels == 8 && kChannelMultiple == 4 && kMaxLevelSide == 1 << 20 && kMaxTokens >> 31 == 0,
-              "messages, below and in tensorrt_layer.cpp, name these numbers");
+              "messages, below and in tensorrt_ms_deform_attn.cpp, name these numbers");
 
 // Why inputs are refused; {} stands for what was given or wanted.
 #define CODETR_MESSAGES(MESSAGE)                                                          \

@@ -1,13 +1,13 @@
-// Registers the plugin's creator with TensorRT.
+// Registers the plugins' creators with TensorRT.
 #include "tensorrt_plugin.h"
 
 namespace codetr {
 namespace {
 
-// Registers the creator when the library is loaded, and takes it back when it is unloaded.
+// Registers a creator when the library is loaded, and takes it back when it is unloaded.
 class Registration {
 public:
-    Registration() noexcept {
+    explicit Registration(PluginKind const& kind) noexcept : creator_(kind) {
         if (auto* const registry = getPluginRegistry()) registered_ = registry->registerCreator(creator_, kPluginNamespace);
     }
     ~Registration() noexcept { takeBack(); }
@@ -27,21 +27,22 @@ private:
         registered_ = false;
     }
 
-    MsDeformAttnCreator creator_;
+    Creator creator_;
     bool registered_ = false;
 };
 
-Registration registration;
+Registration registrations[] = {Registration(kMsDeformAttnPlugin), Registration(kWindowAttnPlugin)};
+constexpr int32_t kPlugins = sizeof(registrations) / sizeof(registrations[0]);
 
 }  // namespace
 }  // namespace codetr
 
-// IPluginRegistry::loadLibrary opens the library, which has then registered its creator, asks for its creators, and
-// fails if one of them is registered already.
+// IPluginRegistry::loadLibrary opens the library, which has then registered its creators, asks for them, and fails if one
+// of them is registered already.
 extern "C" __attribute__((visibility("default"))) codetr::CreatorInterface* const* CODETR_GET_CREATORS(int32_t& count) {
-    static codetr::CreatorInterface* creators[1];
-    creators[0] = codetr::registration.handOver();
-    count = 1;
+    static codetr::CreatorInterface* creators[codetr::kPlugins];
+    for (int32_t i = 0; i < codetr::kPlugins; ++i) creators[i] = codetr::registrations[i].handOver();
+    count = codetr::kPlugins;
     return creators;
 }
 

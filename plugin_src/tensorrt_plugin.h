@@ -1,4 +1,4 @@
-// Which of TensorRT's plugin interfaces the library implements, by the headers it is compiled with.
+// Which of TensorRT's plugin interfaces the library's plugins implement, by the headers it is compiled with.
 #pragma once
 
 #include <NvInferRuntime.h>

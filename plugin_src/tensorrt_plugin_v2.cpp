@@ -27,7 +27,7 @@ void writeField(std::vector<char>& out, char const* name, std::vector<int32_t> c
 // Each field is its name with a zero, the count and the numbers.
 std::vector<char> serialise(Layer const& layer) {
     std::vector<char> out;
-    writeField(out, kSpatialShapesField, layer.spatialShapes());
+    for (int32_t i = 0; i < layer.kind().field_count; ++i) writeField(out, layer.kind().fields[i], layer.fields()[i]);
     writeField(out, kInputsField, {layer.inputs()});
     return out;
 }
@@ -56,82 +56,90 @@ std::map<std::string, std::vector<int32_t>> readSerialised(char const* data, siz
     return fields;
 }
 
-Layer deserialise(void const* data, size_t size) {
+Layer deserialise(PluginKind const& kind, void const* data, size_t size) {
     if (data == nullptr) throw std::invalid_argument("the plan's bytes of this plugin are missing");
-    auto fields = readSerialised(static_cast<char const*>(data), size);
-    auto const& inputs = fields[kInputsField];
-    if (fields.size() != 2 || inputs.size() != 1 || (inputs[0] != 0 && inputs[0] != kMinInputs && inputs[0] != kMaxInputs)) {
-        throw std::invalid_argument("the plan was built with another version of this plugin");
+    auto found = readSerialised(static_cast<char const*>(data), size);
+    auto const wrong = [] { throw std::invalid_argument("the plan was built with another version of this plugin"); };
+    auto const& inputs = found[kInputsField];
+    if (found.size() != static_cast<size_t>(kind.field_count) + 1 || inputs.size() != 1) wrong();
+    if (inputs[0] != 0 && (inputs[0] < kind.min_inputs || inputs[0] > kind.max_inputs)) wrong();
+    Fields fields;
+    for (int32_t i = 0; i < kind.field_count; ++i) {
+        auto const field = found.find(kind.fields[i]);
+        if (field == found.end()) wrong();
+        fields.push_back(field->second);
     }
-    auto const& shapes = fields[kSpatialShapesField];
-    std::string const fault = findShapesFault(shapes);
+    std::string const fault = kind.findFieldFault(fields);
     if (!fault.empty()) throw std::invalid_argument(fault);
-    return Layer(shapes, inputs[0]);
+    return Layer(kind, std::move(fields), inputs[0]);
 }
 
 }  // namespace
 
-MsDeformAttnPlugin::MsDeformAttnPlugin(Layer layer) : layer_(std::move(layer)), serialised_(serialise(layer_)) {}
+Plugin::Plugin(Layer layer) : layer_(std::move(layer)), serialised_(serialise(layer_)) {}
 
-nvinfer1::IPluginV2DynamicExt* MsDeformAttnPlugin::clone() const noexcept {
-    return guarded<nvinfer1::IPluginV2DynamicExt*>("clone", nullptr, [this] { return new MsDeformAttnPlugin(layer_); });
+nvinfer1::IPluginV2DynamicExt* Plugin::clone() const noexcept {
+    return guarded<nvinfer1::IPluginV2DynamicExt*>(name(), "clone", nullptr, [this] { return new Plugin(layer_); });
 }
 
-nvinfer1::DataType MsDeformAttnPlugin::getOutputDataType(int32_t, nvinfer1::DataType const* input_types, int32_t inputs) const noexcept {
-    return input_types == nullptr || inputs < kMinInputs ? nvinfer1::DataType::kFLOAT : input_types[0];
+nvinfer1::DataType Plugin::getOutputDataType(int32_t, nvinfer1::DataType const* input_types, int32_t inputs) const noexcept {
+    return input_types == nullptr || inputs < layer_.kind().min_inputs ? nvinfer1::DataType::kFLOAT : input_types[0];
 }
 
-nvinfer1::DimsExprs MsDeformAttnPlugin::getOutputDimensions(int32_t, nvinfer1::DimsExprs const* in, int32_t inputs,
-                                                            nvinfer1::IExprBuilder& builder) noexcept {
+nvinfer1::DimsExprs Plugin::getOutputDimensions(int32_t, nvinfer1::DimsExprs const* in, int32_t inputs,
+                                                nvinfer1::IExprBuilder& builder) noexcept {
     nvinfer1::DimsExprs failed{};
     failed.nbDims = -1;
-    return guarded("getOutputDimensions", failed, [&] {
+    return guarded(name(), "getOutputDimensions", failed, [&] {
         nvinfer1::DimsExprs out{};
-        return status(Layer::getOutputShape(in, inputs, out, builder)) == 0 ? out : failed;
+        return status(name(), layer_.getOutputShape(in, inputs, out, builder)) == 0 ? out : failed;
     });
 }
 
-bool MsDeformAttnPlugin::supportsFormatCombination(int32_t position, nvinfer1::PluginTensorDesc const* tensors, int32_t inputs,
-                                                   int32_t outputs) noexcept {
-    if (tensors == nullptr || outputs != 1 || inputs < kMinInputs || inputs > kMaxInputs) return false;
-    if (position < 0 || position > inputs) return false;
-    return Layer::supports(position, tensors[position], tensors[0], inputs);
+bool Plugin::supportsFormatCombination(int32_t position, nvinfer1::PluginTensorDesc const* tensors, int32_t inputs,
+                                       int32_t outputs) noexcept {
+    return guarded(name(), "supportsFormatCombination", false, [&] {
+        if (tensors == nullptr || !layer_.findCountFault(inputs, outputs).empty() || position < 0 || position > inputs) return false;
+        return layer_.supports(position, tensors[position], tensors[0], inputs);
+    });
 }
 
-void MsDeformAttnPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t inputs,
-                                         nvinfer1::DynamicPluginTensorDesc const*, int32_t) noexcept {
-    guarded<int32_t>("configurePlugin", -1, [&] {
-        int32_t const result = status(layer_.findFault(in, inputs));
+void Plugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t inputs, nvinfer1::DynamicPluginTensorDesc const*,
+                             int32_t) noexcept {
+    guarded<int32_t>(name(), "configurePlugin", -1, [&] {
+        int32_t const result = status(name(), layer_.findFault(in, inputs));
         layer_.setInputs(result == 0 ? inputs : 0);
         serialised_ = serialise(layer_);
         return result;
     });
 }
 
-int32_t MsDeformAttnPlugin::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const* output_descs,
-                                    void const* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept {
-    return guarded<int32_t>("enqueue", -1, [&] { return status(layer_.enqueue(input_descs, output_descs, inputs, outputs, stream)); });
+int32_t Plugin::enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const* output_descs,
+                        void const* const* inputs, void* const* outputs, void*, cudaStream_t stream) noexcept {
+    return guarded<int32_t>(name(), "enqueue", -1,
+                            [&] { return status(name(), layer_.enqueue(input_descs, output_descs, inputs, outputs, stream)); });
 }
 
-void MsDeformAttnPlugin::serialize(void* buffer) const noexcept {
+void Plugin::serialize(void* buffer) const noexcept {
     if (buffer != nullptr) std::memcpy(buffer, serialised_.data(), serialised_.size());
 }
 
-MsDeformAttnCreator::MsDeformAttnCreator() {
-    field_ = {kSpatialShapesField, nullptr, nvinfer1::PluginFieldType::kINT32, 0};
-    fields_ = {1, &field_};
+Creator::Creator(PluginKind const& kind) noexcept : kind_(kind) {
+    for (int32_t i = 0; i < kind.field_count; ++i) fields_[i] = {kind.fields[i], nullptr, nvinfer1::PluginFieldType::kINT32, 0};
+    collection_ = {kind.field_count, fields_};
 }
 
-nvinfer1::IPluginV2* MsDeformAttnCreator::createPlugin(nvinfer1::AsciiChar const*, nvinfer1::PluginFieldCollection const* fields) noexcept {
-    return guarded<nvinfer1::IPluginV2*>("createPlugin", nullptr, [&]() -> nvinfer1::IPluginV2* {
-        std::vector<int32_t> shapes;
-        if (status(readFields(fields, shapes)) != 0) return nullptr;
-        return new MsDeformAttnPlugin(Layer(std::move(shapes)));
+nvinfer1::IPluginV2* Creator::createPlugin(nvinfer1::AsciiChar const*, nvinfer1::PluginFieldCollection const* fields) noexcept {
+    return guarded<nvinfer1::IPluginV2*>(kind_.name, "createPlugin", nullptr, [&]() -> nvinfer1::IPluginV2* {
+        Fields numbers;
+        if (status(kind_.name, readFields(kind_, fields, numbers)) != 0) return nullptr;
+        return new Plugin(Layer(kind_, std::move(numbers)));
     });
 }
 
-nvinfer1::IPluginV2* MsDeformAttnCreator::deserializePlugin(nvinfer1::AsciiChar const*, void const* data, size_t size) noexcept {
-    return guarded<nvinfer1::IPluginV2*>("deserializePlugin", nullptr, [&] { return new MsDeformAttnPlugin(deserialise(data, size)); });
+nvinfer1::IPluginV2* Creator::deserializePlugin(nvinfer1::AsciiChar const*, void const* data, size_t size) noexcept {
+    return guarded<nvinfer1::IPluginV2*>(kind_.name, "deserializePlugin", nullptr,
+                                         [&] { return new Plugin(deserialise(kind_, data, size)); });
 }
 
 }  // namespace codetr

@@ -1,18 +1,18 @@
-// The plugin for TensorRT 8 and 9: IPluginV2DynamicExt and its creator.
+// The plugins for TensorRT 8 and 9: IPluginV2DynamicExt and its creator.
 #pragma once
 
 #include "tensorrt_layer.h"
 
 namespace codetr {
 
-class MsDeformAttnPlugin : public nvinfer1::IPluginV2DynamicExt {
+class Plugin : public nvinfer1::IPluginV2DynamicExt {
 public:
-    explicit MsDeformAttnPlugin(Layer layer);
+    explicit Plugin(Layer layer);
 
     nvinfer1::IPluginV2DynamicExt* clone() const noexcept override;
     void destroy() noexcept override { delete this; }
 
-    nvinfer1::AsciiChar const* getPluginType() const noexcept override { return kPluginName; }
+    nvinfer1::AsciiChar const* getPluginType() const noexcept override { return name(); }
     nvinfer1::AsciiChar const* getPluginVersion() const noexcept override { return kPluginVersion; }
     nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override { return kPluginNamespace; }
     void setPluginNamespace(nvinfer1::AsciiChar const*) noexcept override {}  // it is always the same
@@ -39,25 +39,28 @@ public:
     void serialize(void* buffer) const noexcept override;
 
 private:
+    char const* name() const { return layer_.kind().name; }
+
     Layer layer_;
     std::vector<char> serialised_;
 };
 
-class MsDeformAttnCreator : public nvinfer1::IPluginCreator {
+class Creator : public nvinfer1::IPluginCreator {
 public:
-    MsDeformAttnCreator();
+    explicit Creator(PluginKind const& kind) noexcept;
 
     nvinfer1::IPluginV2* createPlugin(nvinfer1::AsciiChar const* name, nvinfer1::PluginFieldCollection const* fields) noexcept override;
     nvinfer1::IPluginV2* deserializePlugin(nvinfer1::AsciiChar const* name, void const* data, size_t size) noexcept override;
-    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return &fields_; }
-    nvinfer1::AsciiChar const* getPluginName() const noexcept override { return kPluginName; }
+    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return &collection_; }
+    nvinfer1::AsciiChar const* getPluginName() const noexcept override { return kind_.name; }
     nvinfer1::AsciiChar const* getPluginVersion() const noexcept override { return kPluginVersion; }
     nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override { return kPluginNamespace; }
     void setPluginNamespace(nvinfer1::AsciiChar const*) noexcept override {}  // it is always the same
 
 private:
-    nvinfer1::PluginField field_{};
-    nvinfer1::PluginFieldCollection fields_{};
+    PluginKind const& kind_;
+    nvinfer1::PluginField fields_[kMaxFields]{};
+    nvinfer1::PluginFieldCollection collection_{};
 };
 
 }  // namespace codetr

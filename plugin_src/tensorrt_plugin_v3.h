@@ -1,21 +1,21 @@
-// The plugin for TensorRT 10 and later: IPluginV3 and its creator.
+// The plugins for TensorRT 10 and later: IPluginV3 and its creator.
 #pragma once
 
 #include "tensorrt_layer.h"
 
 namespace codetr {
 
-class MsDeformAttnPlugin : public nvinfer1::IPluginV3,
-                           public nvinfer1::IPluginV3OneCore,
-                           public nvinfer1::IPluginV3OneBuild,
-                           public nvinfer1::IPluginV3OneRuntime {
+class Plugin : public nvinfer1::IPluginV3,
+               public nvinfer1::IPluginV3OneCore,
+               public nvinfer1::IPluginV3OneBuild,
+               public nvinfer1::IPluginV3OneRuntime {
 public:
-    explicit MsDeformAttnPlugin(Layer layer);
+    explicit Plugin(Layer layer);
 
     nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
     nvinfer1::IPluginV3* clone() noexcept override;
 
-    nvinfer1::AsciiChar const* getPluginName() const noexcept override { return kPluginName; }
+    nvinfer1::AsciiChar const* getPluginName() const noexcept override { return name(); }
     nvinfer1::AsciiChar const* getPluginVersion() const noexcept override { return kPluginVersion; }
     nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override { return kPluginNamespace; }
 
@@ -38,25 +38,28 @@ public:
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:
+    char const* name() const { return layer_.kind().name; }
+
     Layer layer_;
-    nvinfer1::PluginField field_{};
-    nvinfer1::PluginFieldCollection fields_{};
+    std::vector<nvinfer1::PluginField> fields_;  // with the layer's numbers
+    nvinfer1::PluginFieldCollection collection_{};
 };
 
-class MsDeformAttnCreator : public nvinfer1::IPluginCreatorV3One {
+class Creator : public nvinfer1::IPluginCreatorV3One {
 public:
-    MsDeformAttnCreator();
+    explicit Creator(PluginKind const& kind) noexcept;
 
     nvinfer1::IPluginV3* createPlugin(nvinfer1::AsciiChar const* name, nvinfer1::PluginFieldCollection const* fields,
                                       nvinfer1::TensorRTPhase phase) noexcept override;
-    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return &fields_; }
-    nvinfer1::AsciiChar const* getPluginName() const noexcept override { return kPluginName; }
+    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return &collection_; }
+    nvinfer1::AsciiChar const* getPluginName() const noexcept override { return kind_.name; }
     nvinfer1::AsciiChar const* getPluginVersion() const noexcept override { return kPluginVersion; }
     nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override { return kPluginNamespace; }
 
 private:
-    nvinfer1::PluginField field_{};
-    nvinfer1::PluginFieldCollection fields_{};
+    PluginKind const& kind_;
+    nvinfer1::PluginField fields_[kMaxFields]{};
+    nvinfer1::PluginFieldCollection collection_{};
 };
 
 }  // namespace codetr

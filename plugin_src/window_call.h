@@ -15,6 +15,11 @@ constexpr int32_t kWindowHeadDim = 32;
 constexpr int32_t kMaxWindows = 65535;  // of a map; they and the images are two axes of the grid of thread blocks
 constexpr int32_t kMaxWindowBatch = 16384;
 
+inline bool isWindow(int64_t side) { return side == 7 || side == 12; }
+
+// The rows of the bias table: one for each relative position of two tokens of a window.
+inline int64_t countRelativePositions(int64_t window) { return (2 * window - 1) * (2 * window - 1); }
+
 // One call; all tensors are contiguous, on the device and of one type.
 struct WindowAttn {
     ElementType type;
@@ -33,7 +38,7 @@ struct WindowAttn {
 // Why `call` cannot run, or null if it can. Looks at sizes and pointers, never at the device.
 inline char const* findFault(WindowAttn const& call) {
     if (call.type != ElementType::kFloat16 && call.type != ElementType::kBFloat16) return "qkv must be float16 or bfloat16";
-    if (call.window != 7 && call.window != 12) return "window_size must be 7 or 12";
+    if (!isWindow(call.window)) return "window_size must be 7 or 12";
     if (call.shift < 0 || call.shift >= call.window) return "shift must be at least 0 and less than window_size";
     if (call.batch < 0 || call.height < 0 || call.width < 0) return "sizes must not be negative";
     if (call.heads < 1) return "there must be at least one head";

@@ -17,8 +17,13 @@ SCHEMA_VARIABLE = "CODETR_SCHEMA_DEFINED"
 # The tensors, in the order of the schema and of the plugin's inputs; the last may be missing.
 INPUT_NAMES = ("value", "reference_points", "sampling_offsets", "attention_logits", "valid_shapes")
 
-PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "CodetrMsDeformAttn", "1", ""
+PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE = "CodetrMsDeformAttn", "1", ""  # version and namespace of all plugins
 SPATIAL_SHAPES_FIELD = "spatial_shapes"  # the creator's only one, int32: h0, w0, h1, w1, ...
+
+# Window attention, whose operator is defined in `window_attention`; the last of the plugin's inputs may be missing.
+WINDOW_INPUT_NAMES = ("qkv", "bias_table", "qkv_bias")
+WINDOW_PLUGIN_NAME = "CodetrWindowAttention"
+WINDOW_SIZE_FIELD, SHIFT_FIELD = "window_size", "shift"  # the creator's, int32, one number each
 
 # What the kernels can do; every implementation refuses the rest, in the same words.
 MAX_LEVELS = 8

@@ -33,6 +33,9 @@ Object constants() {
     ADD(kPluginVersion);
     ADD(kPluginNamespace);
     ADD(kSpatialShapesField);
+    ADD(kWindowPluginName);
+    ADD(kWindowSizeField);
+    ADD(kShiftField);
     ADD(kMaxLevels);
     ADD(kChannelMultiple);
     ADD(kMaxLevelSide);
@@ -61,6 +64,20 @@ Object inputs() {
 Object inputNames() {
     Object object;
     for (int32_t i = 0; i < kMaxInputs; ++i) object.add(kInputNames[i], i);
+    return object;
+}
+
+Object windowInputs() {
+    Object object;
+    object.add("qkv", kQkv);
+    object.add("bias_table", kBiasTable);
+    object.add("qkv_bias", kQkvBias);
+    return object;
+}
+
+Object windowInputNames() {
+    Object object;
+    for (int32_t i = 0; i < kMaxWindowInputs; ++i) object.add(kWindowInputNames[i], i);
     return object;
 }
 
@@ -104,6 +121,8 @@ extern "C" char const* describeInterface() {
     object.add("messages", messages());
     object.add("inputs", inputs());
     object.add("input_names", inputNames());
+    object.add("window_inputs", windowInputs());
+    object.add("window_input_names", windowInputNames());
     object.add("fields", fields());
     object.add("types", types());
     json = object.json();

@@ -1,4 +1,4 @@
-// The plugin as TensorRT sees it, under one name for both of TensorRT's plugin interfaces.
+// A plugin as TensorRT sees it, under one name for both of TensorRT's plugin interfaces.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -31,12 +31,13 @@ inline std::vector<nvinfer1::DynamicPluginTensorDesc> dynamic(Tensors const& ten
 
 using Creator = nvinfer1::IPluginCreatorV3One;
 
-inline Creator* creator() { return static_cast<Creator*>(getPluginRegistry()->getCreator("CodetrMsDeformAttn", "1", "")); }
+inline Creator* creator(char const* name) { return static_cast<Creator*>(getPluginRegistry()->getCreator(name, "1", "")); }
 
 class Plugin {
 public:
     explicit Plugin(nvinfer1::IPluginV3* plugin) : plugin_(plugin) {}
-    explicit Plugin(nvinfer1::PluginFieldCollection const* fields) : Plugin(create(fields, nvinfer1::TensorRTPhase::kBUILD)) {}
+    Plugin(char const* name, nvinfer1::PluginFieldCollection const* fields)
+        : Plugin(create(name, fields, nvinfer1::TensorRTPhase::kBUILD)) {}
     explicit operator bool() const { return plugin_ != nullptr; }
 
     std::string name() const { return core()->getPluginName(); }
@@ -58,25 +59,30 @@ public:
     bool changeShapes(Tensors const& in) const {
         return runtime()->onShapeChange(in.data(), static_cast<int32_t>(in.size()), nullptr, 1) == 0;
     }
-    bool changeShapesToNothing() const { return runtime()->onShapeChange(nullptr, 5, nullptr, 1) == 0; }
+    bool changeShapesToNothing() const { return runtime()->onShapeChange(nullptr, 3, nullptr, 1) == 0; }
     bool enqueue(nvinfer1::PluginTensorDesc const* in, nvinfer1::PluginTensorDesc const* out, void const* const* inputs,
                  void* const* outputs, cudaStream_t stream) const {
         return runtime()->enqueue(in, out, inputs, outputs, nullptr, stream) == 0;
     }
 
-    std::vector<int32_t> shapes() const {
+    // The numbers of a field that a plan keeps; empty without such a field.
+    std::vector<int32_t> field(char const* name) const {
         auto const* const fields = runtime()->getFieldsToSerialize();
-        if (fields->nbFields != 1 || std::strcmp(fields->fields[0].name, "spatial_shapes") != 0) return {};
-        auto const* const numbers = static_cast<int32_t const*>(fields->fields[0].data);
-        return {numbers, numbers + fields->fields[0].length};
+        for (int32_t i = 0; i < fields->nbFields; ++i) {
+            auto const* const numbers = static_cast<int32_t const*>(fields->fields[i].data);
+            if (std::strcmp(fields->fields[i].name, name) == 0) return {numbers, numbers + fields->fields[i].length};
+        }
+        return {};
     }
     Plugin copy() const { return Plugin(plugin_->clone()); }
     Plugin forContext() const { return Plugin(runtime()->attachToContext(nullptr)); }
-    Plugin fromPlan() const { return Plugin(create(runtime()->getFieldsToSerialize(), nvinfer1::TensorRTPhase::kRUNTIME)); }
+    Plugin fromPlan() const {
+        return Plugin(create(core()->getPluginName(), runtime()->getFieldsToSerialize(), nvinfer1::TensorRTPhase::kRUNTIME));
+    }
 
 private:
-    static nvinfer1::IPluginV3* create(nvinfer1::PluginFieldCollection const* fields, nvinfer1::TensorRTPhase phase) {
-        return creator() ? creator()->createPlugin("layer", fields, phase) : nullptr;
+    static nvinfer1::IPluginV3* create(char const* name, nvinfer1::PluginFieldCollection const* fields, nvinfer1::TensorRTPhase phase) {
+        return creator(name) ? creator(name)->createPlugin("layer", fields, phase) : nullptr;
     }
     template <typename Capability>
     Capability* as(nvinfer1::PluginCapabilityType type) const {
@@ -93,13 +99,13 @@ private:
 
 using Creator = nvinfer1::IPluginCreator;
 
-inline Creator* creator() { return getPluginRegistry()->getPluginCreator("CodetrMsDeformAttn", "1", ""); }
+inline Creator* creator(char const* name) { return getPluginRegistry()->getPluginCreator(name, "1", ""); }
 
 class Plugin {
 public:
     explicit Plugin(nvinfer1::IPluginV2* plugin) : plugin_(static_cast<nvinfer1::IPluginV2DynamicExt*>(plugin)) {}
-    explicit Plugin(nvinfer1::PluginFieldCollection const* fields)
-        : Plugin(creator() ? creator()->createPlugin("layer", fields) : nullptr) {}
+    Plugin(char const* name, nvinfer1::PluginFieldCollection const* fields)
+        : Plugin(creator(name) ? creator(name)->createPlugin("layer", fields) : nullptr) {}
     explicit operator bool() const { return plugin_ != nullptr; }
 
     std::string name() const { return plugin_->getPluginType(); }
@@ -115,7 +121,7 @@ public:
     }
     bool outputType(std::vector<nvinfer1::DataType> const& in, nvinfer1::DataType& out) const {
         out = plugin_->getOutputDataType(0, in.data(), static_cast<int32_t>(in.size()));
-        return in.size() >= 4;  // this interface has no way to refuse
+        return true;  // this interface has no way to refuse
     }
     // configurePlugin returns nothing: the number of inputs, last among the serialised bytes, is 0 where it refused.
     bool configure(Tensors const& in) const {
@@ -124,7 +130,7 @@ public:
     }
     bool changeShapes(Tensors const& in) const { return configure(in); }
     bool changeShapesToNothing() const {
-        plugin_->configurePlugin(nullptr, 5, nullptr, 1);
+        plugin_->configurePlugin(nullptr, 3, nullptr, 1);
         return inputsOf(serialised()) != 0;
     }
     bool enqueue(nvinfer1::PluginTensorDesc const* in, nvinfer1::PluginTensorDesc const* out, void const* const* inputs,
@@ -132,21 +138,29 @@ public:
         return plugin_->enqueue(in, out, inputs, outputs, nullptr, stream) == 0;
     }
 
-    std::vector<int32_t> shapes() const {
-        std::string const bytes = serialised(), name("spatial_shapes", 15);
-        if (bytes.compare(0, name.size(), name) != 0) return {};
-        int32_t count = 0;
-        std::memcpy(&count, bytes.data() + name.size(), sizeof(count));
-        std::vector<int32_t> numbers(count);
-        std::memcpy(numbers.data(), bytes.data() + name.size() + sizeof(count), count * sizeof(int32_t));
-        return numbers;
+    // The numbers of a field that a plan keeps; empty without such a field.
+    std::vector<int32_t> field(char const* name) const {
+        std::string const bytes = serialised();
+        for (size_t at = 0; at < bytes.size();) {
+            std::string const found(bytes.c_str() + at);
+            int32_t count = 0;
+            std::memcpy(&count, bytes.data() + at + found.size() + 1, sizeof(count));
+            std::vector<int32_t> numbers(count);
+            size_t const start = at + found.size() + 1 + sizeof(count);
+            std::memcpy(numbers.data(), bytes.data() + start, count * sizeof(int32_t));
+            if (found == name) return numbers;
+            at = start + count * sizeof(int32_t);
+        }
+        return {};
     }
     std::string serialised() const {
         std::string bytes(plugin_->getSerializationSize(), '\0');
         plugin_->serialize(&bytes[0]);
         return bytes;
     }
-    static Plugin fromBytes(std::string const& bytes) { return Plugin(creator()->deserializePlugin("layer", bytes.data(), bytes.size())); }
+    static Plugin fromBytes(char const* name, std::string const& bytes) {
+        return Plugin(creator(name)->deserializePlugin("layer", bytes.data(), bytes.size()));
+    }
     static int32_t inputsOf(std::string const& bytes) {
         int32_t inputs = 0;
         std::memcpy(&inputs, bytes.data() + bytes.size() - sizeof(inputs), sizeof(inputs));
@@ -154,7 +168,7 @@ public:
     }
     Plugin copy() const { return Plugin(plugin_->clone()); }
     Plugin forContext() const { return copy(); }
-    Plugin fromPlan() const { return fromBytes(serialised()); }
+    Plugin fromPlan() const { return fromBytes(plugin_->getPluginType(), serialised()); }
 
 private:
     struct Destroy {

@@ -61,13 +61,15 @@ def constants_of(place):
 
 def test_names_and_limits_are_those_of_the_header(described):
     ours = constants_of(interface)
-    del ours["INPUT_NAMES"]  # below
+    del ours["INPUT_NAMES"], ours["WINDOW_INPUT_NAMES"]  # below
     assert ours == {python_name(name): value for name, value in described["constants"].items()}
 
 
 def test_the_inputs_come_in_the_headers_order(described):
     ours = {name: i for i, name in enumerate(interface.INPUT_NAMES)}
     assert ours == described["inputs"] == described["input_names"]
+    windows = {name: i for i, name in enumerate(interface.WINDOW_INPUT_NAMES)}
+    assert windows == described["window_inputs"] == described["window_input_names"]
 
 
 def test_refusals_are_worded_as_in_the_header(described):
