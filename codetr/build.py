@@ -115,6 +115,10 @@ def build(
             help="TensorRT: pattern of modules whose outputs stay the plan's, so that it fuses nothing there."
         ),
     ] = None,
+    window_attention: Annotated[
+        Literal["plugin", "written-out"],
+        typer.Option(help="TensorRT: half-precision attention of Swin by our plugin, or in operators that it fuses."),
+    ] = "plugin",
     plan_backend: Annotated[
         Literal["python", "tensorrt"] | None,
         typer.Option(help="TensorRT: backend of Triton that runs the plan; python for a plan of TensorRT 8."),
@@ -196,6 +200,7 @@ def build(
             python=tensorrt_python,
             marked_modules=tuple(mark_outputs or ()),
             backend=plan_backend,
+            window_attention=window_attention,
         ),
     )
     for folder in (repository, report):

@@ -26,7 +26,15 @@ from builder.inspect.layers import CARRIED, LayerComparison, compare_layers
 from builder.inspect.marked import MarkedEngine, check_patterns, marked_onnx, marked_plan, marked_torch
 from builder.inspect.package import weights_of
 from builder.pipeline.export import InputSpec, export_detector
-from builder.pipeline.manifest import check_described, device_of, engine_file, load_engine, spec_of, variant_of
+from builder.pipeline.manifest import (
+    check_described,
+    device_of,
+    engine_file,
+    load_engine,
+    spec_of,
+    variant_of,
+    window_attention_of,
+)
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import fit
 from builder.precision import Precision
@@ -191,7 +199,7 @@ def _marked(
         folder,
         built=file if as_built else None,
         python=None if python is None else TensorRTPython(python),
-        settings=TensorRTSettings(frontend="onnx", python=python),
+        settings=TensorRTSettings(frontend="onnx", python=python, window_attention=window_attention_of(manifest)),
         patterns=modules,
     )
 

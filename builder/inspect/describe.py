@@ -25,8 +25,22 @@ from builder.inspect.onnx_file import describe_onnx
 from builder.inspect.package import describe_package, kernel_times
 from builder.inspect.plan_file import describe_plan
 from builder.operators.cuda import LIBRARY_PATTERN, load_cuda_operator
-from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator, export_detector
-from builder.pipeline.manifest import check_described, device_of, engine_file, spec_of, variant_of
+from builder.pipeline.export import (
+    INPUT_NAMES,
+    OUTPUT_NAMES,
+    InputSpec,
+    decompose_attention,
+    decompose_operator,
+    export_detector,
+)
+from builder.pipeline.manifest import (
+    check_described,
+    device_of,
+    engine_file,
+    spec_of,
+    variant_of,
+    window_attention_of,
+)
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import fit
 from model_repository.torch_runner import TorchRunner
@@ -154,6 +168,8 @@ def _modules_of_plan(manifest: Mapping[str, Any], weights: Path, python: TensorR
     detector = load_detector(variant_of(manifest), weights).deploy().set_precision(dtype)
     with tempfile.TemporaryDirectory(prefix="codetr-inspect-") as folder:
         path = Path(folder, "model.onnx")
-        onnx_frontend.write_onnx(export_detector(detector, spec_of(manifest)), path, route.version_of(python))
+        program = export_detector(detector, spec_of(manifest))
+        program = decompose_attention(program, window_plugin=window_attention_of(manifest) == "plugin")
+        onnx_frontend.write_onnx(program, path, route.version_of(python))
         nodes = onnx.load(path).graph.node
     return {node.name: modules[-1] for node in nodes if (modules := modules_of(node))}

@@ -37,6 +37,7 @@ from builder.operators.cuda import load_cuda_operator
 from builder.pipeline.export import (
     OUTPUT_NAMES,
     InputSpec,
+    decompose_attention,
     decompose_operator,
     device_of,
     export_detector,
@@ -334,7 +335,9 @@ def marked_plan(
     Raises:
         EngineError: TensorRT is missing, or cannot build or run the plan; or `built` keeps nothing.
     """
-    python = python or route.python_of(settings or TensorRTSettings())
+    settings = settings or TensorRTSettings()
+    python = python or route.python_of(settings)
+    program = decompose_attention(program, window_plugin=settings.window_attention == "plugin")
     plugin = plugin_library() if uses_operator(program) else None
     file = folder / plugin_onnx.FILE_NAME
     onnx_frontend.write_onnx(program, file, route.version_of(python))

@@ -1,1 +1,1 @@
-"""Deformable attention as an operator: schema and reference, CUDA build, TensorRT names and converter."""
+"""Deformable and window attention as operators: schemas, references, CUDA build, TensorRT names and converters."""

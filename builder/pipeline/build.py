@@ -22,7 +22,7 @@ from builder.engines.kinds import BuiltEngine, EngineKind, engine_kind
 from builder.engines.tensorrt import TensorRTSettings
 from builder.families import family_of
 from builder.family import DetectorConfig
-from builder.pipeline.export import InputSpec, export_detector
+from builder.pipeline.export import InputSpec, decompose_attention, export_detector
 from builder.pipeline.logs import compiler_logs, keep_text
 from builder.pipeline.manifest import describe
 from builder.pipeline.report import place_report, write_report
@@ -79,8 +79,10 @@ class BuildOptions:
     tensorrt: TensorRTSettings = field(default_factory=TensorRTSettings)
 
     def __post_init__(self) -> None:
-        if not engine_kind(self.engine).has_settings and self.tensorrt != TensorRTSettings():
-            raise EngineError(f"TensorRT's settings are not for the {self.engine} engine; use the tensorrt engine")
+        # the form of window attention is plugin nodes' too, which are asked for as the onnx engine's
+        others = replace(self.tensorrt, window_attention=TensorRTSettings.window_attention)
+        if not engine_kind(self.engine).has_settings and others != TensorRTSettings():
+            raise _without_settings(self.engine)
         if self.instances is not None and self.instances < 1:
             raise EngineError(f"instances: expected 1 or more, got {self.instances}")
         if not self.is_quantised and self.recipe != Recipe():
@@ -93,6 +95,10 @@ class BuildOptions:
     def is_quantised(self) -> bool:
         """Whether some layers are to be INT8 or FP8."""
         return self.precision in ("int8", "fp8")
+
+
+def _without_settings(engine: str) -> EngineError:
+    return EngineError(f"TensorRT's settings are not for the {engine} engine; use the tensorrt engine")
 
 
 def build_repository(
@@ -110,6 +116,8 @@ def build_repository(
     check_destination(repository, options.name, options.overwrite)
     kind = engine_kind(options.engine)
     kind.check_precision(options.precision)
+    if not kind.has_settings and options.tensorrt != TensorRTSettings():
+        raise _without_settings(kind.name)
     _check_size(options, tensorrt=options.engine == "tensorrt")
     device = kind.module.device()  # says that there is no GPU before anything slow begins
     if options.is_quantised and kind.has_settings and options.tensorrt.frontend is None:
@@ -235,6 +243,7 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
     logs = partial(compiler_logs, options.verbose, _beside(options, folder, "build.log"))
     with _running(stage, "export", logs):
         program = export_detector(detector.deploy().set_precision(DTYPES[options.precision]), options.spec)
+        program = decompose_attention(program, window_plugin=options.tensorrt.window_attention == "plugin")
     with _running(stage, "write ONNX", logs):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=folder) as aside:
@@ -389,5 +398,6 @@ def _describe(
         manifest["version_compatible"] = options.tensorrt.version_compatible
         manifest["hardware_compatible"] = options.tensorrt.hardware_compatible
         manifest["frontend"] = engine.frontend
+        manifest["window_attention"] = options.tensorrt.window_attention
         manifest[PLAN_BACKEND] = "tensorrt" if engine.kind.code is None else "python"
     return manifest

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from builder.engines import Device
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
-from builder.operators.window_attention import reference_window_attention
+from builder.operators.window_attention import has_kernel, reference_window_attention
 from builder.parts.layers import written_out_attention
 from serving.errors import CodetrError
 
@@ -29,10 +29,7 @@ OPERATORS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.codetr.ms_deform_attn.default: reference_ms_deform_attn,
     torch.ops.codetr.window_attention.default: reference_window_attention,
 }
-ATTENTION: dict[Any, Callable[..., Tensor]] = {
-    torch.ops.codetr.window_attention.default: reference_window_attention,
-    torch.ops.aten.scaled_dot_product_attention.default: written_out_attention,
-}
+WINDOW_ATTENTION = torch.ops.codetr.window_attention.default
 
 
 class ExportError(CodetrError):
@@ -137,14 +134,40 @@ def decompose_operator(program: ExportedProgram) -> ExportedProgram:
     return decompose(program, OPERATORS)
 
 
-def decompose_attention(program: ExportedProgram) -> ExportedProgram:
-    """Return the program with all attention but the deformable in simple operators, which is what TensorRT fuses.
+def decompose_attention(program: ExportedProgram, *, window_plugin: bool = True) -> ExportedProgram:
+    """Return the program with all attention that no plugin does in simple operators, which is what TensorRT fuses.
 
-    It has no plugin for the window attention, and PyTorch's own operator for plain attention is converted in several
-    ways.
+    PyTorch's own operator for plain attention is converted in several ways.
+
+    Args:
+        program: any.
+        window_plugin: whether window attention that our kernel does stays a node.
     """
-    table = {op: function for op, function in ATTENTION.items() if any(n.target is op for n in program.graph.nodes)}
+    table: dict[Any, Callable[..., Tensor]] = {}
+    if any(node.target is torch.ops.aten.scaled_dot_product_attention.default for node in program.graph.nodes):
+        table[torch.ops.aten.scaled_dot_product_attention.default] = written_out_attention
+    windows = [node for node in program.graph.nodes if node.target is WINDOW_ATTENTION]
+    if not window_plugin and windows:
+        table[WINDOW_ATTENTION] = reference_window_attention
+    elif not all(map(_has_plugin, windows)):
+        table[WINDOW_ATTENTION] = _written_out_without_plugin
     return decompose(program, table) if table else program
+
+
+def _has_plugin(window_attention: Node) -> bool:
+    """Return whether the TensorRT plugin, whose kernel is the CUDA operator's, does what a node does."""
+    arguments: list[Any] = [each.meta["val"] if isinstance(each, Node) else each for each in window_attention.args]
+    qkv, _, bias_table, window_size, _ = arguments
+    return has_kernel(qkv, bias_table, window_size)
+
+
+def _written_out_without_plugin(
+    qkv: Tensor, qkv_bias: Tensor | None, bias_table: Tensor, window_size: int, shift: int
+) -> Tensor:
+    """Write window attention out; what the plugin does stays, as what a table's function does not implement."""
+    if has_kernel(qkv, bias_table, window_size):
+        return NotImplemented
+    return reference_window_attention(qkv, qkv_bias, bias_table, window_size, shift)
 
 
 def decompose(program: ExportedProgram, table: Mapping[Any, Callable[..., Tensor]]) -> ExportedProgram:

@@ -14,7 +14,7 @@ import torch
 
 from builder.engines import Device, Engine
 from builder.engines.kinds import BuiltEngine, EngineKind, engine_kind
-from builder.engines.tensorrt.settings import TensorRTSettings
+from builder.engines.tensorrt.settings import TensorRTSettings, WindowAttention
 from builder.families import restore_variant
 from builder.family import DetectorConfig
 from builder.operators import interface
@@ -115,6 +115,11 @@ def load_engine(repository: Path, name: str, manifest: Mapping[str, Any]) -> Eng
     settings = TensorRTSettings(frontend=manifest.get("frontend", "torch-tensorrt")) if kind.has_settings else None
     path = engine_file(repository, name, kind)
     return kind.module.load(path, spec_of(manifest), device_of(manifest), settings)
+
+
+def window_attention_of(manifest: Mapping[str, Any]) -> WindowAttention:
+    """Return the form that window attention has in a manifest's plan; before there was a plugin, it was written out."""
+    return cast(WindowAttention, manifest.get("window_attention", "written-out"))
 
 
 def variant_of(manifest: Mapping[str, Any]) -> DetectorConfig:

@@ -121,6 +121,11 @@ def fault(tmp_path, monkeypatch, capsys):
         ),
         pytest.param([*DEMO, "--optimization-level", "3"], "settings are not for the onnx engine", id="settings"),
         pytest.param([*DEMO, "--tf32"], "settings are not for the onnx engine", id="tf32"),
+        pytest.param(
+            [*DEMO, "--window-attention", "written-out"],
+            "settings are not for the onnx engine",
+            id="window attention",
+        ),
         pytest.param([*DEMO, "--workspace-gib", "0"], "workspace 0.0 GiB is not possible", id="workspace"),
     ],
 )

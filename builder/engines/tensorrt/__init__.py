@@ -1,4 +1,4 @@
-"""TensorRT engine: the detector as a plan, deformable attention by our plugin.
+"""TensorRT engine: the detector as a plan, deformable and window attention by our plugins.
 
 Here stands the way through torch_tensorrt; `onnx_frontend` has the other one. The graph's own types decide the
 precision. TensorRT and torch_tensorrt are imported when they are needed, so that this module can be imported, and its
@@ -171,7 +171,7 @@ def _build(program: ExportedProgram, path: Path, settings: TensorRTSettings) -> 
         return onnx_frontend.build(program, path, settings, route.python_of(settings))
     convert = _convert_function()
     torch_tensorrt = _import("torch_tensorrt")
-    program = decompose_attention(program)
+    program = decompose_attention(program, window_plugin=settings.window_attention == "plugin")
     libraries = (plugin_library(),) if uses_operator(program) else ()
     for library in libraries:
         _load_plugin(library)

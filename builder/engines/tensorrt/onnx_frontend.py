@@ -30,9 +30,12 @@ from builder.engines.tensorrt import (
 )
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.engines.tensorrt.precision import check_precision, precision_of
+from builder.operators import interface
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_attention, inputs_of, uses_operator
 from builder.precision import Precision, Quantised
 from builder.quantise.operator import quantised_to
+
+_MISSING = "Plugin not found"  # of an operator that is neither ONNX's nor a registered plugin's, in the parser's words
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def build(
         EngineError: as `build_plan`; the plugin is missing, or the plan's layers have other types than the program.
     """
     settings, python = settings or TensorRTSettings(), python or TensorRTPython()
-    program = decompose_attention(program)
+    program = decompose_attention(program, window_plugin=settings.window_attention == "plugin")
     plugin = plugin_library() if uses_operator(program) else None
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder, plugin_onnx.FILE_NAME)
@@ -155,7 +158,13 @@ def explain_parser_errors(errors: Sequence[Mapping[str, Any]], onnx_file: Path) 
             name, operator = nodes[error["index"]].name, nodes[error["index"]].op_type
     where = f"node {name or error['index']} ({operator}): " if operator else ""
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{where}{error['text']}{more}"
+    ours = operator in (interface.PLUGIN_NAME, interface.WINDOW_PLUGIN_NAME)
+    remedy = (
+        "; the plugin library is of another version: run make plugin again"
+        if ours and _MISSING in error["text"]
+        else ""
+    )
+    return f"{where}{error['text']}{more}{remedy}"
 
 
 def _spec_of(program: ExportedProgram) -> InputSpec:
@@ -166,7 +175,7 @@ def _spec_of(program: ExportedProgram) -> InputSpec:
 
 def _settings_of(settings: TensorRTSettings) -> dict[str, Any]:
     """Return the settings of TensorRT's builder, for the child."""
-    ours = ("frontend", "python", "backend", "marked_modules")
+    ours = ("frontend", "python", "backend", "marked_modules", "window_attention")
     values = {name: value for name, value in asdict(settings).items() if name not in ours}
     if settings.timing_cache is not None:
         values["timing_cache"] = str(settings.timing_cache.resolve())

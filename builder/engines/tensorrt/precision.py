@@ -15,7 +15,9 @@ from builder.quantise.operator import quantised_to
 
 # What carries a detector's arithmetic: convolutions, matrix products, attention. Norms, softmax, top-k and coordinates
 # are float32 in every precision; so are the products of the box heads, which the program tells.
-_PRODUCTS = re.compile(r"\baten\.(linear|conv\w*|matmul|mm|bmm|addmm|einsum|\w*attention)\b|ms_deform_attn")
+_PRODUCTS = re.compile(
+    r"\baten\.(linear|conv\w*|matmul|mm|bmm|addmm|einsum|\w*attention)\b|ms_deform_attn|window_attention"
+)
 # The same in the inspector's words, in a layer's type, parameters, tactic and name: CaskConvolution, gemm,
 # MatrixMultiply, _gemm_mha_v2, __myl_Fc, PluginV3. "Convert" and "conversion" are none.
 _PRODUCT_LAYER = re.compile(

@@ -11,6 +11,7 @@ from builder.pipeline.export import OUTPUT_NAMES
 
 Frontend = Literal["onnx", "torch-tensorrt"]  # what makes a network of the detector's program
 Backend = Literal["python", "tensorrt"]  # of Triton, that runs the plan
+WindowAttention = Literal["plugin", "written-out"]  # in simple operators, of which TensorRT fuses what it can
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class TensorRTSettings:
     python: Path | None = None  # that has TensorRT, for the onnx frontend; None: the environment's, or this one
     marked_modules: tuple[str, ...] = ()  # patterns of modules whose outputs stay the plan's: nothing is fused across
     backend: Backend | None = None  # None: Python for TensorRT 8, whose plans no server of today can load itself
+    window_attention: WindowAttention = "plugin"  # what the plugin does not do is written out, as all of float32
 
     def __post_init__(self) -> None:
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:

@@ -175,12 +175,13 @@ def test_a_package_is_made_again_with_its_own_weights(copied, as_kind, made, che
 
 
 def test_a_plan_is_made_again_or_read_as_it_was_built(copied, as_kind, made, checkpoint, monkeypatch):
-    plan = as_kind(engine="tensorrt", device="cuda")
+    plan = as_kind(engine="tensorrt", device="cuda", window_attention="plugin")
     monkeypatch.setattr(compare, "load_engine", lambda *arguments: (_ for _ in ()).throw(EngineError("no GPU")))
     found = compare_repository(copied, "codetr", checkpoint, python=Path("/a/python"), count=1)
     (program, spec, precision, _), options = made[0]
     assert (program[0], spec.max_batch_size, precision, options["built"]) == ("program", 8, "float32", None)
     assert options["python"].executable == Path("/a/python")
+    assert options["settings"].window_attention == "plugin"
     assert "did not run here, so that only the marked one was compared: no GPU" in found.notes[-1]
     found = compare_repository(copied, "codetr", checkpoint, as_built=True, count=1)
     assert made[1][1]["built"] == plan

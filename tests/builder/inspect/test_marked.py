@@ -17,10 +17,12 @@ from builder.engines.tensorrt import TensorRTSettings, onnx_frontend, route
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.inspect import marked
 from builder.inspect.layers import compare_layers
-from builder.pipeline.export import InputSpec, export_detector
+from builder.operators import interface
+from builder.pipeline.export import InputSpec, export_detector, uses_operator
 from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import fit
 from serving.errors import CodetrError
+from tests.builder.engines.tensorrt import windowed
 from tests.builder.inspect.damage import damage_onnx
 from tests.builder.inspect.small import DEPTHS, HEIGHT, KINDS, WIDTH, damaged, samples, small_detector
 from tests.conftest import HEIGHT as TINY_HEIGHT
@@ -235,6 +237,29 @@ def test_a_real_parser_takes_the_marks(monkeypatch, plan_onnx, tmp_path):
     engine = marked.marked_plan(plan_onnx[0], SPEC, "float32", tmp_path, python=python)
     assert (tmp_path / "marked.plan").stat().st_size > 1000
     assert len(marked.names_of(engine.marks)) > 20
+
+
+def test_modules_of_plugin_nodes_are_marked(monkeypatch, tmp_path):
+    built = []
+    monkeypatch.setattr(route, "version_of", lambda python: "11.1")
+    monkeypatch.setattr(marked, "plugin_library", lambda: Path("libcodetr_plugin.so"))
+    monkeypatch.setattr(onnx_frontend, "build_plan", lambda file, *arguments, **options: built.append(onnx.load(file)))
+    engine = marked.marked_plan(windowed.exported(), windowed.SPEC, "float16", tmp_path)
+    assert [node.op_type for node in built[0].graph.node].count(interface.WINDOW_PLUGIN_NAME) == 2
+    block = "backbone.stages.0.blocks.1.attn"
+    assert {block, f"{block}.qkv", f"{block}.proj"} <= set(engine.marks.returned)
+
+
+def test_a_plan_with_window_attention_written_out_is_made_again_so(monkeypatch, tmp_path):
+    def write(program, path, version):
+        assert not uses_operator(program)
+        raise FileNotFoundError("far enough")
+
+    monkeypatch.setattr(route, "version_of", lambda python: "11.1")
+    monkeypatch.setattr(onnx_frontend, "write_onnx", write)
+    settings = TensorRTSettings(window_attention="written-out")
+    with pytest.raises(FileNotFoundError, match="far enough"):
+        marked.marked_plan(windowed.exported(), windowed.SPEC, "float16", tmp_path, settings=settings)
 
 
 @pytest.mark.gpu

@@ -38,8 +38,11 @@ class Network:
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Put the stand-ins in place; returns the registry's creators and the converters that were registered."""
-    key = (interface.PLUGIN_NAME, interface.PLUGIN_VERSION, interface.PLUGIN_NAMESPACE)
-    creators, converters = {key: Creator()}, {}
+    keys = [
+        (name, interface.PLUGIN_VERSION, interface.PLUGIN_NAMESPACE)
+        for name in (interface.PLUGIN_NAME, interface.WINDOW_PLUGIN_NAME)
+    ]
+    creators, converters = {key: Creator() for key in keys}, {}
     tensorrt: Any = ModuleType("tensorrt")
     tensorrt.PluginField = lambda name, data, kind: SimpleNamespace(name=name, data=data, kind=kind)
     tensorrt.PluginFieldType = SimpleNamespace(INT32="INT32")
@@ -68,19 +71,19 @@ def stand_ins(monkeypatch):
     sys.modules.pop("builder.operators.tensorrt_converter", None)
 
 
-def convert(stand_ins, *args, **kwargs):
+def convert(stand_ins, *args, operator="ms_deform_attn", **kwargs):
     context = SimpleNamespace(net=Network())
-    output = stand_ins.converter.convert_ms_deform_attn(context, None, args, kwargs, "attention")
+    converter = getattr(stand_ins.converter, f"convert_{operator}")
+    output = converter(context, None, args, kwargs, "attention")
     (layer,) = context.net.layers
     return output, layer
 
 
-def test_converter_is_registered_for_the_operator_and_dynamic_shapes(stand_ins):
+def test_converters_are_registered_for_the_operators_and_dynamic_shapes(stand_ins):
+    converter, dynamic = stand_ins.converter, {"supports_dynamic_shapes": True}
     assert stand_ins.converters == {
-        torch.ops.codetr.ms_deform_attn.default: (
-            stand_ins.converter.convert_ms_deform_attn,
-            {"supports_dynamic_shapes": True},
-        )
+        torch.ops.codetr.ms_deform_attn.default: (converter.convert_ms_deform_attn, dynamic),
+        torch.ops.codetr.window_attention.default: (converter.convert_window_attention, dynamic),
     }
 
 
@@ -110,8 +113,26 @@ def test_inputs_come_in_the_plugins_order(stand_ins, args, kwargs):
 
 def test_level_sizes_become_the_plugins_field(stand_ins):
     convert(stand_ins, "v", "r", "o", "l", SIZES)
-    (creator,) = stand_ins.creators.values()
-    assert creator.made == ("attention", [(interface.SPATIAL_SHAPES_FIELD, SIZES, "int32", "INT32")], "build")
+    deformable, window = stand_ins.creators.values()
+    assert deformable.made == ("attention", [(interface.SPATIAL_SHAPES_FIELD, SIZES, "int32", "INT32")], "build")
+    assert not hasattr(window, "made")
+
+
+@pytest.mark.parametrize(
+    ("bias", "tensors"),
+    [
+        pytest.param("b", [("q", "qkv"), ("t", "bias_table"), ("b", "qkv_bias")], id="a bias"),
+        pytest.param(None, [("q", "qkv"), ("t", "bias_table")], id="no bias"),
+    ],
+)
+def test_window_attention_has_its_bias_last_and_its_numbers_as_fields(stand_ins, bias, tensors):
+    output, layer = convert(stand_ins, "q", bias, "t", 12, 6, operator="window_attention")
+    assert (output, layer.name, layer.plugin) == ("output0", "attention", "the plugin")
+    assert layer.inputs == [(tensor, f"attention_{name}") for tensor, name in tensors]
+    deformable, window = stand_ins.creators.values()
+    fields = [(interface.WINDOW_SIZE_FIELD, [12], "int32", "INT32"), (interface.SHIFT_FIELD, [6], "int32", "INT32")]
+    assert window.made == ("attention", fields, "build")
+    assert not hasattr(deformable, "made")
 
 
 def test_missing_plugin_is_an_error_that_says_what_to_do(stand_ins):
@@ -123,6 +144,14 @@ def test_missing_plugin_is_an_error_that_says_what_to_do(stand_ins):
 def test_refused_sizes_are_an_error(stand_ins):
     with pytest.raises(stand_ins.converter.TensorRTPluginError, match=r"refused spatial_shapes \[0, 6\]"):
         convert(stand_ins, "v", "r", "o", "l", [0, 6])
+
+
+def test_a_library_without_one_of_the_plugins_is_told(stand_ins, monkeypatch):
+    monkeypatch.setattr(stand_ins.converter.ctypes, "CDLL", lambda library, mode: None)
+    stand_ins.converter.load_plugin("libcodetr_plugin.so")
+    stand_ins.creators.pop((interface.WINDOW_PLUGIN_NAME, interface.PLUGIN_VERSION, interface.PLUGIN_NAMESPACE))
+    with pytest.raises(stand_ins.converter.TensorRTPluginError, match="no plugin CodetrWindowAttention version 1"):
+        stand_ins.converter.load_plugin("libcodetr_plugin.so")
 
 
 def test_library_that_cannot_be_loaded_is_named(stand_ins, tmp_path):

@@ -168,6 +168,8 @@ def test_the_kernel_is_for_the_published_models_in_half_precision(dtype, table_d
 
 
 class Layer(torch.nn.Module):
+    """Window attention with and without a shift."""
+
     def __init__(self, window):
         super().__init__()
         self.window = window
@@ -186,6 +188,32 @@ def test_an_export_has_it_as_a_node_that_can_be_written_out():
     assert not uses_operator(plain)
     assert decompose_attention(plain) is plain, "nothing to do"
     torch.testing.assert_close(plain.module()(*inputs), Layer(4)(*inputs))
+
+
+def count(program):
+    return [node.target for node in program.graph.nodes].count(OPERATOR)
+
+
+class Two(torch.nn.Module):
+    """Windows that the kernel has, and others."""
+
+    def forward(self, qkv, qkv_bias, table, other_table):
+        ours = window_attention(qkv, qkv_bias, table, 7, 3)
+        return ours, window_attention(qkv, None, other_table, 5, 2)
+
+
+def test_what_the_plugin_does_stays_a_node_unless_it_is_to_be_written_out():
+    inputs = (
+        *random_inputs((1, 6, 9, 2), 7, dtype=torch.float16),
+        random_inputs((1, 1, 1, 2), 5, dtype=torch.float16)[2],
+    )
+    program = torch.export.export(Two(), inputs, strict=True)
+    kept, written_out = decompose_attention(program), decompose_attention(program, window_plugin=False)
+    assert (count(program), count(kept), count(written_out)) == (2, 1, 0)
+    assert decompose_attention(kept) is kept, "nothing to do"
+    assert uses_operator(kept)
+    for each in (kept, written_out):
+        torch.testing.assert_close(each.module()(*inputs), Two()(*inputs))
 
 
 # ---- On a GPU ----

@@ -10,7 +10,7 @@ from builder.engines.tensorrt import TensorRTSettings
 from builder.operators import interface
 from builder.pipeline.build import BuildOptions, build_repository
 from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec
-from builder.pipeline.manifest import describe, device_of, inputs_of, load_engine, variant_of
+from builder.pipeline.manifest import describe, device_of, inputs_of, load_engine, variant_of, window_attention_of
 from builder.variants import get_variant
 from serving.manifest import cpu, read_manifest
 from serving.rules import Pixels, Rules, Suppression
@@ -94,7 +94,7 @@ def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(f"builder.engines.tensorrt.{name}", stand_in)
     monkeypatch.setattr("builder.pipeline.build.export_detector", lambda detector, spec: None)
-    settings = TensorRTSettings(hardware_compatible=True, frontend="onnx")
+    settings = TensorRTSettings(hardware_compatible=True, frontend="onnx", window_attention="written-out")
     options = BuildOptions(SMALLEST, SPEC, engine="tensorrt", skip_verification=True, tensorrt=settings)
     build_repository(options, tmp_path / "repository")
     manifest = read_manifest(tmp_path / "repository")
@@ -102,6 +102,12 @@ def test_a_plans_settings_for_other_machines_are_kept(tmp_path, monkeypatch):
     assert manifest["device"] == "cuda"
     assert (manifest["frontend"], manifest["plan_backend"]) == ("onnx", "python")
     assert manifest["versions"]["tensorrt"] == "8.5.3.1", "of the interpreter that built it"
+    assert manifest["window_attention"] == window_attention_of(manifest) == "written-out"
+
+
+def test_before_there_was_a_plugin_window_attention_was_written_out():
+    assert window_attention_of({"engine": "tensorrt"}) == "written-out"
+    assert window_attention_of({"engine": "tensorrt", "window_attention": "plugin"}) == "plugin"
 
 
 @pytest.mark.parametrize(

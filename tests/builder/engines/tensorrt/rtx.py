@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from builder.pipeline.export import InputSpec, decompose_operator, export_detector
+from builder.pipeline.export import InputSpec, decompose_attention, decompose_operator, export_detector
 
 INSTALLED = importlib.util.find_spec("torch_tensorrt") is not None
 
@@ -74,7 +74,7 @@ def lower(detector: torch.nn.Module, spec: InputSpec, *, decompose: bool = True)
         warnings.simplefilter("ignore")
         program = export_detector(detector, spec)
         inputs = [torch_tensorrt.Input(**profile) for profile in profiles(program)]
-        program = decompose_operator(program) if decompose else program
+        program = decompose_operator(program) if decompose else decompose_attention(program)
         program = pre_export_lowering(program, settings).run_decompositions(get_decompositions(False, False))
         return TRTInterpreter(post_lowering(program.module(), settings), inputs, compilation_settings=settings)
 

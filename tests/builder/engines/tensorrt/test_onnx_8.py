@@ -19,6 +19,7 @@ from builder.pipeline.export import InputSpec, decompose, decompose_attention, e
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.layers import replace_layers
 from tests.builder.detr.golden import Golden
+from tests.builder.engines.tensorrt import windowed
 from tests.toy_family import SMALL, ToyDetector
 
 SPEC = InputSpec(96, 128, max_batch_size=2)
@@ -260,3 +261,13 @@ def test_a_quantised_file_is_float32_and_names_what_stays_so(tmp_path):
 
 def test_a_program_of_one_precision_has_no_names_to_keep(program, tmp_path):
     assert onnx_8.build(program, tmp_path / "model.onnx") == []
+
+
+def test_window_attention_is_a_node_a_block(tmp_path):
+    onnx_8.build(windowed.exported(), tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    check_operators(model)
+    nodes = [node for node in model.graph.node if node.op_type == interface.WINDOW_PLUGIN_NAME]
+    assert len(nodes) == 2
+    constants = {tensor.name for tensor in model.graph.initializer}
+    assert all([name in constants for name in node.input] == [False, True, True] for node in nodes)

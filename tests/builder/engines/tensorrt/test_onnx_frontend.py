@@ -13,11 +13,14 @@ import torch
 from onnx import TensorProto, helper
 
 from builder.engines import EngineError
-from builder.engines.tensorrt import TensorRTSettings
+from builder.engines.tensorrt import PLUGIN_VARIABLE, TensorRTSettings
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.engines.tensorrt.onnx_frontend import _settings_of, build, build_plan, explain_parser_errors
 from builder.engines.tensorrt.plans import run_plan
+from builder.operators import interface
 from builder.pipeline.export import InputSpec, export_detector
+from serving.contract import PLUGIN_LIBRARY
+from tests.builder.engines.tensorrt import windowed
 
 ROOT = Path(__file__).parents[4]
 RTX = ROOT / "build/tensorrt-rtx"
@@ -169,6 +172,40 @@ def test_the_child_knows_every_setting():
     source = (ROOT / "builder/engines/tensorrt/plan_child.py").read_text(encoding="utf-8")
     missing = [name for name in _settings_of(TensorRTSettings()) if f'"{name}"' not in source]
     assert not missing
+
+
+def test_a_plugin_library_of_before_a_plugin_is_told(tmp_path):
+    text = 'Assertion failed: creator && "Plugin not found, are the plugin name, version, and namespace correct?"'
+    error = {"index": 3, "node": "attend", "operator": interface.WINDOW_PLUGIN_NAME, "text": text}
+    assert explain_parser_errors([error], tmp_path).endswith(
+        'correct?"; the plugin library is of another version: run make plugin again'
+    )
+    assert explain_parser_errors([{**error, "operator": "NobodysPlugin"}], tmp_path).endswith('correct?"')
+
+
+@pytest.mark.parametrize(("window_attention", "nodes"), [("plugin", 2), ("written-out", 0)])
+def test_window_attention_is_plugin_nodes_or_written_out(monkeypatch, tmp_path, window_attention, nodes):
+    asked = []
+
+    def ask(self, request, log):
+        if request["task"] == "version":
+            return {"tensorrt": "11.1"}
+        found = [node for node in onnx.load(request["onnx"]).graph.node if node.op_type == interface.WINDOW_PLUGIN_NAME]
+        asked.append((len(found), request["plugin"]))
+        layers = [{"Name": "gemm", "Inputs": [{"Datatype": "FP16"}], "Outputs": [{"Datatype": "FP16"}]}]
+        return {"tensorrt": "11.1", "layers": {"Layers": layers}}
+
+    program, library = windowed.exported(), tmp_path / "built" / PLUGIN_LIBRARY
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setenv(PLUGIN_VARIABLE, str(library))
+    monkeypatch.setattr(TensorRTPython, "ask", ask)
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    built = build(program, tmp_path / "a.plan", TensorRTSettings(window_attention=window_attention))
+    wanted = library if nodes else None
+    assert asked == [(nodes, wanted and str(wanted))]
+    assert built.extra_files == ((library,) if nodes else ()), "the plugin is wanted by its nodes alone"
+    assert (tmp_path / PLUGIN_LIBRARY).is_file() == (nodes > 0)
 
 
 @pytest.fixture

@@ -19,7 +19,9 @@ from builder.engines.tensorrt.onnx_frontend import build_plan
 from builder.engines.tensorrt.plans import run_plan
 from builder.operators import interface
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
+from builder.operators.window_attention import reference_window_attention
 from builder.pipeline.export import InputSpec
+from tests.builder.engines.tensorrt import windowed
 
 SIDE, BATCH = 64, 2
 SPEC = InputSpec(SIDE, SIDE, max_batch_size=BATCH)
@@ -117,6 +119,45 @@ def attention(path, precision):
     return save(path, nodes, constants, BATCH), constants
 
 
+WINDOW, SHIFT, WINDOW_HEADS = 7, 3, 2
+MAP = [8, 8, 3 * WINDOW_HEADS * 32]  # tokens of which a picture's 64 x 64 x 3 pixels are query, key and value
+
+
+def windows(path):
+    """Write one plugin node of any batch in half precision, its query, key and value the pixels."""
+    random = np.random.default_rng(2)
+    constants = {
+        "bias_table": random.normal(size=((2 * WINDOW - 1) ** 2, WINDOW_HEADS)).astype(np.float16),
+        "qkv_bias": random.normal(size=MAP[-1]).astype(np.float16),
+        "map": np.array([0, *MAP]),
+        "tokens": np.array([0, MAP[0] * MAP[1], -1]),
+        "scale": np.array(1 / 64, np.float16),
+        "start": np.array([0]),
+        "end": np.array([4]),
+        "axis": np.array([2]),
+        "nothing": np.array([0], np.int32),
+    }
+    fields = {"window_size": WINDOW, "shift": SHIFT, "plugin_version": "1", "plugin_namespace": ""}
+    nodes = [
+        node("Cast", "images", "pixels", to=TensorProto.FLOAT16),
+        node("Mul", "pixels scale", "scaled"),
+        node("Reshape", "scaled map", "qkv"),
+        node(
+            interface.WINDOW_PLUGIN_NAME,
+            " ".join(interface.WINDOW_INPUT_NAMES),
+            "attended",
+            domain="trt.plugins",
+            **fields,
+        ),
+        node("Reshape", "attended tokens", "narrow"),
+        node("Cast", "narrow", "wide", to=TensorProto.FLOAT),
+        node("Slice", "wide start end axis", "boxes"),
+        node("ReduceMax", "wide", "scores", axes=[2], keepdims=0),
+        node("Add", "image_sizes nothing", "labels"),
+    ]
+    return save(path, nodes, constants, "batch"), constants
+
+
 def inputs(batch):
     random = np.random.default_rng(batch)
     images = random.integers(0, 256, (batch, SIDE, SIDE, 3), dtype=np.uint8)
@@ -179,6 +220,42 @@ def test_a_plugin_node_attends(tmp_path, python, precision):
     ).float()
     np.testing.assert_allclose(found.boxes, expected[..., :4], atol={"float32": 1e-5, "float16": 1e-2}[precision])
     np.testing.assert_allclose(found.scores, expected.amax(2), atol={"float32": 1e-5, "float16": 1e-2}[precision])
+
+
+WINDOW_TOLERANCE = 2e-2  # values to 4 in half precision, weights that are rounded to it
+
+
+def expected_windows(images, constants):
+    """What `windows` makes of pictures, in float32."""
+    qkv = (torch.from_numpy(images).half().reshape(len(images), *MAP) * (1 / 64)).float()
+    table, bias = (torch.from_numpy(constants[name]).float() for name in ("bias_table", "qkv_bias"))
+    return reference_window_attention(qkv, bias, table, WINDOW, SHIFT).flatten(1, 2)
+
+
+def test_the_windows_are_onnx(tmp_path):
+    """What the plan is compared with, so that a fault of the file shows without a GPU."""
+    path, constants = windows(tmp_path / "a.onnx")
+    images, sizes = inputs(2)
+    evaluator = ReferenceEvaluator(str(path), new_ops=[windowed.CodetrWindowAttention])
+    boxes, scores, labels = evaluator.run(None, {"images": images, "image_sizes": sizes})
+    expected = expected_windows(images, constants)
+    np.testing.assert_allclose(boxes, expected[..., :4], atol=WINDOW_TOLERANCE)
+    np.testing.assert_allclose(scores, expected.amax(2), atol=WINDOW_TOLERANCE)
+    np.testing.assert_array_equal(labels, sizes)
+
+
+@pytest.mark.gpu
+def test_a_plugin_node_attends_inside_windows_at_every_batch(tmp_path, python):
+    (path, constants), plan = windows(tmp_path / "a.onnx"), tmp_path / "a.plan"
+    library = plugin_library()
+    build_plan(path, plan, SPEC, "float16", plugin=library, python=python)
+    batches = [inputs(1), inputs(BATCH)]
+    for (images, _), found in zip(
+        batches, run_plan(plan, batches, plugin=library, python=python, graphs=[1, BATCH]), strict=True
+    ):
+        expected = expected_windows(images, constants)
+        np.testing.assert_allclose(found.boxes, expected[..., :4], atol=WINDOW_TOLERANCE)
+        np.testing.assert_allclose(found.scores, expected.amax(2), atol=WINDOW_TOLERANCE)
 
 
 @pytest.mark.gpu

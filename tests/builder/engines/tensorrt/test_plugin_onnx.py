@@ -17,11 +17,12 @@ from builder.engines.tensorrt import plugin_onnx, quantised_layers
 from builder.operators import interface
 from builder.operators.ms_deform_attn import ms_deform_attn, reference_ms_deform_attn
 from builder.pipeline.build import BuildOptions, write_plugin_onnx
-from builder.pipeline.export import InputSpec, export_detector
+from builder.pipeline.export import InputSpec, decompose_attention, export_detector
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.layers import replace_layers
 from builder.variants import VARIANTS, get_variant
 from codetr.cli import app
+from tests.builder.engines.tensorrt import windowed
 from tests.smallest import SMALLEST
 from tests.toy_family import SMALL, ToyDetector
 
@@ -187,3 +188,55 @@ def test_a_quantised_file_has_an_opset_that_rounds_half_precision(tmp_path, kind
     assert len(nodes) == 2
     assert {constants[node.input[2]] for node in nodes} == {type_}
     assert {constants[node.input[1]] for node in nodes} == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["a bias", "no bias"])
+def windows(request, tmp_path_factory):
+    """A network of window attention in half precision, and its file."""
+    path = tmp_path_factory.mktemp("windows") / "model.onnx"
+    plugin_onnx.build(windowed.exported(bias=request.param), path)
+    return SimpleNamespace(path=path, bias=request.param)
+
+
+def test_window_attention_is_a_node_a_block(windows):
+    model = onnx.load(windows.path)
+    onnx.checker.check_model(model, full_check=True)
+    nodes = plugin_nodes(windows.path)
+    assert [node.op_type for node in nodes] == [interface.WINDOW_PLUGIN_NAME] * 2
+    finding = {"plugin_version": b"1", "plugin_namespace": b""}
+    assert [attributes(node) for node in nodes] == [
+        {interface.WINDOW_SIZE_FIELD: 7, interface.SHIFT_FIELD: shift, **finding} for shift in (0, 3)
+    ]
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in nodes:
+        assert len(node.input) == (3 if windows.bias else 2)
+        assert {types[name] for name in (*node.input, *node.output)} == {onnx.TensorProto.FLOAT16}
+        assert [shapes[name] for name in node.input[1:]] == [[169, 2], *([[192]] if windows.bias else [])]
+
+
+def test_window_nodes_mean_the_operator(windows):
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    evaluator = ReferenceEvaluator(str(windows.path), new_ops=[windowed.CodetrWindowAttention])
+    for batch in (1, 2):
+        found = evaluator.run(["boxes", "scores"], {"images": images[:batch]})
+        expected = windowed.Windowed(torch.float16, bias=windows.bias)(torch.from_numpy(images[:batch]), None)
+        np.testing.assert_allclose(found[0], expected[0].numpy(), atol=2e-2)  # features of norms, in half precision
+        np.testing.assert_allclose(found[1], expected[1].numpy(), atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "window_plugin"),
+    [
+        pytest.param({"dtype": torch.float32}, True, id="float32"),
+        pytest.param({"window": 8}, True, id="a window that the kernel does not have"),
+        pytest.param({}, False, id="written out"),
+    ],
+)
+def test_without_the_plugin_window_attention_is_written_out(tmp_path, options, window_plugin):
+    program = decompose_attention(windowed.exported(**options), window_plugin=window_plugin)
+    plugin_onnx.build(program, tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    assert {node.domain for node in model.graph.node} == {""}
+    assert [node.op_type for node in model.graph.node].count("Softmax") == 2

@@ -15,6 +15,8 @@ from builder.engines.tensorrt.precision import (
     product_layers,
     products_of,
 )
+from builder.pipeline.export import decompose_attention
+from tests.builder.engines.tensorrt import windowed
 
 
 def inspected(*types):
@@ -68,6 +70,7 @@ PRODUCTS = {
     "tactic": layer("__myl_Mul_myl0_8", "kgen", [HALF], [HALF], TacticName="sm90_xmma_gemm_f16f16_f16f32_tn"),
     "attention": layer("_gemm_mha_v2_myl0_5", "gemm", [HALF, HALF, HALF], [HALF]),
     "plugin": layer("ms_deform_attn", "PluginV3", [HALF, FULL, HALF, HALF, "Int32"], [HALF]),
+    "window plugin": layer("node_window_attention_1", "PluginV2", [HALF, HALF, HALF], [HALF]),
 }
 BOX_HEAD = layer("[MATRIX_MULTIPLY]-[box_head]", "MatrixMultiply", [FULL, FULL], [FULL])
 OTHERS = [
@@ -104,7 +107,7 @@ def test_one_product_in_float32_is_an_error_that_names_it(kind):
 
 
 def test_an_engine_of_the_wrong_half_type_is_an_error():
-    with pytest.raises(EngineError, match="5 of its 5 convolutions and matrix products work in another type, 0 may"):
+    with pytest.raises(EngineError, match="6 of its 6 convolutions and matrix products work in another type, 0 may"):
         checked(*PRODUCTS.values(), box_heads=0, precision="bfloat16")
 
 
@@ -136,6 +139,12 @@ class Head(nn.Module):
 def test_the_programs_products_are_counted_by_type():
     program = torch.export.export(Head(), (torch.zeros(1, 3, 2, 2, dtype=torch.float16),))
     assert products_of(program) == {"float16": 4, "float32": 1}
+
+
+def test_a_block_of_window_attention_is_one_product():
+    program = windowed.exported()
+    written_out = decompose_attention(program, window_plugin=False)
+    assert products_of(program)["float16"] == products_of(written_out)["float16"] - 2, "of two blocks"
 
 
 INT8 = "Thirty-two wide channel vectorized row major Int8 format"

@@ -1,6 +1,7 @@
 """What the TensorRT engine checks around the compiler, with stand-ins for it."""
 
 import sys
+from contextlib import nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch.export import Dim
 
 from builder.engines import EngineError
 from builder.engines import tensorrt as engine
-from builder.pipeline.build import BuildOptions
+from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
 from builder.pipeline.export import InputSpec, export_detector
 from builder.variants import get_variant
+from serving.contract import PLUGIN_LIBRARY
+from tests.builder.engines.tensorrt import windowed
 from tests.toy_family import SMALL, BlindDetector
 
 
@@ -149,3 +152,49 @@ def test_settings_are_not_dropped_by_other_engines():
         BuildOptions(
             get_variant("co_dino_r50_12e"), InputSpec(64, 64), tensorrt=engine.TensorRTSettings(optimization_level=5)
         )
+
+
+def test_the_form_of_window_attention_is_of_plugin_nodes_too(tmp_path):
+    settings = engine.TensorRTSettings(window_attention="written-out")
+    options = BuildOptions(get_variant("co_dino_r50_12e"), InputSpec(64, 64), tensorrt=settings)
+    with pytest.raises(EngineError, match="TensorRT's settings are not for the onnx engine"):
+        build_repository(options, tmp_path / "repository")
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(EngineError, match="exists"):  # what is asked later
+        write_plugin_onnx(options, tmp_path)
+
+
+class TorchTensorRT:
+    """A stand-in of torch_tensorrt that keeps the operators of what it is to convert."""
+
+    def __init__(self):
+        self.found = []
+        self.Input = dict
+        self.dynamo = SimpleNamespace(
+            convert_exported_program_to_serialized_trt_engine=self.convert, Debugger=lambda **_: nullcontext()
+        )
+
+    def convert(self, program, *, arg_inputs, output_binding_names=None, require_full_compilation=True,
+        min_block_size=1, assume_dynamic_shape_support=True, immutable_weights=True, version_compatible=False,
+        hardware_compatible=False, use_fp32_acc=False, disable_tf32=True, num_avg_timing_iters=1,
+    ):  # fmt: skip  # a signature
+        self.found.append([str(node.target) for node in program.graph.nodes].count("codetr.window_attention.default"))
+        return b"plan"
+
+
+@pytest.mark.parametrize(("window_attention", "nodes"), [("plugin", 2), ("written-out", 0)])
+def test_window_attention_goes_to_the_converter_or_is_written_out(monkeypatch, tmp_path, window_attention, nodes):
+    program, library = windowed.exported(), tmp_path / "built" / PLUGIN_LIBRARY
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setenv(engine.PLUGIN_VARIABLE, str(library))
+    stand_in, loaded = TorchTensorRT(), []
+    modules = {"torch_tensorrt": stand_in, "tensorrt": SimpleNamespace(__version__="10.16")}
+    monkeypatch.setattr(engine, "_import", lambda name: modules[name])
+    monkeypatch.setattr(engine, "_load_plugin", loaded.append)
+    monkeypatch.setattr(engine, "_engine_information", lambda plan: {})
+    monkeypatch.setattr(engine, "check_precision", lambda information, program: None)
+    settings = engine.TensorRTSettings(frontend="torch-tensorrt", window_attention=window_attention)
+    built = engine.build(program, tmp_path / "model.plan", settings)
+    assert stand_in.found == [nodes]
+    assert loaded == list(built.extra_files) == ([library] if nodes else [])

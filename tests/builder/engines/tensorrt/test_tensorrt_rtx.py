@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from builder import load_detector, random_detector
+from builder.operators import interface
 from builder.pipeline.export import InputSpec
 from builder.variants import get_variant
 from tests.builder.engines.tensorrt import rtx
@@ -76,7 +77,7 @@ def test_network_feeds_the_plugin_as_it_expects(golden_config, golden_weights, m
 
     from builder.operators import tensorrt_converter
 
-    monkeypatch.setattr(tensorrt_converter, "make_plugin", lambda name, sizes: list(sizes))
+    monkeypatch.setattr(tensorrt_converter, "make_plugin", lambda plugin, layer, fields: (plugin, fields))
     detector = load_detector(golden_config, golden_weights, precision)
     interpreter = rtx.lower(detector, InputSpec(HEIGHT, WIDTH), decompose=False)
     context = interpreter.ctx
@@ -104,7 +105,7 @@ def test_network_feeds_the_plugin_as_it_expects(golden_config, golden_weights, m
             ((1, 5, 2), "INT32"),
         ]
         assert shape_inputs == []
-        assert plugin == sizes
+        assert plugin == (interface.PLUGIN_NAME, {interface.SPATIAL_SHAPES_FIELD: sizes})
 
 
 def test_stand_in_is_honest():
