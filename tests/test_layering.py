@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
         "codetr_client.outputs",  # what may be replaced, and how a file is written whole
         "codetr_client.text",  # text from files is shown alike by everyone
         "serving.contract",
+        "serving.integers",  # how ONNX Runtime multiplies integers, here as in the server
         "serving.preprocess",
         "serving.postprocess",
         "serving.manifest",
@@ -95,7 +96,8 @@ LAYERS: dict[str, set[str]] = {
     } | ERRORS,
     "builder.engines": {
         "builder.engines", "builder.detector", "builder.operators", "builder.pipeline.export", "builder.precision",
-        "codetr_client.outputs", "model_repository", "plugin_src", "serving.contract", "serving.manifest",
+        "codetr_client.outputs", "model_repository", "plugin_src", "serving.contract", "serving.integers",
+        "serving.manifest",
         # what stands in a program's graph, or takes the place of its layers
         "builder.quantise.calibration", "builder.quantise.integers", "builder.quantise.layers",
         "builder.quantise.operator",

@@ -53,7 +53,7 @@ class Recipe:
             raise EngineError(f"an AP budget of {self.ap_budget} is not possible; expected 0 to 1, of AP 0..1")
         if self.ap_budget != AP_BUDGET and not self.search:
             raise EngineError(
-                f"an AP budget of {self.ap_budget:g} is only kept by a search; ask for one (--search), or leave it out"
+                f"an AP budget of {self.ap_budget:g} is only kept by a search; ask for a search, or leave it out"
             )
 
 

@@ -38,7 +38,7 @@ def folder(tmp_path):
         ({"count": 0}, "0 calibration pictures are not possible; expected at least 1"),
         ({"ap_budget": -0.1}, "an AP budget of -0.1 is not possible; expected 0 to 1"),
         ({"ap_budget": 1.0}, "expected 0 to 1, of AP 0..1"),
-        ({"ap_budget": 0.01}, r"an AP budget of 0.01 is only kept by a search; ask for one \(--search\)"),
+        ({"ap_budget": 0.01}, r"an AP budget of 0.01 is only kept by a search; ask for a search"),
         ({"ap_budget": float("nan")}, "an AP budget of nan is not possible"),
     ],
 )
