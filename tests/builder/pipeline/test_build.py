@@ -188,8 +188,15 @@ def test_no_folder_for_temporary_files_is_named(tmp_path, stand_in, photos, monk
         build_repository(BuildOptions(SMALLEST, SPEC, verify_images=photos), tmp_path / "r")
 
 
+@pytest.fixture
+def unexported(monkeypatch):
+    """Nothing is exported, which takes seconds: what writes the file is a stand-in as well."""
+    monkeypatch.setattr("builder.pipeline.build.export_detector", lambda *args: None)
+    monkeypatch.setattr("builder.pipeline.build.decompose_attention", lambda program, **options: program)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, EngineError("the checker says no")])
-def test_a_failed_plugin_file_leaves_the_former(tmp_path, monkeypatch, error):
+def test_a_failed_plugin_file_leaves_the_former(tmp_path, monkeypatch, unexported, error):
     def half(program, path):
         path.write_bytes(b"half")
         raise error
@@ -197,7 +204,6 @@ def test_a_failed_plugin_file_leaves_the_former(tmp_path, monkeypatch, error):
     folder = tmp_path / "plugin"
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"the former")
-    monkeypatch.setattr("builder.pipeline.build.export_detector", lambda *args: None)
     monkeypatch.setattr(plugin_onnx, "build", half)
     with pytest.raises((KeyboardInterrupt, EngineError)):
         write_plugin_onnx(BuildOptions(SMALLEST, SPEC, overwrite=True, report=tmp_path / "log"), folder)
@@ -207,9 +213,8 @@ def test_a_failed_plugin_file_leaves_the_former(tmp_path, monkeypatch, error):
     assert kept == ([] if error is KeyboardInterrupt else ["plugin-codetr-build.log"])
 
 
-def test_a_plugin_file_replaces_the_former(tmp_path, monkeypatch):
+def test_a_plugin_file_replaces_the_former(tmp_path, monkeypatch, unexported):
     (tmp_path / "model.onnx").write_bytes(b"the former")
-    monkeypatch.setattr("builder.pipeline.build.export_detector", lambda *args: None)
     monkeypatch.setattr(plugin_onnx, "build", lambda program, path: path.write_bytes(b"the new"))
     path = write_plugin_onnx(BuildOptions(SMALLEST, SPEC, overwrite=True), tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
