@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from codetr_client import probe
+from codetr_client import forks, probe
 from codetr_client.client import BaseClient
 from codetr_client.deadline import Deadline
 from codetr_client.detections import Detections
@@ -34,6 +34,7 @@ class AsyncTransport(Protocol):
 def transport(endpoint: Endpoint) -> AsyncTransport:
     """Return what carries questions to an endpoint, within the running event loop."""
     if endpoint.protocol == "grpc":
+        forks.check()
         from codetr_client.grpc_channels import AsyncGrpcTransport
 
         return AsyncGrpcTransport(endpoint)

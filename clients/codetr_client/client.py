@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from codetr_client import contract, probe, wire
+from codetr_client import contract, forks, probe, wire
 from codetr_client.deadline import Deadline
 from codetr_client.detections import Detections
 from codetr_client.errors import ClientStateError
@@ -38,6 +38,7 @@ class Transport(Protocol):
 def transport(endpoint: Endpoint) -> Transport:
     """Return what carries questions to an endpoint."""
     if endpoint.protocol == "grpc":
+        forks.check()
         from codetr_client.grpc_channels import GrpcTransport
 
         return GrpcTransport(endpoint)

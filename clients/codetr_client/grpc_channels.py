@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from codetr_client import grpc_wire
+from codetr_client import forks, grpc_wire
 from codetr_client.deadline import Deadline
 from codetr_client.errors import ClientStateError, CodetrError
 from codetr_client.faults import Faults
 from codetr_client.wire import Ask, Endpoint
 
-# grpcio's own words for yes, in src/python/grpcio/grpc/_cython/_cygrpc/fork_posix.pyx.pxi
-_YES = frozenset({"yes", "Yes", "YES", "true", "True", "TRUE", "1"})
-FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 # Seconds that gRPC itself gets to end a call whose time is over, before it is left alone.
 GRACE = 0.5
-
-
-class _Process:
-    """What is known about gRPC in this process."""
-
-    made_channels = False  # here, or in a process this one is a fork of
-    is_fork_of_it = False  # of one in which this module had made channels
-    is_fork_with_grpc = False  # of one that had at least imported grpc
-
-
-def _in_child() -> None:
-    _Process.is_fork_of_it = _Process.is_fork_of_it or _Process.made_channels
-    _Process.is_fork_with_grpc = _Process.is_fork_with_grpc or "grpc" in sys.modules
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_in_child)
-
-
-def _check_fork() -> None:
-    """Raise ClientStateError in a fork of a process that used gRPC: a channel would hang, the parent's break."""
-    if _Process.is_fork_of_it and os.environ.get(FORK_SUPPORT) not in _YES:
-        raise ClientStateError(
-            "this process is a fork of one that used gRPC, which does not work after a fork: use protocol 'http', "
-            f"multiprocessing's 'spawn', or start Python with {FORK_SUPPORT}=1"
-        )
 
 
 class GrpcTransport:
@@ -57,14 +26,14 @@ class GrpcTransport:
         self._connect()
 
     def _connect(self) -> None:
-        _check_fork()
         self._grpc, self._messages, stubs = grpc_wire.library()
-        _Process.made_channels = True
+        forks.note_channel()
         self._channel = grpc_wire.channel(self._grpc, self._grpc, self._endpoint)
         self._stub = stubs.GRPCInferenceServiceStub(self._channel)
 
     def after_fork(self) -> None:
         """Make a channel of this process, where grpcio supports that; raises ClientStateError elsewhere."""
+        forks.check()
         self._connect()
 
     def close(self) -> None:
@@ -81,7 +50,7 @@ class GrpcTransport:
             raise self._faults.timed_out()
         call = getattr(self._stub, grpc_wire.METHODS[ask.what])
         try:
-            if _Process.is_fork_with_grpc:
+            if forks.is_doubtful():
                 answer = self._guarded(call, message, metadata, left)
             else:
                 answer = call(message, timeout=left, metadata=metadata)
@@ -105,12 +74,11 @@ class AsyncGrpcTransport:
     """Answers questions over one gRPC channel, within one event loop."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        _check_fork()
         self._endpoint = endpoint
         self._faults = Faults(endpoint)
         self._is_closed = False
         self._grpc, self._messages, stubs = grpc_wire.library()
-        _Process.made_channels = True
+        forks.note_channel()
         self._channel = grpc_wire.channel(self._grpc.aio, self._grpc, endpoint)
         self._stub = stubs.GRPCInferenceServiceStub(self._channel)
 

@@ -18,9 +18,9 @@ from serving import contract as internal
 FOLDER = Path(codetr_client.__file__).parent
 # Of after the package had its name.
 NEW_MODULES = (
-    "containers", "contract", "deadline", "exif", "faults", "grpc_channels", "grpc_wire", "http_sockets",
-    "http_streams", "http_wire", "inputs", "jpeg", "lookup", "options", "outputs", "probe", "steps", "text",
-    "threshold",
+    "containers", "contract", "deadline", "exif", "faults", "forks", "grpc_channels", "grpc_wire",
+    "http_sockets", "http_streams", "http_wire", "inputs", "jpeg", "lookup", "options", "outputs", "probe", "steps",
+    "text", "threshold",
 )  # fmt: skip  # a set of words
 OLD_MODULES = {
     name: name for name in ("aio", "client", "detections", "errors", "files", "images", "wire")
