@@ -18,7 +18,7 @@ class _Process:
     """What is known about gRPC in this process."""
 
     made_channels = False  # by this package, here or in a process this one is a fork of
-    ran = False  # at the last fork, whoever made the channels
+    ran = False  # at the last fork, whoever had made the channels; once all are gone its threads end, and forks work
     is_fork_of_it = False  # of one in which it ran
     is_fork_with_grpc = False  # of one that had at least imported it
 
