@@ -105,7 +105,7 @@ def test_what_was_imported_but_not_used_works_in_a_fork(server: Server) -> None:
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system does not name threads")
 @pytest.mark.parametrize("after", ["", "os.fork() or os._exit(0)\nos.wait()\n"])
 def test_grpc_is_refused_in_a_fork_of_a_program_that_used_it_by_itself(server: Server, after: str) -> None:
-    """One call in fifty hung there, in C and with Python's lock, so that no timeout could end it."""
+    """Of 96 channels three hung there, in C and with Python's lock, so that no timeout could end it."""
     if server.protocol == "http":
         pytest.skip("gRPC only")
     others = (
