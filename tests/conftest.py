@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -26,6 +27,7 @@ MMENGINE = Path(__file__).parent.parent / "build" / "mmengine"
 
 # Small enough to build and run in seconds on two cores, neither square nor a multiple of the Swin window.
 HEIGHT, WIDTH = 96, 136
+SEED = 20261126
 # Room for a request of five images, and for neighbours in a dynamic batch.
 MAX_BATCH = 8
 
@@ -58,6 +60,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return SERVERS if nodeid.startswith(SERVERS) else nodeid.split("::")[0]
 
     return Scheduling(config, log)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of what a test draws: always the same, so that it does not fail by chance; in the slow lane new."""
+    return random.SystemRandom().randrange(10**6) if request.node.get_closest_marker("slow") else SEED
 
 
 @pytest.fixture(scope="session")

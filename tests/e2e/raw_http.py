@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,15 +14,19 @@ from serving.launch import TritonServer
 INFER = "/v2/models/codetr/infer"
 
 
-def exchange(server: TritonServer, request: bytes, seconds: float = 20, is_all: bool = False) -> tuple[int, bytes]:
+def exchange(server: TritonServer, *request: bytes, seconds: float = 20, is_all: bool = False) -> tuple[int, bytes]:
     """Send bytes and return the status and the body of what comes back; status 0 where the server hangs up.
 
-    `is_all` tells the server that nothing follows, so that it need not wait for what a header promised.
+    Pieces of a request are sent one by one, so that the server reads them so. `is_all` tells it that nothing follows:
+    it need not wait for what a header promised.
     """
     with socket.create_connection(("127.0.0.1", server.options.http_port), timeout=seconds) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         received = b""
         try:
-            connection.sendall(request)
+            for number, piece in enumerate(request):
+                time.sleep(0.02 if number else 0)
+                connection.sendall(piece)
             if is_all:
                 connection.shutdown(socket.SHUT_WR)
             while not _is_whole(received) and (part := connection.recv(1 << 16)):

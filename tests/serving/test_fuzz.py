@@ -1,11 +1,12 @@
-"""Hostile files: those that were kept, and new ones at every run. What is counted, and how: `perf/fuzz`."""
+"""Hostile files: those that were kept, and new ones. What is counted, and how: `perf/fuzz`."""
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
+
+import pytest
 
 from perf.fuzz.pieces import FORMATS
 from perf.fuzz.sandbox import Kept, Limits, Made, Result, judged
@@ -27,10 +28,10 @@ def test_files_that_were_kept_are_accepted_or_refused(data_dir: Path) -> None:
     check(list(judged(files, Limits())), "kept")
 
 
-def test_new_files_are_accepted_or_refused() -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    how = f"codetr bench fuzz --requests 0 --files 500 --seed {seed}"
-    results = list(judged([Made(form, seed, number) for form in FORMATS for number in range(500)], Limits()))
+@pytest.mark.parametrize("count", [500, pytest.param(1000, marks=pytest.mark.slow)])
+def test_new_files_are_accepted_or_refused(seed: int, count: int) -> None:
+    how = f"codetr bench fuzz --requests 0 --files {count} --seed {seed}"
+    results = list(judged([Made(form, seed, number) for form in FORMATS for number in range(count)], Limits()))
     check(results, how)
     kinds = Counter((result.file.form, result.outcome.kind) for result in results)
     assert min(kinds[form, kind] for form in FORMATS for kind in ("accepted", "refused")) >= 25, f"{how}: {kinds}"
