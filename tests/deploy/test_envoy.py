@@ -56,7 +56,8 @@ def route(path: str, is_grpc: bool = False) -> str:
     """Return where a path goes, by the rules in their order: a cluster, or "refused"."""
     for each in virtual_host()["routes"]:
         match = each["match"]
-        if ("grpc" not in match or is_grpc) and re.fullmatch(match.get("safe_regex", {}).get("regex", ".*"), path):
+        regex = match.get("safe_regex", {}).get("regex", ".*")
+        if "headers" not in match and ("grpc" not in match or is_grpc) and re.fullmatch(regex, path):
             return each["route"]["cluster"] if "route" in each else "refused"
     return "none"
 

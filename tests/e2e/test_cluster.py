@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import urllib.error
@@ -68,10 +69,15 @@ def test_one_client_reaches_every_server(cluster: Cluster, protocol: Protocol) -
 
 
 def test_what_no_client_asks_is_not_passed_on(cluster: Cluster) -> None:
-    for path, body in (("/v2/models/codetr/stats", None), ("/v2/repository/index", b"{}")):
+    for path, headers, status in (
+        ("/v2/models/codetr/stats", {}, 403),
+        ("/v2/repository/index", {}, 403),
+        ("/v2/models/codetr/infer", {"Content-Encoding": "gzip"}, 415),
+    ):
+        asked = urllib.request.Request(f"http://{cluster.proxy.http_url}{path}", b"{}", headers)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"http://{cluster.proxy.http_url}{path}", body, timeout=60)
-        assert refused.value.code == 403
+            urllib.request.urlopen(asked, timeout=60)
+        assert refused.value.code == status
         refused.value.close()
     with tritonclient.grpc.InferenceServerClient(cluster.proxy.grpc_url) as client:
         assert client.is_model_ready("codetr")
@@ -80,6 +86,16 @@ def test_what_no_client_asks_is_not_passed_on(cluster: Cluster) -> None:
     # while Envoy's own page is there for Prometheus
     with urllib.request.urlopen(f"http://{cluster.proxy.metrics_url}/stats/prometheus", timeout=60) as page:
         assert b"envoy_cluster_upstream_rq_retry" in page.read()
+
+
+def test_a_path_in_two_pieces_reaches_the_servers_whole(cluster: Cluster) -> None:
+    """Triton 2.51 itself takes such a path for another."""
+    host, port = cluster.proxy.http_url.split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        for piece in (b"GET /v2/heal", b"th/ready HTTP/1.1\r\nHost: codetr\r\n\r\n"):
+            connection.sendall(piece)
+            time.sleep(0.1)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
 def test_servers_end_and_die_and_no_request_fails(cluster: Cluster) -> None:
