@@ -45,7 +45,7 @@ _PLUGIN_ERRORS = (
 MAX_SIDE = 65535
 
 # EXIF orientation -> (transpose first?, `cv2.flip` code afterwards), EXIF 2.3 section 4.6.4.
-_UPRIGHT: dict[int, tuple[bool, int | None]] = {
+UPRIGHT: dict[int, tuple[bool, int | None]] = {
     2: (False, 1),
     3: (False, -1),
     4: (False, 0),
@@ -111,6 +111,15 @@ def _format(data: bytes, limits: ImageLimits) -> str:
             f"expected a {', '.join(limits.formats)} image, got {name or 'bytes that begin with ' + repr(data[:8])}"
         )
     return name
+
+
+def is_within(width: int, height: int, limits: ImageLimits) -> bool:
+    """Return whether an image of `width` x `height` pixels is within the limits."""
+    try:
+        _check_size("", width, height, limits)
+    except InvalidImageError:
+        return False
+    return True
 
 
 def _check_size(name: str, width: int, height: int, limits: ImageLimits) -> None:
@@ -187,7 +196,7 @@ def _of_two_sizes(name: str, claimed: tuple[int, int], found: tuple[int, int]) -
 
 
 def _upright(pixels: Image8, orientation: int) -> Image8:
-    transpose, flip = _UPRIGHT.get(orientation, (False, None))
+    transpose, flip = UPRIGHT.get(orientation, (False, None))
     upright: Any = cv2.transpose(pixels) if transpose else pixels
     if flip is not None:
         upright = cv2.flip(upright, flip)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from serving.parameters import UnknownParameters, check_way
 from serving.rules import Pixels, Resize
 
 DEFAULT_PIXELS = Pixels()
+JpegDecoder = Literal["cpu", "gpu"]
 
 
 class Preprocessed(NamedTuple):
@@ -35,6 +36,7 @@ class PreprocessSettings(ImageLimits):
     antialias: bool = DEFAULT_PIXELS.antialias
     shortest_edge: int = DEFAULT_PIXELS.shortest_edge
     longest_edge: int = DEFAULT_PIXELS.longest_edge
+    jpeg_decoder: JpegDecoder = "cpu"  # gpu: serving.gpu_decode
     unknown_parameters: UnknownParameters = "refuse"  # of a request
     # of a Python detector's queue, whose images are in memory as the engine takes them
     max_waiting_images: int = 128
@@ -44,6 +46,8 @@ class PreprocessSettings(ImageLimits):
         super().__post_init__()
         _ = self.pixels  # checks it
         check_way(self.unknown_parameters)
+        if self.jpeg_decoder not in get_args(JpegDecoder):
+            raise CodetrError(f"jpeg_decoder: expected cpu or gpu, got {self.jpeg_decoder!r}")
         if self.max_waiting_images < 1:
             raise CodetrError(f"max_waiting_images: expected at least 1, got {self.max_waiting_images}")
         if not self.max_waiting_seconds > 0:
@@ -60,8 +64,8 @@ def pixel_parameters(rule: Pixels) -> dict[str, str]:
     return {key: str(value).lower() for key, value in asdict(rule).items()}
 
 
-def _untimed(stage: str, seconds: float) -> None:
-    pass
+def untimed(stage: str, seconds: float) -> None:
+    """Keep nothing of what a stage took."""
 
 
 def preprocess(
@@ -70,7 +74,7 @@ def preprocess(
     width: int,
     limits: ImageLimits | None = None,
     rule: Pixels = DEFAULT_PIXELS,
-    took: Callable[[str, float], object] = _untimed,
+    took: Callable[[str, float], object] = untimed,
     canvas: Image8 | None = None,
 ) -> Preprocessed:
     """Decode one encoded image and fit it into an engine's `height` x `width` by its rule.

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import accumulate
 from time import perf_counter
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from serving.postprocess import Postprocessed, PostprocessSettings, postprocess
 from serving.preprocess import Preprocessed, PreprocessSettings, preprocess
 from serving.refusals import DECODED, ImageRefusedError, explain
 from serving.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from serving.gpu_decode import GpuPreprocessor
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -136,17 +139,23 @@ class Preprocess:
     Args:
         model_config: the config as JSON, as `initialize` receives it.
         record: takes what it counts.
+        gpu: the number of the one that decodes, if the parameter `jpeg_decoder` asks for one.
 
     Raises:
-        CodetrError: from the constructor, a parameter is unknown or impossible.
+        CodetrError: from the constructor, a parameter is unknown or impossible, or a GPU cannot decode here.
     """
 
-    def __init__(self, model_config: Mapping[str, Any], record: Recorder = unrecorded) -> None:
+    def __init__(self, model_config: Mapping[str, Any], record: Recorder = unrecorded, gpu: int = 0) -> None:
         self.record = record
         self.height, self.width, _ = output_dims(model_config, "images")
         self.settings = parse_settings(PreprocessSettings, model_config)
         name = str(model_config.get("name", PREPROCESS))
         self.door = Door(name, self.settings.max_waiting_images, self.settings.max_waiting_seconds)
+        self._on_gpu: GpuPreprocessor | None = None
+        if self.settings.jpeg_decoder == "gpu":
+            from serving.gpu_decode import GpuPreprocessor  # PyTorch
+
+            self._on_gpu = GpuPreprocessor(self.height, self.width, self.settings, self.settings.pixels, gpu)
         # OpenCV and Pillow let other threads run while they work
         self._side_by_side = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "decode").map
 
@@ -202,7 +211,10 @@ class Preprocess:
     def _one(self, data: bytes, canvas: Array) -> tuple[Preprocessed, dict[str, float]]:
         """Return an image's row and the seconds of its stages."""
         stages: dict[str, float] = {}
-        row = preprocess(data, self.height, self.width, self.settings, self.settings.pixels, stages.__setitem__, canvas)
+        took = stages.__setitem__
+        row = None if self._on_gpu is None else self._on_gpu(data, canvas, took)
+        if row is None:
+            row = preprocess(data, self.height, self.width, self.settings, self.settings.pixels, took, canvas)
         return row, stages
 
 

@@ -19,14 +19,14 @@ END = b"\xff\xd9"
 # A marker among segments, and one behind the data of a scan: stuffed zeros and restart markers belong to those.
 _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _MARKER_BEHIND_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
-_SOI, _EOI, _SOS, _DRI, _APP1 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE1
+_SOI, _EOI, _SOS, _DRI, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE1, 0xEE
 _RESTART = 0xD0  # the first of eight, which take turns
 _BARE = frozenset({0x01, _SOI, *range(_RESTART, _RESTART + 8)})  # markers without a segment
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _BASELINE, _EXTENDED, _PROGRESSIVE, _ARITHMETIC_PROGRESSIVE = 0xC0, 0xC1, 0xC2, 0xCA
 _METADATA = frozenset({*range(0xE0, 0xF0), 0xFE})  # APP0..15 and COM
 # JFIF's and Adobe's segments tell the colours; libjpeg ignores shorter ones.
-_COLOURS = {0xE0: (b"JFIF\0", 14), 0xEE: (b"Adobe", 12)}
+_COLOURS = {0xE0: (b"JFIF\0", 14), _APP14: (b"Adobe", 12)}
 _BLOCK = 8  # pixels of a side
 _COEFFICIENTS = _BLOCK**2
 
@@ -64,6 +64,7 @@ class Jpeg:
         process: the code of the frame's marker; 0 if there is no frame.
         components: how many.
         sampling: a component's (horizontal, vertical) factors.
+        transform: of the colours, by Adobe's segment: 0 for none, 1 for YCbCr; None without the segment.
         metadata: places in the file that no decoder needs.
         is_ended: whether the end marker is there.
     """
@@ -73,6 +74,7 @@ class Jpeg:
     process: int = 0
     components: int = 0
     sampling: dict[int, tuple[int, int]] = field(default_factory=dict)
+    transform: int | None = None
     scans: list[Scan] = field(default_factory=list)
     exif: bytes = b""
     metadata: list[tuple[int, int]] = field(default_factory=list)
@@ -87,6 +89,17 @@ class Jpeg:
     def is_progressive(self) -> bool:
         """Whether several scans send one coefficient."""
         return self.process in (_PROGRESSIVE, _ARITHMETIC_PROGRESSIVE)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether decoders agree on its colours: gray or YCbCr, in Huffman codes, one baseline scan or progressive."""
+        coded = self.process == _PROGRESSIVE or (self.process == _BASELINE and len(self.scans) == 1)
+        if not coded or self.components not in (1, 3) or len(self.sampling) != self.components:
+            return False
+        luma, *chroma = self.sampling.values()
+        halved = max(luma) <= 2 and all(factors == (1, 1) for factors in chroma)
+        is_ycbcr = self.transform in (None, 1) and set(self.sampling) != set(b"RGB")
+        return self.components == 1 or (halved and is_ycbcr)
 
 
 def read_jpeg(data: bytes) -> Jpeg:
@@ -148,6 +161,8 @@ def _read_metadata(jpeg: Jpeg, marker: int, body: bytes, place: tuple[int, int])
     name, length = _COLOURS.get(marker, (b"", None))
     if length is None or not body.startswith(name) or len(body) < length:
         jpeg.metadata.append(place)
+    elif marker == _APP14:
+        jpeg.transform = body[11]
 
 
 def _read_frame(jpeg: Jpeg, marker: int, body: bytes) -> None:

@@ -22,7 +22,8 @@ class TritonPythonModel:
         cv2.setLogLevel(0)  # what is wrong with an image stands in its request's error
         config = json.loads(args["model_config"])
         self.telemetry = Telemetry(pb_utils, config["name"], OF_PREPROCESS)
-        self.step = Preprocess(config, self.telemetry.record)
+        gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else 0
+        self.step = Preprocess(config, self.telemetry.record, gpu)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself."""
