@@ -35,7 +35,7 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
 }
 
 # What Pillow's plugins raise on malformed bytes, seen by feeding them damaged files.
-_PLUGIN_ERRORS = (
+PLUGIN_ERRORS = (
     OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, ArithmeticError, AssertionError,
     MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
@@ -94,7 +94,7 @@ def decode_image(data: bytes, limits: ImageLimits | None = None) -> Image8:
     name = _format(data, limits)
     try:
         return _decode_jpeg(data, limits) if name == "JPEG" else _decode_other(data, name, limits)
-    except _PLUGIN_ERRORS as error:
+    except PLUGIN_ERRORS as error:
         raise InvalidImageError(f"damaged {name} image: {str(error) or type(error).__name__}") from error
     except cv2.error as error:
         raise InvalidImageError(f"damaged {name} image: {error.err}") from error
@@ -209,5 +209,5 @@ def claimed_size(data: bytes) -> tuple[int, int] | None:
     name = containers.image_format(data)
     try:
         return None if name is None else _PLUGINS[name](BytesIO(data)).size
-    except _PLUGIN_ERRORS:
+    except PLUGIN_ERRORS:
         return None

@@ -17,8 +17,9 @@ import numpy as np
 from codetr_client import jpeg
 from codetr_client.containers import image_format
 from codetr_client.exif import read_orientation
-from serving.decode import UPRIGHT, Image8, ImageLimits, is_within
+from serving.decode import PLUGIN_ERRORS, UPRIGHT, Image8, ImageLimits, is_within
 from serving.errors import CodetrError, InvalidImageError
+from serving.gpu_resize import resize_and_pad
 from serving.preprocess import Preprocessed, untimed
 from serving.rules import Pixels
 
@@ -75,22 +76,26 @@ class GpuPreprocessor:
         """Fill `canvas`, uint8 `[height, width, 3]`, as `serving.preprocess.preprocess` does; `took` is as there.
 
         Returns:
-            None where the file is none for a GPU, or the GPU cannot decode it: decode it as if this were not here.
+            None where the file is none for a GPU, or the GPU cannot decode it or has no memory left: decode it as if
+            this were not here.
         """
-        from serving.gpu_resize import resize_and_pad
+        import torch
 
         started = perf_counter()
         markers = self._markers(data)
         if markers is None:
             return None
-        with self._lock:
-            image = self._decoded(data, markers)
-            if image is None:
-                return None
-            decoded = perf_counter()
-            fitted, size = resize_and_pad(image, *self.size, self.rule)
-            self._sent.copy_(fitted)
-            canvas[...] = self._sent.numpy()
+        try:
+            with self._lock:
+                image = self._decoded(data, markers)
+                if image is None:
+                    return None
+                decoded = perf_counter()
+                fitted, size = resize_and_pad(image, *self.size, self.rule)
+                self._sent.copy_(fitted)
+                canvas[...] = self._sent.numpy()
+        except torch.OutOfMemoryError:  # beside the engine
+            return None
         took("decode", decoded - started)
         took("resize", perf_counter() - decoded)
         return Preprocessed(canvas, size, (image.shape[0], image.shape[1]))
@@ -101,10 +106,10 @@ class GpuPreprocessor:
             return None
         try:
             markers = jpeg.read_jpeg(data)
-        except InvalidImageError:
+            suits = markers.is_usual and is_within(markers.width, markers.height, self.limits)
+            return markers if suits and jpeg.fault(markers, data) is None else None
+        except (InvalidImageError, *PLUGIN_ERRORS):
             return None
-        suits = markers.is_usual and is_within(markers.width, markers.height, self.limits)
-        return markers if suits and jpeg.fault(markers, data) is None else None
 
     def _decoded(self, data: bytes, markers: jpeg.Jpeg) -> Tensor | None:
         """Return the upright picture, uint8 `[h, w, 3]`; None where it is not what the markers say, or not whole."""

@@ -6,6 +6,7 @@ import sys
 from io import BytesIO
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from PIL import Image
 import serving.gpu_decode
 import serving.triton
 from codetr_client import jpeg
+from perf.fuzz.sandbox import Made
 from perf.fuzz.sources import sources
 from perf.pictures import picture
 from serving import gpu_resize
@@ -22,6 +24,7 @@ from serving.errors import CodetrError
 from serving.preprocess import preprocess, resize_and_pad
 from serving.rules import Pixels
 from serving.triton import Preprocess
+from tests.conftest import SEED
 from tests.markers import missing
 
 JPEGS = sources()["jpeg"]
@@ -74,14 +77,31 @@ def test_by_every_rule(rule: Pixels, sampling: str) -> None:
     assert same_as_on_the_cpu(encoded(subsampling=sampling), rule)
 
 
+# Components R, G and B, and as 1, 2 and 3: in the frame with their sampling, in the scan with their tables.
+IN_FRAME = b"R\x11\0G\x11\0B\x11\0", b"\x01\x11\0\x02\x11\0\x03\x11\0"
+IN_SCAN = b"\x03R\0G\0B\0", b"\x03\x01\0\x02\0\x03\0"
+
+
+def rgb() -> bytes:
+    data = encoded(keep_rgb=True)
+    assert all(part in data for part in (b"Adobe", IN_FRAME[0], IN_SCAN[0]))
+    return data
+
+
+def quartered() -> bytes:
+    options = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411]
+    return cv2.imencode(".jpg", picture(90, 70, seed=4), options)[1].tobytes()
+
+
 LEFT_TO_THE_CPU: dict[str, bytes] = {
     "nothing": b"",
     "no image": b"\xff\xd8\xff" + bytes(50),
     **{kind: JPEGS[kind] for kind in CMYK},
     "PNG": encoded("PNG"),
     "WebP": encoded("WEBP"),
-    "stored as RGB": encoded(keep_rgb=True),
-    "RGB by its components' names": encoded(keep_rgb=True).replace(b"Adobe", b"Ad0be"),
+    "RGB by Adobe's segment": rgb().replace(*IN_FRAME).replace(*IN_SCAN),
+    "RGB by its components' names": rgb().replace(b"Adobe", b"Ad0be"),
+    "4:1:1": quartered(),
     "no end": encoded()[:-2],
     "cut, with an end": encoded(quality=95)[:-2000] + jpeg.END,
     "cut restarts": encoded(quality=95, restart_marker_blocks=1)[:-2000] + jpeg.END,
@@ -103,16 +123,27 @@ def test_what_is_beyond_the_limits_is_not_decoded(limits: ImageLimits) -> None:
     assert on(limits=limits)(encoded(), canvas()) is None
 
 
-def test_bytes_that_do_not_decode_are_left_to_the_cpu() -> None:
-    data = bytearray(encoded())
-    start = jpeg.read_jpeg(bytes(data)).scans[0].start
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        spoilt = data.copy()
-        for place in rng.integers(start, len(data) - 2, 5):
-            spoilt[place] = rng.integers(256)
-        found = on()(bytes(spoilt), canvas())
-        assert found is None or found.original_size == (70, 90)
+def test_hostile_files_are_decoded_as_on_the_cpu_or_left_to_it() -> None:
+    """None is accepted that the CPU would refuse. The limit of pixels keeps bombs small."""
+    limits = ImageLimits(max_pixels=200_000)
+    made, decoded = on(limits=limits), 0
+    for number in range(300):
+        data = Made("jpeg", SEED, number).data()
+        found = made(data, canvas())
+        if found is not None:
+            expected = preprocess(data, *SIZE, limits)
+            assert found[1:] == expected[1:], number
+            np.testing.assert_array_equal(found.images, expected.images, str(number))
+            decoded += 1
+    assert 25 <= decoded < 300
+
+
+def test_a_gpu_without_memory_leaves_a_file_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(serving.gpu_decode, "resize_and_pad", full)
+    assert on()(encoded(), canvas()) is None
 
 
 def test_a_gpu_that_is_not_there_stops_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
