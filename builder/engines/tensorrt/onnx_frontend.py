@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import onnx
 from torch.export import ExportedProgram
@@ -35,6 +35,11 @@ from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_attention
 from builder.precision import Precision, Quantised
 from builder.quantise.operator import quantised_to
 
+_FLOATING: dict[int, Precision] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+}
 _MISSING = "Plugin not found"  # of an operator that is neither ONNX's nor a registered plugin's, in the parser's words
 
 
@@ -108,8 +113,8 @@ def build_plan(
 ) -> PlanReport:
     """Build a plan for this machine's GPU; the log stays beside it, as `<plan>.log`.
 
-    From TensorRT 9 on the plan has the types of the ONNX file. Before, half types are a permission: a file with half
-    types is followed layer by layer, and in a float32 file only `float32_nodes` are kept in float32.
+    The plan has the types of the ONNX file: from TensorRT 9 on by itself, before by a constraint for every layer. Of
+    a quantised file TensorRT 8 keeps `float32_nodes` in float32, and chooses for the others.
 
     Args:
         onnx_file: with opset 17 at most for TensorRT 8.5.
@@ -118,7 +123,7 @@ def build_plan(
         precision: of the matrix products.
         settings: as for every TensorRT engine; what a release lacks is refused by name.
         plugin: its library, built with headers of that TensorRT, for a file with plugin nodes.
-        float32_nodes: names of ONNX nodes, or beginnings of names that end in a slash; TensorRT 8 only.
+        float32_nodes: names of ONNX nodes of a quantised file; TensorRT 8 only.
         python: the interpreter that has TensorRT.
         inspect: whether to load the plan and report its layers.
         verbose: whether the log has more than warnings and errors.
@@ -127,6 +132,9 @@ def build_plan(
         EngineError: TensorRT is missing, refused a setting, a node or the network, or ended; one line.
     """
     log = plan.with_name(plan.name + ".log")
+    types: dict[str, Precision] = dict.fromkeys(float32_nodes, "float32") if precision in get_args(Quantised) else {}
+    if precision in ("float16", "bfloat16"):
+        types = node_types(onnx_file)
     request = {
         "task": "build",
         "onnx": str(onnx_file.resolve()),
@@ -135,7 +143,7 @@ def build_plan(
         "precision": precision,
         "settings": _settings_of(settings or TensorRTSettings()),
         "plugin": None if plugin is None else str(plugin.resolve()),
-        "float32_nodes": list(float32_nodes),
+        "node_types": types,
         "verbose": verbose,
         "inspect": inspect,
     }
@@ -144,6 +152,20 @@ def build_plan(
         text = explain_parser_errors(answer["parser_errors"], onnx_file)
         raise EngineError(f"TensorRT {answer['tensorrt']} cannot parse {onnx_file.name}: {text}; log: {log}")
     return PlanReport(answer["tensorrt"], answer["layers"], log)
+
+
+def node_types(onnx_file: Path) -> dict[str, Precision]:
+    """Return the floating-point type of each node that has one: of its first such output, else of such an input."""
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(onnx_file), load_external_data=False)).graph
+    found: dict[str, Precision] = {}
+    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        for name in (*node.output, *node.input):
+            if (type_ := _FLOATING.get(types.get(name, 0))) is not None:
+                found[node.name] = type_
+                break
+    return found
 
 
 def explain_parser_errors(errors: Sequence[Mapping[str, Any]], onnx_file: Path) -> str:

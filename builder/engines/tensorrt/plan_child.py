@@ -65,11 +65,6 @@ def check_settings(trt: Any, request: dict[str, Any]) -> None:
     if settings["fp32_accumulation"]:
         raise RefusedError("fp32_accumulation is not a setting of TensorRT's ONNX parser; cast in the ONNX file")
     precision, typed = request["precision"], is_strongly_typed(trt)
-    if typed and request["float32_nodes"]:
-        raise RefusedError(
-            f"float32_nodes are of no use to TensorRT {trt.__version__}, whose networks have the types of the ONNX "
-            "file; cast there"
-        )
     missing = [flag for flag in FLAGS.get(precision, ()) if not _has(trt, f"BuilderFlag.{flag}")]
     if not typed and missing:
         raise RefusedError(f"TensorRT {trt.__version__} has no {precision}; 9 and later do")
@@ -149,7 +144,8 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     Path(request["plan"]).write_bytes(plan)
     if request["settings"]["timing_cache"]:
         Path(request["settings"]["timing_cache"]).write_bytes(config.get_timing_cache().serialize())
-    return {"tensorrt": trt.__version__, "layers": inspect(trt, logger, plan) if request["inspect"] else None}
+    told = inspect(trt, logger, plan, request["batch"][-1]) if request["inspect"] else None
+    return {"tensorrt": trt.__version__, "layers": told}
 
 
 def load_plugin(library: str) -> None:
@@ -192,6 +188,8 @@ def check_quantised(trt: Any, network: Any, precision: str) -> None:
     layers = [layer for layer in _layers(network) if layer.type == trt.LayerType.QUANTIZE]
     if not layers:
         raise RefusedError(f"the ONNX file has no QuantizeLinear node; it was to be {precision}")
+    if not is_strongly_typed(trt):
+        return  # there such a layer's type is FLOAT until the builder has run
     strange = {_type_name(layer.get_output(0)) for layer in layers} - {QUANTISED[precision]}
     if strange:
         raise RefusedError(f"the ONNX file quantises to {', '.join(sorted(strange))}; it was to be {precision}")
@@ -247,47 +245,69 @@ def make_profile(builder: Any, network: Any, batch: list[int]) -> Any:
 
 
 def constrain_types(trt: Any, network: Any, config: Any, request: dict[str, Any]) -> None:
-    """Allow a half type and hold layers to their own, where types are weak.
+    """Allow a half type and hold every layer to its type in the file, where types are weak.
 
-    A file with half types is followed layer by layer, as a strongly typed network would. In a float32 file only
-    `float32_nodes` are held: names of nodes, or beginnings of them that end in a slash. Those of a quantised file were
-    found by a program, and the parser makes no layer of some.
+    The network itself does not tell them: to the parser of 8.5 nearly all is FLOAT. A layer has its node's name and
+    type; those that the parser adds have the type of what they read. In a quantised file, which is float32, only the
+    nodes that are to stay so are held.
     """
-    precision, names = request["precision"], request["float32_nodes"]
+    precision = request["precision"]
     if precision == "float32":
         return
     for flag in FLAGS[precision]:
         config.set_flag(getattr(trt.BuilderFlag, flag))
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    follow = TYPES.get(precision) in _floating_types(network)
-    unused = set(names)
-    for layer in _layers(network):
-        own = [name for name in names if layer.name == name or (name.endswith("/") and layer.name.startswith(name))]
-        unused -= set(own)
-        types = [_type_name(layer.get_output(i)) for i in range(layer.num_outputs)]
-        if "FLOAT" in types and (own or follow):
-            wanted = trt.float32
-        elif follow and TYPES[precision] in types:
-            wanted = getattr(trt.DataType, TYPES[precision])
-        else:
+    node_types, follows = request["node_types"], precision not in QUANTISED
+    layers = _layers(network)
+    known: dict[str, str] = {}
+    if node_types and not any(layer.name in node_types for layer in layers):
+        raise RefusedError(f"TensorRT {trt.__version__} names no layer as its ONNX node, so types cannot be kept")
+    for layer in layers:
+        read = [known.get(tensor.name) for tensor in _inputs(layer)]
+        type_ = node_types.get(layer.name)
+        if layer.type == trt.LayerType.CONSTANT:
+            type_ = next((name for name, word in TYPES.items() if word == _type_name(layer.get_output(0))), None)
+        elif type_ is None and follows:
+            type_ = next((each for each in read if each), None)
+        if type_ is None:
             continue
-        if layer.type != trt.LayerType.PLUGIN_V2:  # our plugin's coordinates are float32 whatever its precision
-            layer.precision = wanted
-        for i, name in enumerate(types):
-            if name in TYPES.values():
-                layer.set_output_type(i, wanted)
-    if unused and precision not in QUANTISED:
-        raise RefusedError(
-            f"the network has no layer {', '.join(sorted(unused))}; float32_nodes are names of ONNX nodes"
-        )
+        floating = [i for i in range(layer.num_outputs) if _type_name(layer.get_output(i)) in TYPES.values()]
+        known.update((layer.get_output(i).name, type_) for i in floating)
+        if layer.type == trt.LayerType.CONSTANT:
+            continue
+        # 8.5 finds no format for a plugin of a half precision that reads float32 too, as our coordinates are
+        if layer.type != trt.LayerType.PLUGIN_V2 or set(read) == {type_}:
+            layer.precision = getattr(trt.DataType, TYPES[type_])
+        for i in floating:
+            layer.set_output_type(i, getattr(trt.DataType, TYPES[type_]))
 
 
-def inspect(trt: Any, logger: Any, plan: Any) -> Any:
-    """Return what TensorRT's inspector says of the plan's layers."""
+def inspect(trt: Any, logger: Any, plan: Any, batch: int) -> Any:
+    """Return what TensorRT's inspector says of the plan's layers where open batches are `batch`."""
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:
         raise RefusedError(f"TensorRT cannot load the plan it has just built: {explain(logger.errors)}")
-    return json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    inputs = {
+        name: tuple(engine.get_tensor_shape(name))
+        for name in names
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+    }
+    if not any(-1 in shape for shape in inputs.values()):
+        return describe(trt, engine)
+    context = engine.create_execution_context()
+    for name, shape in inputs.items():
+        context.set_input_shape(name, (batch, *shape[1:]))
+    context.infer_shapes()  # without it the inspector of 8.5 does not see them
+    return describe(trt, engine, context)
+
+
+def describe(trt: Any, engine: Any, context: Any = None) -> Any:
+    """Return the inspector's JSON; of open batches it tells no types without a context that has their shapes."""
+    inspector = engine.create_engine_inspector()
+    if context is not None:
+        inspector.execution_context = context
+    return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -366,11 +386,10 @@ def layers(request: dict[str, Any]) -> dict[str, Any]:
     except module.PlanError as error:
         raise RefusedError(str(error)) from error
     engine = runner.engine
-    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     memory = getattr(engine, "device_memory_size_v2", None) or engine.device_memory_size
     return {
         "tensorrt": trt.__version__,
-        "information": json.loads(text),
+        "information": describe(trt, engine, runner.context),
         "times_ms": {name: sum(each) / request["least"] for name, each in times.items()},
         "activation_bytes": int(memory),
     }
@@ -431,6 +450,10 @@ def _layers(network: Any) -> list[Any]:
     return [network.get_layer(i) for i in range(network.num_layers)]
 
 
+def _inputs(layer: Any) -> list[Any]:
+    return [tensor for tensor in map(layer.get_input, range(layer.num_inputs)) if tensor is not None]
+
+
 def _type_name(tensor: Any) -> str:
     return str(tensor.dtype).split(".")[-1]
 
@@ -453,6 +476,7 @@ TASKS = {"build": build, "run": run, "read": read, "layers": layers, "measure": 
 def main(path: str) -> None:
     """Do what the request asks; TensorRT's objects are left to the system, some releases crash in taking them down."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # of thousands of kernels a build tries some hundreds
     try:
         answer = TASKS[request["task"]](request)
     except RefusedError as error:

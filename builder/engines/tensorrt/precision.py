@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ _SPOKEN_OF = ("LayerType", "ParameterType", "TacticName", "Name")
 # The inspector's names of types, in the spellings of TensorRT 10 and 11.
 _TYPE = re.compile(r"\b(BF16|BFloat16|FP16|Half|FP32|Float|TF32)\b", re.IGNORECASE)
 _QUANTISED_TYPE = {"int8": re.compile(r"\bInt8\b", re.IGNORECASE), "fp8": re.compile(r"\b(FP8|E4M3)", re.IGNORECASE)}
+_WITHHELD = "TensorRT does not tell the types of this plan's layers, so nothing shows that it computes in {}"
 _TYPE_NAMES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "half": "float16"}
 
 
@@ -42,7 +44,11 @@ def check_precision(information: Mapping[str, Any], program: ExportedProgram) ->
         check_quantised(information, quantised)
         return
     precision = precision_of(program)
-    check_types(layer_types(information), precision)
+    types = layer_types(information)
+    if not types and _withholds_types(information):
+        warnings.warn(_WITHHELD.format(precision), stacklevel=2)
+        return
+    check_types(types, precision)
     check_products(product_layers(information), products_of(program), precision)
 
 
@@ -88,6 +94,9 @@ def check_quantised(information: Mapping[str, Any], quantised: Quantised) -> Non
     """
     layers = [layer for layer in information.get("Layers", []) if isinstance(layer, Mapping)]
     products = [layer for layer in layers if _PRODUCT_LAYER.search(_words(layer))]
+    if _withholds_types(information):
+        warnings.warn(_WITHHELD.format(quantised), stacklevel=2)
+        return
     count = sum(any(_QUANTISED_TYPE[quantised].search(_types(each)) for each in layer["Inputs"]) for layer in products)
     if not count:
         raise EngineError(
@@ -132,6 +141,13 @@ def check_products(layers: Sequence[tuple[str, str]], expected: Mapping[str, int
             f"the plan was not built in {precision}: {len(wide)} of its {len(layers)} convolutions and matrix products "
             f"work in another type, {allowed} may; among them {', '.join(wide[:3])}"
         )
+
+
+def _withholds_types(information: Mapping[str, Any]) -> bool:
+    """Return whether every type is "N/A", as in 8.5 where it does not know the shapes."""
+    layers = [layer for layer in information.get("Layers", []) if isinstance(layer, Mapping)]
+    tensors = [each for layer in layers for each in (*layer.get("Inputs", []), *layer.get("Outputs", []))]
+    return bool(tensors) and all("N/A" in _types(each) for each in tensors)
 
 
 def _words(layer: Mapping[str, Any]) -> str:

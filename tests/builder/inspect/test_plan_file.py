@@ -135,6 +135,13 @@ class Profiler:
         pass
 
 
+class Inspector:
+    execution_context = None
+
+    def get_engine_information(self, form):
+        return '{"Layers": [1]}' if self.execution_context is not None else '{"Layers": []}'
+
+
 @pytest.fixture
 def child(monkeypatch, plan):
     """The child's functions with a runner and a TensorRT that stand in."""
@@ -157,10 +164,7 @@ def child(monkeypatch, plan):
             unread={},
             prepare=lambda images, sizes: replay,
             synchronize=lambda: None,
-            engine=SimpleNamespace(
-                device_memory_size=77,
-                create_engine_inspector=lambda: SimpleNamespace(get_engine_information=lambda form: '{"Layers": [1]}'),
-            ),
+            engine=SimpleNamespace(device_memory_size=77, create_engine_inspector=Inspector),
         )
 
     trt = SimpleNamespace(__version__="8.5.3", IProfiler=Profiler, LayerInformationFormat=SimpleNamespace(JSON="json"))

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from builder.engines import EngineError
 from builder.engines.tensorrt import PLUGIN_VARIABLE, TensorRTSettings
 from builder.engines.tensorrt.child import TensorRTPython
-from builder.engines.tensorrt.onnx_frontend import _settings_of, build, build_plan, explain_parser_errors
+from builder.engines.tensorrt.onnx_frontend import _settings_of, build, build_plan, explain_parser_errors, node_types
 from builder.engines.tensorrt.plans import run_plan
 from builder.operators import interface
 from builder.pipeline.export import InputSpec, export_detector
@@ -72,6 +72,29 @@ def onnx_of(path, element_type=TensorProto.FLOAT, operator="Softmax", domain="")
     graph = helper.make_graph(nodes, "graph", [images], [scores])
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
     return path
+
+
+def test_nodes_have_the_type_of_what_they_make_or_compare(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], "cast", to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["pixels"], ["wide"], "widen", to=TensorProto.FLOAT),
+        helper.make_node("Greater", ["wide", "limit"], ["is_light"], "compare"),
+        helper.make_node("Shape", ["images"], ["sizes"], "shape"),
+        helper.make_node("TopK", ["pixels", "k"], ["scores", "labels"], "top"),
+        helper.make_node("Ours", ["scores"], ["boxes"], "plugin", domain="trt.plugins"),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 64])
+    made = [helper.make_tensor_value_info("is_light", TensorProto.BOOL, None)]
+    constants = [
+        helper.make_tensor("limit", TensorProto.FLOAT, [], [0.5]),
+        helper.make_tensor("k", TensorProto.INT64, [1], [3]),
+    ]
+    graph = helper.make_graph(nodes, "graph", [images], made, constants)
+    opsets = [helper.make_opsetid("", 16), helper.make_opsetid("trt.plugins", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "a.onnx")
+    assert node_types(tmp_path / "a.onnx") == {
+        "cast": "float16", "widen": "float32", "compare": "float32", "top": "float16", "plugin": "float16"
+    }  # fmt: skip
 
 
 def refused(tmp_path, python, precision="float32", **options):

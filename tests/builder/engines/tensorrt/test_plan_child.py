@@ -28,7 +28,7 @@ def release(version, flags, network_flags, **more):
         BuilderFlag=SimpleNamespace(**{name: name for name in ("TF32", "REFIT", *flags)}),
         NetworkDefinitionCreationFlag=SimpleNamespace(**network_flags),
         DataType=SimpleNamespace(HALF="HALF", BF16="BF16", FLOAT="FLOAT", **more.pop("types", {})),
-        LayerType=SimpleNamespace(PLUGIN_V2="PLUGIN_V2", QUANTIZE="QUANTIZE"),
+        LayerType=SimpleNamespace(PLUGIN_V2="PLUGIN_V2", QUANTIZE="QUANTIZE", CONSTANT="CONSTANT"),
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         **more,
@@ -55,8 +55,8 @@ RELEASES = {
 }
 
 
-def request(precision="float32", float32_nodes=(), **settings):
-    return {"precision": precision, "float32_nodes": list(float32_nodes), "settings": SETTINGS | settings}
+def request(precision="float32", node_types=None, **settings):
+    return {"precision": precision, "node_types": node_types or {}, "settings": SETTINGS | settings}
 
 
 @pytest.mark.parametrize("version", RELEASES)
@@ -76,7 +76,6 @@ def test_what_every_release_has_is_not_refused(version):
         ("8.5.3", request(version_compatible=True), "TensorRT 8.5.3 has no version_compatible; 8.6 and later do"),
         ("8.5.3", request(hardware_compatible=True), "TensorRT 8.5.3 has no hardware_compatible; 8.6 and later do"),
         ("8.6.1", request("bfloat16"), "TensorRT 8.6.1 has no bfloat16; 9 and later do"),
-        ("10.16", request("float16", ["/norm"]), "float32_nodes are of no use to TensorRT 10.16"),
         ("8.6.1", request("fp8"), "TensorRT 8.6.1 has no fp8; 10.6 and later do"),
         ("11.1", request(fp32_accumulation=True), "fp32_accumulation is not a setting of TensorRT's ONNX parser"),
     ],
@@ -100,13 +99,19 @@ def test_networks_have_explicit_batch_and_strong_types_where_there_are_such(vers
 
 
 class Layer:
-    def __init__(self, name, *types, kind="ELEMENTWISE"):
+    """Puts out NAME:0, NAME:1, ... in the types that the network tells."""
+
+    def __init__(self, name, *types, kind="ELEMENTWISE", reads=()):
         self.name, self.num_outputs, self.precision, self.set = name, len(types), None, {}
+        self.num_inputs, self.reads = len(reads), reads
         self.type = kind
         self.types = types
 
+    def get_input(self, i):
+        return None if self.reads[i] is None else SimpleNamespace(name=self.reads[i])
+
     def get_output(self, i):
-        return SimpleNamespace(dtype=f"DataType.{self.types[i]}")
+        return SimpleNamespace(dtype=f"DataType.{self.types[i]}", name=f"{self.name}:{i}")
 
     def set_output_type(self, i, type_):
         self.set[i] = type_
@@ -208,53 +213,67 @@ def test_a_timing_cache_of_another_gpu_is_refused(tmp_path):
         configured("8.5.3", timing_cache=str(tmp_path / "cache"))
 
 
-def constrained(network, precision, *float32_nodes):
+def constrained(network, precision, **node_types):
     config = Config()
-    plan_child.constrain_types(RELEASES["8.5.3"], network, config, request(precision, float32_nodes))
+    plan_child.constrain_types(RELEASES["8.5.3"], network, config, request(precision, node_types))
     return config.flags
 
 
-def test_weak_types_follow_a_file_with_half_types():
+def held(network):
+    return [(layer.precision, layer.set) for layer in network.layers]
+
+
+def test_weak_types_follow_the_files_nodes_whatever_the_network_says():
     network = Network(
-        Layer("conv", "HALF"), Layer("softmax", "FLOAT"), Layer("shape", "INT32"), Layer("topk", "HALF", "INT32")
-    )
-    assert constrained(network, "float16") >= {"FP16", "OBEY_PRECISION_CONSTRAINTS"}
-    assert [(layer.precision, layer.set) for layer in network.layers] == [
+        Layer("conv", "FLOAT"), Layer("softmax", "FLOAT"), Layer("shape", "INT32"), Layer("topk", "FLOAT", "INT32"),
+        Layer("less", "BOOL"),
+    )  # fmt: skip
+    types = {"conv": "float16", "softmax": "float32", "topk": "float16", "less": "float32"}
+    assert constrained(network, "float16", **types) >= {"FP16", "OBEY_PRECISION_CONSTRAINTS"}
+    assert held(network) == [
         ("HALF", {0: "HALF"}),
         ("FLOAT", {0: "FLOAT"}),
         (None, {}),
         ("HALF", {0: "HALF"}),
+        ("FLOAT", {}),
     ]
 
 
-def test_our_plugin_is_held_to_its_outputs_type_alone():
-    """TensorRT 8.5 finds no format for a layer of a half precision whose coordinates are float32."""
-    network = Network(Layer("conv", "HALF"), Layer("attention", "HALF", kind="PLUGIN_V2"))
-    constrained(network, "float16")
-    assert [(layer.precision, layer.set) for layer in network.layers] == [("HALF", {0: "HALF"}), (None, {0: "HALF"})]
-
-
-def test_weak_types_keep_named_nodes_of_a_float32_file():
+def test_a_layer_that_the_parser_adds_has_the_type_of_what_it_reads():
     network = Network(
-        Layer("/norm/Div", "FLOAT"),
-        Layer("/norm2", "FLOAT"),
-        Layer("/conv", "FLOAT"),
-        Layer("/head", "FLOAT"),
-        Layer("/head2", "FLOAT"),
+        Layer("weight", "FLOAT", kind="CONSTANT"),
+        Layer("(Unnamed Layer* 1) [Shuffle]", "FLOAT", reads=("weight:0",)),
+        Layer("conv", "FLOAT", reads=("images", None)),
+        Layer("(Unnamed Layer* 2) [Shuffle]", "FLOAT", reads=("conv:0",)),
+        Layer("(Unnamed Layer* 3) [Shuffle]", "FLOAT", reads=("images",)),
     )
-    constrained(network, "float16", "/norm/", "/head")
-    assert [layer.precision for layer in network.layers] == ["FLOAT", None, None, "FLOAT", None]
+    constrained(network, "float16", conv="float16")
+    assert held(network) == [(None, {}), ("FLOAT", {0: "FLOAT"}), *[("HALF", {0: "HALF"})] * 2, (None, {})]
 
 
-def test_a_named_node_that_is_not_there_is_refused():
-    with pytest.raises(plan_child.RefusedError, match="the network has no layer /nrom; float32_nodes are"):
-        constrained(Network(Layer("/norm", "FLOAT")), "float16", "/nrom", "/norm")
+def test_a_plugin_that_also_reads_float32_is_held_to_its_outputs_type_alone():
+    """TensorRT 8.5 finds no format for a layer of a half precision whose coordinates are float32."""
+    network = Network(
+        Layer("values", "FLOAT"),
+        Layer("points", "FLOAT"),
+        Layer("deformable", "FLOAT", kind="PLUGIN_V2", reads=("values:0", "points:0")),
+        Layer("windows", "FLOAT", kind="PLUGIN_V2", reads=("values:0", "values:0")),
+    )
+    types = {"values": "float16", "points": "float32", "deformable": "float16", "windows": "float16"}
+    constrained(network, "float16", **types)
+    assert held(network)[2:] == [(None, {0: "HALF"}), ("HALF", {0: "HALF"})]
 
 
-def test_int8_is_allowed_beside_half_precision_where_types_are_weak():
-    network = Network(Layer("conv", "FLOAT"), Layer("norm", "FLOAT"))
-    assert constrained(network, "int8", "norm", "folded") >= {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"}
-    assert [layer.precision for layer in network.layers] == [None, "FLOAT"]
+def test_a_parser_that_renames_all_nodes_is_refused():
+    with pytest.raises(plan_child.RefusedError, match=r"TensorRT 8\.5\.3 names no layer as its ONNX node"):
+        constrained(Network(Layer("other", "FLOAT")), "float16", norm="float32")
+
+
+def test_of_a_quantised_file_only_the_named_nodes_are_held():
+    network = Network(Layer("conv", "FLOAT"), Layer("norm", "FLOAT"), Layer("shuffle", "FLOAT", reads=("norm:0",)))
+    flags = constrained(network, "int8", norm="float32", folded="float32")
+    assert flags >= {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"}
+    assert [layer.precision for layer in network.layers] == [None, "FLOAT", None]
 
 
 @pytest.mark.parametrize(("version", "precision"), [("8.5.3", "int8"), ("11.1", "int8"), ("11.1", "fp8")])
@@ -283,6 +302,10 @@ def test_a_quantised_file_may_have_any_other_types(precision):
 def test_a_file_that_is_not_quantised_so_is_refused(layers, words):
     with pytest.raises(plan_child.RefusedError, match=words):
         plan_child.check_types(RELEASES["11.1"], Network(*layers), "int8")
+
+
+def test_weak_types_do_not_tell_what_a_file_quantises_to():
+    plan_child.check_types(RELEASES["8.5.3"], Network(quantising("FLOAT")), "int8")
 
 
 def test_float32_needs_no_constraint():
@@ -314,6 +337,35 @@ def test_the_error_that_names_a_node_is_told():
     assert plan_child.explain(["Error\nCode 1"]) == "Error Code 1"
     assert plan_child.explain([]) == "its log has no error"
     assert len(plan_child.explain(["node " + "x" * 1000])) < 500
+
+
+@pytest.mark.parametrize(("batch", "shapes"), [(-1, {"images": (4, 8, 8, 3)}), (1, {})])
+def test_the_inspector_is_told_what_batch_is_asked_of(batch, shapes):
+    told, set_shapes, inferred = [], {}, []
+    context = SimpleNamespace(set_input_shape=set_shapes.__setitem__, infer_shapes=lambda: inferred.append(True))
+
+    class Inspector:
+        execution_context = None
+
+        def get_engine_information(self, form):
+            told.append((self.execution_context, dict(set_shapes), bool(inferred)))
+            return '{"Layers": []}'
+
+    engine = SimpleNamespace(
+        num_io_tensors=2,
+        get_tensor_name=["images", "boxes"].__getitem__,
+        get_tensor_mode=lambda name: "in" if name == "images" else "out",
+        get_tensor_shape=lambda name: (batch, 8, 8, 3) if name == "images" else (batch, 5, 4),
+        create_execution_context=lambda: context,
+        create_engine_inspector=Inspector,
+    )
+    trt = SimpleNamespace(
+        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda plan: engine),
+        TensorIOMode=SimpleNamespace(INPUT="in"),
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+    )
+    assert plan_child.inspect(trt, None, b"plan", 4) == {"Layers": []}
+    assert told == [(context, shapes, True) if shapes else (None, {}, False)]
 
 
 class Clock:

@@ -8,6 +8,7 @@ from torch import nn
 
 from builder.engines import EngineError
 from builder.engines.tensorrt.precision import (
+    check_precision,
     check_products,
     check_quantised,
     check_types,
@@ -166,3 +167,13 @@ def test_a_plan_whose_products_all_work_in_other_types_is_refused(precision, oth
     layers = [PRODUCTS["convolution"], QUANTISED[other], resize]
     with pytest.raises(EngineError, match=f"not built in {precision}: none of its 2 convolutions and matrix products"):
         check_quantised({"Layers": layers}, precision)
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_plan_whose_types_tensorrt_withholds_is_no_fault(monkeypatch, precision):
+    withheld = layer("conv1", "CaskConvolution", ["N/A due to dynamic shapes"], ["N/A due to dynamic shapes"])
+    program = torch.export.export(nn.Linear(2, 2).half(), (torch.zeros(1, 2, dtype=torch.float16),))
+    if precision == "int8":
+        monkeypatch.setattr("builder.engines.tensorrt.precision.quantised_to", lambda program: "int8")
+    with pytest.warns(UserWarning, match=f"nothing shows that it computes in {precision}"):
+        check_precision({"Layers": [withheld]}, program)
