@@ -40,6 +40,7 @@ _FLOATING: dict[int, Precision] = {
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",
 }
+_COMPARING = frozenset({"ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _MISSING = "Plugin not found"  # of an operator that is neither ONNX's nor a registered plugin's, in the parser's words
 
 
@@ -155,13 +156,13 @@ def build_plan(
 
 
 def node_types(onnx_file: Path) -> dict[str, Precision]:
-    """Return the floating-point type of each node that has one: of its first such output, else of such an input."""
+    """Return the floating-point type of each node: of what it makes, else of what a plugin or a comparison reads."""
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(onnx_file), load_external_data=False)).graph
     found: dict[str, Precision] = {}
     types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     for node in graph.node:
-        for name in (*node.output, *node.input):
+        for name in (*node.output, *(node.input if node.domain or node.op_type in _COMPARING else ())):
             if (type_ := _FLOATING.get(types.get(name, 0))) is not None:
                 found[node.name] = type_
                 break

@@ -249,14 +249,14 @@ def constrain_types(trt: Any, network: Any, config: Any, request: dict[str, Any]
 
     The network itself does not tell them: to the parser of 8.5 nearly all is FLOAT. A layer has its node's name and
     type; those that the parser adds have the type of what they read. In a quantised file, which is float32, only the
-    nodes that are to stay so are held.
+    nodes that are to stay so are held. TensorRT deviates, with a warning, where it has no kernel of such a type.
     """
     precision = request["precision"]
     if precision == "float32":
         return
     for flag in FLAGS[precision]:
         config.set_flag(getattr(trt.BuilderFlag, flag))
-    config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+    config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
     node_types, follows = request["node_types"], precision not in QUANTISED
     layers = _layers(network)
     known: dict[str, str] = {}

@@ -79,7 +79,7 @@ def test_nodes_have_the_type_of_what_they_make_or_compare(tmp_path):
         helper.make_node("Cast", ["images"], ["pixels"], "cast", to=TensorProto.FLOAT16),
         helper.make_node("Cast", ["pixels"], ["wide"], "widen", to=TensorProto.FLOAT),
         helper.make_node("Greater", ["wide", "limit"], ["is_light"], "compare"),
-        helper.make_node("Shape", ["images"], ["sizes"], "shape"),
+        helper.make_node("Shape", ["wide"], ["sizes"], "shape"),
         helper.make_node("TopK", ["pixels", "k"], ["scores", "labels"], "top"),
         helper.make_node("Ours", ["scores"], ["boxes"], "plugin", domain="trt.plugins"),
     ]

@@ -43,12 +43,12 @@ FROM_8_6 = {
 RELEASES = {
     "8.5.3": release(
         "8.5.3",
-        ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS"),
+        ("FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS"),
         {"EXPLICIT_BATCH": 0},
         TacticSource=SimpleNamespace(CUDNN=2),
     ),
     "8.6.1": release(
-        "8.6.1", ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS", *COMPATIBLE), {"EXPLICIT_BATCH": 0}, **FROM_8_6
+        "8.6.1", ("FP16", "INT8", "PREFER_PRECISION_CONSTRAINTS", *COMPATIBLE), {"EXPLICIT_BATCH": 0}, **FROM_8_6
     ),
     "10.16": release("10.16", ("FP16", "BF16", *COMPATIBLE), {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, **FROM_8_6),
     "11.1": release("11.1", COMPATIBLE, {"STRONGLY_TYPED": 0}, types={"FP8": "FP8"}, **FROM_8_6),
@@ -229,7 +229,7 @@ def test_weak_types_follow_the_files_nodes_whatever_the_network_says():
         Layer("less", "BOOL"),
     )  # fmt: skip
     types = {"conv": "float16", "softmax": "float32", "topk": "float16", "less": "float32"}
-    assert constrained(network, "float16", **types) >= {"FP16", "OBEY_PRECISION_CONSTRAINTS"}
+    assert constrained(network, "float16", **types) >= {"FP16", "PREFER_PRECISION_CONSTRAINTS"}
     assert held(network) == [
         ("HALF", {0: "HALF"}),
         ("FLOAT", {0: "FLOAT"}),
@@ -272,7 +272,7 @@ def test_a_parser_that_renames_all_nodes_is_refused():
 def test_of_a_quantised_file_only_the_named_nodes_are_held():
     network = Network(Layer("conv", "FLOAT"), Layer("norm", "FLOAT"), Layer("shuffle", "FLOAT", reads=("norm:0",)))
     flags = constrained(network, "int8", norm="float32", folded="float32")
-    assert flags >= {"INT8", "FP16", "OBEY_PRECISION_CONSTRAINTS"}
+    assert flags >= {"INT8", "FP16", "PREFER_PRECISION_CONSTRAINTS"}
     assert [layer.precision for layer in network.layers] == [None, "FLOAT", None]
 
 
