@@ -107,6 +107,7 @@ class BuiltEngine:
     extra_files: tuple[Path, ...] = ()  # what belongs beside the file, under its own name
     versions: Mapping[str, str] = field(default_factory=dict)  # of what built it elsewhere than in this interpreter
     frontend: str | None = None  # of `TensorRTSettings`, that built it
+    plugin_layers: int | None = None  # of ours, that TensorRT's inspector shows in a plan
 
 
 KINDS: dict[str, EngineKind] = {

@@ -398,6 +398,7 @@ def _describe(
         manifest["version_compatible"] = options.tensorrt.version_compatible
         manifest["hardware_compatible"] = options.tensorrt.hardware_compatible
         manifest["frontend"] = engine.frontend
+        manifest["plugin_layers"] = engine.plugin_layers
         manifest["window_attention"] = options.tensorrt.window_attention
         manifest[PLAN_BACKEND] = "tensorrt" if engine.kind.code is None else "python"
     return manifest

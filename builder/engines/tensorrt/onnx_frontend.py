@@ -29,7 +29,7 @@ from builder.engines.tensorrt import (
     route,
 )
 from builder.engines.tensorrt.child import TensorRTPython
-from builder.engines.tensorrt.precision import check_precision, precision_of
+from builder.engines.tensorrt.precision import check_precision, count_plugin_layers, precision_of
 from builder.operators import interface
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_attention, inputs_of, uses_operator
 from builder.precision import Precision, Quantised
@@ -85,10 +85,12 @@ def build(
             python=python,
         )
     check_precision(report.layers or {}, program)
+    plugin_layers = count_plugin_layers(report.layers or {}, program, report.tensorrt)
     if plugin is not None:
         shutil.copy(plugin, path.parent)  # where `load` looks
     libraries = () if plugin is None else (plugin,)
-    return plans.built(path, settings, "onnx", report.tensorrt, inputs_of(program), OUTPUT_NAMES, libraries)
+    inputs = inputs_of(program)
+    return plans.built(path, settings, "onnx", report.tensorrt, inputs, OUTPUT_NAMES, libraries, plugin_layers)
 
 
 def write_onnx(program: ExportedProgram, path: Path, version: str) -> list[str]:

@@ -33,6 +33,7 @@ def built(
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     libraries: tuple[Path, ...],
+    plugin_layers: int | None = None,
 ) -> BuiltEngine:
     """Return a plan as the settings want it served; see `TensorRTSettings.backend`.
 
@@ -44,13 +45,14 @@ def built(
         inputs: that it reads.
         outputs: its names of boxes, scores and labels.
         libraries: of its plugins.
+        plugin_layers: that it has, if that is known.
     """
     backend = settings.backend or ("python" if is_8(version) else "tensorrt")
     versions = {"tensorrt": version}
+    kind = KINDS["tensorrt"]
     if backend == "python":  # the runner gives the outputs the contract's names
-        extra_files = (RUNNER, *libraries)
-        return BuiltEngine(plan, PLAN_IN_PYTHON, "cuda", inputs, OUTPUT_NAMES, extra_files, versions, frontend)
-    return BuiltEngine(plan, KINDS["tensorrt"], "cuda", inputs, outputs, libraries, versions, frontend)
+        kind, outputs, libraries = PLAN_IN_PYTHON, OUTPUT_NAMES, (RUNNER, *libraries)
+    return BuiltEngine(plan, kind, "cuda", inputs, outputs, libraries, versions, frontend, plugin_layers)
 
 
 class PlanEngine:

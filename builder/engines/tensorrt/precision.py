@@ -11,6 +11,8 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from builder.engines import EngineError
+from builder.engines.tensorrt.route import is_8
+from builder.pipeline.export import uses_operator
 from builder.precision import Quantised
 from builder.quantise.operator import quantised_to
 
@@ -72,6 +74,24 @@ def layer_types(information: Mapping[str, Any]) -> Counter[str]:
         types = {type_ for output in layer.get("Outputs", []) if (type_ := _floating_type(output))}
         found.update(types)
     return found
+
+
+def count_plugin_layers(information: Mapping[str, Any], program: ExportedProgram, version: str) -> int:
+    """Return how many plugin layers an inspected engine has.
+
+    Raises:
+        EngineError: none, though the program has operators of ours. For releases whose words for such a layer nobody
+            has seen it is a warning.
+    """
+    count = sum("plugin" in str(layer.get("LayerType", "")).lower() for layer in information.get("Layers", []))
+    if not count and uses_operator(program):
+        text = (
+            f"TensorRT {version} shows no plugin layer, though the network has operators that only our plugin computes"
+        )
+        if is_8(version):
+            raise EngineError(text)
+        warnings.warn(text, stacklevel=2)
+    return count
 
 
 def check_types(histogram: Mapping[str, int], precision: str) -> None:

@@ -215,7 +215,8 @@ def test_window_attention_is_plugin_nodes_or_written_out(monkeypatch, tmp_path, 
             return {"tensorrt": "11.1"}
         found = [node for node in onnx.load(request["onnx"]).graph.node if node.op_type == interface.WINDOW_PLUGIN_NAME]
         asked.append((len(found), request["plugin"]))
-        layers = [{"Name": "gemm", "Inputs": [{"Datatype": "FP16"}], "Outputs": [{"Datatype": "FP16"}]}]
+        layer = {"Inputs": [{"Datatype": "FP16"}], "Outputs": [{"Datatype": "FP16"}]}
+        layers = [{"Name": "gemm", **layer}, *[{"Name": node.name, "LayerType": "PluginV3", **layer} for node in found]]
         return {"tensorrt": "11.1", "layers": {"Layers": layers}}
 
     program, library = windowed.exported(), tmp_path / "built" / PLUGIN_LIBRARY
@@ -229,6 +230,7 @@ def test_window_attention_is_plugin_nodes_or_written_out(monkeypatch, tmp_path, 
     assert asked == [(nodes, wanted and str(wanted))]
     assert built.extra_files == ((library,) if nodes else ()), "the plugin is wanted by its nodes alone"
     assert (tmp_path / PLUGIN_LIBRARY).is_file() == (nodes > 0)
+    assert built.plugin_layers == nodes
 
 
 @pytest.fixture

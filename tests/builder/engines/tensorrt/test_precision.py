@@ -12,6 +12,7 @@ from builder.engines.tensorrt.precision import (
     check_products,
     check_quantised,
     check_types,
+    count_plugin_layers,
     layer_types,
     product_layers,
     products_of,
@@ -177,3 +178,14 @@ def test_a_plan_whose_types_tensorrt_withholds_is_no_fault(monkeypatch, precisio
         monkeypatch.setattr("builder.engines.tensorrt.precision.quantised_to", lambda program: "int8")
     with pytest.warns(UserWarning, match=f"nothing shows that it computes in {precision}"):
         check_precision({"Layers": [withheld]}, program)
+
+
+def test_plugin_layers_are_counted_and_missed():
+    program = windowed.exported()
+    plugin = layer("node_window_attention", "PluginV2", [HALF], [HALF])
+    assert count_plugin_layers({"Layers": [plugin, *OTHERS, plugin]}, program, "8.5.3.1") == 2
+    assert count_plugin_layers({"Layers": OTHERS}, decompose_attention(program, window_plugin=False), "8.5.3.1") == 0
+    with pytest.raises(EngineError, match=r"TensorRT 8\.5\.3\.1 shows no plugin layer"):
+        count_plugin_layers({"Layers": OTHERS}, program, "8.5.3.1")
+    with pytest.warns(UserWarning, match=r"TensorRT 11\.1 shows no plugin layer"):
+        count_plugin_layers({"Layers": OTHERS}, program, "11.1")
