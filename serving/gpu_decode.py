@@ -1,7 +1,8 @@
 """JPEGs decoded and resized on a GPU: nvImageCodec decodes, PyTorch resizes. What else is sent takes the CPU's way.
 
 Resized, the pixels are those of the CPU to the bit. Decoded they are not: a JPEG decoder may round as it likes, and a
-GPU's does it differently. So what is decoded here is only what every decoder takes for the same picture.
+GPU's does it differently. So what is decoded here is only what every decoder takes for the same picture. Progressive
+files are not: entropy decoding, nearly all of their time, is not what a GPU does faster.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +63,8 @@ class GpuPreprocessor:
         self.size, self.limits, self.rule = (height, width), limits, rule
         self.device = torch.device("cpu" if device is None else f"cuda:{device}")
         self._codec, self._lock = nvimgcodec, threading.Lock()
+        # A GPU's decoder says nothing of data that end early. A CPU does, in less than the whole takes on the GPU.
+        self._checks = ThreadPoolExecutor(1, "jpeg") if limits.damaged_jpeg == "refuse" else None
         self._parameters = nvimgcodec.DecodeParams(apply_exif_orientation=False)
         if device is None:
             backends = [nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)]
@@ -85,6 +89,7 @@ class GpuPreprocessor:
         markers = self._markers(data)
         if markers is None:
             return None
+        is_whole = None if self._checks is None else self._checks.submit(jpeg.reaches_the_end, markers, data)
         try:
             with self._lock:
                 image = self._decoded(data, markers)
@@ -96,8 +101,11 @@ class GpuPreprocessor:
                 canvas[...] = self._sent.numpy()
         except torch.OutOfMemoryError:  # beside the engine
             return None
-        took("decode", decoded - started)
-        took("resize", perf_counter() - decoded)
+        resized = perf_counter()
+        if is_whole is not None and not is_whole.result():
+            return None
+        took("decode", decoded - started + perf_counter() - resized)
+        took("resize", resized - decoded)
         return Preprocessed(canvas, size, (image.shape[0], image.shape[1]))
 
     def _markers(self, data: bytes) -> jpeg.Jpeg | None:
@@ -112,7 +120,7 @@ class GpuPreprocessor:
             return None
 
     def _decoded(self, data: bytes, markers: jpeg.Jpeg) -> Tensor | None:
-        """Return the upright picture, uint8 `[h, w, 3]`; None where it is not what the markers say, or not whole."""
+        """Return the upright picture, uint8 `[h, w, 3]`; None where it is not what the markers say."""
         try:
             stream = self._codec.CodeStream(jpeg.without_metadata(data, markers))
             decoded = self._decoder.decode(stream, params=self._parameters)
@@ -121,8 +129,6 @@ class GpuPreprocessor:
         if decoded is None or tuple(decoded.shape) != (markers.height, markers.width, 3):
             return None
         image = self._tensor(decoded)
-        if bool((image[-1, -1] == jpeg.MISSING).all()):  # it may be cut short
-            return None
         transpose, flip = UPRIGHT.get(read_orientation(markers.exif), (False, None))
         image = image.transpose(0, 1) if transpose else image
         return image if flip is None else image.flip({0: (0,), 1: (1,), -1: (0, 1)}[flip])

@@ -92,9 +92,13 @@ class Jpeg:
 
     @property
     def is_usual(self) -> bool:
-        """Whether decoders agree on its colours: gray or YCbCr, in Huffman codes, one baseline scan or progressive."""
-        coded = self.process == _PROGRESSIVE or (self.process == _BASELINE and len(self.scans) == 1)
-        if not coded or self.components not in (1, 3) or len(self.sampling) != self.components:
+        """Whether decoders agree on its colours, and need no more than a pass: gray or YCbCr in one baseline scan."""
+        if (
+            self.process != _BASELINE
+            or len(self.scans) != 1
+            or self.components not in (1, 3)
+            or len(self.sampling) != self.components
+        ):
             return False
         luma, *chroma = self.sampling.values()
         halved = max(luma) <= 2 and all(factors == (1, 1) for factors in chroma)
