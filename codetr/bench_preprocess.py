@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,7 +11,7 @@ from codetr.shown import say
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
-    from perf.preprocess.run import PostprocessCase, PreprocessCase
+    from perf.preprocess.run import GpuCase, PostprocessCase, PreprocessCase
 
 
 def bench_preprocess(
@@ -22,6 +22,9 @@ def bench_preprocess(
     formats: Annotated[str, typer.Option(help="Comma-separated formats, or 'all'.")] = "all",
     candidates: Annotated[str, typer.Option(help="Comma-separated numbers of candidates.")] = "100,300,900",
     seconds: Annotated[float, typer.Option(help="Time for each case.")] = 2.0,
+    jpeg_decoder: Annotated[
+        Literal["cpu", "gpu"], typer.Option(help="gpu: also JPEGs decoded and resized on the first GPU.")
+    ] = "cpu",
 ) -> None:
     """Measure decode + resize + pad beside bare OpenCV, and post-processing, on one core."""
     from perf.pictures import FORMATS, Format
@@ -33,7 +36,8 @@ def bench_preprocess(
     if unknown := set(wanted) - set(FORMATS):
         raise CodetrError(f"--formats {', '.join(sorted(unknown))}: expected some of {', '.join(FORMATS)}")
     check_output(output, "preprocess.json", ["preprocess.md"])
-    record = run(parse_size(size), chosen, parse_counts("--candidates", candidates), seconds, output, print_case)
+    counts = parse_counts("--candidates", candidates)
+    record = run(parse_size(size), chosen, counts, seconds, output, print_case, jpeg_decoder)
     if verdict := goal_verdict(record):
         say(verdict)
     say(f"wrote {output / 'preprocess.json'} and {output / 'preprocess.md'}")
@@ -55,7 +59,7 @@ def parse_counts(option: str, text: str) -> list[int]:
     return sorted({int(number) for number in numbers})
 
 
-def print_case(case: PreprocessCase | PostprocessCase) -> None:
+def print_case(case: PreprocessCase | PostprocessCase | GpuCase) -> None:
     """Print one parsable line a case."""
     from dataclasses import asdict
 

@@ -18,13 +18,19 @@ from perf.pictures import Format, encoded_picture
 from perf.records import write_record
 from perf.statistics import Summary, summarise
 from perf.tables import markdown_table
+from serving.decode import Image8, ImageLimits
+from serving.errors import CodetrError
+from serving.gpu_decode import GpuPreprocessor
 from serving.postprocess import PostprocessSettings, postprocess
 from serving.preprocess import preprocess
+from serving.rules import Pixels
 
 # Width, height of the pictures: VGA, 1080p, 12 megapixels of a phone.
 PICTURE_SIZES = ((640, 480), (1920, 1080), (4000, 3000))
 # What 1080p JPEGs must reach, as a share of OpenCV's bare decode + resize.
 GOAL_SHARE = 0.8
+_ON_GPU = ["JPEGs decoded and resized on a GPU, one at a time: medians of wall time.", ""]
+_GPU_HEADINGS = ["picture", "kB", "ms", "decode", "resize", "cut files accepted", "on the CPU", "pixels apart, of 255"]
 GOAL_CASE: tuple[Format, int, int] = ("jpeg", 1920, 1080)
 
 
@@ -60,21 +66,48 @@ class PostprocessCase:
     repeats: int
 
 
+@dataclass(frozen=True)
+class GpuCase:
+    """A JPEG decoded and resized on a GPU: milliseconds of wall time a picture, one at a time, beside the CPU's way."""
+
+    width: int
+    height: int
+    encoded_bytes: int
+    gpu_ms: float
+    spread: float  # relative
+    gpu_decode_ms: float  # of `gpu_ms`
+    gpu_resize_ms: float
+    unchecked_ms: float  # where files that are cut short are accepted, so that no CPU looks for their end
+    cpu_ms: float
+    mean_difference: float  # of a pixel, of 255, from the CPU's
+    max_difference: int
+    repeats: int
+
+
 def run(
     engine_size: tuple[int, int],
     formats: Sequence[Format],
     counts: Sequence[int],
     seconds: float,
     output: Path,
-    on_case: Callable[[PreprocessCase | PostprocessCase], None],
+    on_case: Callable[[PreprocessCase | PostprocessCase | GpuCase], None],
+    jpeg_decoder: Literal["cpu", "gpu"] = "cpu",
 ) -> dict[str, Any]:
     """Measure both steps, write `preprocess.json` and `preprocess.md` to `output`, and return the JSON's content.
 
+    With `jpeg_decoder` at gpu decoding on the first GPU is measured too.
     Ctrl-C ends the measuring; what was measured is written all the same. `on_case` hears of each case as it comes.
+
+    Raises:
+        CodetrError: decoding on a GPU is asked for, and there is none, or its libraries are missing.
     """
     steps: list[PreprocessCase] = []
     posts: list[PostprocessCase] = []
+    on_gpu: list[GpuCase] = []
     try:
+        for case in measure_gpu(engine_size, seconds) if jpeg_decoder == "gpu" else ():
+            on_gpu.append(case)
+            on_case(case)
         for step in measure_preprocess(engine_size, formats, seconds):
             steps.append(step)
             on_case(step)
@@ -83,7 +116,7 @@ def run(
             on_case(post)
     except KeyboardInterrupt:
         print("interrupted: writing what was measured")
-    record = to_record(engine_size, steps, posts)
+    record = to_record(engine_size, steps, posts, on_gpu)
     write(record, output)
     return record
 
@@ -108,6 +141,57 @@ def measure_preprocess(
                 image_format, picture_width, picture_height, len(data),
                 1 / ours.median, ours.spread, 1 / bare.median, bare.spread, ours.count,
             )  # fmt: skip
+
+
+def measure_gpu(engine_size: tuple[int, int], seconds: float, device: int | None = 0) -> Iterator[GpuCase]:
+    """Yield a case for every picture size; `device` is as that of `serving.gpu_decode.GpuPreprocessor`."""
+    width, height = engine_size
+    checks, trusts = (
+        GpuPreprocessor(height, width, ImageLimits(damaged_jpeg=on_damage), Pixels(), device)
+        for on_damage in ("refuse", "accept")
+    )
+    canvas = np.empty((height, width, 3), np.uint8)
+    for picture_width, picture_height in PICTURE_SIZES:
+        data = encoded_picture(picture_width, picture_height)
+        took = _Took()
+        expected = preprocess(data, height, width).images
+        apart = np.abs(_found(checks, data, canvas).astype(np.int16) - expected)
+        with _one_thread():
+            checked, unchecked, on_cpu = alternate(
+                [
+                    partial(checks, data, canvas, took.add),
+                    partial(trusts, data, canvas),
+                    partial(preprocess, data, height, width, canvas=canvas),
+                ],
+                seconds,
+                clock=time.perf_counter,
+            )
+        yield GpuCase(
+            picture_width, picture_height, len(data),
+            checked.median * 1e3, checked.spread, took.median_ms("decode"), took.median_ms("resize"),
+            unchecked.median * 1e3, on_cpu.median * 1e3,
+            float(apart.mean()), int(apart.max()), checked.count,
+        )  # fmt: skip
+
+
+class _Took:
+    """What the stages of calls took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.seconds.setdefault(stage, []).append(seconds)
+
+    def median_ms(self, stage: str) -> float:
+        return summarise(self.seconds[stage]).median * 1e3
+
+
+def _found(preprocessor: GpuPreprocessor, data: bytes, canvas: Image8) -> Image8:
+    found = preprocessor(data, canvas)
+    if found is None:
+        raise CodetrError("the GPU left the picture to the CPU: it cannot decode it, or has no memory left")
+    return found.images
 
 
 def decode_and_resize(data: bytes, height: int, width: int) -> Any:
@@ -146,17 +230,22 @@ def candidates(count: int, seed: int = 0) -> tuple[Any, Any, Any]:
     return boxes, scores, random.integers(0, 4, size=count, dtype=np.int32)
 
 
-def alternate(calls: Sequence[Callable[[], Any]], seconds: float, minimum: int = 5) -> list[Summary]:
-    """Run `calls` in turn for `seconds` and at least `minimum` rounds; summarise each one's CPU seconds a call."""
+def alternate(
+    calls: Sequence[Callable[[], Any]],
+    seconds: float,
+    minimum: int = 5,
+    clock: Callable[[], float] = time.thread_time,
+) -> list[Summary]:
+    """Run `calls` in turn for `seconds` and at least `minimum` rounds; summarise each one's seconds by `clock`."""
     for call in calls:
         call()
     times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < minimum:
         for call, spent in zip(calls, times, strict=True):
-            start = time.thread_time()
+            start = clock()
             call()
-            spent.append(time.thread_time() - start)
+            spent.append(clock() - start)
     return [summarise(spent) for spent in times]
 
 
@@ -171,7 +260,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def to_record(
-    engine_size: tuple[int, int], steps: Sequence[PreprocessCase], posts: Sequence[PostprocessCase]
+    engine_size: tuple[int, int],
+    steps: Sequence[PreprocessCase],
+    posts: Sequence[PostprocessCase],
+    on_gpu: Sequence[GpuCase] = (),
 ) -> dict[str, Any]:
     """Return the result file's content; JSON-ready."""
     return {
@@ -180,6 +272,7 @@ def to_record(
         "engine_height": engine_size[1],
         "preprocess": [{**asdict(case), "share": case.share} for case in steps],
         "postprocess": [asdict(case) for case in posts],
+        "jpeg_decoder_gpu": [asdict(case) for case in on_gpu],
         "goal_share": GOAL_SHARE,
     }
 
@@ -201,6 +294,15 @@ def to_markdown(record: dict[str, Any]) -> str:
         ]
         for case in record["postprocess"]
     ]  # fmt: skip
+    on_gpu = [
+        [
+            f"{case['width']}x{case['height']}", f"{case['encoded_bytes'] / 1e3:.0f}",
+            f"{case['gpu_ms']:.2f} ± {case['spread']:.0%}", f"{case['gpu_decode_ms']:.2f}",
+            f"{case['gpu_resize_ms']:.2f}", f"{case['unchecked_ms']:.2f}", f"{case['cpu_ms']:.2f}",
+            f"{case['mean_difference']:.2g}, at most {case['max_difference']}",
+        ]
+        for case in record["jpeg_decoder_gpu"]
+    ]  # fmt: skip
     return "\n".join(
         [
             "# Pre- and post-processing on one core",
@@ -216,6 +318,7 @@ def to_markdown(record: dict[str, Any]) -> str:
             "",
             markdown_table(["candidates", "NMS", "detections", "ms/call"], posts),
             "",
+            *([*_ON_GPU, markdown_table(_GPU_HEADINGS, on_gpu), ""] if on_gpu else []),
         ]
     )
 

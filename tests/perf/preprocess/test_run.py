@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 
 from perf.pictures import encoded_picture
 from perf.preprocess import run as bench
-from perf.preprocess.run import PostprocessCase, PreprocessCase
+from perf.preprocess.run import GpuCase, PostprocessCase, PreprocessCase
+from serving.errors import CodetrError
 from serving.preprocess import preprocess
+from tests.markers import missing
 
 STEP = PreprocessCase("jpeg", 640, 480, 86_000, 450.0, 0.01, 500.0, 0.02, 12)
 POST = PostprocessCase(300, "soft", 279, 1.25, 0.015, 700)
@@ -40,6 +43,23 @@ def test_candidates_are_what_a_detector_makes() -> None:
     assert boxes.max() <= 1
 
 
+def test_what_a_gpu_would_do_is_measured_beside_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nvImageCodec's own decoder for CPUs, whose pixels are the CPU's."""
+    if importlib.util.find_spec("nvidia.nvimgcodec") is None:
+        missing("no nvImageCodec: pip install -e '.[dev]' brings it on x86-64 Linux")
+    monkeypatch.setattr(bench, "PICTURE_SIZES", ((90, 61),))
+    (case,) = bench.measure_gpu((96, 64), seconds=0, device=None)
+    assert (case.width, case.height, case.mean_difference, case.max_difference) == (90, 61, 0, 0)
+    assert case.gpu_ms >= case.gpu_resize_ms > 0
+    assert case.gpu_decode_ms > 0
+
+
+def test_a_picture_that_no_gpu_decodes_ends_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "GpuPreprocessor", lambda *arguments: lambda data, canvas: None)
+    with pytest.raises(CodetrError, match="the GPU left the picture to the CPU"):
+        next(bench.measure_gpu((96, 64), seconds=0))
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "measure_preprocess", lambda *arguments: iter([STEP]))
@@ -55,6 +75,18 @@ def test_a_run_writes_json_and_markdown(measured: None, tmp_path: Path) -> None:
     markdown = (tmp_path / "out" / "preprocess.md").read_text()
     assert "| jpeg | 640x480 | 86 | 450.0 ± 1% | 500.0 ± 2% | 90% |" in markdown
     assert "| 300 | soft | 279 | 1.250 ± 2% |" in markdown
+
+
+def test_decoding_on_a_gpu_is_measured_where_it_is_asked_for(
+    measured: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = GpuCase(640, 480, 93_000, 2.1, 0.02, 1.2, 0.85, 1.9, 7.8, 1e-5, 1, 40)
+    monkeypatch.setattr(bench, "measure_gpu", lambda *arguments: iter([case]))
+    assert bench.run((96, 64), [], [], 1.0, tmp_path, lambda case: None)["jpeg_decoder_gpu"] == []
+    assert "on a GPU" not in (tmp_path / "preprocess.md").read_text()
+    bench.run((96, 64), [], [], 1.0, tmp_path, lambda case: None, "gpu")
+    row = "| 640x480 | 93 | 2.10 ± 2% | 1.20 | 0.85 | 1.90 | 7.80 | 1e-05, at most 1 |"
+    assert row in (tmp_path / "preprocess.md").read_text()
 
 
 @pytest.mark.parametrize(
