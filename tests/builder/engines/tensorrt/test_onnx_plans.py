@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from builder.engines.tensorrt import TensorRTSettings, plugin_library
+from builder.engines.tensorrt import TensorRTSettings, onnx_8, plugin_library
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.engines.tensorrt.onnx_frontend import build_plan
 from builder.engines.tensorrt.plans import run_plan
@@ -165,6 +165,37 @@ def inputs(batch):
     return images, np.array([[6 - i, 4 - i] for i in range(batch)], np.int32)
 
 
+def best_rows(path):
+    """Write the four brightest of a picture's rows, gathered as every detector gathers its proposals, of any batch."""
+    constants = {
+        "rows_shape": np.array([0, -1, 4], np.int64),
+        "last": np.array([2], np.int64),
+        "count": np.array([4], np.int64),
+        "repeat": np.array([1, 1, 4], np.int64),
+    }
+    nodes = [
+        node("Cast", "images", "pixels", to=TensorProto.FLOAT),
+        node("Reshape", "pixels rows_shape", "rows"),
+        node("ReduceSum", "rows last", "sums", keepdims=0),
+        helper.make_node("TopK", ["sums", "count"], ["scores", "numbers"], "node_topk", axis=1),
+        node("Unsqueeze", "numbers last", "column"),
+        node("Expand", "column repeat", "repeated"),
+        node("GatherElements", "rows repeated", "boxes", axis=1),
+        node("Cast", "numbers", "labels", to=TensorProto.INT32),
+    ]
+    save(path, nodes, constants, "batch")
+    model = onnx.shape_inference.infer_shapes(onnx.load(path))
+    onnx_8.gather_rows(model)
+    onnx.save(model, path)
+    return path
+
+
+def check_rows(images, boxes, scores, labels):
+    rows = images.reshape(len(images), -1, 4).astype(np.float32)
+    np.testing.assert_array_equal(boxes, np.take_along_axis(rows, labels[..., None], 1))
+    np.testing.assert_array_equal(scores, np.sort(rows.sum(2))[:, :-5:-1])
+
+
 # Sums of 12288 products in half precision, of terms to 0.1; the exact ones differ by the order of the sums.
 TOLERANCE = {"float32": 1e-5, "float16": 5e-3}
 
@@ -202,6 +233,22 @@ def test_a_detector_runs_at_every_batch(tmp_path, python, precision):
             assert (found.labels == labels).mean() >= (
                 1 if precision == "float32" else 0.7
             )  # close scores may change places
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rows_are_gathered_from_their_own_picture(tmp_path, batch):
+    images, sizes = inputs(batch)
+    evaluator = ReferenceEvaluator(str(best_rows(tmp_path / "a.onnx")))
+    check_rows(images, *evaluator.run(None, {"images": images, "image_sizes": sizes}))
+
+
+@pytest.mark.gpu
+def test_a_plan_gathers_rows_from_their_own_picture(tmp_path, python):
+    path, plan = best_rows(tmp_path / "a.onnx"), tmp_path / "a.plan"
+    build_plan(path, plan, SPEC, "float32", python=python)
+    batches = [inputs(1), inputs(BATCH)]
+    for (images, _), found in zip(batches, run_plan(plan, batches, python=python, graphs=[1, BATCH]), strict=True):
+        check_rows(images, found.boxes, found.scores, found.labels)
 
 
 @pytest.mark.gpu
