@@ -51,7 +51,11 @@ def check_precision(information: Mapping[str, Any], program: ExportedProgram) ->
         warnings.warn(_WITHHELD.format(precision), stacklevel=2)
         return
     check_types(types, precision)
-    check_products(product_layers(information), products_of(program), precision)
+    products = product_layers(information)
+    if not products and any(_is_region(layer) for layer in information["Layers"]):
+        warnings.warn(_WITHHELD.format(precision), stacklevel=2)
+        return
+    check_products(products, products_of(program), precision)
 
 
 def precision_of(program: ExportedProgram) -> str:
@@ -136,11 +140,14 @@ def products_of(program: ExportedProgram) -> Counter[str]:
 
 
 def product_layers(information: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the name and the narrowest operand's type of each layer of an inspected engine that is such a product."""
+    """Return the name and the narrowest operand's type of each layer of an inspected engine that is such a product.
+
+    Regions that TensorRT 8 fuses as one layer are left out: it does not tell what they compute in.
+    """
     found = []
     for layer in information["Layers"]:
         types = {type_ for operand in layer.get("Inputs", []) if (type_ := _floating_type(operand))}
-        if types and _PRODUCT_LAYER.search(_words(layer)):
+        if types and not _is_region(layer) and _PRODUCT_LAYER.search(_words(layer)):
             found.append((str(layer.get("Name", "unnamed")), min(types - {"float32"}, default="float32")))
     return found
 
@@ -168,6 +175,10 @@ def _withholds_types(information: Mapping[str, Any]) -> bool:
     layers = [layer for layer in information.get("Layers", []) if isinstance(layer, Mapping)]
     tensors = [each for layer in layers for each in (*layer.get("Inputs", []), *layer.get("Outputs", []))]
     return bool(tensors) and all("N/A" in _types(each) for each in tensors)
+
+
+def _is_region(layer: Mapping[str, Any]) -> bool:
+    return "{ForeignNode[" in str(layer.get("Name", ""))
 
 
 def _words(layer: Mapping[str, Any]) -> str:

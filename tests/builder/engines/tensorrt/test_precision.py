@@ -189,3 +189,20 @@ def test_plugin_layers_are_counted_and_missed():
         count_plugin_layers({"Layers": OTHERS}, program, "8.5.3.1")
     with pytest.warns(UserWarning, match=r"TensorRT 11\.1 shows no plugin layer"):
         count_plugin_layers({"Layers": OTHERS}, program, "11.1")
+
+
+REGION = layer("{ForeignNode[node_linear...node_MatMul_3]}", "Myelin", ["Row major linear FP32"], [HALF])
+
+
+def test_a_region_is_no_product_whose_type_is_known():
+    assert product_layers({"Layers": [REGION, PRODUCTS["convolution"]]}) == product_layers(
+        {"Layers": [PRODUCTS["convolution"]]}
+    )
+
+
+def test_a_plan_of_regions_alone_is_built_with_a_warning():
+    program = torch.export.export(nn.Linear(2, 2).half(), (torch.zeros(1, 2, dtype=torch.float16),))
+    with pytest.warns(UserWarning, match="nothing shows that it computes in float16"):
+        check_precision({"Layers": [REGION]}, program)
+    with pytest.raises(EngineError, match="the plan tells of no convolution or matrix product"):
+        check_precision({"Layers": [layer("relu", "PointWise", [HALF], [HALF])]}, program)
