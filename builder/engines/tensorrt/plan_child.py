@@ -296,6 +296,8 @@ def inspect(trt: Any, logger: Any, plan: Any, batch: int) -> Any:
     if not any(-1 in shape for shape in inputs.values()):
         return describe(trt, engine)
     context = engine.create_execution_context()
+    if context is None:  # no memory left beside others
+        return describe(trt, engine)
     for name, shape in inputs.items():
         context.set_input_shape(name, (batch, *shape[1:]))
     context.infer_shapes()  # without it the inspector of 8.5 does not see them

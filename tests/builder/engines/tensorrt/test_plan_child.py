@@ -339,8 +339,11 @@ def test_the_error_that_names_a_node_is_told():
     assert len(plan_child.explain(["node " + "x" * 1000])) < 500
 
 
-@pytest.mark.parametrize(("batch", "shapes"), [(-1, {"images": (4, 8, 8, 3)}), (1, {})])
-def test_the_inspector_is_told_what_batch_is_asked_of(batch, shapes):
+@pytest.mark.parametrize(
+    ("batch", "has_memory", "shapes"),
+    [(-1, True, {"images": (4, 8, 8, 3)}), (-1, False, {}), (1, True, {})],
+)
+def test_the_inspector_is_told_what_batch_is_asked_of(batch, has_memory, shapes):
     told, set_shapes, inferred = [], {}, []
     context = SimpleNamespace(set_input_shape=set_shapes.__setitem__, infer_shapes=lambda: inferred.append(True))
 
@@ -356,7 +359,7 @@ def test_the_inspector_is_told_what_batch_is_asked_of(batch, shapes):
         get_tensor_name=["images", "boxes"].__getitem__,
         get_tensor_mode=lambda name: "in" if name == "images" else "out",
         get_tensor_shape=lambda name: (batch, 8, 8, 3) if name == "images" else (batch, 5, 4),
-        create_execution_context=lambda: context,
+        create_execution_context=lambda: context if has_memory else None,
         create_engine_inspector=Inspector,
     )
     trt = SimpleNamespace(
