@@ -2,7 +2,7 @@
 
 Resized, the pixels are those of the CPU to the bit. Decoded they are not: a JPEG decoder may round as it likes, and a
 GPU's does it differently. So what is decoded here is only what every decoder takes for the same picture. Progressive
-files are not: entropy decoding, nearly all of their time, is not what a GPU does faster.
+files are left to the CPU: nobody can tell whether all their data are there, and of a cut one a GPU shows anything.
 """
 
 from __future__ import annotations

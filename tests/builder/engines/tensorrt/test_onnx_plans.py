@@ -13,8 +13,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from builder.engines.tensorrt import TensorRTSettings, onnx_8, plugin_library
+from builder.engines.tensorrt import TensorRTSettings, plugin_library
 from builder.engines.tensorrt.child import TensorRTPython
+from builder.engines.tensorrt.onnx_8_rows import gather_rows
 from builder.engines.tensorrt.onnx_frontend import build_plan
 from builder.engines.tensorrt.plans import run_plan
 from builder.engines.tensorrt.precision import product_layers
@@ -185,7 +186,7 @@ def best_rows(path):
     ]
     save(path, nodes, constants, "batch")
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
-    onnx_8.gather_rows(model)
+    gather_rows(model)
     onnx.save(model, path)
     return path
 
