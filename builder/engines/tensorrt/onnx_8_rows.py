@@ -1,4 +1,4 @@
-"""Gathered rows, in ONNX as TensorRT 8.5 computes them."""
+"""Gathered rows, in the plainest ONNX, for TensorRT 8.5."""
 
 from __future__ import annotations
 
