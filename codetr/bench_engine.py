@@ -39,7 +39,8 @@ def bench_engine(
         typer.Option(help="Of the engine; fp16 on a GPU, fp32 on a CPU."),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Images in one inference, repeatable; 1 without it.")
+        list[int] | None,
+        typer.Option(min=1, help="Images in one inference, repeatable; else 1, of a repository's engines the most."),
     ] = None,
     repository: Annotated[
         Path | None, typer.Option(help="Measure the engines of this repository instead of building any.")
@@ -77,7 +78,7 @@ def bench_engine(
     else:
         if variants is not None:
             raise CodetrError("--variants builds engines; with --repository leave it out")
-        targets = _existing(variant, repository, name, read_variant(config, execute_config))
+        targets = _existing(variant, repository, name, batch or [], read_variant(config, execute_config))
     options = Options(weights, seconds, tf32, profile, compare_images)
     run(targets, options, output, print_case, Stages(Console(stderr=True)), device, resume)
     say(f"wrote {output / 'engine.json'} and {output / 'engine.md'}")
@@ -115,11 +116,13 @@ def _new(
     return new_targets(variants, sizes, engine, chosen, batches, builds)
 
 
-def _existing(variant: str | None, repository: Path, name: str | None, network: DetectorConfig | None) -> list[Target]:
+def _existing(
+    variant: str | None, repository: Path, name: str | None, batches: list[int], network: DetectorConfig | None
+) -> list[Target]:
     from builder.pipeline.recheck import check_network
     from perf.engine.targets import existing_targets
 
-    targets = existing_targets(repository, name)
+    targets = existing_targets(repository, name, batches)
     others = {target.variant.name for target in targets} - {variant}
     if variant is not None and others:
         raise CodetrError(f"{repository} holds {', '.join(sorted(others))}, not {variant}; leave VARIANT out")

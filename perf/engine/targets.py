@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from builder.engines import Device
@@ -93,13 +93,28 @@ def new_targets(
     ]
 
 
-def existing_targets(repository: Path, name: str | None = None) -> list[Target]:
-    """Return the engines of a repository, or the one called `name`, each at its largest batch.
+def existing_targets(repository: Path, name: str | None = None, batches: Sequence[int] = ()) -> list[Target]:
+    """Return the engines of a repository, or the one called `name`, at every batch.
+
+    Args:
+        repository: a folder written by `codetr build`.
+        name: of one engine.
+        batches: numbers of images in one inference; if empty, each engine's largest.
 
     Raises:
-        CodetrError: there is none, its files are not those that were built, or it was built for another machine.
+        CodetrError: there is none, its files are not those that were built, it was built for another machine, or it
+            does not take one of the batches.
     """
-    return [_existing(repository, each) for each in chosen_names(repository, name)]
+    engines = [_existing(repository, each) for each in chosen_names(repository, name)]
+    return [_of_batch(engine, batch) for engine in engines for batch in batches or [engine.spec.max_batch_size]]
+
+
+def _of_batch(target: Target, batch: int) -> Target:
+    largest = target.spec.max_batch_size
+    if batch > largest or (batch < largest and not target.spec.is_dynamic):
+        takes = f"1 to {largest}" if target.spec.is_dynamic else f"{largest}"
+        raise CodetrError(f"the engine {target.name} of {target.repository} takes batches of {takes}, not of {batch}")
+    return replace(target, spec=replace(target.spec, max_batch_size=batch))
 
 
 def _existing(repository: Path, name: str) -> Target:

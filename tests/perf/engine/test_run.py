@@ -76,6 +76,20 @@ def test_pytorch_and_a_new_engine_are_measured_at_the_same_size(untimed: list[An
     assert [(each.spec, each.file, each.built_from) for each in again] == [(targets[0].spec, targets[0].file, None)]
     record = engine.run(again, Options(), tmp_path / "again", heard.append, stage)
     assert [case["build_seconds"] for case in record["cases"]] == [None, None]
+    assert existing_targets(targets[0].repository, batches=[1]) == again
+    with pytest.raises(CodetrError, match=r"the engine codetr of .* takes batches of 1, not of 2"):
+        existing_targets(targets[0].repository, batches=[2])
+
+
+def test_an_engine_of_every_batch_is_measured_at_those_asked_for(monkeypatch, tmp_path):
+    engines = [dataclasses.replace(target(), name=name, spec=InputSpec(64, 96, 4)) for name in "ab"]
+    monkeypatch.setattr("perf.engine.targets.chosen_names", lambda *arguments: ["a", "b"])
+    monkeypatch.setattr("perf.engine.targets._existing", lambda folder, name: engines["ab".index(name)])
+    found = existing_targets(tmp_path, batches=[1, 4])
+    assert [(each.name, each.spec.max_batch_size) for each in found] == [("a", 1), ("a", 4), ("b", 1), ("b", 4)]
+    assert existing_targets(tmp_path) == engines
+    with pytest.raises(CodetrError, match=r"the engine a of .* takes batches of 1 to 4, not of 5"):
+        existing_targets(tmp_path, batches=[4, 5])
 
 
 class Shifted:
