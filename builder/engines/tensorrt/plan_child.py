@@ -196,7 +196,11 @@ def check_quantised(trt: Any, network: Any, precision: str) -> None:
 
 
 def make_config(trt: Any, builder: Any, network: Any, request: dict[str, Any]) -> Any:
-    """Return the builder's configuration by the settings of `TensorRTSettings`, with the profile of dynamic batches."""
+    """Return the builder's configuration by the settings of `TensorRTSettings`, with the profile of dynamic batches.
+
+    Preview features stay as the release has them: 8.5.3 advises FASTER_DYNAMIC_SHAPES_0805, and with it joined what it
+    concatenated of open batches in another order.
+    """
     config, settings = builder.create_builder_config(), request["settings"]
     flags = trt.BuilderFlag
     if not settings["tf32"]:
@@ -214,8 +218,6 @@ def make_config(trt: Any, builder: Any, network: Any, request: dict[str, Any]) -
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(settings["workspace_gib"] * 2**30))
     if _has(trt, "TacticSource.CUDNN"):  # a plan with its kernels would need cuDNN wherever it runs
         config.set_tactic_sources(config.get_tactic_sources() & ~(1 << int(trt.TacticSource.CUDNN)))
-    if _has(trt, "PreviewFeature.FASTER_DYNAMIC_SHAPES_0805"):  # of 8.5 and 8.6; later releases always do so
-        config.set_preview_feature(trt.PreviewFeature.FASTER_DYNAMIC_SHAPES_0805, True)
     config.avg_timing_iterations = settings["average_timings"]
     if settings["timing_cache"]:
         path = Path(settings["timing_cache"])
