@@ -92,6 +92,10 @@ class CudaDriver:
         """Queue a captured graph."""
         self._call("cuGraphLaunch", *_pointers(graph, stream))
 
+    def forget(self, graph: int) -> None:
+        """Let go of a captured graph."""
+        self._call("cuGraphExecDestroy", *_pointers(graph))
+
     def create_event(self) -> int:
         """Return an event that knows its time."""
         return self._made("cuEventCreate", ctypes.c_uint(0))
@@ -139,8 +143,22 @@ class _Tensor:
         return batch * int(np.prod(self.shape[1:])) * self.dtype.itemsize
 
 
+class _Context:
+    """An execution context of TensorRT, the batch that it has the shapes of, and a CUDA graph of that batch.
+
+    The graph is void as soon as the context has other shapes: it reads what the context keeps of them.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self.context, self.batch = context, 0
+        self.graph: int | None = None
+
+
 class PlanRunner:
-    """Calls a plan on NumPy arrays, through one CUDA graph for each of some batch sizes. One thread at a time.
+    """Calls a plan on NumPy arrays, through CUDA graphs of some batch sizes. One thread at a time.
+
+    From TensorRT 10.1 on each of these batches has a context and a graph of its own, in the same memory. Before,
+    contexts cannot share a profile: there is one, whose graph is captured anew where a batch comes twice in a row.
 
     Its memory is that of the largest batch and stays until the process ends.
     """
@@ -177,18 +195,29 @@ class PlanRunner:
                 f"TensorRT {tensorrt.__version__} cannot load {plan}; its log says why, most often that another "
                 "version or GPU built it"
             )
-        self.context = self.engine.create_execution_context()
-        if self.context is None:
-            raise PlanError(f"{plan} does not fit into the GPU's memory; TensorRT's log says more")
+        strategies = getattr(tensorrt, "ExecutionContextAllocationStrategy", None)
+        managed = getattr(strategies, "USER_MANAGED", None) if hasattr(self.engine, "device_memory_size_v2") else None
+        self._memory = None if managed is None else self._context_memory()
+        self._common = self._current = self._new_context(managed)
         self.stream = self.driver.create_stream()
         self.inputs, self.outputs = self._tensors(tensorrt)
         self.unread = self._unread()
-        self.graphs = {batch: self._capture(batch) for batch in sorted(batch_sizes, reverse=True)}
+        for batch in batch_sizes:
+            self._check_batch(batch)
+        self._captured = frozenset(batch_sizes)
+        self._own = {} if managed is None else {batch: self._new_context(managed) for batch in self._captured}
+        for batch in sorted(self._captured, reverse=True):
+            self._ready(batch, at_once=True)
 
     @property
     def max_batch_size(self) -> int:
         """The largest batch that the plan takes."""
         return self.inputs[0].shape[0]
+
+    @property
+    def context(self) -> Any:
+        """TensorRT's execution context of the last inference."""
+        return self._current.context
 
     def __call__(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32] | None = None) -> list[NDArray[Any]]:
         """Return boxes, scores and labels of `images` uint8 [B, H, W, 3] with valid sizes int32 [B, 2].
@@ -214,7 +243,7 @@ class PlanRunner:
         Raises:
             PlanError: as `__call__`.
         """
-        replay = self._start(images, image_sizes)
+        replay = self._start(images, image_sizes, at_once=True)
         self.synchronize()  # the next inputs may be written to the same memory
         return replay
 
@@ -226,11 +255,12 @@ class PlanRunner:
         Raises:
             PlanError: the plan takes no batch of this size.
         """
-        if not 1 <= batch <= self.max_batch_size:
-            raise PlanError(f"{self.plan} takes batches of 1 to {self.max_batch_size}, not {batch}")
+        self._check_batch(batch)
         return [tensor.array[:batch] for tensor in self.inputs]
 
-    def _start(self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32] | None) -> Callable[[], None]:
+    def _start(
+        self, images: NDArray[np.uint8], image_sizes: NDArray[np.int32] | None, at_once: bool = False
+    ) -> Callable[[], None]:
         """Queue the copy of the inputs to the GPU, and return the call that queues the inference."""
         self.driver.attach()
         batch = len(images)
@@ -245,11 +275,8 @@ class PlanRunner:
             if tensor.array.ctypes.data != array.ctypes.data:
                 tensor.array[:batch] = array
             self.driver.upload(tensor.device, tensor.host, tensor.bytes_of(batch), self.stream)
-        graph = self.graphs.get(batch)
-        if graph is not None:
-            return lambda: self.driver.launch(graph, self.stream)
-        self._bind(batch)
-        return self._enqueue
+        graph = self._ready(batch, at_once).graph
+        return self._enqueue if graph is None else lambda: self.driver.launch(graph, self.stream)
 
     def synchronize(self) -> None:
         """Wait for what was queued."""
@@ -301,28 +328,59 @@ class PlanRunner:
                 f"not {array.dtype} {list(array.shape)}"
             )
 
-    def _bind(self, batch: int) -> None:
-        """Tell the context the shapes of a batch and where everything is."""
+    def _check_batch(self, batch: int) -> None:
+        if not 1 <= batch <= self.max_batch_size:
+            raise PlanError(f"{self.plan} takes batches of 1 to {self.max_batch_size}, not {batch}")
+
+    def _context_memory(self) -> tuple[int, int]:
+        """Return address and bytes of the memory that contexts use in turn."""
+        size = int(self.engine.device_memory_size_v2)
+        return self.driver.allocate(max(size, 1)), size
+
+    def _new_context(self, managed: Any) -> _Context:
+        """Return a new context; of `_memory` if TensorRT knows the strategy `managed`, else of memory of its own."""
+        made = self.engine.create_execution_context(*(() if managed is None else (managed,)))
+        if made is None:
+            raise PlanError(f"{self.plan} does not fit into the GPU's memory; TensorRT's log says more")
+        if self._memory is not None:
+            made.set_device_memory(*self._memory)
+        return _Context(made)
+
+    def _ready(self, batch: int, at_once: bool) -> _Context:
+        """Return the context for a batch, with its graph if it is to have one.
+
+        Where the context was of another batch, the graph is made at once, or else at the next inference: it costs
+        more than it saves one.
+        """
+        self._current = own = self._own.get(batch, self._common)
+        if own.batch != batch:
+            self._bind(own, batch)
+            if not at_once:
+                return own
+            self._enqueue()  # what a context does at the first run with new shapes cannot be captured
+            self.synchronize()
+        if batch in self._captured and own.graph is None:
+            own.graph = self.driver.capture(self.stream, self._enqueue)
+        return own
+
+    def _bind(self, own: _Context, batch: int) -> None:
+        """Tell a context the shapes of a batch and where everything is."""
+        if own.graph is not None:
+            self.synchronize()
+            self.driver.forget(own.graph)
+        own.graph, own.batch = None, 0
         for tensor in self.inputs:
-            if not self.context.set_input_shape(tensor.name, (batch, *tensor.shape[1:])):
+            if not own.context.set_input_shape(tensor.name, (batch, *tensor.shape[1:])):
                 raise PlanError(f"{self.plan} takes no batch of {batch}")
         for tensor in (*self.inputs, *self.outputs):
-            self.context.set_tensor_address(tensor.name, tensor.device)
+            own.context.set_tensor_address(tensor.name, tensor.device)
         for name, address in self.unread.items():
-            self.context.set_tensor_address(name, address)
+            own.context.set_tensor_address(name, address)
+        own.batch = batch
 
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(self.stream):
             raise PlanError(f"{self.plan} failed to run; TensorRT's log says why")
-
-    def _capture(self, batch: int) -> int:
-        """Return the graph of one inference."""
-        if not 1 <= batch <= self.max_batch_size:
-            raise PlanError(f"{self.plan} takes batches of 1 to {self.max_batch_size}, not {batch}")
-        self._bind(batch)
-        self._enqueue()  # what a context does at the first run with new shapes cannot be captured
-        self.synchronize()
-        return self.driver.capture(self.stream, self._enqueue)
 
 
 def _pointers(*addresses: int) -> list[ctypes.c_void_p]:

@@ -7,7 +7,6 @@
 
 #include <fstream>
 #include <iostream>
-#include <map>
 #include <numeric>
 
 #include "engine.hpp"
@@ -85,9 +84,7 @@ public:
     }
 
     ~Plan() override {
-        for (auto const& [batch, graph] : graphs_) {
-            cudaGraphExecDestroy(graph);
-        }
+        forget();
         cudaStreamDestroy(stream_);
     }
 
@@ -101,11 +98,10 @@ public:
                       "copying to the GPU");
             }
         }
-        if (graphs_.find(batch) == graphs_.end()) {
-            graphs_[batch] = capture(batch);
+        if (graph_ == nullptr || batch != batch_) {
+            capture(batch);
         }
-        current_ = graphs_[batch];
-        check(cudaGraphLaunch(current_, stream_), "launching the plan");
+        check(cudaGraphLaunch(graph_, stream_), "launching the plan");
         Candidates result;
         result.count = count_;
         std::size_t const all = static_cast<std::size_t>(batch) * count_;
@@ -130,7 +126,7 @@ public:
         std::vector<double> times;
         for (int i = 0; i < iterations; ++i) {
             check(cudaEventRecord(begin, stream_), "recording an event");
-            check(cudaGraphLaunch(current_, stream_), "launching the plan");
+            check(cudaGraphLaunch(graph_, stream_), "launching the plan");
             check(cudaEventRecord(end, stream_), "recording an event");
             check(cudaEventSynchronize(end), "running the plan");
             float milliseconds = 0.0f;
@@ -207,7 +203,16 @@ private:
         throw Error("the plan has no " + name);
     }
 
-    cudaGraphExec_t capture(int batch) {
+    void forget() {
+        if (graph_ != nullptr) {
+            cudaGraphExecDestroy(graph_);
+        }
+        graph_ = nullptr;
+    }
+
+    // A graph is void as soon as its context has other shapes: it reads what the context keeps of them.
+    void capture(int batch) {
+        forget();
         for (Tensor const& tensor : tensors_) {
             if (tensor.isInput) {
                 nvinfer1::Dims shape = engine_->getTensorShape(tensor.name.c_str());
@@ -221,13 +226,12 @@ private:
         enqueue();  // what a context does at the first run with new shapes cannot be captured
         check(cudaStreamSynchronize(stream_), "running the plan");
         cudaGraph_t graph = nullptr;
-        cudaGraphExec_t executable = nullptr;
         check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capturing a graph");
         enqueue();
         check(cudaStreamEndCapture(stream_, &graph), "capturing a graph");
-        check(cudaGraphInstantiateWithFlags(&executable, graph, 0), "instantiating a graph");
+        check(cudaGraphInstantiateWithFlags(&graph_, graph, 0), "instantiating a graph");
         cudaGraphDestroy(graph);
-        return executable;
+        batch_ = batch;
     }
 
     void enqueue() {
@@ -244,8 +248,8 @@ private:
     cudaStream_t stream_ = nullptr;
     std::vector<Tensor> tensors_;
     std::size_t count_ = 0;
-    std::map<int, cudaGraphExec_t> graphs_;
-    cudaGraphExec_t current_ = nullptr;
+    cudaGraphExec_t graph_ = nullptr;  // of batches of `batch_`
+    int batch_ = 0;
 };
 
 }  // namespace

@@ -65,12 +65,20 @@ class CpuDriver:
         for work in self.graphs[graph]:
             work()
 
+    def forget(self, graph):
+        self.log.append("forget")
+        self.graphs[graph] = []  # its number is not given again
+
 
 class Context:
     """Scores each image by its mean, its boxes are its size, its label is its first pixel."""
 
     def __init__(self, engine):
         self.engine, self.shapes, self.addresses, self.runs = engine, {}, {}, 0
+        self.memory = None
+
+    def set_device_memory(self, address, size):
+        self.memory = address, size
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = shape
@@ -91,6 +99,8 @@ class Context:
 
     def compute(self, shapes, addresses):
         self.runs += 1
+        if shapes != self.shapes:  # a graph of before: what it reads of the context has changed
+            shapes = {name: (0, *shape[1:]) for name, shape in shapes.items()}
 
         def array(name, shape, dtype):
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -106,7 +116,17 @@ class Context:
 
 
 class Engine:
-    def __init__(self, batch=-1, inputs=("images", "image_sizes"), outputs=("boxes", "scores", "labels"), wide="FLOAT"):
+    def __init__(
+        self,
+        batch=-1,
+        inputs=("images", "image_sizes"),
+        outputs=("boxes", "scores", "labels"),
+        wide="FLOAT",
+        shares=True,
+    ):
+        self.contexts = []
+        if shares:
+            self.device_memory_size_v2 = 1000
         self.takes, self.fails, self.outputs = True, False, outputs
         shapes = {"images": (batch, H, W, 3), "image_sizes": (batch, 2)}
         types = {"images": "UINT8", "image_sizes": "INT32"}
@@ -131,8 +151,14 @@ class Engine:
         assert profile == 0
         return [(n, *self.tensors[name][1][1:]) for n in (1, MOST, MOST)]
 
-    def create_execution_context(self):
-        return Context(self)
+    def create_execution_context(self, *strategies):
+        """Before 10 there are no strategies, and a second context finds the profile in use."""
+        shares = hasattr(self, "device_memory_size_v2")
+        assert strategies == (("ours",) if shares else ())
+        if self.contexts and not shares:
+            return None
+        self.contexts.append(Context(self))
+        return self.contexts[-1]
 
 
 @pytest.fixture
@@ -144,6 +170,7 @@ def runner_of(monkeypatch, tmp_path):
         tensorrt.__version__ = "11.1"
         tensorrt.Logger = type("Logger", (), {"WARNING": 2, "__init__": lambda self, level: None})
         tensorrt.TensorIOMode = SimpleNamespace(INPUT="INPUT")
+        tensorrt.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="ours")
         tensorrt.init_libnvinfer_plugins = lambda logger, namespace: True
         tensorrt.Runtime = lambda logger: SimpleNamespace(
             deserialize_cuda_engine=lambda data: engine if data == b"plan" else None
@@ -171,23 +198,59 @@ def check(outputs, images, sizes):
     assert (boxes.dtype, scores.dtype, labels.dtype) == (np.float32, np.float32, np.int32)
 
 
+@pytest.mark.parametrize("shares", [True, False], ids=["a context a graph", "one context"])
 @pytest.mark.parametrize("graphs", [(), (1, 3)], ids=["no graphs", "graphs"])
-def test_every_batch_runs(runner_of, graphs):
-    runner = runner_of(Engine(), batch_sizes=graphs)
+def test_every_batch_runs(runner_of, graphs, shares):
+    """Also after others, to which a context's graph would be void."""
+    runner = runner_of(Engine(shares=shares), batch_sizes=graphs)
     assert runner.max_batch_size == MOST
-    for batch in (3, 1, 2, 3):
+    for batch in (3, 3, 1, 1, 2, 3, 3, 2, 1, 3):
         images, sizes = inputs(batch, first=batch)
-        runner.driver.log.clear()
         check(runner(images, sizes), images, sizes)
-        launched = [each for each in runner.driver.log if each[0] == "launch"]
-        assert len(launched) == (batch in graphs)
-        if batch not in graphs:
-            assert runner.context.shapes == {"images": (batch, H, W, 3), "image_sizes": (batch, 2)}
+        assert runner.context.shapes == {"images": (batch, H, W, 3), "image_sizes": (batch, 2)}
+
+
+def launches(runner, batches):
+    """Return for each batch whether it ran as a graph."""
+    found = []
+    for batch in batches:
+        runner.driver.log.clear()
+        runner(*inputs(batch))
+        found.append(any(each[0] == "launch" for each in runner.driver.log))
+    return found
+
+
+def test_a_context_for_each_graph_keeps_it(runner_of):
+    runner = runner_of(Engine(), batch_sizes=(1, 3))
+    assert launches(runner, (1, 3, 1, 2, 2, 3, 1)) == [True, True, True, False, False, True, True]
+    assert len(runner.driver.graphs) == 2
+    assert len(runner.engine.contexts) == 3
+    ((address, size),) = {context.memory for context in runner.engine.contexts}
+    assert size == 1000
+    assert address in map(ctypes.addressof, runner.driver.memory)
+
+
+def test_one_context_captures_a_batch_that_comes_again(runner_of):
+    runner = runner_of(Engine(shares=False), batch_sizes=(1, 3))
+    assert launches(runner, (1, 1, 3, 3, 3, 2, 2, 1)) == [True, True, False, True, True, False, False, False]
+    assert len(runner.engine.contexts) == 1
+    assert runner.engine.contexts[0].memory is None
+    alive = [graph for graph in runner.driver.graphs.values() if graph]
+    assert not alive, "graphs of other shapes are let go"
 
 
 def test_a_context_runs_before_each_capture(runner_of):
     """Else what it does at its first run with new shapes would be captured, or refused."""
-    assert runner_of(Engine(), batch_sizes=(1, 3)).context.runs == 2
+    for shares in (True, False):
+        engine = Engine(shares=shares)
+        runner_of(engine, batch_sizes=(1, 3))
+        assert sum(context.runs for context in engine.contexts) == 2
+
+
+def test_a_context_that_has_no_memory_is_told(runner_of, monkeypatch):
+    monkeypatch.setattr(Engine, "create_execution_context", lambda self, *strategies: None)
+    with pytest.raises(PlanError, match="does not fit into the GPU's memory"):
+        runner_of(Engine())
 
 
 def test_only_the_batch_is_copied(runner_of):
@@ -232,9 +295,11 @@ def test_prepared_inferences_can_be_repeated(runner_of):
     for batch in (2, 3):
         replay = runner.prepare(*inputs(batch))
         before = runner.context.runs
+        runner.driver.log.clear()
         replay()
         replay()
         assert runner.context.runs == before + 2
+        assert len(runner.driver.log) == (2 if batch == 2 else 0), "launches of a graph, made at once"
 
 
 def test_a_fixed_batch_needs_no_profile(runner_of):
@@ -311,8 +376,8 @@ def test_a_failed_run_is_told(runner_of):
     with pytest.raises(PlanError, match="failed to run"):
         runner(*inputs(1))
     engine.takes = False
-    with pytest.raises(PlanError, match="takes no batch of 1"):
-        runner(*inputs(1))
+    with pytest.raises(PlanError, match="takes no batch of 2"):
+        runner(*inputs(2))
 
 
 def test_a_plugin_that_cannot_be_loaded_is_told(runner_of, tmp_path):
@@ -351,6 +416,7 @@ int cuStreamSynchronize(void* stream) { return stream != kStream; }
 int cuStreamBeginCapture_v2(void* stream, int mode) { capturing = mode; return stream != kStream; }
 int cuStreamEndCapture(void* stream, void** graph) { capturing = 0; *graph = kGraph; return stream != kStream; }
 int cuGraphInstantiateWithFlags(void** exec, void* graph, Address f) { *exec = graph; return f != 0; }
+int cuGraphExecDestroy(void* exec) { return exec != kGraph; }
 int cuGraphLaunch(void* exec, void* stream) { ++launches; return exec != kGraph || stream != kStream; }
 int cuEventCreate(void** event, unsigned f) { *event = calloc(1, sizeof(float)); return f; }
 int cuEventRecord(void* event, void* stream) { *(float*)event = ++now; return stream != kStream; }
@@ -395,6 +461,7 @@ def test_the_driver_is_called_with_its_types(libcuda):
     assert libcuda.state(1) == 0
     driver.launch(graph, stream)
     assert libcuda.state(0) == 1
+    driver.forget(graph)
     begin, end = driver.create_event(), driver.create_event()
     driver.record(begin, stream)
     driver.record(end, stream)
