@@ -108,6 +108,8 @@ SOURCES = (
     ("`torch` engine in float16 through the real server, H200", "server-torch-fp16-h200"),
     ("RT-DETRv2's demo: PyTorch float32, CPU", "pytorch-fp32-cpu-rtdetrv2"),
     ("RT-DETRv2's demo: ONNX engine through the real server (gRPC)", "server-rtdetrv2"),
+    ("RT-DETRv2's demo: PyTorch float32, H100", "pytorch-fp32-h100-rtdetrv2"),
+    ("RT-DETRv2's demo: plan in float32 of TensorRT 8.5.3 through the real server, H100", "server-tensorrt-8.5.3-rtdetrv2-h100"),
 )
 
 
@@ -423,6 +425,17 @@ def fp8_accuracy() -> str:
     return table(["in FP8", "AP", "candidates found again"], rows)
 
 
+def gpus() -> str:
+    """What a second GPU brings through a server."""
+    record = results("gpus/results.json")
+    rates = {(each["concurrency"], len(each["gpus"])): each["images_per_s"] for each in record["results"]}
+    rows = [
+        [count, f"{rates[count, 1]:.1f}", f"{rates[count, 2]:.1f}", f"{record['ratios'][f'server {count}']:.2f}"]
+        for count in sorted({count for count, _ in rates})
+    ]
+    return table(["requests at a time", "images/s on one GPU", "on two", "ratio"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "quantised": quantised,
     "fp8": fp8,
@@ -432,6 +445,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rules": rules,
     "accuracy": accuracy,
     "accuracy by shape": accuracy_by_shape,
+    "gpus": gpus,
     "precision": precision,
     "canvas": canvas,
     "engine": engine,
