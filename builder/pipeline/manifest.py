@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -108,13 +108,24 @@ def engine_file(repository: Path, name: str, kind: EngineKind) -> Path:
     return repository / model_name(DETECTOR, name) / "1" / kind.file_name
 
 
-def load_engine(repository: Path, name: str, manifest: Mapping[str, Any]) -> Engine:
-    """Return a repository's engine `name` of this manifest, in the interpreter that can run it; raises EngineError."""
+def load_engine(repository: Path, name: str, manifest: Mapping[str, Any], batch: int | None = None) -> Engine:
+    """Return a repository's engine `name` of this manifest, in the interpreter that can run it.
+
+    Args:
+        repository: a folder written by `codetr build`.
+        name: of the engine.
+        manifest: its own.
+        batch: the largest that will be run, for which a GPU gets a CUDA graph; None for the largest that it takes.
+
+    Raises:
+        EngineError: it cannot be loaded here.
+    """
     kind = engine_kind(manifest["engine"])
     # before there were two frontends, torch_tensorrt built every plan
     settings = TensorRTSettings(frontend=manifest.get("frontend", "torch-tensorrt")) if kind.has_settings else None
     path = engine_file(repository, name, kind)
-    return kind.module.load(path, spec_of(manifest), device_of(manifest), settings)
+    spec = spec_of(manifest) if batch is None else replace(spec_of(manifest), max_batch_size=batch)
+    return kind.module.load(path, spec, device_of(manifest), settings)
 
 
 def window_attention_of(manifest: Mapping[str, Any]) -> WindowAttention:

@@ -95,9 +95,9 @@ def measure_engine(repository: Path, name: str, batches: list[int], seconds: flo
     """Return the engine's milliseconds by batch, without a server: inputs in place, on a GPU by its own clock."""
     manifest = read_manifest(repository, name)
     spec = spec_of(manifest)
-    engine = load_engine(repository, name, manifest)
     found = {}
     for batch in batches:
+        engine = load_engine(repository, name, manifest, batch)  # with a CUDA graph of it, as the server has
         images = np.random.default_rng(0).integers(0, 256, (batch, spec.height, spec.width, 3), dtype=np.uint8)
         sizes = np.tile(np.array([spec.height, spec.width], np.int32), (batch, 1))
         found[str(batch)] = measure_latency(engine.prepare(images, sizes), engine.device, seconds).p50_ms

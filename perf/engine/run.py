@@ -196,7 +196,7 @@ class Bench:
             yield case
         seconds = self._build(target)
         manifest = read_manifest(target.repository, target.name)
-        load = partial(load_engine, target.repository, target.name, manifest)
+        load = partial(load_engine, target.repository, target.name, manifest, target.spec.max_batch_size)
         case = self._measure(subject, target.engine, target.precision, load)
         yield replace(case, build_seconds=seconds, **self._trtexec(target))
 

@@ -123,6 +123,8 @@ def test_a_plan_is_loaded_where_its_frontend_runs(tmp_path, monkeypatch, said, f
     load_engine(tmp_path, "codetr", read_manifest(tmp_path))
     settings = TensorRTSettings(frontend=frontend)
     assert loaded == [(folder / "1" / "model.plan", InputSpec(64, 96, 2), "cuda", settings)]
+    load_engine(tmp_path, "codetr", read_manifest(tmp_path), batch=1)
+    assert loaded[1][1] == InputSpec(64, 96, 1)
 
 
 @pytest.mark.parametrize(
