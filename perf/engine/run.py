@@ -121,11 +121,13 @@ def run(
     wanted = _continue(record, targets, output) if resume else targets
     output.mkdir(parents=True, exist_ok=True)
     bench = Bench(options, place, output, stage, record["profiles"])
+    bench.known = {_key(case) for case in record["cases"]}
     try:
         with float32_products(options.tf32):
             for target in wanted:
                 for case in bench.measure(target):
                     record["cases"].append(asdict(case))
+                    bench.known.add(_key(record["cases"][-1]))
                     on_case(case)
                     write(record, output)
         record["complete"] = True
@@ -181,9 +183,13 @@ class Bench:
     ) -> None:
         self.options, self.device, self.output, self.stage, self.profiles = options, device, output, stage, profiles
         self.gemm_rates: dict[str, float] = {}  # operations a second, by precision
+        self.known: set[tuple[Any, ...]] = set()  # cases that there are
 
     def measure(self, target: Target) -> Iterator[EngineCase]:
-        """Yield PyTorch in float32, PyTorch in the engine's half precision, and the engine, which is built last."""
+        """Yield PyTorch in float32, PyTorch in the engine's half precision, and the engine, which is built last.
+
+        PyTorch is measured once where several engines are of one network, size and batch.
+        """
         if self.device == "cuda" and target.variant.uses_operator:
             load_cuda_operator()
         with self.stage("load weights"):
@@ -191,6 +197,8 @@ class Bench:
         target = replace(target, variant=detector.variant)  # with the checkpoint's classes
         subject = Subject.of(target)
         for precision in eager_precisions(target.around, self.device):
+            if (*_target_key(target)[:4], PYTORCH, precision) in self.known:
+                continue
             case = self._measure(subject, PYTORCH, precision, partial(self._eager, detector, precision))
             detector.cpu()
             yield case

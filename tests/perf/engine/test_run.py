@@ -76,6 +76,8 @@ def test_pytorch_and_a_new_engine_are_measured_at_the_same_size(untimed: list[An
     assert [(each.spec, each.file, each.built_from) for each in again] == [(targets[0].spec, targets[0].file, None)]
     record = engine.run(again, Options(), tmp_path / "again", heard.append, stage)
     assert [case["build_seconds"] for case in record["cases"]] == [None, None]
+    record = engine.run([*again, *again], Options(), tmp_path / "twice", heard.append, stage)
+    assert [case["implementation"] for case in record["cases"]] == ["PyTorch", "onnx", "onnx"]
     assert existing_targets(targets[0].repository, batches=[1]) == again
     with pytest.raises(CodetrError, match=r"the engine codetr of .* takes batches of 1, not of 2"):
         existing_targets(targets[0].repository, batches=[2])
