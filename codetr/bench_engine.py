@@ -142,6 +142,7 @@ def print_case(case: EngineCase) -> None:
         "batch": case.batch,
         "implementation": case.implementation,
         "precision": case.precision,
+        "name": case.name or "-",
         "device": case.device,
         "p50_ms": f"{case.p50_ms:.3f}",
         "p90_ms": f"{case.p90_ms:.3f}",

@@ -12,6 +12,7 @@ from perf.latency import GEMM_SIDE
 from perf.machine import summary
 from perf.records import write_record
 from perf.tables import markdown_table
+from serving.contract import ENSEMBLE
 
 KIND = "engine"  # of the result file
 RESULTS = "engine.json"
@@ -102,7 +103,7 @@ def _row(case: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[st
     half = baseline_ms(case, cases, half=True)
     found = case["agreement"]
     return [
-        f"{case['width']}x{case['height']}", f"{case['implementation']} {case['precision']}",
+        f"{case['width']}x{case['height']}", label(case),
         f"{case['p50_ms']:.2f} ± {case['spread']:.1%}{'' if case['stable'] else ' (unsteady)'}",
         f"{case['p90_ms']:.2f}", f"{case['p99_ms']:.2f}", f"{case['images_per_s']:.1f}",
         f"{base / case['p50_ms']:.2f}x" if base else "", f"{half / case['p50_ms']:.2f}x" if half else "",
@@ -111,6 +112,12 @@ def _row(case: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> list[st
         f"{found['matched']:.1%}, scores ± {found['max_score_difference']:.1e}" if found else "",
         f"{case['published_ms']:.1f}, {_hardware(case)}" if case["published_ms"] else "",
     ]  # fmt: skip
+
+
+def label(case: Mapping[str, Any]) -> str:
+    """Return what a case is of, with the engine's name if it has one of its own."""
+    name = case.get("name", "")
+    return f"{case['implementation']} {case['precision']}" + (f" ({name})" if name not in ("", ENSEMBLE) else "")
 
 
 def baseline_ms(case: Mapping[str, Any], cases: Sequence[Mapping[str, Any]], half: bool) -> float | None:

@@ -86,6 +86,7 @@ class EngineCase:
     family: str | None = None  # of the variant
     box_ap: float | None = None  # published, in percent
     build_seconds: float | None = None
+    name: str = ""  # of the engine, in a repository that was there
     trtexec: str | None = None  # the line that measures the same plan
     trtexec_ms: float | None = None  # its median
 
@@ -167,12 +168,14 @@ def _continue(record: dict[str, Any], targets: Sequence[Target], output: Path) -
 
 
 def _key(case: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(case[name] for name in ("variant", "width", "height", "batch", "implementation", "precision"))
+    known = tuple(case[name] for name in ("variant", "width", "height", "batch", "implementation", "precision"))
+    return (*known, case.get("name", ""))
 
 
 def _target_key(target: Target) -> tuple[Any, ...]:
     spec = target.spec
-    return target.variant.name, spec.width, spec.height, spec.max_batch_size, target.engine, target.precision
+    name = target.name if target.exists else ""
+    return target.variant.name, spec.width, spec.height, spec.max_batch_size, target.engine, target.precision, name
 
 
 class Bench:
@@ -188,7 +191,8 @@ class Bench:
     def measure(self, target: Target) -> Iterator[EngineCase]:
         """Yield PyTorch in float32, PyTorch in the engine's half precision, and the engine, which is built last.
 
-        PyTorch is measured once where several engines are of one network, size and batch.
+        With random weights PyTorch is measured once where several engines are of one network, size and batch: with
+        others each engine is compared with it.
         """
         if self.device == "cuda" and target.variant.uses_operator:
             load_cuda_operator()
@@ -197,7 +201,7 @@ class Bench:
         target = replace(target, variant=detector.variant)  # with the checkpoint's classes
         subject = Subject.of(target)
         for precision in eager_precisions(target.around, self.device):
-            if (*_target_key(target)[:4], PYTORCH, precision) in self.known:
+            if self.options.weights is None and (*_target_key(target)[:4], PYTORCH, precision, "") in self.known:
                 continue
             case = self._measure(subject, PYTORCH, precision, partial(self._eager, detector, precision))
             detector.cpu()
@@ -206,7 +210,8 @@ class Bench:
         manifest = read_manifest(target.repository, target.name)
         load = partial(load_engine, target.repository, target.name, manifest, target.spec.max_batch_size)
         case = self._measure(subject, target.engine, target.precision, load)
-        yield replace(case, build_seconds=seconds, **self._trtexec(target))
+        name = target.name if target.exists else ""
+        yield replace(case, build_seconds=seconds, name=name, **self._trtexec(target))
 
     def _load_detector(self, target: Target) -> Detector:
         if self.options.weights is None:

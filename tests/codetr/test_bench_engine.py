@@ -76,9 +76,17 @@ def test_a_repository_gives_size_and_precision(
     seen: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     found = Target(get_variant("co_dino_demo"), InputSpec(64, 96, 4), "torch", "float16", tmp_path, "cpu", exists=True)
-    monkeypatch.setattr(perf.engine.targets, "existing_targets", lambda repository, name: [found])
+    asked = []
+
+    def existing(*arguments: Any) -> list[Target]:
+        asked.append(arguments)
+        return [found]
+
+    monkeypatch.setattr(perf.engine.targets, "existing_targets", existing)
     assert invoke("--random-weights", "--repository", str(tmp_path)).exit_code == 0
     assert seen[0] == [found]
+    assert invoke("--random-weights", "--repository", str(tmp_path), "--batch", "1", "--batch", "4").exit_code == 0
+    assert asked == [(tmp_path, None, []), (tmp_path, None, [1, 4])]
     result = invoke("co_dino_r50_12e", "--random-weights", "--repository", str(tmp_path))
     assert isinstance(result.exception, CodetrError)
     assert "holds co_dino_demo, not co_dino_r50_12e" in str(result.exception)

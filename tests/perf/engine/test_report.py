@@ -10,7 +10,7 @@ pytest.importorskip("torch")
 from builder.pipeline.export import InputSpec  # after the check for torch
 from builder.variants import get_variant
 from perf.engine.published import published_ms, sizes_to_measure
-from perf.engine.report import _choices, to_markdown, write
+from perf.engine.report import _choices, label, to_markdown, write
 from tests.perf.engine.cases import CASE, ENGINE, HALF
 
 RECORD = {
@@ -58,6 +58,14 @@ def test_published_figures_stand_beside_their_own_case_only(
 )
 def test_sizes_are_the_published_ones_or_the_usual_one(variant: str, sizes: list[tuple[int, int]]) -> None:
     assert sizes_to_measure(get_variant(variant)) == sizes
+
+
+def test_an_engine_with_a_name_of_its_own_is_told_from_others() -> None:
+    named = [dataclasses.asdict(dataclasses.replace(ENGINE, name=name)) for name in ("codetr", "tf32")]
+    older = {key: value for key, value in named[0].items() if key != "name"}
+    assert [label(case) for case in (*named, older)] == ["torch float16", "torch float16 (tf32)", "torch float16"]
+    text = to_markdown({**RECORD, "cases": named})
+    assert "| torch float16 (tf32) |" in text
 
 
 def test_several_variants_make_a_picture_to_choose_by(tmp_path: Path) -> None:

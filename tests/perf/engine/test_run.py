@@ -77,7 +77,13 @@ def test_pytorch_and_a_new_engine_are_measured_at_the_same_size(untimed: list[An
     record = engine.run(again, Options(), tmp_path / "again", heard.append, stage)
     assert [case["build_seconds"] for case in record["cases"]] == [None, None]
     record = engine.run([*again, *again], Options(), tmp_path / "twice", heard.append, stage)
-    assert [case["implementation"] for case in record["cases"]] == ["PyTorch", "onnx", "onnx"]
+    assert [(case["implementation"], case["name"]) for case in record["cases"]] == [
+        ("PyTorch", ""), ("onnx", "codetr"), ("onnx", "codetr"),
+    ]  # fmt: skip
+    record = engine.run([*again, *again], Options(), tmp_path / "twice", heard.append, stage, resume=True)
+    assert len(record["cases"]) == 3, "all are there"
+    other = dataclasses.replace(again[0], name="other")
+    assert engine._target_key(other) != engine._target_key(again[0])
     assert existing_targets(targets[0].repository, batches=[1]) == again
     with pytest.raises(CodetrError, match=r"the engine codetr of .* takes batches of 1, not of 2"):
         existing_targets(targets[0].repository, batches=[2])
