@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,10 @@ def test_outputs_of_a_large_file_come_in_several_runs(co_dino, onnx_file, drawn,
     assert list(found) == list(expected)
     assert sum(isinstance(array, np.memmap) for array in found.values()) == len(found)
     for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, atol=1e-4)
+        # which outputs there are decides how ONNX Runtime rounds, and so the order of proposals of nearly equal scores
+        is_of_proposals = array.shape[1:2] in ((co_dino.variant.num_queries,), (co_dino.variant.max_detections,))
+        in_order = partial(np.sort, axis=1) if is_of_proposals else np.asarray
+        np.testing.assert_allclose(in_order(found[name]), in_order(array), atol=1e-4, err_msg=name)
     model = onnx.load(onnx_file)
     marked.mark_model(model, patterns)
     groups = marked.output_groups(model, 2**21)
