@@ -146,7 +146,7 @@ class _Tensor:
 class _Context:
     """An execution context of TensorRT, the batch that it has the shapes of, and a CUDA graph of that batch.
 
-    The graph is void as soon as the context has other shapes: it reads what the context keeps of them.
+    The graph is void as soon as the context has other shapes: it may read what the context keeps of them.
     """
 
     def __init__(self, context: Any) -> None:

@@ -210,7 +210,7 @@ private:
         graph_ = nullptr;
     }
 
-    // A graph is void as soon as its context has other shapes: it reads what the context keeps of them.
+    // A graph is void as soon as its context has other shapes: it may read what the context keeps of them.
     void capture(int batch) {
         forget();
         for (Tensor const& tensor : tensors_) {
