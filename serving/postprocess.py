@@ -163,11 +163,22 @@ def _suppress(boxes: Floats, scores: Floats, labels: Ints, settings: Postprocess
     neighbours' by 1 - IoU. Hard NMS (mmcv `nms`) is the same with 0 in place of 1 - IoU. Boxes without neighbours keep
     their scores, so only the others take part.
     """
-    first, second, iou = _neighbours(boxes, labels, settings)
-    crowded = np.unique(np.concatenate([first, second]))
-    weights = np.ones((len(crowded), len(crowded)), np.float32)
-    rows, columns = np.searchsorted(crowded, first), np.searchsorted(crowded, second)
-    weights[rows, columns] = weights[columns, rows] = 0 if settings.nms == "hard" else 1 - iou
+    first, second = _perhaps_near(boxes, None if settings.class_agnostic else labels, settings.iou_threshold)
+    if len(first) > len(boxes) ** 2 / 8:  # a crowd, of which the whole matrix is less work
+        everyone = np.arange(len(boxes))
+        weights = _weights(boxes, everyone[:, None], everyone[None], settings)
+        if not settings.class_agnostic:
+            weights[labels[:, None] != labels[None]] = 1
+        np.fill_diagonal(weights, 1)
+        crowded = np.flatnonzero((weights < 1).any(axis=1))
+        weights = weights[np.ix_(crowded, crowded)]
+    else:
+        factors = _weights(boxes, first, second, settings)
+        first, second, factors = (each[factors < 1] for each in (first, second, factors))
+        crowded = np.unique(np.concatenate([first, second]))
+        rows, columns = np.searchsorted(crowded, first), np.searchsorted(crowded, second)
+        weights = np.ones((len(crowded), len(crowded)), np.float32)
+        weights[rows, columns] = weights[columns, rows] = factors
     final = scores.copy()
     final[crowded] = _pick_in_turn(scores[crowded], weights)
     best = scores.argmax()
@@ -195,12 +206,8 @@ def _pick_in_turn(scores: Floats, weights: Floats) -> Floats:
     return final
 
 
-def _neighbours(boxes: Floats, labels: Ints, settings: PostprocessSettings) -> tuple[Indices, Indices, Floats]:
-    """Return the pairs of boxes that suppress each other, each once, and their IoU; all three `[P]`."""
-    first, second = _perhaps_near(boxes, settings.iou_threshold)
-    if not settings.class_agnostic:
-        same = labels[first] == labels[second]
-        first, second = first[same], second[same]
+def _weights(boxes: Floats, first: Indices, second: Indices, settings: PostprocessSettings) -> Floats:
+    """Return what a box multiplies another's score by, 1 for those that are no neighbours, of pairs of any shape."""
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
     area = (x2 - x1) * (y2 - y1)
     iou = _overlap(x1, x2, first, second)
@@ -209,19 +216,24 @@ def _neighbours(boxes: Floats, labels: Ints, settings: PostprocessSettings) -> t
     union -= iou
     iou /= np.maximum(union, np.finfo(np.float32).tiny, out=union)
     near = iou > settings.iou_threshold if settings.nms == "hard" else iou >= np.float32(settings.iou_threshold)
-    return first[near], second[near], iou[near]
+    return np.where(near, 0 if settings.nms == "hard" else 1 - iou, np.float32(1))
 
 
-def _perhaps_near(boxes: Floats, iou_threshold: float) -> tuple[Indices, Indices]:
-    """Return the pairs of boxes whose left sides are close enough for an IoU of the threshold, both `[P]`.
+def _perhaps_near(boxes: Floats, labels: Ints | None, iou_threshold: float) -> tuple[Indices, Indices]:
+    """Return the pairs of boxes, of one label if there are labels, that may reach an IoU of the threshold, both `[P]`.
 
     An IoU of t takes an overlap of t times each box's width, so the box further right begins in the first 1 - t of the
     other. Of 300 candidates few pairs are left, where the whole matrix would be most of the work.
     """
-    order = np.argsort(boxes[:, 0], kind="stable")
-    x1 = boxes[order, 0].astype(np.float64)
+    x1 = boxes[:, 0].astype(np.float64)
     # A little more, for what float32 rounds; and at a threshold of 0 boxes count that do not even touch.
-    reach = (boxes[order, 2] - x1) * (1.001 - iou_threshold) + 1e-3 if iou_threshold > 0 else np.inf
+    reach = (boxes[:, 2] - x1) * (1.001 - iou_threshold) + 1e-3 if iou_threshold > 0 else np.full(len(x1), np.inf)
+    if labels is not None:  # each label has a region of its own, which none of its boxes reaches beyond
+        region, number = x1.max() - x1.min() + 1, np.unique(labels, return_inverse=True)[1]
+        x1 = x1 - x1.min() + number * region
+        reach = np.minimum(reach, (number + 1) * region - x1 - 0.5)
+    order = np.argsort(x1, kind="stable")
+    x1, reach = x1[order], reach[order]
     begin = np.arange(1, len(x1) + 1)
     count = np.maximum(np.searchsorted(x1, x1 + reach, side="right") - begin, 0)
     left = np.repeat(begin - 1, count)
@@ -230,7 +242,7 @@ def _perhaps_near(boxes: Floats, iou_threshold: float) -> tuple[Indices, Indices
 
 
 def _overlap(low: Floats, high: Floats, first: Indices, second: Indices) -> Floats:
-    """Return the length `[P]` that intervals share, 0 if none."""
+    """Return the length that intervals share, 0 if none, of pairs of any shape."""
     shared = np.minimum(high[first], high[second])
     shared -= np.maximum(low[first], low[second])
     return np.maximum(shared, 0, out=shared)

@@ -171,27 +171,40 @@ def test_equals_the_definition_at_any_number_of_boxes(nms: Any, count: int) -> N
 
 @pytest.mark.parametrize("nms", ["soft", "hard"])
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.95])
-def test_boxes_of_all_widths_and_distances_find_their_neighbours(nms: Any, threshold: float) -> None:
+@pytest.mark.parametrize("kinds", [[0], [0, 1, 2, 3], [0, 7, 2**31 - 1]], ids=["one class", "four", "far apart"])
+@pytest.mark.parametrize("side", [40, 3], ids=["spread", "crowd"])
+def test_boxes_of_all_widths_and_distances_find_their_neighbours(
+    nms: Any, threshold: float, kinds: list[int], side: float
+) -> None:
     random = np.random.default_rng(7)
-    corners = random.uniform(0, 40, (150, 2)).repeat(2, axis=0)  # pairs with a corner in common, some the same box
+    corners = random.uniform(0, side, (150, 2)).repeat(2, axis=0)  # pairs with a corner in common, some the same box
     sides = random.choice([0.0, 0.3, 20, 21, 200], (300, 2))
     boxes = np.hstack([corners, corners + sides]).astype(np.float32)
     scores = random.permutation(np.arange(1, 301)).astype(np.float32) / 300
     settings = PostprocessSettings(nms=nms, iou_threshold=threshold, min_score=0)
-    picks, picked_scores = pick(boxes, scores, np.zeros(300, np.int32), settings)
-    expected = whole_matrix(boxes, scores, settings)
+    labels = random.choice(np.array(kinds, np.int32), 300)
+    picks, picked_scores = pick(boxes, scores, labels, settings)
+    expected = whole_matrix(boxes, scores, labels, settings)
     np.testing.assert_array_equal(picked_scores, [score for _, score in expected])
     np.testing.assert_array_equal(picks, [index for index, _ in expected])
 
 
-def whole_matrix(boxes: Any, scores: Any, settings: PostprocessSettings) -> list[tuple[int, Any]]:
-    """Greedy NMS of one class in float32, with the overlap of every pair of boxes."""
+def test_a_score_of_zero_beside_a_crowd_is_kept() -> None:
+    boxes = np.array([[0, 0, 9, 9]] * 30 + [[50, 50, 60, 60]], np.float32)
+    scores = np.array([0.5] * 30 + [0], np.float32)
+    picks, _ = pick(boxes, scores, np.zeros(31, np.int32), PostprocessSettings(nms="hard"))
+    np.testing.assert_array_equal(picks, [0, 30])
+
+
+def whole_matrix(boxes: Any, scores: Any, labels: Any, settings: PostprocessSettings) -> list[tuple[int, Any]]:
+    """Greedy NMS in float32, with the overlap of every pair of boxes."""
     low, high = boxes[:, :2], boxes[:, 2:]
     shared = np.maximum(np.minimum(high[:, None], high) - np.maximum(low[:, None], low), 0).prod(axis=2)
     area = (high - low).prod(axis=1)
     iou = shared / np.maximum(area[:, None] + area - shared, np.finfo(np.float32).tiny)
     hard = settings.nms == "hard"
     near = iou > settings.iou_threshold if hard else iou >= np.float32(settings.iou_threshold)
+    near &= labels[:, None] == labels
     weights = np.where(near, np.float32(0) if hard else 1 - iou, np.float32(1))
     remaining, picks = scores.copy(), []
     while (best := int(remaining.argmax())) >= 0 and remaining[best] > 0:
