@@ -174,7 +174,8 @@ def _suppress(boxes: Floats, scores: Floats, labels: Ints, settings: Postprocess
         weights = weights[np.ix_(crowded, crowded)]
     else:
         factors = _weights(boxes, first, second, settings)
-        first, second, factors = (each[factors < 1] for each in (first, second, factors))
+        near = factors < 1
+        first, second, factors = first[near], second[near], factors[near]
         crowded = np.unique(np.concatenate([first, second]))
         rows, columns = np.searchsorted(crowded, first), np.searchsorted(crowded, second)
         weights = np.ones((len(crowded), len(crowded)), np.float32)
