@@ -166,21 +166,30 @@ def canvas() -> str:
 
 
 def engine() -> str:
-    """Latency of Swin-L by size, in PyTorch and as engine, beside the published figures."""
+    """Latency of Co-DINO by variant, size and batch, in PyTorch and as engine, beside the published figures."""
     record = results("engine-h200.json")
+    groups: dict[tuple[str, int, int, int], dict[tuple[str, str], dict[str, Any]]] = {}
+    for case in record["cases"]:
+        group = groups.setdefault((case["variant"], case["batch"], case["width"], case["height"]), {})
+        group[case["implementation"], case["precision"]] = case
     rows = []
-    for width, height in sorted({(case["width"], case["height"]) for case in record["cases"]}):
-        cases = {
-            (case["implementation"], case["precision"]): case
-            for case in record["cases"]
-            if (case["width"], case["height"]) == (width, height)
-        }
-        fp32, fp16 = cases["PyTorch", "float32"], cases["PyTorch", "float16"]
-        built = cases["torch", "float16"]
-        figures = [f"{case['p50_ms']:.1f} ms" for case in (fp32, fp16, built)]
-        rows.append((f"{width}x{height}", *figures, f"{built['images_per_s']:.0f}", f"{built['published_ms']} ms"))
-    columns = ("width x height", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16", "images/s")
-    return f"{machine(record)}\n\n" + table((*columns, "published: RTX 4090, TensorRT fp16"), rows)
+    for (variant, batch, width, height), cases in sorted(groups.items(), key=lambda each: each[0]):
+        half, eighth = cases["torch", "float16"], cases.get(("torch", "fp8"))
+        figures = [f"{cases['PyTorch', precision]['p50_ms']:.1f} ms" for precision in ("float32", "float16")]
+        rows.append(
+            (
+                f"`{variant}`",
+                f"{width}x{height}",
+                batch,
+                *figures,
+                f"{half['p50_ms']:.2f} ms",
+                f"{half['images_per_s']:.0f}",
+                "" if eighth is None else f"{eighth['p50_ms']:.2f} ms",
+                "" if half["published_ms"] is None else f"{half['published_ms']} ms",
+            )
+        )
+    columns = ("variant", "width x height", "batch", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16", "images/s")
+    return f"{machine(record)}\n\n" + table((*columns, "fp8", "published: RTX 4090, TensorRT fp16"), rows)
 
 
 def families() -> str:
@@ -281,6 +290,13 @@ def from_report(folder: str, *sections: str) -> Callable[[], str]:
         )
 
     return tables
+
+
+def service() -> str:
+    """What the server adds to an engine, by load, with the times of the steps."""
+    lines = (RESULTS / "service-h200/service.md").read_text(encoding="utf-8").splitlines()
+    rows, verdict = ("\n".join(line for line in lines if line.startswith(mark)) for mark in ("|", "*"))
+    return f"{machine(results('service-h200/service.json'))}\n\n{rows}\n\n{verdict}\n"
 
 
 def preprocessing() -> str:
@@ -441,6 +457,7 @@ def gpus() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "quantised": quantised,
+    "service": service,
     "fp8": fp8,
     "fp8 kernels": fp8_kernels,
     "fp8 accuracy": fp8_accuracy,
