@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
+from builder.engines.torch_float8 import join_float8_layers
 from builder.operators.cuda import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, inputs_of, uses_operator
 from builder.precision import Quantised
@@ -94,7 +95,12 @@ def check(uses_operator: bool, settings: object = None) -> None:
 
 
 def check_quantised(precision: Quantised, settings: object = None) -> None:
-    """Check that this machine has a GPU that multiplies E4M3 numbers; raises EngineError."""
+    """Check that this machine has a GPU that multiplies E4M3 numbers, and what `build` needs for the joined layers.
+
+    Raises:
+        EngineError: there is no such GPU.
+        CudaOperatorError: there is neither the CUDA operator's library nor nvcc to build it.
+    """
     if not torch.cuda.is_available():
         raise EngineError(
             "the torch engine's fp8 needs an NVIDIA GPU; on a CPU use the onnx engine in int8, or another precision"
@@ -106,6 +112,7 @@ def check_quantised(precision: Quantised, settings: object = None) -> None:
             f"fp8 needs a GPU of compute capability {wanted} or later (Ada, Hopper); {torch.cuda.get_device_name()} "
             f"has {found}, so use fp16 or bf16"
         )
+    check_cuda_operator()
 
 
 def quantised_layers(
@@ -137,14 +144,18 @@ def quantised_layers(
 def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:
     """Compile the program for the device it was exported on and write the package to `path`.
 
-    On a GPU the library of our operator, if the program has it, is put beside it, where `load` and the server look. The
-    package is loaded once in a process of its own, which may crash.
+    On a GPU pairs of FP8 layers are joined in the program, and the library of our operators, if it has one, is put
+    beside the package, where `load` and the server look. The package is loaded once in a process of its own, which may
+    crash.
 
     Raises:
         EngineError: there is no C++ compiler, the compilation failed, or the package cannot be loaded.
         CudaOperatorError: the CUDA operator could not be built or loaded.
     """
-    place, needs_operator = device_of(program), uses_operator(program)
+    place = device_of(program)
+    if place == "cuda":
+        join_float8_layers(program)
+    needs_operator = uses_operator(program)
     check(needs_operator)
     libraries = []
     if place == "cuda" and needs_operator:

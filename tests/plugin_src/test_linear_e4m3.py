@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from builder.operators import linear_e4m3
-from builder.operators.linear_e4m3 import ACTIVATIONS, E4M3, reference_linear_e4m3
+from builder.operators.linear_e4m3 import ACTIVATIONS, E4M3
 from plugin_src import SOURCES
 from tests.markers import missing
 
@@ -89,7 +89,7 @@ def test_cublaslt_is_asked_for_what_the_reference_computes(library, half, activa
     inputs = random_inputs(half)
     output, fault = run(library, inputs, activation)
     assert fault == ""
-    expected = reference_linear_e4m3(*inputs, ACTIVATIONS[activation])
+    expected = torch.ops.codetr.linear_e4m3(*inputs, ACTIVATIONS[activation])  # on CPUs the reference
     assert len(expected.float().unique()) > 20
     if activation == "gelu":  # by another tanh
         torch.testing.assert_close(output.float(), expected.float(), rtol=1 / 8, atol=2**-9)
