@@ -462,6 +462,13 @@ def test_fp8_takes_the_place_of_wide_linear_layers():
     assert made["wide"].weight.dtype == torch.float8_e4m3fn
 
 
+def test_narrower_layers_of_an_mlp_can_be_let_in(monkeypatch):
+    monkeypatch.setattr(engine, "FP8_MLP_WIDTH", 192)
+    sizes = {"fc1": (192, 768), "fc2": (768, 192), "qkv": (192, 576), "narrower": (176, 768)}
+    layers = {name: nn.Linear(*size).half() for name, size in sizes.items()}
+    assert list(engine.quantised_layers(layers, dict.fromkeys(layers, WIDE), "fp8")) == ["fc1", "fc2"]
+
+
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
