@@ -69,7 +69,7 @@ class TorchRunner:
             package: what `builder.engines.torch.build` wrote.
             input_shape: height and width in pixels.
             device: it was compiled for.
-            operator_library: the CUDA library of `codetr::ms_deform_attn`, for a package that calls it.
+            operator_library: the CUDA library of our operators, for a package that calls one.
             batch_sizes: to capture CUDA graphs for; other batches run without one.
             index: of the GPU, among those that PyTorch sees; a package is compiled for none in particular.
         """

@@ -107,10 +107,12 @@ LAYERS: dict[str, set[str]] = {
     "builder.quantise.calibration": {"builder.detector", "builder.engines"},
     "builder.quantise.layers": {
         "builder.precision", "builder.quantise.calibration", "builder.quantise.operator",
+        "builder.operators.linear_e4m3",  # how E4M3 is rounded
     },
     "builder.quantise.search": {"builder.engines"},
     "builder.pipeline.export": {
         "builder.engines",
+        "builder.operators.linear_e4m3",
         "builder.operators.ms_deform_attn",
         "builder.operators.window_attention",
         "builder.parts.layers",

@@ -27,6 +27,7 @@ from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
+from builder.engines.torch_float8 import join_float8_layers
 from builder.operators.cuda import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, inputs_of, uses_operator
 from builder.precision import Quantised
@@ -39,6 +40,10 @@ from model_repository.torch_runner import TF32, TorchRunner
 PROFILED = {"cpp.enable_kernel_profile": True}
 FP8_CAPABILITY = (8, 9)  # of GPUs whose matrix units take E4M3
 FP8_WIDTH = 256  # channels, in and out
+# The same for layers of an MLP, which `join_float8_layers` lets write and read eight bits: 192 takes in the first stage
+# of Swin-L, where that has not been measured.
+FP8_MLP_WIDTH = 256
+MLP_RATIO = 4  # at least, of an MLP's hidden channels to its others
 
 # The server runs the package with the same code as `load`: its source goes beside the package.
 RUNNER_SOURCE = TEMPLATES / "torch_runner.py"
@@ -94,7 +99,12 @@ def check(uses_operator: bool, settings: object = None) -> None:
 
 
 def check_quantised(precision: Quantised, settings: object = None) -> None:
-    """Check that this machine has a GPU that multiplies E4M3 numbers; raises EngineError."""
+    """Check that this machine has a GPU that multiplies E4M3 numbers, and what `build` needs for the joined layers.
+
+    Raises:
+        EngineError: there is no such GPU.
+        CudaOperatorError: there is neither the CUDA operator's library nor nvcc to build it.
+    """
     if not torch.cuda.is_available():
         raise EngineError(
             "the torch engine's fp8 needs an NVIDIA GPU; on a CPU use the onnx engine in int8, or another precision"
@@ -106,6 +116,7 @@ def check_quantised(precision: Quantised, settings: object = None) -> None:
             f"fp8 needs a GPU of compute capability {wanted} or later (Ada, Hopper); {torch.cuda.get_device_name()} "
             f"has {found}, so use fp16 or bf16"
         )
+    check_cuda_operator()
 
 
 def quantised_layers(
@@ -113,7 +124,8 @@ def quantised_layers(
 ) -> dict[str, nn.Module]:
     """Return what takes the place of linear layers.
 
-    Those narrower than `FP8_WIDTH` stay as they are: memory decides how long they take, and rounding costs accuracy.
+    Those narrower than `FP8_WIDTH`, or of an MLP `FP8_MLP_WIDTH`, stay as they are: memory decides how long they take,
+    and rounding costs accuracy.
 
     Raises:
         EngineError: a layer is a convolution, or all are too narrow.
@@ -124,7 +136,8 @@ def quantised_layers(
             raise EngineError(
                 f"fp8 of the torch engine is for linear layers, and {name} is a convolution; leave it out"
             )
-        if min(layer.in_features, layer.out_features) >= FP8_WIDTH:
+        narrow, wide = sorted((layer.in_features, layer.out_features))
+        if narrow >= (FP8_MLP_WIDTH if wide >= MLP_RATIO * narrow else FP8_WIDTH):
             made[name] = Float8Linear(layer, ranges[name].input)
     if not made:
         raise EngineError(
@@ -137,14 +150,18 @@ def quantised_layers(
 def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:
     """Compile the program for the device it was exported on and write the package to `path`.
 
-    On a GPU the library of our operator, if the program has it, is put beside it, where `load` and the server look. The
-    package is loaded once in a process of its own, which may crash.
+    On a GPU pairs of FP8 layers are joined in the program, and the library of our operators, if it has one, is put
+    beside the package, where `load` and the server look. The package is loaded once in a process of its own, which may
+    crash.
 
     Raises:
         EngineError: there is no C++ compiler, the compilation failed, or the package cannot be loaded.
         CudaOperatorError: the CUDA operator could not be built or loaded.
     """
-    place, needs_operator = device_of(program), uses_operator(program)
+    place = device_of(program)
+    if place == "cuda":
+        join_float8_layers(program)
+    needs_operator = uses_operator(program)
     check(needs_operator)
     libraries = []
     if place == "cuda" and needs_operator:

@@ -1,1 +1,4 @@
-"""Deformable and window attention as operators: schemas, references, CUDA build, TensorRT names and converters."""
+"""Deformable and window attention and FP8 layers as operators.
+
+Schemas, references, CUDA build, TensorRT names and converters.
+"""

@@ -1,8 +1,8 @@
-"""The CUDA implementation of `torch.ops.codetr.ms_deform_attn`: loaded from its library, which is built on first use.
+"""The CUDA implementation of our operators: loaded from their library, which is built on first use.
 
 The library is written against PyTorch's stable ABI, so one build serves PyTorch 2.11 and later. It registers under the
-CUDA key of the operator that `builder.operators.ms_deform_attn` defines; fake kernel and backward are the ones defined
-there.
+CUDA key of the operators that `ms_deform_attn`, `window_attention` and `linear_e4m3` beside this module define; fake
+kernels and backwards are the ones defined there.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 
 import torch
 
+import builder.operators.linear_e4m3
 import builder.operators.ms_deform_attn
-import builder.operators.window_attention  # noqa: F401  # both define their schemas, before the library would
+import builder.operators.window_attention  # noqa: F401  # all define their schemas, before the library would
 import plugin_src
 from builder.cache import cache_folder
 from builder.operators.interface import SCHEMA_VARIABLE
@@ -30,14 +31,24 @@ from serving.errors import CodetrError
 from serving.manifest import sha256
 
 SOURCE_FOLDER = plugin_src.SOURCES
-SOURCES = ("ms_deform_attn.cu", "torch_op.cpp", "window_attn.cu", "torch_window_attn.cpp")
+SOURCES = (
+    "ms_deform_attn.cu",
+    "torch_op.cpp",
+    "window_attn.cu",
+    "torch_window_attn.cpp",
+    "linear_e4m3.cpp",
+    "torch_linear_e4m3.cpp",
+)
 HEADERS = (
     "ms_deform_attn.h",
     "call.h",
+    "cublaslt.h",
     "interface.h",
     "elements.cuh",
     "fast.cuh",
     "general.cuh",
+    "linear_call.h",
+    "linear_e4m3.h",
     "locate.h",
     "query_tiles.h",
     "sampling.cuh",
@@ -61,7 +72,7 @@ _loaded: dict[str, Path] = {}
 
 
 def load_cuda_operator(library: Path | None = None) -> Path:
-    """Make `torch.ops.codetr.ms_deform_attn` run the CUDA kernel on CUDA tensors.
+    """Make our operators run on CUDA tensors as the library does them.
 
     The first call builds the library with nvcc, about half a minute, and keeps it in `builder.cache.cache_folder()`;
     `$CODETR_CUDA_OPERATOR` names a library built elsewhere instead. Later calls do nothing.

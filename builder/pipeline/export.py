@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from builder.engines import Device
+from builder.operators.linear_e4m3 import reference_linear_e4m3
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
 from builder.operators.window_attention import has_kernel, reference_window_attention
 from builder.parts.layers import written_out_attention
@@ -28,6 +29,7 @@ BATCHES = (1, 256)
 OPERATORS: dict[Any, Callable[..., Tensor]] = {
     torch.ops.codetr.ms_deform_attn.default: reference_ms_deform_attn,
     torch.ops.codetr.window_attention.default: reference_window_attention,
+    torch.ops.codetr.linear_e4m3.default: reference_linear_e4m3,
 }
 WINDOW_ATTENTION = torch.ops.codetr.window_attention.default
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from builder.operators.linear_e4m3 import to_e4m3
 from builder.precision import Quantised
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.operator import E4M3_MAX, PER_TENSOR, RANGES, Kind, fake_quantise
@@ -117,7 +118,7 @@ class Float8Linear(nn.Module):
         weight = layer.weight.detach().float()
         weight_scale = (weight.abs().amax() / E4M3_MAX).clamp(min=SMALLEST_SCALE)
         input_scale = weight_scale.new_tensor(max(values.magnitude / E4M3_MAX, SMALLEST_SCALE))
-        self.register_buffer("weight", _to_e4m3(weight / weight_scale))  # [out, in]
+        self.register_buffer("weight", to_e4m3(weight / weight_scale))  # [out, in]
         self.register_buffer("input_scale", input_scale)
         self.register_buffer("input_factor", 1 / input_scale)
         self.register_buffer("weight_scale", weight_scale)
@@ -125,7 +126,7 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out_features] of half-precision `x` [..., in_features]."""
-        rounded = _to_e4m3(x.flatten(0, -2).float() * self.input_factor)
+        rounded = to_e4m3(x.flatten(0, -2).float() * self.input_factor)
         y = torch._scaled_mm(
             rounded,
             self.weight.t(),
@@ -136,10 +137,6 @@ class Float8Linear(nn.Module):
             use_fast_accum=True,
         )
         return y.view(*x.shape[:-1], y.shape[-1])
-
-
-def _to_e4m3(x: Tensor) -> Tensor:
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)  # which itself makes NaN of what is larger
 
 
 def replace_layers(detector: nn.Module, replaced: Mapping[str, nn.Module]) -> None:

@@ -17,6 +17,7 @@ from builder.engines import torch as engine
 from builder.engines.torch_passes import ReLUInProduct
 from builder.pipeline.export import InputSpec
 from builder.quantise.calibration import Range, Ranges
+from builder.quantise.layers import Float8Linear
 from model_repository.torch_runner import TF32, TorchRunner, float32_products
 
 SPEC = InputSpec(64, 96, 4)
@@ -298,6 +299,24 @@ def test_a_graph_without_the_operator_is_built_for_a_gpu_without_its_library(tmp
     assert gpu == []
 
 
+@pytest.mark.parametrize(("place", "joined"), [("cuda", True), ("cpu", False)])
+def test_fp8_layers_of_any_detector_are_joined_on_a_gpu_and_bring_the_library(
+    tmp_path, gpu, compiled, monkeypatch, place, joined
+):
+    layers = nn.Sequential(*(Float8Linear(nn.Linear(16, 16).half(), Range(-1.0, 1.0)) for _ in range(2)))
+    layers.insert(1, nn.ReLU())
+    program = torch.export.export(layers, (torch.zeros(1, 16).half(),), strict=True)
+    library = tmp_path / "cache" / "libcodetr_ms_deform_attn_sm90_0123.so"
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setattr(engine, "load_cuda_operator", lambda: library)
+    monkeypatch.setattr(engine, "device_of", lambda program: place)
+    built = engine.build(program, tmp_path / "model.pt2")
+    operators = [node.target for node in program.graph.nodes]
+    assert (torch.ops.codetr.linear_e4m3.default in operators) is joined
+    assert built.extra_files == (engine.RUNNER_SOURCE, *([library] if joined else []))
+
+
 class Package:
     """Stands in for a loaded package of `inputs` tensors; returns them, and knows what PyTorch was set to."""
 
@@ -423,8 +442,11 @@ def test_fp8_needs_a_gpu(monkeypatch):
 def test_fp8_needs_a_gpu_that_has_it(monkeypatch, a_gpu, capability, passes):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
+    asked = []
+    monkeypatch.setattr(engine, "check_cuda_operator", lambda: asked.append(True))
     if passes:
         engine.check_quantised("fp8")
+        assert asked == [True], "the joined layers want the library, whatever the detector has"
         return
     with pytest.raises(EngineError, match=rf"8.9 or later \(Ada, Hopper\); A100 has 8.{capability[1]}, so use fp16"):
         engine.check_quantised("fp8")
@@ -438,6 +460,13 @@ def test_fp8_takes_the_place_of_wide_linear_layers():
     made = engine.quantised_layers(layers, dict.fromkeys(layers, WIDE), "fp8")
     assert list(made) == ["wide"]
     assert made["wide"].weight.dtype == torch.float8_e4m3fn
+
+
+def test_narrower_layers_of_an_mlp_can_be_let_in(monkeypatch):
+    monkeypatch.setattr(engine, "FP8_MLP_WIDTH", 192)
+    sizes = {"fc1": (192, 768), "fc2": (768, 192), "qkv": (192, 576), "narrower": (176, 768)}
+    layers = {name: nn.Linear(*size).half() for name, size in sizes.items()}
+    assert list(engine.quantised_layers(layers, dict.fromkeys(layers, WIDE), "fp8")) == ["fc1", "fc2"]
 
 
 @pytest.mark.parametrize(
