@@ -24,6 +24,8 @@ FOLDER_VARIABLE = "CODETR_RUN"
 _PENDING = re.compile(r'^nv_inference_pending_request_count{model="([^"]*)"[^}]*} (\S+)$', re.MULTILINE)
 # Longer than a request takes from one step to the next, or through a plan in Triton's own backend.
 _IDLE_SECONDS = 0.4
+# Sooner than this nobody cancels; to ask takes Triton a third of a millisecond, in which the GPU waits.
+_PATIENCE_SECONDS = 0.1
 
 Run = Callable[..., Sequence[Any]]
 
@@ -105,6 +107,11 @@ class Account:
         name = _model_of_this_process()
         return cls(_queue(name.removesuffix(DETECTOR.removeprefix(ENSEMBLE))) if name else None)
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether a request may have waited for so long that it was cancelled."""
+        return self._queue is None or self._queue.longest_wait() > _PATIENCE_SECONDS
+
     @contextmanager
     def running(self, requests: int, engine: Run) -> Iterator[Run]:
         """Account for one `execute` of so many requests; gives the engine to run, which counts its images."""
@@ -150,13 +157,14 @@ def pending_requests(folder: Path, model: str) -> int:
     return sum(int(float(count)) for name, count in _PENDING.findall(page) if name == model)
 
 
-def too_late(request: Any) -> ServerBusyError | None:
+def too_late(request: Any, may_be_cancelled: bool = True) -> ServerBusyError | None:
     """Return why a detector should not compute a request: nobody waits for it; None if somebody may.
 
     Args:
         request: Triton's, as `execute` receives it.
+        may_be_cancelled: whether to ask Triton.
     """
-    if request.is_cancelled():
+    if may_be_cancelled and request.is_cancelled():
         return ServerBusyError("the request was cancelled before the detector could start")
     try:
         left = seconds_left(json.loads(request.parameters() or "{}"))

@@ -11,6 +11,7 @@ Times are nanoseconds of the machine's monotonic clock.
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import time
@@ -213,6 +214,12 @@ class DetectorQueue:
         now = time.monotonic_ns()
         self._head[_RUNNING], self._head[_TAKEN] = now, requests
         return now
+
+    def longest_wait(self) -> float:
+        """Return for how many seconds the oldest request that was handed on has waited; infinite if none was."""
+        handed_on = self._entries[:, _HANDED_ON]
+        handed_on = handed_on[handed_on > 0]
+        return (time.monotonic_ns() - int(handed_on.min())) / 1e9 if len(handed_on) else math.inf
 
     def correct(self, pending: int) -> None:
         """Forget the oldest requests of those handed on that are neither in the detector nor pending in Triton.

@@ -40,6 +40,7 @@ Buffers = Callable[[int], Sequence[Array]]  # of a number of images, to where th
 Settings = TypeVar("Settings")
 
 _BOOLEANS = {"true": True, "false": False}
+_CONTRACT = contract(1, 1)  # for the names of tensors, which are those of every size
 
 
 def parse_settings(kind: type[Settings], model_config: Mapping[str, Any]) -> Settings:
@@ -343,12 +344,14 @@ def respond_together(
         engine fails all others are `INTERNAL` errors: it does not say whose image it was.
     """
     telemetry = telemetry or Telemetry(pb_utils, DETECTOR)
-    refusals = [too_late(request) for request in requests]
+    account = Account.of_this_process()
+    may_be_cancelled = account.is_slow
+    refusals = [too_late(request, may_be_cancelled) for request in requests]
     wanted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
     for request, refusal in zip(requests, refusals, strict=True):
         if refusal is not None:
             telemetry.failed(request.request_id(), refusal, 0.0)
-    with at_work(), Account.of_this_process().running(len(requests), engine) as counted:
+    with at_work(), account.running(len(requests), engine) as counted:
         answered = _respond_to_all(pb_utils, wanted, counted, max_batch_size, telemetry, buffers) if wanted else []
     answers = iter(answered)
     return [next(answers) if refusal is None else _failure(pb_utils, refusal) for refusal in refusals]
@@ -412,7 +415,7 @@ def run_in_batches(
         outputs.append(engine(*(rows.get(start, stop, to) for rows, to in zip(inputs, targets, strict=True))))
     columns = [_Rows(column) for column in zip(*outputs, strict=True)]
     ends = np.cumsum([len(images) for images, *_ in batches], dtype=int).tolist()
-    names = [tensor.name for tensor in contract(1, 1)[DETECTOR].outputs]
+    names = [tensor.name for tensor in _CONTRACT[DETECTOR].outputs]
     return [
         {name: rows.get(start, stop) for name, rows in zip(names, columns, strict=True)}
         for start, stop in zip([0, *ends], ends, strict=False)
@@ -441,7 +444,7 @@ class _Rows:
 
 
 def _inputs(pb_utils: Any, model: str, request: Any) -> Arrays:
-    names = [tensor.name for tensor in contract(1, 1)[model].inputs]
+    names = [tensor.name for tensor in _CONTRACT[model].inputs]
     found = {name: pb_utils.get_input_tensor_by_name(request, name) for name in names}
     # A detector may lack `image_sizes`; of the other models Triton lets no request in without all inputs.
     inputs = {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}

@@ -53,6 +53,20 @@ def test_what_nobody_waits_for_is_too_late(given: Callable[[], Any], expected: s
     assert (expected or "None") in str(refusal)
 
 
+def test_triton_is_asked_for_cancelled_requests_only_where_one_has_waited(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = admission.Account(DetectorQueue(folder, "other"))
+    assert account.is_slow, "a request that did not come through pre-processing may have waited for long"
+    with Door("other_preprocess", 4, 10.0).let_in(1, {}):
+        pass
+    assert not account.is_slow
+    assert too_late(request(cancelled=True), account.is_slow) is None
+    monkeypatch.setattr(board, "time", SimpleNamespace(monotonic_ns=lambda: 10**15 + 2 * 10**8))
+    assert account.is_slow, "after a fifth of a second"
+    assert admission.Account(None).is_slow
+
+
 @pytest.mark.parametrize("value", [True, "soon", None])
 def test_a_deadline_that_is_no_number_is_none(value: Any) -> None:
     assert seconds_left({DEADLINE_PARAMETER: value}) is None
