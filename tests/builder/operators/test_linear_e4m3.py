@@ -154,7 +154,7 @@ def test_agrees_with_the_reference(cuda, activation):
     """But where sums of another order or length of mantissa round to the next number."""
     inputs = random_inputs(1000, 256, 512, device=cuda)
     reference = reference_linear_e4m3(*inputs, ACTIVATIONS[activation])
-    same = linear_e4m3(*inputs, activation).view(torch.uint8) == reference.view(torch.uint8)
+    same = linear_e4m3(*inputs, activation).float() == reference.float()  # as numbers: GELU's zeros may have signs
     assert float(same.float().mean()) > 0.9
 
 
