@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -60,10 +61,10 @@ constexpr uint64_t kMaxWorkspace = uint64_t{32} << 20;  // bytes; what NVIDIA re
 constexpr uint32_t kMaxAlignment = 256;                 // bytes; more is of no use to cuBLASLt
 constexpr int32_t kDeviceLimit = 64;                    // GPUs of a machine
 
-// The most bytes, a power of two, that all matrices are aligned to.
-uint32_t alignmentOf(LinearE4m3 const& call) {
+// The most bytes, a power of two, that all pointers are aligned to.
+uint32_t alignmentOf(std::initializer_list<void const*> pointers) {
     uint32_t alignment = kMaxAlignment;
-    for (void const* const pointer : {call.x, call.weight, static_cast<void const*>(call.output)}) {
+    for (void const* const pointer : pointers) {
         while (!aligned(pointer, alignment)) alignment /= 2;
     }
     return alignment;
@@ -163,15 +164,16 @@ std::string choose(cublaslt::Library const& library, LinearE4m3 const& call, uin
 }  // namespace
 
 std::string planLinearE4m3(LinearE4m3 const& call, int32_t device, LinearPlan& plan) {
-    using Key = std::tuple<int32_t, int64_t, int64_t, int64_t, Activation, ElementType, uint32_t>;
+    using Key = std::tuple<int32_t, int64_t, int64_t, int64_t, Activation, ElementType, uint32_t, uint32_t>;
     static std::mutex mutex;
     static std::map<Key, LinearPlan> plans;
     static cublaslt::Handle handles[kDeviceLimit] = {};  // kept until the process ends, as what they hold is the GPU's
     cublaslt::Library const* const library = cublaslt::library();
     if (library == nullptr) return "libcublasLt.so.13 and .12 cannot be loaded; PyTorch for CUDA brings one of them";
     if (device < 0 || device >= kDeviceLimit) return "there are more than 64 GPUs";
-    uint32_t const alignment = alignmentOf(call);
-    Key const key{device, call.rows, call.in, call.out, call.activation, call.bias_type, alignment};
+    uint32_t const alignment = alignmentOf({call.x, call.weight, call.output});
+    uint32_t const of_bias = alignmentOf({call.bias});  // cuBLASLt looks at its address when it chooses
+    Key const key{device, call.rows, call.in, call.out, call.activation, call.bias_type, alignment, of_bias};
     std::lock_guard<std::mutex> const lock(mutex);
     if (auto const known = plans.find(key); known != plans.end()) {
         plan = known->second;

@@ -24,8 +24,9 @@ FOLDER_VARIABLE = "CODETR_RUN"
 _PENDING = re.compile(r'^nv_inference_pending_request_count{model="([^"]*)"[^}]*} (\S+)$', re.MULTILINE)
 # Longer than a request takes from one step to the next, or through a plan in Triton's own backend.
 _IDLE_SECONDS = 0.4
-# Sooner than this nobody cancels; to ask takes Triton a third of a millisecond, in which the GPU waits.
-_PATIENCE_SECONDS = 0.1
+# To ask whether a request was cancelled takes a third of a millisecond, in which the GPU waits, so it is asked only
+# where one has waited for so long, and after a start, when Triton may have kept requests of a step that crashed.
+_PATIENCE_SECONDS, _START_SECONDS = 0.1, 30.0
 
 Run = Callable[..., Sequence[Any]]
 
@@ -97,6 +98,7 @@ class Account:
 
     def __init__(self, queue: DetectorQueue | None) -> None:
         self._queue = queue
+        self._opened = time.monotonic()
         if queue is not None:
             queue.open()
 
@@ -110,7 +112,8 @@ class Account:
     @property
     def is_slow(self) -> bool:
         """Whether a request may have waited for so long that it was cancelled."""
-        return self._queue is None or self._queue.longest_wait() > _PATIENCE_SECONDS
+        started = time.monotonic() - self._opened > _START_SECONDS
+        return self._queue is None or not started or self._queue.longest_wait() > _PATIENCE_SECONDS
 
     @contextmanager
     def running(self, requests: int, engine: Run) -> Iterator[Run]:

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.torch_float8 import join_float8_layers
-from builder.operators.cuda import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
+from builder.operators.cuda import LIBRARY_PATTERN, CudaOperatorError, check_cuda_operator, load_cuda_operator
+from builder.operators.linear_e4m3 import E4M3, Activation, linear_e4m3
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, inputs_of, uses_operator
 from builder.precision import Quantised
 from builder.quantise.calibration import Ranges
@@ -40,9 +41,7 @@ from model_repository.torch_runner import TF32, TorchRunner
 PROFILED = {"cpp.enable_kernel_profile": True}
 FP8_CAPABILITY = (8, 9)  # of GPUs whose matrix units take E4M3
 FP8_WIDTH = 256  # channels, in and out
-# The same for layers of an MLP, which `join_float8_layers` lets write and read eight bits.
-FP8_MLP_WIDTH = 192
-MLP_RATIO = 4  # at least, of an MLP's hidden channels to its others
+ROWS_TRIED = 1024  # of an FP8 product, to see whether it can be joined
 
 # The server runs the package with the same code as `load`: its source goes beside the package.
 RUNNER_SOURCE = TEMPLATES / "torch_runner.py"
@@ -98,12 +97,7 @@ def check(uses_operator: bool, settings: object = None) -> None:
 
 
 def check_quantised(precision: Quantised, settings: object = None) -> None:
-    """Check that this machine has a GPU that multiplies E4M3 numbers, and what `build` needs for the joined layers.
-
-    Raises:
-        EngineError: there is no such GPU.
-        CudaOperatorError: there is neither the CUDA operator's library nor nvcc to build it.
-    """
+    """Check that this machine has a GPU that multiplies E4M3 numbers; raises EngineError."""
     if not torch.cuda.is_available():
         raise EngineError(
             "the torch engine's fp8 needs an NVIDIA GPU; on a CPU use the onnx engine in int8, or another precision"
@@ -115,7 +109,6 @@ def check_quantised(precision: Quantised, settings: object = None) -> None:
             f"fp8 needs a GPU of compute capability {wanted} or later (Ada, Hopper); {torch.cuda.get_device_name()} "
             f"has {found}, so use fp16 or bf16"
         )
-    check_cuda_operator()
 
 
 def quantised_layers(
@@ -123,8 +116,7 @@ def quantised_layers(
 ) -> dict[str, nn.Module]:
     """Return what takes the place of linear layers.
 
-    Those narrower than `FP8_WIDTH`, or of an MLP `FP8_MLP_WIDTH`, stay as they are: memory decides how long they take,
-    and rounding costs accuracy.
+    Those narrower than `FP8_WIDTH` stay as they are: memory decides how long they take, and rounding costs accuracy.
 
     Raises:
         EngineError: a layer is a convolution, or all are too narrow.
@@ -135,8 +127,7 @@ def quantised_layers(
             raise EngineError(
                 f"fp8 of the torch engine is for linear layers, and {name} is a convolution; leave it out"
             )
-        narrow, wide = sorted((layer.in_features, layer.out_features))
-        if narrow >= (FP8_MLP_WIDTH if wide >= MLP_RATIO * narrow else FP8_WIDTH):
+        if min(layer.in_features, layer.out_features) >= FP8_WIDTH:
             made[name] = Float8Linear(layer, ranges[name].input)
     if not made:
         raise EngineError(
@@ -149,17 +140,17 @@ def quantised_layers(
 def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:
     """Compile the program for the device it was exported on and write the package to `path`.
 
-    On a GPU pairs of FP8 layers are joined in the program, and the library of our operators, if it has one, is put
-    beside the package, where `load` and the server look. The package is loaded once in a process of its own, which may
-    crash.
+    On a GPU pairs of FP8 layers are joined in the program where that works here, and the library of our operators, if
+    the program has one, is put beside the package, where `load` and the server look. The package is loaded once in a
+    process of its own, which may crash.
 
     Raises:
         EngineError: there is no C++ compiler, the compilation failed, or the package cannot be loaded.
         CudaOperatorError: the CUDA operator could not be built or loaded.
     """
     place = device_of(program)
-    if place == "cuda":
-        join_float8_layers(program)
+    if place == "cuda" and (joined := join_float8_layers(program, _Joining())):
+        print(f"{joined} FP8 layers are joined with their activation and the next one's rounding")
     needs_operator = uses_operator(program)
     check(needs_operator)
     libraries = []
@@ -174,6 +165,28 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
         raise
     extra_files = (RUNNER_SOURCE, *libraries)
     return BuiltEngine(path, KINDS["torch"], place, inputs_of(program), OUTPUT_NAMES, extra_files)
+
+
+class _Joining:
+    """Tries on this GPU what `join_float8_layers` asks for, each kind once; what does not work stays unjoined."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], bool] = {}
+
+    def __call__(self, weight: Tensor, bias: Tensor, activation: Activation) -> bool:
+        kind = (*weight.shape, bias.dtype, activation)
+        if kind not in self._known:
+            try:
+                load_cuda_operator()
+                one = torch.ones((), device="cuda")
+                rows = torch.zeros((ROWS_TRIED, weight.shape[1]), dtype=E4M3, device="cuda")
+                zeros, nothing = (torch.zeros(each.shape, dtype=each.dtype, device="cuda") for each in (weight, bias))
+                linear_e4m3(rows, zeros, nothing, one, one, one, activation)
+                self._known[kind] = True
+            except (CudaOperatorError, RuntimeError) as error:  # no nvcc, an older library, or cuBLASLt has none
+                print(f"FP8 layers of {tuple(weight.shape)} with {activation} are not joined: {first_line(error)}")
+                self._known[kind] = False
+        return self._known[kind]
 
 
 def compile_package(program: ExportedProgram, path: Path, place: Device, profiled: bool = False) -> None:

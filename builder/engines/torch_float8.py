@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from builder.operators.linear_e4m3 import ACTIVATIONS, BIAS_TYPES, E4M3, E4M3_MAX, MULTIPLE, Activation
 
+Works = Callable[[Tensor, Tensor, Activation], bool]  # of an operator's weight and bias, and its activation
 aten = torch.ops.aten
 VIEWS = (aten.view.default, aten.reshape.default, aten.flatten.using_ints)
 # The activations that are joined with the product before them.
@@ -21,6 +22,7 @@ _STEPS: tuple[Collection[Any], ...] = (
     {aten.to.dtype}, {aten.clamp.default}, {aten.mul.Tensor}, {aten.to.dtype}, JOINED, {aten._scaled_mm.default},
 )  # fmt: skip  # one a line would hide that they are a chain
 _CHECK = aten._assert_tensor_metadata.default  # of the type of a tensor
+_NAMES = {number: name for name, number in ACTIVATIONS.items()}
 
 
 class _Pair(NamedTuple):
@@ -30,13 +32,14 @@ class _Pair(NamedTuple):
     inputs: tuple[Any, ...]  # of the operator
 
 
-def join_float8_layers(program: ExportedProgram) -> int:
+def join_float8_layers(program: ExportedProgram, works: Works = lambda *_: True) -> int:
     """Make a product of E4M3 numbers, its ReLU or GELU and the next layer's rounding one operator, in place.
 
     It is done where nothing else reads what is between. That is then not rounded to half precision any more.
 
     Args:
         program: as `export_detector` returns it, with `Float8Linear` layers.
+        works: tells whether the operator can do a pair, by tensors without content; others stay as they are.
 
     Returns:
         How many operators there are now.
@@ -44,7 +47,7 @@ def join_float8_layers(program: ExportedProgram) -> int:
     joined = 0
     for node in list(program.graph.nodes):
         pair = _pair(node)  # now, since what is joined may be the input of the next pair
-        if pair is not None:
+        if pair is not None and works(_value(pair.inputs[1]), _value(pair.inputs[2]), _NAMES[pair.inputs[-1]]):
             _join(pair)
             joined += 1
     if joined:

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from builder.operators.linear_e4m3 import to_e4m3
+from builder.operators.linear_e4m3 import E4M3_MAX, to_e4m3
 from builder.precision import Quantised
 from builder.quantise.calibration import Range, Ranges
-from builder.quantise.operator import E4M3_MAX, PER_TENSOR, RANGES, Kind, fake_quantise
+from builder.quantise.operator import PER_TENSOR, RANGES, Kind, fake_quantise
 
 Layer = nn.Linear | nn.Conv2d
 # The smallest scale that float16 has with all bits, and one whose products float32 has with all bits. Channels that a

@@ -18,7 +18,7 @@ from builder.precision import Quantised
 
 SCHEMA = "fake_quantise(Tensor x, Tensor scale, int zero_point, int axis, str kind) -> Tensor"
 RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
-E4M3_MAX = 448.0  # the largest finite float8_e4m3fn
+E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
 Kind = Literal["int8", "uint8", "fp8"]
 PER_TENSOR = -1  # in the place of an axis
 

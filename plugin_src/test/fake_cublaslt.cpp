@@ -66,6 +66,15 @@ float activate(float value, uint32_t epilogue) {
     return value;
 }
 
+// Of the alignment of an address or number, up to 256.
+uint8_t logarithm(uint64_t address) {
+    uint8_t bits = 0;
+    while (bits < 8 && (address >> bits & 1) == 0) ++bits;
+    return bits;
+}
+
+uint8_t logarithm(void const* pointer) { return logarithm(reinterpret_cast<uintptr_t>(pointer)); }
+
 }  // namespace
 
 extern "C" {
@@ -121,7 +130,8 @@ int cublasLtMatmulPreferenceSetAttribute(std::map<int32_t, uint64_t>* wishes, in
     return kSuccess;
 }
 
-// Offers an algorithm, all of whose 64 bytes are the alignment, and a workspace of 4096 bytes; none for 48 channels out.
+// Offers an algorithm for matrices of the alignment asked for and a bias of its own alignment, whose logarithms are its first and last
+// bytes, and a workspace of 4096 bytes; none for 48 channels out.
 int cublasLtMatmulAlgoGetHeuristic(void*, Operation const* operation, Layout const* a, Layout const* b, Layout const* c, Layout const* d,
                                    std::map<int32_t, uint64_t> const* wishes, int wanted, uint64_t* result, int* found) {
     ++chosen;
@@ -132,7 +142,8 @@ int cublasLtMatmulAlgoGetHeuristic(void*, Operation const* operation, Layout con
     bool const transposes = operation->get<int32_t>(3) == 1 && operation->get<int32_t>(4) == 0;
     if (!types || !shapes || !transposes || operation->get<int8_t>(25) != 1 || wishes->at(1) < 4096) return kUnsupported;
     *found = d->rows == 48 ? 0 : std::min(wanted, 1);
-    std::memset(result, static_cast<int>(wishes->at(5) % 256), 64);
+    std::memset(result, logarithm(wishes->at(5)), 64);
+    reinterpret_cast<uint8_t*>(result)[63] = logarithm(operation->get<void const*>(8));
     result[8] = 4096;
     return kSuccess;
 }
@@ -141,8 +152,12 @@ int cublasLtMatmul(void*, Operation const* operation, float const* alpha, uint8_
                    Layout const* b_layout, float const* beta, void const* c, Layout const*, uint8_t* d, Layout const* d_layout,
                    uint8_t const* algorithm, void* workspace, size_t bytes, void*) {
     bool const alone = *alpha == 1 && *beta == 0 && c == nullptr;
-    if (!alone || workspace == nullptr || bytes != 4096 || algorithm[63] != algorithm[0]) return kInvalid;
     auto const bias = operation->get<uint16_t const*>(8);
+    bool fits = logarithm(bias) == algorithm[63];
+    for (uint8_t const* const matrix : {a, b, static_cast<uint8_t const*>(d)}) {
+        fits = fits && logarithm(matrix) >= algorithm[0];
+    }
+    if (!alone || workspace == nullptr || bytes != 4096 || !fits) return kInvalid;
     float const scale = *operation->get<float const*>(17) * *operation->get<float const*>(18);
     for (uint64_t column = 0; column < d_layout->columns; ++column) {
         for (uint64_t row = 0; row < d_layout->rows; ++row) {

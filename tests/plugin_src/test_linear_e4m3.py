@@ -71,12 +71,22 @@ def library(host, cublaslt):
 def random_inputs(half=torch.float16, rows=ROWS, k=K, n=N):
     torch.manual_seed(0)
     x, weight = torch.randn(rows, k).to(E4M3), torch.randn(n, k).to(E4M3)
-    return x, weight, torch.randn(n).to(half), torch.tensor(0.5), torch.tensor(0.25), torch.tensor(8.0)
+    tensors = x, weight, torch.randn(n).to(half)
+    return *map(placed, tensors), torch.tensor(0.5), torch.tensor(0.25), torch.tensor(8.0)
+
+
+def placed(tensor, offset=0):
+    """Return a copy in memory that begins so many bytes after a multiple of 256."""
+    data = tensor.contiguous().view(torch.uint8).flatten()
+    memory = torch.zeros(len(data) + 512, dtype=torch.uint8)
+    begin = -memory.data_ptr() % 256 + offset
+    memory[begin : begin + len(data)] = data
+    return memory[begin : begin + len(data)].view(tensor.dtype).view(tensor.shape)
 
 
 def run(library, inputs, activation="none", device=0):
     x, weight, bias = inputs[:3]
-    output = torch.zeros(len(x), len(weight), dtype=torch.uint8).view(E4M3)
+    output = placed(torch.zeros(len(x), len(weight), dtype=torch.uint8)).view(E4M3)
     tensors = {name: each.data_ptr() for name, each in zip(TENSORS, (*inputs, output), strict=True)}
     sizes = {"rows": len(x), "in": x.shape[1], "out": len(weight), "activation": ACTIVATIONS[activation]}
     fault = library.runLinear(ctypes.byref(Call(bias_type=HALVES[bias.dtype], **tensors, **sizes)), device)
@@ -109,6 +119,9 @@ def test_what_was_chosen_for_a_shape_is_kept(library, cublaslt):
     assert times_chosen(inputs, device=2) == 1
     assert times_chosen(random_inputs(torch.bfloat16)) == 1
     assert times_chosen(random_inputs(rows=ROWS + 1)) == 1
+    x, weight, bias, *numbers = inputs
+    assert times_chosen((placed(x, 16), weight, bias, *numbers)) == 1, "cuBLASLt is told how x is aligned"
+    assert times_chosen((x, weight, placed(bias, 64), *numbers)) == 1, "and looks at the bias"
 
 
 def test_a_product_without_algorithm_is_named(library):

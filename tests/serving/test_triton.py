@@ -13,7 +13,7 @@ from PIL import Image
 
 import serving.triton
 from codetr_client.contract import DEADLINE_PARAMETER, DEADLINE_PASSED
-from serving import metrics
+from serving import admission, metrics
 from serving.contract import PREPROCESS
 from serving.errors import CodetrError, InvalidImageError
 from serving.postprocess import PostprocessSettings
@@ -465,6 +465,17 @@ def test_what_nobody_waits_for_is_not_computed_and_its_neighbours_are() -> None:
     assert [response.outputs()["scores"][0, 0] for response in (first, last)] == [7, 10]
     assert [response.error.code for response in (second, third)] == ["UNAVAILABLE"] * 2
     assert DEADLINE_PASSED in second.error.message
+
+
+def test_triton_is_not_asked_for_cancelled_requests_where_none_has_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> bool:
+        raise AssertionError("it takes a third of a millisecond")
+
+    monkeypatch.setattr(admission.Account, "is_slow", False)
+    asked = detector_request(7)
+    monkeypatch.setattr(asked, "is_cancelled", ask)
+    (response,) = respond_together(FakeTriton(), [asked], Engine(), 4)
+    assert response.outputs()["scores"][0, 0] == 7
 
 
 def test_a_run_of_nothing_runs_nothing() -> None:

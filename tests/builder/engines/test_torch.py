@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_structure, treespec_dumps
 from builder.engines import EngineError
 from builder.engines import torch as engine
 from builder.engines.torch_passes import ReLUInProduct
+from builder.operators.cuda import CudaOperatorError
 from builder.pipeline.export import InputSpec
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.layers import Float8Linear
@@ -310,6 +312,7 @@ def test_fp8_layers_of_any_detector_are_joined_on_a_gpu_and_bring_the_library(
     library.parent.mkdir()
     library.touch()
     monkeypatch.setattr(engine, "load_cuda_operator", lambda: library)
+    monkeypatch.setattr(engine, "_Joining", lambda: lambda *_: True)
     monkeypatch.setattr(engine, "device_of", lambda program: place)
     built = engine.build(program, tmp_path / "model.pt2")
     operators = [node.target for node in program.graph.nodes]
@@ -442,14 +445,41 @@ def test_fp8_needs_a_gpu(monkeypatch):
 def test_fp8_needs_a_gpu_that_has_it(monkeypatch, a_gpu, capability, passes):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
-    asked = []
-    monkeypatch.setattr(engine, "check_cuda_operator", lambda: asked.append(True))
     if passes:
         engine.check_quantised("fp8")
-        assert asked == [True], "the joined layers want the library, whatever the detector has"
         return
     with pytest.raises(EngineError, match=rf"8.9 or later \(Ada, Hopper\); A100 has 8.{capability[1]}, so use fp16"):
         engine.check_quantised("fp8")
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (None, ""),
+        (CudaOperatorError("there is no nvcc"), "no nvcc"),
+        (RuntimeError("cuBLASLt has no algorithm"), "no alg"),
+    ],
+)
+def test_fp8_layers_are_joined_where_that_works(monkeypatch, capsys, fault, said):
+    def load():
+        if isinstance(fault, CudaOperatorError):
+            raise fault
+
+    def multiply(x, weight, bias, *others):
+        if fault is not None:
+            raise fault
+        tried.append((*x.shape, *weight.shape, *others[-1:]))
+
+    tried, on_the_cpu = [], {name: partial(getattr(torch, name)) for name in ("zeros", "ones")}
+    for name, make in on_the_cpu.items():
+        monkeypatch.setattr(torch, name, lambda *args, make=make, **kwargs: make(*args, **{**kwargs, "device": "cpu"}))
+    monkeypatch.setattr(engine, "load_cuda_operator", load)
+    monkeypatch.setattr(engine, "linear_e4m3", multiply)
+    works, half = engine._Joining(), torch.zeros(64, dtype=torch.float16)
+    weight = torch.zeros((64, 32), dtype=torch.float8_e4m3fn)
+    assert [works(weight, half, "relu") for _ in range(2)] == [fault is None] * 2
+    assert tried == ([(engine.ROWS_TRIED, 32, 64, 32, "relu")] if fault is None else []), "once"
+    assert said in capsys.readouterr().out
 
 
 WIDE = Ranges(Range(-1.0, 1.0), Range(-1.0, 1.0))
@@ -460,13 +490,6 @@ def test_fp8_takes_the_place_of_wide_linear_layers():
     made = engine.quantised_layers(layers, dict.fromkeys(layers, WIDE), "fp8")
     assert list(made) == ["wide"]
     assert made["wide"].weight.dtype == torch.float8_e4m3fn
-
-
-def test_narrower_layers_of_an_mlp_can_be_let_in(monkeypatch):
-    monkeypatch.setattr(engine, "FP8_MLP_WIDTH", 192)
-    sizes = {"fc1": (192, 768), "fc2": (768, 192), "qkv": (192, 576), "narrower": (176, 768)}
-    layers = {name: nn.Linear(*size).half() for name, size in sizes.items()}
-    assert list(engine.quantised_layers(layers, dict.fromkeys(layers, WIDE), "fp8")) == ["fc1", "fc2"]
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,20 @@ def test_pairs_become_one_operator(module, joined, half, dynamic):
         assert off < 0.04  # bfloat16 has four bits more than E4M3, which itself loses 0.03 at each layer
 
 
+def test_a_pair_that_does_not_work_is_left():
+    def works(weight, bias, activation):
+        asked.append((tuple(weight.shape), bias.dtype, activation))
+        return activation == "relu"
+
+    asked = []
+    program = exported(
+        quantised(nn.Sequential(TransformerMLP(), MLP(WIDTH, HIDDEN, WIDTH))), torch.randn(2, 5, WIDTH).half()
+    )
+    assert join_float8_layers(program, works) == 1
+    assert asked == [((HIDDEN, WIDTH), torch.float16, name) for name in ("gelu", "relu")]
+    assert [count(program, each) for each in (aten.gelu.default, aten.relu.default)] == [1, 0]
+
+
 def test_the_result_is_the_same_where_half_precision_rounds_nothing():
     """Whole numbers with a ReLU: float16 has them all, up to 2048."""
     module = MLP(WIDTH, HIDDEN, WIDTH)
