@@ -219,6 +219,11 @@ class Preprocess:
         return row, stages
 
 
+def _stacked(rows: Sequence[Array]) -> Array:
+    """Return the rows as one array, without a copy of a single one."""
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)
+
+
 class Postprocess:
     """The `codetr_postprocess` step: candidates in, detections in the original image's pixels out.
 
@@ -260,9 +265,9 @@ class Postprocess:
             self.record(metrics.DROPPED, dropped)
             self.warn(f"dropped {dropped} candidates that were NaN or infinite: the engine computes outside its range")
         return {
-            "boxes": np.stack([row.boxes for row in rows]),
-            "scores": np.stack([row.scores for row in rows]),
-            "labels": np.stack([row.labels for row in rows]),
+            "boxes": _stacked([row.boxes for row in rows]),
+            "scores": _stacked([row.scores for row in rows]),
+            "labels": _stacked([row.labels for row in rows]),
             "num_detections": np.array([[row.num_detections] for row in rows], np.int32),
         }
 

@@ -142,6 +142,10 @@ def test_boxes_scale_by_width_and_height_and_are_clipped() -> None:
     np.testing.assert_array_equal(to_pixels(boxes, (100, 30)), [[0, 25, 30, 75]])
 
 
+def test_clipped_coordinates_have_no_minus_zero() -> None:
+    assert not np.signbit(to_pixels(np.array([[-0.0, -1, 0.5, 1]], np.float32), (100, 30))).any()
+
+
 @pytest.mark.parametrize("nms", ["soft", "hard"])
 def test_scores_of_zero_leave_one_box_with_that_score(nms: Any) -> None:
     result = run([[0, 0, 1, 1]] * 2, [0, 0], [1, 1], nms=nms)
@@ -173,15 +177,16 @@ def test_equals_the_definition_at_any_number_of_boxes(nms: Any, count: int) -> N
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.95])
 @pytest.mark.parametrize("kinds", [[0], [0, 1, 2, 3], [0, 7, 2**31 - 1]], ids=["one class", "four", "far apart"])
 @pytest.mark.parametrize("side", [40, 3], ids=["spread", "crowd"])
+@pytest.mark.parametrize("min_score", [0, 0.3], ids=["all kept", "picked above 0.3"])
 def test_boxes_of_all_widths_and_distances_find_their_neighbours(
-    nms: Any, threshold: float, kinds: list[int], side: float
+    nms: Any, threshold: float, kinds: list[int], side: float, min_score: float
 ) -> None:
     random = np.random.default_rng(7)
     corners = random.uniform(0, side, (150, 2)).repeat(2, axis=0)  # pairs with a corner in common, some the same box
     sides = random.choice([0.0, 0.3, 20, 21, 200], (300, 2))
     boxes = np.hstack([corners, corners + sides]).astype(np.float32)
     scores = random.permutation(np.arange(1, 301)).astype(np.float32) / 300
-    settings = PostprocessSettings(nms=nms, iou_threshold=threshold, min_score=0)
+    settings = PostprocessSettings(nms=nms, iou_threshold=threshold, min_score=min_score)
     labels = random.choice(np.array(kinds, np.int32), 300)
     picks, picked_scores = pick(boxes, scores, labels, settings)
     expected = whole_matrix(boxes, scores, labels, settings)
@@ -211,7 +216,7 @@ def whole_matrix(boxes: Any, scores: Any, labels: Any, settings: PostprocessSett
         picks.append((best, remaining[best]))
         remaining *= weights[best]
         remaining[best] = -1
-    return picks
+    return [pick for pick in picks if hard or pick[1] >= np.float32(settings.min_score)]
 
 
 def definition(boxes: Any, scores: Any, labels: Any, settings: PostprocessSettings) -> list[tuple[int, float]]:
