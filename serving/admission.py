@@ -170,7 +170,8 @@ def too_late(request: Any, may_be_cancelled: bool = True) -> ServerBusyError | N
     if may_be_cancelled and request.is_cancelled():
         return ServerBusyError("the request was cancelled before the detector could start")
     try:
-        left = seconds_left(json.loads(request.parameters() or "{}"))
+        text = request.parameters() or ""
+        left = seconds_left(json.loads(text)) if DEADLINE_PARAMETER in text else None
     except (ValueError, AttributeError):  # no business of the detector's
         return None
     return _passed(left, DETECTOR) if left is not None and left < 0 else None

@@ -29,10 +29,11 @@ from serving.errors import ServerBusyError
 # longest work.
 _PID, _SINCE, _LONGEST = 0, 1, 2
 _ROWS = 256
-# Columns of a queue's head: time of an image, start of the present run or 0, end of the last, the detector's process,
+# Places of a queue's head: time of an image, start of the present run or 0, end of the last, the detector's process,
 # requests in the present run.
 _PER_IMAGE, _RUNNING, _ENDED, _DETECTOR, _TAKEN = 0, 1, 2, 3, 4
-# Columns of its entries: images, when pre-processing handed them on or 0, when they are too late.
+_HEAD = 5
+# Rows of its entries: images, when pre-processing handed them on or 0, when they are too late.
 _IMAGES, _HANDED_ON, _TOO_LATE = 0, 1, 2
 _ENTRIES = 1024
 # An idle detector takes at once what it is handed: what it has not taken by then was cancelled on the way.
@@ -144,8 +145,9 @@ class DetectorQueue:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._file = _File(folder / f"{name}.queue", 1 + _ENTRIES, 5)
-        self._head, self._entries = self._file.table[0], self._file.table[1:]
+        self._file = _File(folder / f"{name}.queue", 1, _HEAD + 3 * _ENTRIES)
+        self._head = self._file.table[0, :_HEAD]
+        self._entries = self._file.table[0, _HEAD:].reshape(3, _ENTRIES)  # whole rows are read for each request
 
     def admit(self, images: int, max_images: int, max_seconds: float, seconds_left: float | None = None) -> int | None:
         """Let a request in, or refuse it. Where nothing waits it is always let in.
@@ -166,12 +168,11 @@ class DetectorQueue:
             return None
         with self._file.locked():
             now = time.monotonic_ns()
-            self._drop_lost(now)
-            waiting = int(self._entries[:, _IMAGES].sum())
+            waiting = self._waiting(now)
             each = float(self._head[_PER_IMAGE]) / 1e9
             limit = max(max_seconds, 2 * each)
-            free = np.flatnonzero(self._entries[:, _IMAGES] == 0)
-            if waiting and (waiting + images > max_images or not len(free)):
+            place = int(self._entries[_IMAGES].argmin())
+            if waiting and (waiting + images > max_images or self._entries[_IMAGES, place]):
                 raise ServerBusyError(f"the queue is full: {waiting} images wait for the detector, of {max_images}")
             if waiting and waiting * each > limit:
                 raise ServerBusyError(
@@ -184,24 +185,23 @@ class DetectorQueue:
                     f"{waiting * each:.1f} s for them, and {seconds_left:.1f} s are left"
                 )
             lasts = (limit if seconds_left is None else min(limit, seconds_left)) + images * each
-            self._entries[free[0]] = (images, 0, now + round(lasts * 1e9), 0, 0)
-            return int(free[0])
+            self._entries[:, place] = (images, 0, now + round(lasts * 1e9))
+            return place
 
     def waiting(self) -> int:
         """Return how many images are on their way."""
         with self._file.locked():
-            self._drop_lost(time.monotonic_ns())
-            return int(self._entries[:, _IMAGES].sum())
+            return self._waiting(time.monotonic_ns())
 
     def hand_on(self, place: int | None) -> None:
         """Note that pre-processing hands a request on to the detector."""
         if place is not None:
-            self._entries[place, _HANDED_ON] = time.monotonic_ns()
+            self._entries[_HANDED_ON, place] = time.monotonic_ns()
 
     def withdraw(self, place: int | None) -> None:
         """Take out a request that pre-processing has refused."""
         if place is not None:
-            self._entries[place] = 0
+            self._entries[:, place] = 0
 
     def open(self) -> None:
         """Begin to keep account, as the detector: what an earlier process of it had is gone with that."""
@@ -217,7 +217,7 @@ class DetectorQueue:
 
     def longest_wait(self) -> float:
         """Return for how many seconds the oldest request that was handed on has waited; infinite if none was."""
-        handed_on = self._entries[:, _HANDED_ON]
+        handed_on = self._entries[_HANDED_ON]
         handed_on = handed_on[handed_on > 0]
         return (time.monotonic_ns() - int(handed_on.min())) / 1e9 if len(handed_on) else math.inf
 
@@ -229,7 +229,7 @@ class DetectorQueue:
         with self._file.locked():
             taken = int(self._head[_TAKEN]) if self._head[_RUNNING] else 0
             oldest = self._oldest()
-            self._entries[oldest[: max(0, len(oldest) - pending - taken)]] = 0
+            self._entries[:, oldest[: max(0, len(oldest) - pending - taken)]] = 0
 
     def end(self, began: int, requests: int, images: int) -> None:
         """Note that a run is over.
@@ -247,16 +247,20 @@ class DetectorQueue:
                 before = int(self._head[_PER_IMAGE])
                 self._head[_PER_IMAGE] = (before + each) // 2 if before else each
             self._head[_RUNNING], self._head[_ENDED] = 0, now
-            self._entries[self._oldest()[:requests]] = 0
+            self._entries[:, self._oldest()[:requests]] = 0
 
     def _oldest(self) -> Table:
         """Return the places of the requests that were handed on, the oldest first."""
-        handed_on = np.flatnonzero(self._entries[:, _HANDED_ON])
-        return handed_on[np.argsort(self._entries[handed_on, _HANDED_ON], kind="stable")]
+        handed_on = np.flatnonzero(self._entries[_HANDED_ON])
+        return handed_on[np.argsort(self._entries[_HANDED_ON, handed_on], kind="stable")]
 
-    def _drop_lost(self, now: int) -> None:
-        handed_on = self._entries[:, _HANDED_ON]
-        lost = self._entries[:, _TOO_LATE] < now
+    def _waiting(self, now: int) -> int:
+        """Forget what was lost on the way, and return how many images are on theirs."""
+        if not self._entries[_IMAGES].any():
+            return 0
+        handed_on = self._entries[_HANDED_ON]
+        lost = self._entries[_TOO_LATE] < now
         if not self._head[_RUNNING] and now - self._head[_ENDED] > _LOST_NS:
             lost |= (handed_on > 0) & (handed_on < now - _LOST_NS)
-        self._entries[lost] = 0
+        self._entries[:, lost] = 0
+        return int(self._entries[_IMAGES].sum())

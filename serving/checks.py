@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 
 # Boxes are 0..1 of the image; those of DETR's families reach beyond it by half their side, and no further.
 BOX_LIMIT = 100.0
+_NO_PARAMETERS = ("", "{}")  # the usual ones
 # Of a score in half precision, whose next number above 1 is this far away.
 _ROUNDING = 1e-3
 
@@ -31,7 +32,8 @@ def parameters_of(request: Any) -> dict[str, Any]:
         CodetrError: a name or a value is not UTF-8.
     """
     try:
-        parameters: dict[str, Any] = json.loads(request.parameters() or "{}")
+        text = request.parameters() or ""
+        parameters: dict[str, Any] = {} if text in _NO_PARAMETERS else json.loads(text)
     except ValueError as error:  # UnicodeDecodeError is one
         raise CodetrError("parameters: expected names and values in UTF-8") from error
     return parameters
@@ -87,5 +89,7 @@ def _are_usual(boxes: Array, scores: Array, labels: Array) -> bool:
     """Return whether all is as expected and finite, which costs a quarter of finding out what is not."""
     if not (boxes.size and scores.size and labels.size):
         return False
-    within = np.abs(boxes).max() <= BOX_LIMIT and scores.min() >= 0 and scores.max() <= 1 + _ROUNDING
-    return bool(within and labels.min() >= 0)  # NaN is neither
+    lowest, highest = np.minimum.reduce, np.maximum.reduce  # which the methods of arrays call in a roundabout way
+    within = lowest(boxes, axis=None).item() >= -BOX_LIMIT and highest(boxes, axis=None).item() <= BOX_LIMIT
+    within = within and lowest(scores, axis=None).item() >= 0 and highest(scores, axis=None).item() <= 1 + _ROUNDING
+    return bool(within and lowest(labels, axis=None).item() >= 0)  # NaN is neither

@@ -40,11 +40,12 @@ def request(cancelled: bool = False, text: str = "") -> Any:
     ("given", "expected"),
     [
         pytest.param(request, None, id="no deadline"),
+        pytest.param(lambda: request(text='{"score_threshold": 0.5}'), None, id="another parameter"),
         pytest.param(lambda: request(text=json.dumps(deadline(60))), None, id="in a minute"),
         pytest.param(lambda: request(text=json.dumps(deadline(-2))), DEADLINE_PASSED, id="over"),
         pytest.param(lambda: request(cancelled=True), "cancelled", id="cancelled"),
-        pytest.param(lambda: request(text="[1"), None, id="no JSON"),
-        pytest.param(lambda: request(text="[]"), None, id="no mapping"),
+        pytest.param(lambda: request(text=f'["{DEADLINE_PARAMETER}"'), None, id="no JSON"),
+        pytest.param(lambda: request(text=f'["{DEADLINE_PARAMETER}"]'), None, id="no mapping"),
     ],
 )
 def test_what_nobody_waits_for_is_too_late(given: Callable[[], Any], expected: str | None) -> None:
