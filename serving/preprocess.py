@@ -106,12 +106,14 @@ def resize_and_pad(
         height: the engine's height in pixels.
         width: the engine's width in pixels.
         rule: of the engine.
-        canvas: uint8 `[height, width, 3]` to write to; None for a new one.
+        canvas: uint8 `[height, width, 3]` to write to; None for a new one, or for the image itself if it fits as it is.
 
     Returns:
         The canvas with the image at the top left, and the (height, width) it fills, each at least 1.
     """
     valid_h, valid_w = valid_size(image.shape[0], image.shape[1], height, width, rule)
+    if canvas is None and image.shape[:2] == (valid_h, valid_w) == (height, width):
+        return image, (valid_h, valid_w)
     if canvas is None:
         canvas = np.empty((height, width, 3), np.uint8)
     _resize(image, canvas[:valid_h, :valid_w], rule.antialias)

@@ -172,18 +172,22 @@ class Preprocess:
         images = inputs["image"].reshape(-1)
         if not len(images):
             raise InvalidImageError("the request holds no image")
-        canvases = np.empty((len(images), self.height, self.width, 3), np.uint8)
+        # One image needs no place among others, and no copy if it has the engine's size.
+        is_alone = len(images) == 1 and self._on_gpu is None
+        canvases = None if is_alone else np.empty((len(images), self.height, self.width, 3), np.uint8)
         with self.door.let_in(len(images), parameters):
             rows = self._rows(images, canvases)
         return {
-            "images": canvases,
+            "images": rows[0].images[None] if canvases is None else canvases,
             "image_sizes": np.array([row.image_size for row in rows], np.int32),
             "original_sizes": np.array([row.original_size for row in rows], np.int32),
         }
 
-    def _rows(self, images: Array, canvases: Array) -> list[Preprocessed]:
-        """Fill the canvases with the images, and count them in their order up to the first that is refused."""
-        results = (self._side_by_side if self._may_be_side_by_side(images) else map)(self._one, images, canvases)
+    def _rows(self, images: Array, canvases: Array | None) -> list[Preprocessed]:
+        """Fill the canvases, if any, with the images, and count those in order up to the first that is refused."""
+        results = (self._side_by_side if self._may_be_side_by_side(images) else map)(
+            self._one, images, [None] * len(images) if canvases is None else canvases
+        )
         rows = []
         for index, data in enumerate(images):
             try:
@@ -209,11 +213,11 @@ class Preprocess:
             self.settings.max_pixels
         )
 
-    def _one(self, data: bytes, canvas: Array) -> tuple[Preprocessed, dict[str, float]]:
+    def _one(self, data: bytes, canvas: Array | None) -> tuple[Preprocessed, dict[str, float]]:
         """Return an image's row and the seconds of its stages."""
         stages: dict[str, float] = {}
         took = stages.__setitem__
-        row = None if self._on_gpu is None else self._on_gpu(data, canvas, took)
+        row = None if self._on_gpu is None or canvas is None else self._on_gpu(data, canvas, took)
         if row is None:
             row = preprocess(data, self.height, self.width, self.settings, self.settings.pixels, took, canvas)
         return row, stages

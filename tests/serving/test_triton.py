@@ -600,6 +600,18 @@ def test_images_are_resized_by_the_rule_of_the_config() -> None:
     assert outputs["original_sizes"].tolist() == [[90, 70]]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_images_of_the_engines_size_are_what_was_decoded(count: int) -> None:
+    step = Preprocess(config("codetr_preprocess", {"images": [32, 48, 3]}))
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 48, 3), dtype=np.uint8)
+    files = [BytesIO() for _ in pixels]
+    for file, image in zip(files, pixels, strict=True):
+        Image.fromarray(image).save(file, "PNG")
+    outputs = step({"image": np.array([[file.getvalue()] for file in files], object)}, {})
+    np.testing.assert_array_equal(outputs["images"], pixels)
+    assert outputs["image_sizes"].tolist() == outputs["original_sizes"].tolist() == [[32, 48]] * count
+
+
 def test_boxes_are_clipped_or_not_by_the_config() -> None:
     inputs = {
         "boxes": np.array([[[-0.5, 0.25, 0.5, 1.5]]], np.float32),
