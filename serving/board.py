@@ -252,6 +252,8 @@ class DetectorQueue:
     def _oldest(self) -> Table:
         """Return the places of the requests that were handed on, the oldest first."""
         handed_on = np.flatnonzero(self._entries[_HANDED_ON])
+        if len(handed_on) < 2:
+            return handed_on
         return handed_on[np.argsort(self._entries[_HANDED_ON, handed_on], kind="stable")]
 
     def _waiting(self, now: int) -> int:

@@ -41,6 +41,7 @@ Settings = TypeVar("Settings")
 
 _BOOLEANS = {"true": True, "false": False}
 _CONTRACT = contract(1, 1)  # for the names of tensors, which are those of every size
+_CANDIDATES = [tensor.name for tensor in _CONTRACT[DETECTOR].outputs]
 
 
 def parse_settings(kind: type[Settings], model_config: Mapping[str, Any]) -> Settings:
@@ -416,6 +417,8 @@ def run_in_batches(
 
     A batch that is whole is not copied, or if the engine has buffers, once.
     """
+    if len(batches) == 1 and 0 < len(batches[0][0]) <= max_batch_size:
+        return [dict(zip(_CANDIDATES, engine(*_in_place(batches[0], buffers)), strict=True))]
     inputs = [_Rows(column) for column in zip(*batches, strict=True)]
     outputs: list[Sequence[Array]] = []
     for start in range(0, len(inputs[0]) if batches else 0, max_batch_size):
@@ -424,11 +427,20 @@ def run_in_batches(
         outputs.append(engine(*(rows.get(start, stop, to) for rows, to in zip(inputs, targets, strict=True))))
     columns = [_Rows(column) for column in zip(*outputs, strict=True)]
     ends = np.cumsum([len(images) for images, *_ in batches], dtype=int).tolist()
-    names = [tensor.name for tensor in _CONTRACT[DETECTOR].outputs]
     return [
-        {name: rows.get(start, stop) for name, rows in zip(names, columns, strict=True)}
+        {name: rows.get(start, stop) for name, rows in zip(_CANDIDATES, columns, strict=True)}
         for start, stop in zip([0, *ends], ends, strict=False)
     ]
+
+
+def _in_place(batch: tuple[Array, ...], buffers: Buffers | None) -> Sequence[Array]:
+    """Return a batch where the engine reads it."""
+    if buffers is None:
+        return batch
+    targets = buffers(len(batch[0]))
+    for target, array in zip(targets, batch, strict=True):
+        np.copyto(target, array)
+    return targets
 
 
 class _Rows:
