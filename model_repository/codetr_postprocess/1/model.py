@@ -6,6 +6,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from serving.contract import POSTPROCESS
+from serving.heap import keep_freed_memory
 from serving.telemetry import OF_POSTPROCESS, Telemetry
 from serving.triton import Postprocess, respond
 
@@ -15,6 +16,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read and check the settings."""
+        keep_freed_memory()  # of the matrices of a crowd
         config = json.loads(args["model_config"])
         self.telemetry = Telemetry(pb_utils, config["name"], OF_POSTPROCESS)
         self.step = Postprocess(config, pb_utils.Logger.log_warn, self.telemetry.record)
