@@ -106,13 +106,13 @@ SOURCES = (
     ("ONNX engine in one process", "onnx"),
     ("ONNX engine through the real server (gRPC)", "server"),
     ("`torch` engine in float16 through the real server, H200", "server-torch-fp16-h200"),
+    ("`torch` engine in float16 through the real server, H100", "server-torch-fp16-h100"),
+    ("`torch` engine in FP8 (`backbone-linears`) through the real server, H100", "server-torch-fp8-h100"),
     ("RT-DETRv2's demo: PyTorch float32, CPU", "pytorch-fp32-cpu-rtdetrv2"),
     ("RT-DETRv2's demo: ONNX engine through the real server (gRPC)", "server-rtdetrv2"),
     ("RT-DETRv2's demo: PyTorch float32, H100", "pytorch-fp32-h100-rtdetrv2"),
-    (
-        "RT-DETRv2's demo: plan in float32 of TensorRT 8.5.3 through the real server, H100",
-        "server-tensorrt-8.5.3-rtdetrv2-h100",
-    ),
+    ("RT-DETRv2's demo: float32 plan of TensorRT 8.5.3 through the server, H100", "server-tensorrt-8.5.3-rtdetrv2-h100"),
+    ("RT-DETRv2's demo: `torch` engine in float16 through the server, H100", "server-torch-fp16-rtdetrv2-h100"),
 )
 
 
@@ -165,9 +165,9 @@ def canvas() -> str:
     return f"{machine(record)}\n\n" + table((*columns, "backbone's tokens", "away from the border"), rows)
 
 
-def engine() -> str:
+def engine(name: str = "engine-h200") -> str:
     """Latency of Co-DINO by variant, size and batch, in PyTorch and as engine, beside the published figures."""
-    record = results("engine-h200.json")
+    record = results(f"{name}.json")
     groups: dict[tuple[str, int, int, int], dict[tuple[str, str], dict[str, Any]]] = {}
     for case in record["cases"]:
         group = groups.setdefault((case["variant"], case["batch"], case["width"], case["height"]), {})
@@ -469,6 +469,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": precision,
     "canvas": canvas,
     "engine": engine,
+    "engine h100": lambda: engine("engine-h100"),
     "families": families,
     "memory": memory,
     "server memory": server_memory,

@@ -132,7 +132,7 @@ KINDS: dict[str, EngineKind] = {
             ("float32", "float16", "bfloat16"),
             ("cuda", "cpu"),
             quantised={"fp8": "float16"},
-            quantised_groups=("backbone-linears",),
+            quantised_groups=("backbone-linears", "encoder-ffn"),
         ),
         EngineKind(
             "tensorrt",
