@@ -120,12 +120,12 @@ class CoDINO(Detector):
 
     def decode(self, memory: Memory, references: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and boxes as `network` does, decoded from `references` float32 [B, Q, 4], cx cy w h in 0..1."""
-        queries = self.query_embed.weight.expand(len(references), -1, -1)
+        queries = self.query_embed.weight.expand(references.shape[0], -1, -1)
         return self.predict(self.decoder(queries, references, *memory), -1)
 
     def content(self, proposals: Proposals) -> Tensor:
         """Return what the queries contain, [B, Q, C]: learned, whatever was proposed."""
-        return self.query_embed.weight.expand(len(proposals.boxes), -1, -1)
+        return self.query_embed.weight.expand(proposals.boxes.shape[0], -1, -1)
 
     def predict(self, decoded: DecoderOutput, layer: int) -> tuple[Tensor, Tensor]:
         """Return logits and boxes as `network` does, of decoder layer `layer`: training has a loss for each of them."""

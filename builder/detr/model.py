@@ -160,7 +160,7 @@ class Detr(Detector):
         position = self._position(shape, valid_shapes[:, 0])
         key_bias = torch.where(token_mask(valid_shapes, [shape]), 0.0, MASKED)[:, None, None]  # [B, 1, 1, S]
         memory = self.encoder(features.flatten(2).transpose(1, 2), position, key_bias)
-        queries = self.query_embed.weight.expand(len(pixels), -1, -1)
+        queries = self.query_embed.weight.expand(pixels.shape[0], -1, -1)
         hidden = self.decoder(queries, memory, position, key_bias)
         return self.class_head(hidden), self.box_head(hidden).sigmoid()
 

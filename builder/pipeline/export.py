@@ -70,11 +70,14 @@ class InputSpec:
 
 
 def export_detector(detector: nn.Module, spec: InputSpec) -> ExportedProgram:
-    """Return the whole detector, uint8 pixels to candidates, as a strictly exported program.
+    """Return the whole detector, uint8 pixels to candidates, as a program.
 
     The program takes `images` uint8 [B, height, width, 3] and, if the detector reads it, `image_sizes` int32 [B, 2];
     it returns boxes, scores and labels. Deformable attention stays one `codetr::ms_deform_attn` node a layer, window
     attention one `codetr::window_attention` node a block.
+
+    Raises:
+        ExportError: the detector makes a number of its open batch.
     """
     device = next(detector.parameters()).device
     inputs = tuple(tensor.to(device) for tensor in spec.sample_inputs())
@@ -91,7 +94,7 @@ def _of_images_alone(detector: nn.Module) -> nn.Module:
 
     class OfImagesAlone(kind):  # type: ignore[misc, valid-type]  # a class that is known when the program runs
         def forward(self, images: Tensor) -> Any:
-            return kind.forward(self, images, torch.ones(len(images), 2, dtype=torch.int32, device=images.device))
+            return kind.forward(self, images, torch.ones(images.shape[0], 2, dtype=torch.int32, device=images.device))
 
     twin = copy.copy(detector)
     twin.__class__ = OfImagesAlone
@@ -99,8 +102,18 @@ def _of_images_alone(detector: nn.Module) -> nn.Module:
 
 
 def _export(detector: nn.Module, inputs: tuple[Tensor, ...], spec: InputSpec) -> ExportedProgram:
+    from torch._dynamo.exc import UserError, UserErrorType  # takes a second; who only reads a program needs none
+
     batch = {0: Dim("batch", min=1, max=spec.max_batch_size)} if spec.is_dynamic else {}
-    return torch.export.export(detector, inputs, dynamic_shapes=(batch,) * len(inputs), strict=True)
+    try:
+        return torch.export.export(detector, inputs, dynamic_shapes=(batch,) * len(inputs), strict=False)
+    except UserError as error:
+        if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
+            raise
+        raise ExportError(
+            f"the detector takes its batch for the number {spec.max_batch_size}, so no other could be run: its forward "
+            "pass asks for the len() or int() of a tensor, or compares its size; take shape[0] as it is"
+        ) from error
 
 
 def _reads_sizes(program: ExportedProgram) -> bool:

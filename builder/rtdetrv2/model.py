@@ -136,4 +136,4 @@ class RTDETRv2(Detector):
         """Return what the queries contain, [B, Q, C]: the chosen tokens, to which the decoder's losses do not reach."""
         if self.query_embed is None:
             return proposals.tokens.detach()
-        return self.query_embed.weight.expand(len(proposals.tokens), -1, -1)
+        return self.query_embed.weight.expand(proposals.tokens.shape[0], -1, -1)

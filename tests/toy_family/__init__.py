@@ -59,7 +59,7 @@ class BlindDetector(ToyDetector):
     """One whose images fill the input, so that their sizes, which it looks at, have no part in its answer."""
 
     def network(self, pixels: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
-        full = torch.tensor([pixels.shape[2:]], device=pixels.device).expand(len(image_sizes.flip(-1)), -1)
+        full = torch.tensor([pixels.shape[2:]], device=pixels.device).expand(image_sizes.flip(-1).shape[0], -1)
         return super().network(pixels, full)
 
 

@@ -6,6 +6,7 @@ import torch
 from builder import get_variant, load_detector, random_detector
 from builder.co_dino.config import SwinConfig
 from builder.pipeline.export import ExportError, InputSpec, decompose_attention, decompose_operator, export_detector
+from tests.toy_family import SMALL, ToyDetector
 
 pytestmark = pytest.mark.engine
 # A Swin that masks the padding, a ResNet that does not.
@@ -56,6 +57,19 @@ def test_dynamic_batch_gives_the_same_numbers_in_half_precision(shallow_config, 
     detector = load_detector(shallow_config, shallow_weights, "bfloat16")
     program = export_detector(detector, InputSpec(64, 98, max_batch_size=3))
     assert_any_batch_gives_the_same_numbers(program, detector)
+
+
+class CountingDetector(ToyDetector):
+    """One that makes a number of its batch."""
+
+    def network(self, pixels, image_sizes):
+        return super().network(pixels, image_sizes[: len(pixels)])
+
+
+def test_a_batch_that_becomes_a_number_is_told():
+    export_detector(CountingDetector(SMALL), InputSpec(64, 96, 1))
+    with pytest.raises(ExportError, match=r"takes its batch for the number 3, .* take shape\[0\]"):
+        export_detector(CountingDetector(SMALL), InputSpec(64, 96, 3))
 
 
 def test_static_batch_takes_no_other(shallow):
