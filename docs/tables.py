@@ -111,7 +111,7 @@ SOURCES = (
     ("RT-DETRv2's demo: PyTorch float32, CPU", "pytorch-fp32-cpu-rtdetrv2"),
     ("RT-DETRv2's demo: ONNX engine through the real server (gRPC)", "server-rtdetrv2"),
     ("RT-DETRv2's demo: PyTorch float32, H100", "pytorch-fp32-h100-rtdetrv2"),
-    ("RT-DETRv2's demo: float32 plan of TensorRT 8.5.3 through the server, H100", "server-tensorrt-8.5.3-rtdetrv2-h100"),
+    ("RT-DETRv2's demo: float32 plan, TensorRT 8.5.3, through the server, H100", "server-tensorrt-8.5.3-rtdetrv2-h100"),
     ("RT-DETRv2's demo: `torch` engine in float16 through the server, H100", "server-torch-fp16-rtdetrv2-h100"),
 )
 
