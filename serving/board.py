@@ -217,7 +217,7 @@ class DetectorQueue:
 
     def longest_wait(self) -> float:
         """Return for how many seconds the oldest request that was handed on has waited; infinite if none was."""
-        handed_on = self._entries[_HANDED_ON]
+        handed_on = self._entries[_HANDED_ON].copy()  # others write there meanwhile
         handed_on = handed_on[handed_on > 0]
         return (time.monotonic_ns() - int(handed_on.min())) / 1e9 if len(handed_on) else math.inf
 
@@ -251,10 +251,11 @@ class DetectorQueue:
 
     def _oldest(self) -> Table:
         """Return the places of the requests that were handed on, the oldest first."""
-        handed_on = np.flatnonzero(self._entries[_HANDED_ON])
+        times = self._entries[_HANDED_ON].copy()  # others write there meanwhile, for which NumPy raises an error
+        handed_on = np.flatnonzero(times)
         if len(handed_on) < 2:
             return handed_on
-        return handed_on[np.argsort(self._entries[_HANDED_ON, handed_on], kind="stable")]
+        return handed_on[np.argsort(times[handed_on], kind="stable")]
 
     def _waiting(self, now: int) -> int:
         """Forget what was lost on the way, and return how many images are on theirs."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,32 @@ def test_triton_knows_which_requests_are_lost(queue: DetectorQueue, tmp_path: Pa
     assert queue.waiting() == 3, "the oldest is none of the one that runs and the two that wait"
     queue.correct(5)
     assert queue.waiting() == 3
+
+
+# Hands on and takes back, as pre-processing does, until it is ended.
+_HANDING_ON = """
+import sys
+from pathlib import Path
+from serving.board import DetectorQueue
+queue = DetectorQueue(Path(sys.argv[1]), "a")
+print("ready", flush=True)
+while True:
+    for place in range(0, 1024, 3):
+        queue.hand_on(place)
+    for place in range(0, 1024, 3):
+        queue.withdraw(place)
+"""
+
+
+def test_others_may_hand_on_while_a_run_ends(tmp_path: Path) -> None:
+    detector = DetectorQueue(tmp_path, "a")
+    detector.open()
+    with subprocess.Popen([sys.executable, "-c", _HANDING_ON, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"ready\n"
+            for _ in range(3000):
+                detector.end(detector.begin(0), 0, 1)
+                detector.longest_wait()
+        finally:
+            other.kill()
