@@ -123,6 +123,7 @@ def revise(model: ModelProto) -> None:
     whole_shapes(model)
     fold(model)
     gather_rows(model)
+    clip_after_bias(model)
     _check(model.graph.node)
 
 
@@ -146,6 +147,31 @@ def fold(model: ModelProto) -> None:
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(kept)
     model.graph.initializer.extend(tensors)
+
+
+def clip_after_bias(model: ModelProto) -> None:
+    """Write the ReLU of a matrix product with a bias as a Clip, in place, for 8.5.3 loses it.
+
+    First it fuses bias and ReLU ("EltReluFusion" in its verbose log), then product and bias ("MatmulBiasFusion"), and
+    what is left adds the bias alone. Neither takes a Clip.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    zeros = set[int]()
+    for node in graph.node:
+        add = makers.get(node.input[0]) if node.op_type == "Relu" else None
+        if add is None or add.op_type != "Add":
+            continue
+        kind = next((types[name] for name in add.input if name in types), None)
+        if kind is None or not any(name in makers and makers[name].op_type == "MatMul" for name in add.input):
+            continue
+        node.op_type = "Clip"
+        node.input.append(f"zero_{TensorProto.DataType.Name(kind).lower()}")
+        zeros.add(kind)
+    graph.initializer.extend(
+        helper.make_tensor(f"zero_{TensorProto.DataType.Name(kind).lower()}", kind, [], [0.0]) for kind in sorted(zeros)
+    )
 
 
 def whole_shapes(model: ModelProto) -> None:

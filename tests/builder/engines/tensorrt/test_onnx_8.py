@@ -78,6 +78,10 @@ def check_operators(model):
     for name in opened[1:]:
         assert [node.op_type for node in nodes if name in node.input] == ["Reshape"], "its batch is another"
     assert not [node.name for node in nodes if node.op_type in ("GatherElements", "GatherND")], "it gets them wrong"
+    makers = {name: node for node in nodes for name in node.output}
+    for each in [makers[node.input[0]] for node in nodes if node.op_type == "Relu" and node.input[0] in makers]:
+        before = {makers[name].op_type for name in each.input if name in makers}
+        assert each.op_type != "Add" or "MatMul" not in before, f"the ReLU behind {each.name} would be lost"
 
 
 def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, tmp_path):
@@ -195,6 +199,48 @@ def test_a_lowered_node_means_the_same(nodes, constants):
     check_operators(model)
     after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": X})[0]
     np.testing.assert_array_equal(before, after)
+
+
+WEIGHT = np.linspace(-1, 1, 36, dtype=np.float32).reshape(6, 6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_relu_of_a_product_with_a_bias_is_a_clip(dtype):
+    """8.5.3 fuses bias and ReLU, then product and bias, and loses the ReLU."""
+    nodes = [
+        node("Cast", ["x"], "a", to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))),
+        node("MatMul", ["a", "weight"], "b"),
+        node("Add", ["bias", "b"], "c"),
+        node("Relu", ["c"], "d"),
+        node("MatMul", ["d", "weight"], "e"),
+        node("Add", ["e", "bias"], "f"),
+        node("Relu", ["f"], "g"),
+        node("Cast", ["g"], to=TensorProto.FLOAT),
+    ]
+    constants = {"weight": WEIGHT.astype(dtype), "bias": np.linspace(3, -3, 6).astype(dtype)}
+    model = model_of(nodes, constants)
+    before = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": X})[0]
+    assert 0 < (before == 0).sum() < before.size
+    onnx_8.revise(model)
+    check_operators(model)
+    assert [each.op_type for each in model.graph.node].count("Clip") == 2
+    after = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": X})[0]
+    np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        pytest.param([node("Relu", ["x"])], id="alone"),
+        pytest.param([node("Mul", ["x", "x"], "a"), node("Add", ["a", "x"], "b"), node("Relu", ["b"])], id="of a sum"),
+        pytest.param([node("MatMul", ["x", "weight"], "a"), node("Relu", ["a"])], id="of a product without a bias"),
+    ],
+)
+def test_another_relu_stays(nodes):
+    model = model_of(nodes, {"weight": WEIGHT})
+    onnx_8.revise(model)
+    onnx.checker.check_model(model)
+    assert model.graph.node[-1].op_type == "Relu"
 
 
 def test_little_does_not_become_much(monkeypatch):

@@ -242,6 +242,60 @@ def test_a_detector_runs_at_every_batch(tmp_path, python, precision):
             )  # close scores may change places
 
 
+def two_products(path, precision):
+    """Write two matrix products, a bias and a ReLU behind each, of the two values of a picture's size, of any batch."""
+    random, dtype = np.random.default_rng(3), {"float32": np.float32, "float16": np.float16}[precision]
+    constants = {
+        "row": np.array([0, 1, 2], np.int64),
+        "first": random.normal(size=(2, 32)).astype(dtype),
+        "first_bias": random.normal(size=32).astype(dtype),
+        "second": random.normal(size=(32, 4)).astype(dtype),
+        "second_bias": np.array([-100, 100, -100, 100], dtype),
+        "last": np.array([2], np.int64),
+        "nothing": np.array([0], np.int32),
+    }
+    nodes = [
+        node("Cast", "image_sizes", "sizes", to=TYPES[precision]),
+        node("Reshape", "sizes row", "rows"),
+        node("MatMul", "rows first", "product"),
+        node("Add", "product first_bias", "sum"),
+        node("Relu", "sum", "hidden"),
+        node("MatMul", "hidden second", "second_product"),
+        node("Add", "second_product second_bias", "second_sum"),
+        node("Relu", "second_sum", "positive"),
+        node("Cast", "positive", "boxes", to=TensorProto.FLOAT),
+        node("ReduceMax", "boxes", "scores", axes=[2], keepdims=0),
+        node("Add", "image_sizes nothing", "labels"),
+    ]
+    save(path, nodes, constants, "batch")
+    model, expected = onnx.load(path), ReferenceEvaluator(str(path))
+    onnx_8.clip_after_bias(model)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path, expected
+
+
+@pytest.mark.parametrize("precision", TYPES)
+def test_two_products_are_onnx(tmp_path, precision):
+    path, expected = two_products(tmp_path / "a.onnx", precision)
+    for batch in (1, BATCH):
+        given = dict(zip(("images", "image_sizes"), inputs(batch), strict=True))
+        before, after = expected.run(None, given), ReferenceEvaluator(str(path)).run(None, given)
+        np.testing.assert_array_equal(before[0], after[0])
+        assert 0 < (after[0] == 0).sum() < after[0].size
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", TYPES)
+def test_a_plan_keeps_the_relu_of_a_product_with_a_bias(tmp_path, python, precision):
+    (path, expected), plan = two_products(tmp_path / "a.onnx", precision), tmp_path / "a.plan"
+    build_plan(path, plan, SPEC, precision, python=python)
+    batches = [inputs(1), inputs(BATCH)]
+    for (images, sizes), found in zip(batches, run_plan(plan, batches, python=python), strict=True):
+        boxes = expected.run(None, {"images": images, "image_sizes": sizes})[0]
+        np.testing.assert_allclose(found.boxes, boxes, rtol=2e-2 if precision == "float16" else 1e-4, atol=1e-2)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_rows_are_gathered_from_their_own_picture(tmp_path, batch):
     images, sizes = inputs(batch)
