@@ -14,8 +14,11 @@ import importlib
 import json
 import os
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ READ_AS = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT32": 
 # Of the builder, where networks are weakly typed: QuantizeLinear nodes alone allow no layer to be INT8 there.
 FLAGS = {"float16": ("FP16",), "bfloat16": ("BF16",), "int8": ("INT8", "FP16")}
 QUANTISED = {"int8": "INT8", "fp8": "FP8"}  # layers between QuantizeLinear nodes; the others have another type
+KEEP_SECONDS = 20.0  # between two writings of the timings of a build that goes on
 # Each setting, the object of the module that has it, and the release it came with.
 NEEDED = {
     "optimization_level": ("IBuilderConfig.builder_optimization_level", "8.6"),
@@ -138,14 +142,39 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     config = make_config(trt, builder, network, request)
     if not is_strongly_typed(trt):
         constrain_types(trt, network, config, request)
-    plan = builder.build_serialized_network(network, config)
+    with kept_timings(config, request["settings"]["timing_cache"]):
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RefusedError(f"TensorRT {trt.__version__} built no plan: {explain(logger.errors)}")
     Path(request["plan"]).write_bytes(plan)
-    if request["settings"]["timing_cache"]:
-        Path(request["settings"]["timing_cache"]).write_bytes(config.get_timing_cache().serialize())
     told = inspect(trt, logger, plan, request["batch"][-1]) if request["inspect"] else None
     return {"tensorrt": trt.__version__, "layers": told}
+
+
+@contextmanager
+def kept_timings(config: Any, path: str) -> Iterator[None]:
+    """Write the timing cache every `KEEP_SECONDS` and at the end, so that a build that is ended loses little of it."""
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(KEEP_SECONDS):
+            write()
+
+    def write() -> None:
+        Path(f"{path}.part").write_bytes(config.get_timing_cache().serialize())
+        os.replace(f"{path}.part", path)
+
+    if not path:
+        yield
+        return
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        write()
 
 
 def load_plugin(library: str) -> None:
@@ -315,21 +344,10 @@ def describe(trt: Any, engine: Any, context: Any = None) -> Any:
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Run the plan on every batch of the request's arrays with the server's own runner; write its outputs."""
-    trt = import_tensorrt()
-    module = import_runner(request)
-    try:
-        runner = load_runner(module, request, module.CudaDriver())
-        outputs = [runner(*batch) for batch in read_batches(request)]
-    except module.PlanError as error:
-        raise RefusedError(str(error)) from error
-    arrays = {f"{name}_{i}": each[k] for i, each in enumerate(outputs) for k, name in enumerate(module.OUTPUTS)}
-    np.savez(request["outputs"], **arrays)
-    return {"tensorrt": trt.__version__}
+    """Run the plan on every batch of the request's arrays with the server's own runner; write its outputs.
 
-
-def read(request: dict[str, Any]) -> dict[str, Any]:
-    """Run the plan on every batch, and write all outputs of its own names, those that only keep it from fusing too."""
+    The task `read` writes all outputs of the plan's own names, those that only keep it from fusing too.
+    """
     trt = import_tensorrt()
     module = import_runner(request)
     arrays: dict[str, Any] = {}
@@ -338,7 +356,8 @@ def read(request: dict[str, Any]) -> dict[str, Any]:
         for i, batch in enumerate(read_batches(request)):
             made = runner(*batch)
             arrays.update({f"{name}_{i}": made[k] for k, name in enumerate(module.OUTPUTS)})
-            arrays.update({f"{name}_{i}": array for name, array in read_unread(runner).items()})
+            unread = read_unread(runner) if request["task"] == "read" else {}
+            arrays.update({f"{name}_{i}": array for name, array in unread.items()})
     except module.PlanError as error:
         raise RefusedError(str(error)) from error
     np.savez(request["outputs"], **arrays)
@@ -474,7 +493,7 @@ def _has(trt: Any, place: str) -> bool:
     return value is not None
 
 
-TASKS = {"build": build, "run": run, "read": read, "layers": layers, "measure": measure, "version": version}
+TASKS = {"build": build, "run": run, "read": run, "layers": layers, "measure": measure, "version": version}
 
 
 def main(path: str) -> None:

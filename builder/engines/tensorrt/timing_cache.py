@@ -32,7 +32,7 @@ def check(path: Path) -> None:
 
 @contextmanager
 def unpacked(path: Path | None) -> Iterator[Path | None]:
-    """Give TensorRT a file of its own with the timings of `path`; if all goes well what it leaves there is kept.
+    """Give TensorRT a file of its own with the timings of `path`; what it leaves is kept, of a build that fails too.
 
     Raises:
         EngineError: as `check`.
@@ -45,9 +45,11 @@ def unpacked(path: Path | None) -> Iterator[Path | None]:
         file = Path(folder, "timings")
         if path.exists():
             file.write_bytes(_read(path))
-        yield file
-        if file.is_file():
-            write_whole(path, MARK + file.read_bytes())
+        try:
+            yield file
+        finally:
+            if file.is_file():
+                write_whole(path, MARK + file.read_bytes())
 
 
 def _read(path: Path) -> bytes:

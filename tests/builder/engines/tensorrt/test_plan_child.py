@@ -1,5 +1,7 @@
 """What the child decides, against stand-ins with the names that each release of TensorRT's bindings has."""
 
+import os
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -205,6 +207,30 @@ def test_settings_reach_the_builder(tmp_path):
 def test_a_timing_cache_is_read(tmp_path):
     (tmp_path / "cache").write_bytes(b"timings")
     assert configured("8.5.3", timing_cache=str(tmp_path / "cache")).caches == [(b"timings", False)]
+
+
+def test_timings_are_kept_while_a_build_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_child, "KEEP_SECONDS", 0.01)
+    path, timings = tmp_path / "cache", bytearray(b"one")
+    cache = SimpleNamespace(serialize=lambda: bytes(timings))
+    config = SimpleNamespace(get_timing_cache=lambda: cache)
+    deadline = time.monotonic() + 60
+
+    def build():
+        with plan_child.kept_timings(config, str(path)):
+            while not path.is_file():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert path.read_bytes() == b"one"
+            timings.extend(b" two")
+            raise plan_child.RefusedError
+
+    with pytest.raises(plan_child.RefusedError):
+        build()
+    assert path.read_bytes() == b"one two"
+    assert os.listdir(tmp_path) == ["cache"]
+    with plan_child.kept_timings(None, None):
+        assert os.listdir(tmp_path) == ["cache"]
 
 
 def test_a_timing_cache_of_another_gpu_is_refused(tmp_path):

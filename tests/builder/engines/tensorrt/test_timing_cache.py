@@ -48,18 +48,21 @@ def test_another_file_is_refused_and_stays(tmp_path, kind):
     assert path.read_bytes() == FOREIGN[kind]
 
 
-def test_a_build_that_fails_leaves_the_timings_of_before(tmp_path):
+@pytest.mark.parametrize("left", [b"one, half of two", None])
+def test_a_build_that_ends_early_keeps_its_timings(tmp_path, left):
     path = tmp_path / "cache"
     path.write_bytes(timing_cache.MARK + b"one")
 
     def build():
         with timing_cache.unpacked(path) as file:
-            file.write_bytes(b"half")
-            raise KeyError
+            if left:
+                file.write_bytes(left)
+            raise KeyboardInterrupt
 
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyboardInterrupt):
         build()
-    assert path.read_bytes() == timing_cache.MARK + b"one"
+    assert path.read_bytes() == timing_cache.MARK + (left or b"one")
+    assert os.listdir(tmp_path) == ["cache"]
 
 
 @pytest.mark.parametrize("place", ["folder", "none/cache", "file/cache", "loop"])
