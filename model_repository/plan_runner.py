@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,15 +187,13 @@ class PlanRunner:
         tensorrt = _import_tensorrt()
         if plugin_library is not None:
             _load_library(plugin_library)
-        self.logger = tensorrt.Logger(tensorrt.Logger.WARNING)
+        self.logger = _make_logger(tensorrt)
         tensorrt.init_libnvinfer_plugins(self.logger, "")
         self.runtime = tensorrt.Runtime(self.logger)
         self.engine = self.runtime.deserialize_cuda_engine(plan.read_bytes())
         if self.engine is None:
-            raise PlanError(
-                f"TensorRT {tensorrt.__version__} cannot load {plan}; its log says why, most often that another "
-                "version or GPU built it"
-            )
+            reason = self.logger.error or "it gives no reason"  # most often another version or GPU built it
+            raise PlanError(f"TensorRT {tensorrt.__version__} cannot load {plan}: {reason}")
         strategies = getattr(tensorrt, "ExecutionContextAllocationStrategy", None)
         managed = getattr(strategies, "USER_MANAGED", None) if hasattr(self.engine, "device_memory_size_v2") else None
         self._memory = None if managed is None else self._context_memory()
@@ -380,7 +379,7 @@ class PlanRunner:
 
     def _enqueue(self) -> None:
         if not self.context.execute_async_v3(self.stream):
-            raise PlanError(f"{self.plan} failed to run; TensorRT's log says why")
+            raise PlanError(f"{self.plan} failed to run: {self.logger.error or 'TensorRT gives no reason'}")
 
 
 def _pointers(*addresses: int) -> list[ctypes.c_void_p]:
@@ -394,6 +393,24 @@ def _import_tensorrt() -> Any:
         return importlib.import_module("tensorrt")
     except (ImportError, OSError) as error:
         raise PlanError(f"cannot import tensorrt: {error}") from error
+
+
+def _make_logger(tensorrt: Any) -> Any:
+    """Return a logger that writes warnings and errors to stderr and keeps the first error, which the others follow."""
+
+    class Log(tensorrt.ILogger):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            tensorrt.ILogger.__init__(self)
+            self.error = ""
+
+        def log(self, severity: Any, text: str) -> None:
+            levels = tensorrt.ILogger.Severity
+            if int(severity) <= int(levels.WARNING):
+                print(f"TensorRT {str(severity).split('.')[-1]}: {text}", file=sys.stderr, flush=True)
+            if int(severity) <= int(levels.ERROR) and not self.error:
+                self.error = " ".join(text.split())
+
+    return Log()
 
 
 def _load_library(path: Path) -> None:

@@ -34,10 +34,12 @@ public:
     void log(Severity severity, char const* text) noexcept override {
         if (severity <= Severity::kERROR) {
             std::cerr << "TensorRT: " << text << "\n";
-            last = text;
+            if (first.empty()) {
+                first = text;
+            }
         }
     }
-    std::string last;
+    std::string first;  // the error that the others follow
 };
 
 std::size_t bytesOf(nvinfer1::DataType type) {
@@ -158,15 +160,15 @@ private:
         }
         runtime_.reset(static_cast<nvinfer1::IRuntime*>(create(&log_, NV_TENSORRT_VERSION)));
         if (!runtime_) {
-            throw Error(library.string() + " is another release than the headers of this program: " + log_.last);
+            throw Error(library.string() + " is another release than the headers of this program: " + log_.first);
         }
         engine_.reset(runtime_->deserializeCudaEngine(bytes.data(), bytes.size()));
         if (!engine_) {
-            throw Error("TensorRT cannot load " + path.string() + ": " + log_.last);
+            throw Error("TensorRT cannot load " + path.string() + ": " + log_.first);
         }
         context_.reset(engine_->createExecutionContext());
         if (!context_) {
-            throw Error(path.string() + " does not fit into the GPU's memory: " + log_.last);
+            throw Error(path.string() + " does not fit into the GPU's memory: " + log_.first);
         }
     }
 
@@ -236,7 +238,7 @@ private:
 
     void enqueue() {
         if (!context_->enqueueV3(stream_)) {
-            throw Error("the plan failed to run: " + log_.last);
+            throw Error("the plan failed to run: " + log_.first);
         }
     }
 

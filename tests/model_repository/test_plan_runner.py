@@ -4,6 +4,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
+from enum import IntEnum
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -161,20 +162,29 @@ class Engine:
         return self.contexts[-1]
 
 
+Severity = IntEnum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO"], start=0)
+
+
 @pytest.fixture
 def runner_of(monkeypatch, tmp_path):
-    """Make runners of engines, which the stand-in of TensorRT loads."""
+    """Make runners of engines, which the stand-in of TensorRT loads; of none it says `said`, and what that leads to."""
 
-    def make(engine, **options):
+    def make(engine, said="", **options):
+        def deserialize(logger, data):
+            assert data == b"plan"
+            logger.log(Severity.WARNING, "slow")
+            if said:
+                logger.log(Severity.ERROR, said)
+                logger.log(Severity.INTERNAL_ERROR, "so not loaded")
+            return engine
+
         tensorrt: Any = ModuleType("tensorrt")
         tensorrt.__version__ = "11.1"
-        tensorrt.Logger = type("Logger", (), {"WARNING": 2, "__init__": lambda self, level: None})
+        tensorrt.ILogger = type("ILogger", (), {"Severity": Severity})
         tensorrt.TensorIOMode = SimpleNamespace(INPUT="INPUT")
         tensorrt.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="ours")
         tensorrt.init_libnvinfer_plugins = lambda logger, namespace: True
-        tensorrt.Runtime = lambda logger: SimpleNamespace(
-            deserialize_cuda_engine=lambda data: engine if data == b"plan" else None
-        )
+        tensorrt.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=partial(deserialize, logger))
         monkeypatch.setitem(sys.modules, "tensorrt", tensorrt)
         (tmp_path / "a.plan").write_bytes(b"plan")
         driver = CpuDriver()
@@ -356,7 +366,8 @@ def test_sizes_of_another_batch_are_refused(runner_of):
 @pytest.mark.parametrize(
     ("engine", "options", "words"),
     [
-        (None, {}, "TensorRT 11.1 cannot load .*a.plan; its log says why"),
+        (None, {}, "TensorRT 11.1 cannot load .*a.plan: it gives no reason"),
+        (None, {"said": "no\nplugin"}, "TensorRT 11.1 cannot load .*a.plan: no plugin$"),
         (Engine(inputs=("pixels",)), {}, "takes pixels; expected images and perhaps image_sizes"),
         (Engine(inputs=("images", "mask")), {}, "takes images, mask; expected"),
         (Engine(outputs=("boxes", "scores")), {}, "puts out boxes, scores; expected boxes, scores, labels"),
