@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from codetr_client import jpeg
@@ -73,6 +74,7 @@ class GpuPreprocessor:
             self._decoder = nvimgcodec.Decoder(device_id=device, options=_OPTIONS)
         # A copy to memory that the system may move goes through such a buffer of CUDA's own, in pieces.
         self._sent = torch.empty((height, width, 3), dtype=torch.uint8, pin_memory=device is not None)
+        self._warm_up()
 
     def __call__(
         self, data: bytes, canvas: Image8, took: Callable[[str, float], object] = untimed
@@ -107,6 +109,12 @@ class GpuPreprocessor:
         took("decode", decoded - started + perf_counter() - resized)
         took("resize", resized - decoded)
         return Preprocessed(canvas, size, (image.shape[0], image.shape[1]))
+
+    def _warm_up(self) -> None:
+        """Decode and resize a picture: a GPU loads its kernels with the first one, which took more than a second."""
+        height, width = self.size
+        _, data = cv2.imencode(".jpg", np.zeros((height // 2 + 1, width // 2 + 1, 3), np.uint8))
+        self(data.tobytes(), np.empty((height, width, 3), np.uint8))
 
     def _markers(self, data: bytes) -> jpeg.Jpeg | None:
         """Return what the markers say; None of a file that the CPU shall decode, or refuse."""
