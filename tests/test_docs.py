@@ -321,7 +321,7 @@ def test_environment_variables_are_those_of_the_code() -> None:
 def templates() -> list[str]:
     """Return every string of our code, with … for what an f-string puts in."""
     found: list[str] = []
-    for folder in ("builder", "serving", "clients", "codetr", "perf", "demo"):
+    for folder in ("builder", "serving", "clients", "codetr", "perf", "demo", "model_repository"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
