@@ -111,7 +111,7 @@ class GpuPreprocessor:
         return Preprocessed(canvas, size, (image.shape[0], image.shape[1]))
 
     def _warm_up(self) -> None:
-        """Decode and resize a picture: a GPU loads its kernels with the first one, which took more than a second."""
+        """Decode and resize a picture, so that what a GPU loads with the first one is there before a request is."""
         height, width = self.size
         _, data = cv2.imencode(".jpg", np.zeros((height // 2 + 1, width // 2 + 1, 3), np.uint8))
         self(data.tobytes(), np.empty((height, width, 3), np.uint8))

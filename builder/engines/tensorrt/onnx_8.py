@@ -153,7 +153,7 @@ def clip_after_bias(model: ModelProto) -> None:
     """Write the ReLU of a matrix product with a bias as a Clip, in place, for 8.5.3 loses it.
 
     First it fuses bias and ReLU ("EltReluFusion" in its verbose log), then product and bias ("MatmulBiasFusion"), and
-    what is left adds the bias alone. Neither takes a Clip.
+    what is left adds the bias alone. The Clips of the same networks were fused by neither.
     """
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}

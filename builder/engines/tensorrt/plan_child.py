@@ -142,7 +142,8 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     config = make_config(trt, builder, network, request)
     if not is_strongly_typed(trt):
         constrain_types(trt, network, config, request)
-    with kept_timings(config, request["settings"]["timing_cache"], trt.__version__.startswith("8.5.")):
+    every = KEEP_SECONDS if trt.__version__.startswith("8.5.") else None
+    with kept_timings(config, request["settings"]["timing_cache"], every):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise RefusedError(f"TensorRT {trt.__version__} built no plan: {explain(logger.errors)}")
@@ -152,26 +153,26 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def kept_timings(config: Any, path: str, meanwhile: bool) -> Iterator[None]:
-    """Write the timing cache at the end, also of a build that fails, and `meanwhile` every `KEEP_SECONDS`.
+def kept_timings(config: Any, path: str | None, every: float | None) -> Iterator[None]:
+    """Write the timing cache, if there is one, at the end, also of a build that fails, and `every` so many seconds.
 
-    Then a build that is ended loses little. Whether a cache may be read while a builder fills it NVIDIA does not say;
+    So a build that is ended loses little. Whether a cache may be read while a builder fills it NVIDIA does not say;
     with 8.5.3 it has been done through eight builds.
     """
     over = threading.Event()
 
     def keep() -> None:
-        while not over.wait(KEEP_SECONDS):
+        while not over.wait(every):
             write()
 
     def write() -> None:
         Path(f"{path}.part").write_bytes(config.get_timing_cache().serialize())
-        os.replace(f"{path}.part", path)
+        os.replace(f"{path}.part", f"{path}")
 
     if not path:
         yield
         return
-    thread = threading.Thread(target=keep if meanwhile else over.wait, daemon=True)
+    thread = threading.Thread(target=keep, daemon=True)
     thread.start()
     try:
         yield

@@ -293,7 +293,7 @@ def test_a_plan_keeps_the_relu_of_a_product_with_a_bias(tmp_path, python, precis
     batches = [inputs(1), inputs(BATCH)]
     for (images, sizes), found in zip(batches, run_plan(plan, batches, python=python), strict=True):
         boxes = expected.run(None, {"images": images, "image_sizes": sizes})[0]
-        np.testing.assert_allclose(found.boxes, boxes, rtol=2e-2 if precision == "float16" else 1e-4, atol=1e-2)
+        np.testing.assert_allclose(found.boxes, boxes, rtol=5e-3 if precision == "float16" else 1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
