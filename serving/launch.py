@@ -42,6 +42,7 @@ from serving.server_log import (
     failed_models,
     has_endpoints,
     how_it_ended,
+    in_words,
     instances,
     last_line,
     waits_for_requests,
@@ -162,7 +163,7 @@ class TritonServer:
         looks = _LooksAtLoading(self)
         while not self.is_ready():
             if self.process.poll() is not None:
-                raise CodetrError(self.why_it_ended())
+                raise CodetrError(self._why_it_ended(looks.statuses))
             waited = time.monotonic() - started
             looks.raise_if_hopeless(waited)
             if timeout is not None and waited > timeout:
@@ -264,11 +265,12 @@ class TritonServer:
         status = self.process.wait()
         return 0 if is_drained or (self._is_idle and not waits) else status
 
-    def why_it_ended(self) -> str:
+    def _why_it_ended(self, statuses: Callable[[Sequence[str]], dict[str, int]]) -> str:
         """Return in one line why the server, which has ended, did so before it was ready."""
         self._reader.join(1)
         self._read_to_the_end()
-        return why_it_ended(list(self._log), self.process.returncode)
+        log = list(self._log)
+        return why_it_ended(log, self.process.returncode, statuses(log))
 
     def _read_to_the_end(self) -> None:
         """Read what the server, which has ended, has written; steps that outlive it keep its log open."""
@@ -304,6 +306,7 @@ class _LooksAtLoading:
 
     def raise_if_hopeless(self, waited: float) -> None:
         if waited < self._next:
+            self._stubs.look()
             return
         self._next = waited + _LOOK_AT_STUBS_SECONDS
         log = self._server.log().split("\n")
@@ -320,10 +323,14 @@ class _LooksAtLoading:
         if self._listening_since is not None:
             self._raise_if_not_ready(log, waited - self._listening_since)
 
+    def statuses(self, log: Sequence[str]) -> dict[str, int]:
+        """Return how processes of steps ended that were seen dead, by their model's name."""
+        return self._stubs.statuses(instances(log))
+
     def _raise_if_not_ready(self, log: list[str], listening: float) -> None:
-        failures = failed_models(log)
+        failures = failed_models(log, self.statuses(log))
         if failures and listening > _READY_AFTER_FAILURES_SECONDS:
-            raise CodetrError("; ".join(f"model {model} failed to load: {why}" for model, why in failures.items()))
+            raise CodetrError(in_words(failures))
         if listening > _READY_AFTER_LISTENING_SECONDS:
             raise CodetrError(f"tritonserver listens but does not become ready: {last_line(log)}")
 

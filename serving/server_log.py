@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from serving.errors import CodetrError
 
@@ -33,7 +34,9 @@ _NO_NEWS = re.compile(
 _STACK = re.compile(r"(?:\s|\\n)*(?:\n|\\n)At:(?:\n|\\n).*", re.DOTALL)
 _OUR_ERROR = re.compile(rf"(?:^|(?<=: )){CodetrError.__name__}: ")
 _ESCAPED = re.compile(r"\\([\"\\])|\\[ntr]|\n")
+_UNHEALTHY = re.compile(r"Stub process '[^']*' is not healthy")
 _REPEAT_SECONDS = 60.0
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 # What a process's end by a signal most often means here.
 _SIGNALS = {
@@ -57,6 +60,10 @@ _ADVICE = (
     ),
     (r"bad_alloc|Cannot allocate memory|MemoryError", "this machine's memory is full"),
     (r"Unable to initialize shared memory key", "/dev/shm is full"),
+    (
+        _UNHEALTHY.pattern,
+        "its process ended; where no line before says why, most likely because memory ran out",
+    ),
     # Triton 2.51 waits 10 s for a lock that a step holds, and then ends.
     (r"interprocess::lock_exception", "the machine was too busy to load a step; free cores and repeat it"),
 )
@@ -91,10 +98,27 @@ class News:
         return f"{match['time']} {said}"
 
 
-def failed_models(log: Iterable[str]) -> dict[str, str]:
-    """Return why each model failed that did, by its name."""
+def failed_models(log: Iterable[str], ended: Mapping[str, int] = _NONE) -> dict[str, str]:
+    """Return why each model failed that did, by its name.
+
+    Args:
+        log: the server's lines.
+        ended: by a model's name the exit status of a process of it that was seen dead, negative for a signal. Triton
+            itself does not say it.
+    """
     found = (pattern.search(line) for line in log for pattern in (_FAILED_MODEL, _FAILED_CONFIG))
-    return {match["model"]: _advised(cause(match["reason"])) for match in found if match}
+    return {match["model"]: _reason(cause(match["reason"]), ended.get(match["model"])) for match in found if match}
+
+
+def in_words(failures: Mapping[str, str]) -> str:
+    """Return what `failed_models` found as one line."""
+    return "; ".join(f"model {model} failed to load: {reason}" for model, reason in failures.items())
+
+
+def _reason(said: str, status: int | None) -> str:
+    if status is None or not _UNHEALTHY.search(said):
+        return _advised(said)
+    return f"{said.rstrip('.')}: it {how_it_ended(status)}"
 
 
 def _advised(reason: str) -> str:
@@ -125,16 +149,17 @@ def drained(log: Iterable[str]) -> bool:
     return any(_DRAINED in line for line in log)
 
 
-def why_it_ended(log: Sequence[str], status: int) -> str:
+def why_it_ended(log: Sequence[str], status: int, ended: Mapping[str, int] = _NONE) -> str:
     """Return in one line why a server ended before it was ready.
 
     Args:
         log: its last lines.
         status: its exit status, negative for a signal.
+        ended: as of `failed_models`.
     """
-    failures = failed_models(log)
+    failures = failed_models(log, ended)
     if failures:
-        return "; ".join(f"model {model} failed to load: {reason}" for model, reason in failures.items())
+        return in_words(failures)
     for line, following in zip(log, [*log[1:], ""], strict=False):
         if match := _FAILED_SOCKET.search(line):
             return f"the port of {match['socket']} is taken by another program; name another port"

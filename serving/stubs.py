@@ -67,33 +67,61 @@ class LoadingStubs:
     def __init__(self, server: int) -> None:
         self._server = server
         self._names: dict[int, str] = {}
+        self._statuses: dict[int, int] = {}
         self._dead: set[int] = set()
         self._any_alive = True
 
     @property
     def all_gone(self) -> bool:
-        """Whether there were steps, and none was alive at the last call of `died`."""
+        """Whether there were steps, and none was alive at the last look."""
         return bool(self._names) and not self._any_alive
 
-    def died(self, begun: Sequence[str]) -> tuple[str, int] | None:
-        """Return the name and the exit status of a step that was dead at the last call already.
+    def look(self) -> set[int]:
+        """Note which processes live and how dead ones ended; return the dead ones' process ids.
 
-        Call it every half second or so: a server that notices takes the dead process away at once, and says itself what
-        happened.
-
-        Args:
-            begun: the instances that the server has begun to load, by which a step is named that died before anybody
-                looked.
+        Call it as often as can be: a server that notices a death takes the process away within a second, and nobody
+        can say then how it ended.
         """
         stubs = stubs_of(self._server)
         self._names |= {stub.pid: stub.model for stub in stubs if stub.status is None}
         self._any_alive = any(stub.status is None for stub in stubs)
         dead = {stub.pid: stub.status for stub in stubs if stub.status is not None}
-        still = self._dead & dead.keys()
-        self._dead = set(dead)
+        self._statuses |= dead
+        return set(dead)
+
+    def died(self, begun: Sequence[str]) -> tuple[str, int] | None:
+        """Return the name and the exit status of a step that was dead at the last call already.
+
+        Call it every half second or so: a server that notices says itself that a step has died.
+
+        Args:
+            begun: the instances that the server has begun to load, by which a step is named that died before anybody
+                looked.
+        """
+        dead = self.look()
+        still = self._dead & dead
+        self._dead = dead
         pid = min(still, default=None)
         if pid is None:
             return None
+        return self._names.get(pid) or " or ".join(self._unseen(begun)) or "a Python step", self._statuses[pid]
+
+    def statuses(self, begun: Sequence[str]) -> dict[str, int]:
+        """Return the exit status, unless it is 0, of each model of which a process was seen dead, by the model's name.
+
+        With 0 the process ends that Triton starts to complete a configuration.
+
+        Args:
+            begun: as of `died`.
+        """
+        unseen = self._unseen(begun)
+        found: dict[str, int] = {}
+        for pid, status in self._statuses.items():
+            if status != 0:
+                found |= dict.fromkeys([self._names[pid]] if self._names.get(pid) else unseen, status)
+        return found
+
+    def _unseen(self, begun: Sequence[str]) -> list[str]:
+        """Return the models of which an instance was begun that was never seen alive."""
         # an instance's name is its model's with two numbers
-        missing = Counter(re.sub(r"_\d+_\d+$", "", instance) for instance in begun) - Counter(self._names.values())
-        return self._names.get(pid) or " or ".join(sorted(missing)) or "a Python step", dead[pid]
+        return sorted(Counter(re.sub(r"_\d+_\d+$", "", each) for each in begun) - Counter(self._names.values()))

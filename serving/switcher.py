@@ -23,7 +23,7 @@ from serving.errors import CodetrError
 from serving.health import ask, why_no_answer
 from serving.manifest import FILES, PLAN_BACKEND, read_manifest
 from serving.repository import check_repository, link_ensemble, link_model, models_of
-from serving.server_log import failed_models, how_it_ended, instances
+from serving.server_log import failed_models, how_it_ended, in_words, instances
 from serving.shared_memory import check_shared_memory
 from serving.stubs import LoadingStubs
 from serving.versions import Hold, choice_path, name_and_version, read_choice, versioned
@@ -239,10 +239,10 @@ class Switcher:
         stubs, death = LoadingStubs(self._server), ""
         while not self._answers(path):
             lines, _ = self._log_since(begun)
-            failures = {model: why for model, why in failed_models(lines).items() if model in models}
+            statuses = stubs.statuses(instances(lines))
+            failures = {model: why for model, why in failed_models(lines, statuses).items() if model in models}
             if failures:
-                found = "; ".join(f"model {model} failed to load: {why}" for model, why in failures.items())
-                raise CodetrError(death or found)
+                raise CodetrError(death or in_words(failures))
             if not death and (died := stubs.died(instances(lines))) and died[0] in models:
                 death = f"{died[0]} {how_it_ended(died[1])}, while it was loaded"
                 until = min(until, time.monotonic() + _NOTICED_SECONDS)

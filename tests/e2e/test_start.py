@@ -261,10 +261,18 @@ def _listening(pid: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
+        # A machine that is too busy to look once a second does not see how a process ended.
         pytest.param(
-            "import os; os.kill(os.getpid(), 9)", "was ended by SIGKILL, most likely because .* memory", id="kill"
+            "import os; os.kill(os.getpid(), 9)",
+            "was ended by SIGKILL, most likely because .* memory|its process ended; .* most likely because memory",
+            id="kill",
         ),
-        pytest.param("raise SystemExit(3)", "SystemExit: 3|ended with status 3", id="exit", marks=pytest.mark.slow),
+        pytest.param(
+            "raise SystemExit(3)",
+            "SystemExit: 3|ended with status 3|its process ended",
+            id="exit",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("import no_such_module", "No module named 'no_such_module'", id="module", marks=pytest.mark.slow),
         pytest.param(
             "import ctypes; ctypes.CDLL('libnvinfer.so.99')",

@@ -160,6 +160,38 @@ def test_the_wait_ends_when_a_step_dies_unnoticed(
     assert said.endswith("; it said: libpython.so: cannot open")
 
 
+UNHEALTHY = "E1126 1 a.cc:1] \"failed to load 'codetr_detector' version 1: Internal: Stub process 'x' is not healthy.\""
+
+
+def test_a_death_that_the_server_notices_is_told_with_its_cause(
+    repository: Path, pretend: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It takes the dead step away, once somebody has seen it, and ends.
+    alive, dead = tmp_path / "alive", tmp_path / "dead"
+    server = tmp_path / "server.py"
+    server.write_text(
+        "import pathlib, subprocess, sys, time\n"
+        f"step = 'until [ -e {alive} ]; do sleep 0.1; done; kill -9 $$'\n"
+        "step = subprocess.Popen(['bash', '-c', step, '/r/codetr_detector/1/model.py'])\n"
+        f"while not pathlib.Path({str(dead)!r}).exists(): time.sleep(0.1)\n"
+        f"step.wait(); print({UNHEALTHY!r}); sys.exit(1)\n"
+    )
+
+    class Stubs(LoadingStubs):
+        def look(self) -> set[int]:
+            found = super().look()
+            if self._any_alive and self._names:
+                alive.touch()
+            if found:
+                dead.touch()
+            return found
+
+    monkeypatch.setattr(launch, "LoadingStubs", Stubs)
+    monkeypatch.setattr(launch, "_LOOK_AT_STUBS_SECONDS", 600)
+    pretend(f"exec python3 '{server}'")
+    assert re.search("codetr_detector .* not healthy: it was ended by SIGKILL, most likely", failure(repository))
+
+
 def test_the_wait_ends_when_all_steps_are_gone(
     repository: Path, pretend: object, seen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

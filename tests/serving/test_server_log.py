@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from serving.server_log import News, cause, complaint, how_it_ended, instances, what_it_waits_for, why_it_ended
+from serving.server_log import (
+    News,
+    cause,
+    complaint,
+    failed_models,
+    how_it_ended,
+    instances,
+    what_it_waits_for,
+    why_it_ended,
+)
 
 STACK = (
     r"\n\nAt:\n  /srv/codetr/serving/triton.py(60): parse_settings\n  /srv/models/codetr/1/model.py(23): initialize\n"
@@ -159,3 +168,20 @@ def test_a_server_that_gave_up_a_lock_says_what_is_too_busy() -> None:
         "it said: terminate called after throwing an instance of 'boost::interprocess::lock_exception' / what():  "
         "boost::interprocess::lock_exception (the machine was too busy to load a step; free cores and repeat it)"
     )
+
+
+UNHEALTHY = "E1126 1 a.cc:1] \"failed to load 'm' version 1: Internal: Stub process 'm_0_1' is not healthy.\""
+
+
+@pytest.mark.parametrize(
+    ("ended", "reason"),
+    [
+        pytest.param({"m": -9}, ": it was ended by SIGKILL, most likely because the machine's or the", id="seen"),
+        pytest.param(
+            {"other": 3}, ". (its process ended; where no line before says why, most likely because", id="not"
+        ),
+    ],
+)
+def test_a_process_that_triton_found_dead(ended: dict[str, int], reason: str) -> None:
+    assert f"Stub process 'm_0_1' is not healthy{reason}" in why_it_ended([UNHEALTHY], 1, ended)
+    assert failed_models([FAILED], {"m": 3}) == {"m": "m: got 'x'"}, "what a step says itself is reason enough"

@@ -79,3 +79,18 @@ def test_a_step_that_died_before_anybody_looked_is_named_by_what_was_begun(
     stubs = LoadingStubs(7)
     assert stubs.died([*begun, "c_0_0"]) is None
     assert stubs.died([*begun, "c_0_0"]) == (name, -9)
+
+
+def test_how_a_step_ended_is_known_when_the_server_has_taken_it_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [
+        [Stub(1, "a", None), Stub(2, "b", None), Stub(3, "c", None)],
+        [Stub(1, "", -9), Stub(2, "", 0), Stub(3, "c", None), Stub(4, "", 3)],
+        [Stub(3, "c", None)],
+    ]
+    monkeypatch.setattr("serving.stubs.stubs_of", lambda server: looks.pop(0))
+    stubs = LoadingStubs(7)
+    assert stubs.statuses(["a_0_0"]) == {}
+    for _ in range(3):
+        stubs.look()
+    assert stubs.statuses(["a_0_0", "b_0_0", "c_0_0"]) == {"a": -9}
+    assert stubs.statuses(["c_0_0", "c_0_1", "d_0_0"]) == {"a": -9, "c": 3, "d": 3}, "one of those nobody saw alive"

@@ -50,7 +50,8 @@ class Server:
         self.watchdog = Watchdog()
         monkeypatch.setattr("serving.switcher.ask", self.ask)
         monkeypatch.setattr("serving.switcher.why_no_answer", lambda url, model, timeout: self.fault)
-        monkeypatch.setattr("serving.switcher.LoadingStubs", lambda pid: SimpleNamespace(died=lambda begun: self.died))
+        stubs = SimpleNamespace(died=lambda begun: self.died, statuses=lambda begun: {})
+        monkeypatch.setattr("serving.switcher.LoadingStubs", lambda pid: stubs)
         monkeypatch.setattr("serving.switcher._RETIRE_SECONDS", 0)
         monkeypatch.setattr("serving.switcher._LOOK", 0)
 
