@@ -10,6 +10,7 @@
 #include <iostream>
 #include <numeric>
 
+#include "checks.hpp"
 #include "codetr/client.hpp"
 #include "engine.hpp"
 #include "outputs.hpp"
@@ -100,6 +101,7 @@ int run(Arguments const& arguments) {
     fs::path const folder(arguments.folder);
     Manifest const manifest = readManifest(folder);
     std::vector<fs::path> const paths = arguments.images.empty() ? std::vector<fs::path>{} : codetr::findImages(arguments.images);
+    checkFiles(folder, manifest, arguments.version);
     std::unique_ptr<Engine> const engine = loadEngine({folder / std::to_string(arguments.version), arguments.tensorrt}, manifest);
     if (arguments.iterations > 0) {
         measure(*engine, manifest, arguments.batch, arguments.iterations);

@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "checks.hpp"
 #include "engine.hpp"
 
 namespace codetr::run {
@@ -18,6 +19,9 @@ public:
         if (device_.is_cuda() && !torch::cuda::is_available()) {
             throw Error("the package was built for a GPU, and libtorch finds none");
         }
+        Machine machine;
+        machine.release = TORCH_VERSION;
+        checkMachine(manifest, machine);
         for (auto const& entry : std::filesystem::directory_iterator(files.folder)) {
             if (entry.path().extension() == ".so") {
                 loadLibrary(entry.path());  // of operators

@@ -1,4 +1,4 @@
-// A TensorRT plan of 8.5 to 11, through one CUDA graph for each batch size. Not yet run on a GPU.
+// A TensorRT plan of 8.5 to 11, through one CUDA graph for each batch size.
 //
 // TensorRT is loaded at run time, so that the program is built wherever its headers are and starts where it is not.
 #include <NvInferRuntime.h>
@@ -9,6 +9,7 @@
 #include <iostream>
 #include <numeric>
 
+#include "checks.hpp"
 #include "engine.hpp"
 
 namespace codetr::run {
@@ -145,10 +146,15 @@ private:
         std::filesystem::path const library =
             files.tensorrt.empty() ? std::filesystem::path("libnvinfer.so." + std::to_string(kMajor)) : files.tensorrt;
         using Create = void* (*)(void*, int);
-        auto const create = reinterpret_cast<Create>(dlsym(loadLibrary(library), "createInferRuntime_INTERNAL"));
-        if (create == nullptr) {
+        void* const loaded = loadLibrary(library);
+        auto const create = reinterpret_cast<Create>(dlsym(loaded, "createInferRuntime_INTERNAL"));
+        auto const version = reinterpret_cast<int (*)()>(dlsym(loaded, "getInferLibVersion"));
+        if (create == nullptr || version == nullptr) {
             throw Error(library.string() + " is no TensorRT runtime");
         }
+        Machine machine;
+        machine.release = tensorrtRelease(version());
+        checkMachine(manifest_, machine);
         std::filesystem::path const plugin = files.folder / "libcodetr_plugin.so", path = files.folder / "model.plan";
         if (std::filesystem::exists(plugin)) {
             loadLibrary(plugin);

@@ -54,6 +54,13 @@ Suppression suppressionOf(json const& rule) {
     return suppression;
 }
 
+// A value that may be missing or null.
+template <typename T>
+T valueOr(json const& object, char const* key, T const& otherwise) {
+    bool const isThere = object.is_object() && object.contains(key) && !object.at(key).is_null();
+    return isThere ? valueOf<T>(object, key) : otherwise;
+}
+
 json parsed(std::string const& text, std::string const& what) {
     json value = json::parse(text, nullptr, false);
     if (!value.is_object()) {
@@ -94,6 +101,21 @@ Manifest readManifest(std::filesystem::path const& folder) {
     if (schema >= 4) {
         manifest.readsSizes = valueOf<std::vector<std::string>>(all, "inputs").size() > 1;
     }
+    for (auto const& [name, digest] : valueOf<std::map<std::string, std::string>>(all, "files")) {
+        std::size_t const slash = name.find('/');
+        std::string const ending = "_detector";
+        if (slash != std::string::npos && slash >= ending.size() && name.compare(slash - ending.size(), ending.size(), ending) == 0) {
+            manifest.files[name.substr(slash + 1)] = digest;
+        }
+    }
+    json const none = json::object(), versions = valueOr(all, "versions", none), cpu = valueOr(all, "cpu", none);
+    manifest.tensorrt = valueOr<std::string>(versions, "tensorrt", "");
+    manifest.torch = valueOr<std::string>(versions, "torch", "");
+    manifest.computeCapability = valueOr<std::string>(all, "compute_capability", "");
+    manifest.hardwareCompatible = valueOr(all, "hardware_compatible", false);
+    manifest.versionCompatible = valueOr(all, "version_compatible", false);
+    manifest.cpuMachine = valueOr<std::string>(cpu, "machine", "");
+    manifest.cpuFeatures = valueOr(cpu, "features", std::vector<std::string>{});
     manifest.classNames = valueOf<std::vector<std::string>>(network, "class_names");
     manifest.pixels = pixelsOf(valueOf<json>(rules, "pixels"));
     manifest.suppression = suppressionOf(valueOf<json>(rules, "suppression"));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -46,6 +47,13 @@ struct Manifest {
     std::vector<std::string> classNames;
     Pixels pixels;
     Suppression suppression;
+    // What it is made of and was built with and for; empty where the manifest does not tell.
+    std::map<std::string, std::string> files;  // SHA-256 as hex digits by path in the detector's folder
+    std::string tensorrt, torch;               // releases
+    std::string computeCapability;             // of the GPU, such as 9.0
+    bool hardwareCompatible = false, versionCompatible = false;
+    std::string cpuMachine;  // of a package for a CPU: its architecture and its instruction sets
+    std::vector<std::string> cpuFeatures;
 };
 
 // Reads the rules of JSON texts like those in a manifest. Throw Error, which names the key.

@@ -111,7 +111,7 @@ def build_codetr_run(path):
     cmake = ["cmake", "-S", ROOT / "plugin_src/runner", "-B", folder, prefix, "-DTENSORRT_INCLUDE_DIR="]
     found = subprocess.run(cmake, capture_output=True, text=True, check=False) if shutil.which("cmake") else None
     if found is None or found.returncode != 0:
-        reason = f"codetr_run needs cmake, pkg-config and {PACKAGES}"
+        reason = f"codetr_run needs cmake, pkg-config, libssl-dev and {PACKAGES}"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     command = ["cmake", "--build", folder, "--target", "codetr_run", "--parallel", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

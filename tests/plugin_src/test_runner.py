@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 from dataclasses import asdict
@@ -14,6 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from serving.contract import DETECTOR
+from serving.manifest import MANIFEST
 from serving.postprocess import PostprocessSettings, postprocess
 from serving.preprocess import resize_and_pad
 from serving.rules import Pixels, Suppression
@@ -28,16 +32,123 @@ def probe(built_once):
     """Return the program that does both steps, compiled with the checks of addresses and undefined behaviour."""
 
     def write(path):
-        if shutil.which("g++") is None or not Path("/usr/include/nlohmann/json.hpp").is_file():
-            reason = "codetr_run needs g++ and nlohmann-json3-dev"
+        headers = [Path("/usr/include", name) for name in ("nlohmann/json.hpp", "openssl/evp.h")]
+        if shutil.which("g++") is None or not all(header.is_file() for header in headers):
+            reason = "codetr_run needs g++, nlohmann-json3-dev and libssl-dev"
             pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-        sources = [SOURCE / name for name in ("test/probe.cpp", "rules.cpp", "pixels.cpp", "suppress.cpp")]
+        sources = [
+            SOURCE / name for name in ("test/probe.cpp", "checks.cpp", "rules.cpp", "pixels.cpp", "suppress.cpp")
+        ]
         checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
-        command = ["g++", "-std=c++17", "-O2", "-ffp-contract=off", *checks, *map(str, sources), "-o", str(path)]
+        command = [
+            "g++",
+            "-std=c++17",
+            "-O2",
+            "-ffp-contract=off",
+            *checks,
+            *map(str, sources),
+            "-lcrypto",
+            "-ldl",
+            "-o",
+            str(path),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
 
     return built_once("codetr_probe", write)
+
+
+@pytest.fixture
+def detector(tmp_path: Path, repository: Path) -> Path:
+    """Return a detector's folder under another name, with the manifest of a plan."""
+    folder = Path(shutil.copytree(repository / DETECTOR, tmp_path / "moved"))
+    change(
+        folder,
+        engine="tensorrt",
+        versions={"tensorrt": "8.5.3.1", "torch": "2.13.0+cpu"},
+        compute_capability="9.0",
+    )
+    return folder
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def refusal(program: Path, request: str) -> str:
+    """Return what the program says against a request; "" if nothing."""
+    done = subprocess.run(
+        [program], input=request.encode() + b"\n", capture_output=True, check=False, timeout=300, text=False
+    )
+    assert (done.returncode == 0) == (not done.stderr)
+    return done.stderr.decode().strip()
+
+
+def test_a_file_is_run_only_as_it_was_built(probe: Path, detector: Path) -> None:
+    assert refusal(probe, f"files {detector} 1") == ""
+    engine = detector / "1/model.onnx"
+    good = engine.read_bytes()
+    built, now = hashlib.sha256(good).hexdigest(), hashlib.sha256(good + b" ").hexdigest()
+    engine.write_bytes(good + b" ")
+    assert refusal(probe, f"files {detector} 1") == (
+        f"{engine} is not the file that was built: its SHA-256 is {now}, manifest.json says {built}; "
+        "build the repository again"
+    )
+    engine.unlink()
+    assert refusal(probe, f"files {detector} 1") == (
+        f"{detector} is incomplete: 1/model.onnx is missing; build it again"
+    )
+    assert refusal(probe, f"files {detector} 2") == "", "the manifest knows nothing of another version's files"
+
+
+@pytest.mark.parametrize(
+    ("values", "here", "message"),
+    [
+        pytest.param({}, "8.5.3 9.0", "", id="the same"),
+        pytest.param({}, "8.6.1 9.0", "with TensorRT 8.5.3, this machine has 8.6.1", id="another TensorRT"),
+        pytest.param({"version_compatible": True}, "8.6.1 9.0", "", id="one that the plan is compatible with"),
+        pytest.param({}, "8.5.3 8.9", "for compute capability 9.0, this machine has 8.9", id="another GPU"),
+        pytest.param({"hardware_compatible": True}, "8.5.3 8.9", "", id="one that the plan is compatible with"),
+        pytest.param({"compute_capability": None, "versions": {}}, "8.6.1 8.9", "", id="nothing is known"),
+        pytest.param({"engine": "torch"}, "2.13.1 8.9", "", id="a package for CPUs, without a GPU in the question"),
+        pytest.param(
+            {"engine": "torch"}, "2.11.0 9.0", "with PyTorch 2.13, this machine has 2.11", id="another PyTorch"
+        ),
+        pytest.param(
+            {"engine": "torch", "device": "cuda"}, "2.13.0 8.9", "for compute capability 9.0", id="a package for GPUs"
+        ),
+        pytest.param(
+            {"engine": "torch", "cpu": {"machine": platform.machine(), "features": ["avx", "avx9", "sse2", "amx"]}},
+            "2.13.0 9.0",
+            "for a CPU with avx9, amx, which this machine's lacks",
+            id="another CPU",
+        ),
+        pytest.param(
+            {"engine": "torch", "cpu": {"machine": "riscv", "features": ["v"]}},
+            "2.13.0 9.0",
+            "for processors of riscv, this machine has",
+            id="another architecture",
+        ),
+    ],
+)
+def test_an_engine_is_run_only_where_it_was_built_for(
+    probe: Path, detector: Path, tmp_path: Path, values: dict[str, Any], here: str, message: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor : 0\nflags\t\t: fpu sse2 avx\n\nprocessor : 1\nflags\t\t: fpu sse2 avx\n")
+    change(detector, **values)
+    said = refusal(probe, f"machine {detector} {here} {cpuinfo}")
+    assert said.startswith(f"the engine was built {message}" if message else "")
+    assert bool(said) == bool(message), said
+    assert not said or said.endswith("; build it again here")
+
+
+@pytest.mark.parametrize(
+    ("number", "release"), [(8503, "8.5.3"), (9100, "9.1.0"), (101601, "10.16.1"), (110400, "11.4.0")]
+)
+def test_releases_of_tensorrt_are_read_from_their_numbers(probe: Path, number: int, release: str) -> None:
+    assert ask(probe, f"release {number}").decode() == release
 
 
 def ask(program, request, *arrays):

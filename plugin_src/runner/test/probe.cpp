@@ -2,12 +2,15 @@
 //
 //   pixels H W HEIGHT WIDTH RULE\n   and uint8 [H, W, 3]                 -> int32 [2], uint8 [HEIGHT, WIDTH, 3]
 //   detections N H W MOST LOWEST RULE\n   and the candidates' arrays     -> int32 count, then float32 [4], float32, int32 each
+//   files FOLDER VERSION\n   and   machine FOLDER RELEASE CAPABILITY CPUINFO\n   of a detector's folder -> nothing, or an error
+//   release NUMBER\n   of what a libnvinfer says of itself          -> the text
 //
 // RULE is JSON without blanks, LOWEST a score or none.
 #include <cstdio>
 #include <iostream>
 #include <sstream>
 
+#include "../checks.hpp"
 #include "../pixels.hpp"
 #include "../suppress.hpp"
 
@@ -54,6 +57,37 @@ void detections(std::istream& words) {
     write(found.data(), found.size());
 }
 
+void files(std::istream& words) {
+    std::string folder;
+    int version = 0;
+    words >> folder >> version;
+    checkFiles(folder, readManifest(folder), version);
+}
+
+void machine(std::istream& words) {
+    std::string folder, cpuinfo;
+    Machine here;
+    words >> folder >> here.release >> here.capability >> cpuinfo;
+    here.cpuinfo = cpuinfo;
+    checkMachine(readManifest(folder), here);
+}
+
+void answer(std::string const& what, std::istream& words) {
+    if (what == "pixels") {
+        pixels(words);
+    } else if (what == "detections") {
+        detections(words);
+    } else if (what == "files") {
+        files(words);
+    } else if (what == "machine") {
+        machine(words);
+    } else {
+        int number = 0;
+        words >> number;
+        std::cout << tensorrtRelease(number);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -65,7 +99,7 @@ int main() {
             std::istringstream words(line);
             std::string what;
             words >> what;
-            what == "pixels" ? pixels(words) : detections(words);
+            answer(what, words);
             std::cout.flush();
         }
     } catch (Error const& error) {
