@@ -35,6 +35,8 @@ SHARE = 0.7  # of the rate at eight at a time, for the Poisson level
 # What one request may take beside bare decoding and the engine, of eight at a time the share of the engine's own rate,
 # and the p99 in p50s at that level.
 GOAL_ADDED_MS, GOAL_RATE, GOAL_P99 = 2.0, 0.95, 2.0
+# Of the CPU between two pictures, as a step rests while the others work: what it had in its caches is gone then.
+REST_SECONDS = 0.01
 
 Record = dict[str, Any]
 
@@ -71,7 +73,11 @@ def measure_service(
 
 
 def measure_pixels(manifest: Mapping[str, Any], seconds: float) -> dict[str, float]:
-    """Return the milliseconds of a JPEG of the engine's size: with OpenCV alone, and by the step's own function."""
+    """Return the milliseconds of a JPEG of the engine's size.
+
+    They are `bare` with OpenCV alone, `step` by the step's own function, one picture after the other, and `rested` with
+    OpenCV alone after `REST_SECONDS`.
+    """
     spec, rule = spec_of(manifest), variant_of(manifest).rules.pixels
     data = encoded_picture(spec.width, spec.height, "jpeg")
     canvas = np.empty((spec.height, spec.width, 3), np.uint8)
@@ -79,16 +85,24 @@ def measure_pixels(manifest: Mapping[str, Any], seconds: float) -> dict[str, flo
         "bare": partial(decode_and_resize, data, spec.height, spec.width),
         "step": partial(preprocess, data, spec.height, spec.width, None, rule, canvas=canvas),
     }
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    before, end = cv2.getNumThreads(), time.perf_counter() + seconds
+    before = cv2.getNumThreads()
     cv2.setNumThreads(1)  # as in the server
-    while time.perf_counter() < end or len(times["bare"]) < 10:
-        for each, call in calls.items():
+    times = _timed(calls, seconds) | _timed({"rested": calls["bare"]}, seconds, REST_SECONDS)
+    cv2.setNumThreads(before)
+    return times
+
+
+def _timed(calls: Mapping[str, Callable[[], object]], seconds: float, rest: float = 0.0) -> dict[str, float]:
+    """Return the median milliseconds of calls in turn, each after a rest in seconds, for so many seconds in all."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or any(len(spent) < 10 for spent in times.values()):
+        for name, call in calls.items():
+            time.sleep(rest)
             started = time.perf_counter()
             call()
-            times[each].append(time.perf_counter() - started)
-    cv2.setNumThreads(before)
-    return {each: 1e3 * summarise(spent).median for each, spent in times.items()}
+            times[name].append(time.perf_counter() - started)
+    return {name: 1e3 * summarise(spent).median for name, spent in times.items()}
 
 
 def measure_engine(repository: Path, name: str, batches: list[int], seconds: float) -> dict[str, float]:
@@ -152,7 +166,8 @@ def to_lines(record: Mapping[str, Any]) -> list[str]:
     found, pixels = record["verdict"], record["pixels_ms"]
     lines = [
         f"engine alone {record['engine_ms']['1']:.2f} ms; bare decoding and resizing {pixels['bare']:.2f} ms, "
-        f"with what the step checks and fills {pixels['step']:.2f} ms",
+        f"with what the step checks and fills {pixels['step']:.2f} ms"
+        + (f"; bare after {1e3 * REST_SECONDS:g} ms of rest {pixels['rested']:.2f} ms" if "rested" in pixels else ""),
     ]
     if found["added_ms"] is not None:
         lines.append(

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 import perf.cost.service as service
+from builder.pipeline.export import InputSpec
 from perf.server.perf_analyzer import Installation
 from tests.perf.records import DESCRIPTION, STEP, reading, result
+from tests.smallest import SMALLEST
 
 STEPS = {"codetr_detector": replace(STEP, batch=3.6)}
 
@@ -81,3 +83,19 @@ def test_a_run_times_the_engine_at_the_batches_that_it_saw(tmp_path: Path, monke
     assert record["verdict"]["added_ms"] == 6.0
     assert (tmp_path / "service.json").exists()
     assert (tmp_path / "service.md").read_text() == service.to_markdown(record)
+
+
+def test_decoding_is_timed_hot_and_rested(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr("perf.cost.service.time.sleep", rests.append)
+    monkeypatch.setattr(service, "spec_of", lambda manifest: InputSpec(96, 144, 1))
+    monkeypatch.setattr(service, "variant_of", lambda manifest: SMALLEST)
+    found = service.measure_pixels({}, 0.0)
+    assert found.keys() == {"bare", "step", "rested"}
+    assert all(milliseconds > 0 for milliseconds in found.values())
+    assert (rests.count(0.0), rests.count(service.REST_SECONDS)) == (20, 10)
+    record = {**record_of(levels()), "pixels_ms": {"bare": 3.5, "step": 3.9, "rested": 4.7}}
+    assert service.to_lines(record)[0] == (
+        "engine alone 12.00 ms; bare decoding and resizing 3.50 ms, with what the step checks and fills 3.90 ms; "
+        "bare after 10 ms of rest 4.70 ms"
+    )
