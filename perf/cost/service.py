@@ -35,7 +35,7 @@ SHARE = 0.7  # of the rate at eight at a time, for the Poisson level
 # What one request may take beside bare decoding and the engine, of eight at a time the share of the engine's own rate,
 # and the p99 in p50s at that level.
 GOAL_ADDED_MS, GOAL_RATE, GOAL_P99 = 2.0, 0.95, 2.0
-# Of the CPU between two pictures, as a step rests while the others work: what it had in its caches is gone then.
+# Of the CPU between two pictures, as a step rests while the others work: what it had in its caches may be gone then.
 REST_SECONDS = 0.01
 
 Record = dict[str, Any]

@@ -9,6 +9,7 @@
 #include <memory>
 #include <set>
 #include <sstream>
+#include <utility>
 
 namespace codetr::run {
 
@@ -56,6 +57,28 @@ void compare(std::string const& what, std::string const& built, std::string cons
     }
 }
 
+// What all cores of a machine have, which may be of several kinds; empty where unknown.
+std::set<std::string> instructionSets(std::filesystem::path const& cpuinfo) {
+    std::ifstream file(cpuinfo);
+    std::set<std::string> common;
+    bool isFirst = true;
+    for (std::string line; std::getline(file, line);) {
+        if (line.rfind("flags", 0) != 0 && line.rfind("Features", 0) != 0) {
+            continue;
+        }
+        std::istringstream words(line.substr(line.find(':') + 1));
+        std::set<std::string> own;
+        for (std::string word; words >> word;) {
+            if (isFirst || common.count(word) > 0) {
+                own.insert(word);
+            }
+        }
+        common = std::move(own);
+        isFirst = false;
+    }
+    return common;
+}
+
 // Refuses a CPU that lacks instructions which the CPU had that a package was compiled on, and so for.
 void checkCpu(Manifest const& manifest, std::filesystem::path const& cpuinfo) {
     if (manifest.cpuFeatures.empty()) {
@@ -64,17 +87,7 @@ void checkCpu(Manifest const& manifest, std::filesystem::path const& cpuinfo) {
     utsname system{};
     uname(&system);
     compare("for processors of", manifest.cpuMachine, system.machine);
-    std::ifstream file(cpuinfo);
-    std::set<std::string> here;
-    for (std::string line; std::getline(file, line);) {
-        if (line.rfind("flags", 0) == 0 || line.rfind("Features", 0) == 0) {
-            std::istringstream words(line.substr(line.find(':') + 1));
-            for (std::string word; words >> word;) {
-                here.insert(word);
-            }
-            break;
-        }
-    }
+    std::set<std::string> const here = instructionSets(cpuinfo);
     std::string missing;
     for (std::string const& feature : manifest.cpuFeatures) {
         if (!here.empty() && here.count(feature) == 0) {
@@ -123,7 +136,8 @@ std::string computeCapability() {
 }
 
 void checkMachine(Manifest const& manifest, Machine const& machine) {
-    if (manifest.engine == "tensorrt" && !manifest.versionCompatible) {
+    // Also with version compatibility: such a plan lacks the runtime that another TensorRT needs.
+    if (manifest.engine == "tensorrt") {
         compare("with TensorRT", release(manifest.tensorrt, 3), release(machine.release, 3));
     } else if (manifest.engine == "torch") {
         compare("with PyTorch", release(manifest.torch, 2), release(machine.release, 2));

@@ -113,7 +113,6 @@ Manifest readManifest(std::filesystem::path const& folder) {
     manifest.torch = valueOr<std::string>(versions, "torch", "");
     manifest.computeCapability = valueOr<std::string>(all, "compute_capability", "");
     manifest.hardwareCompatible = valueOr(all, "hardware_compatible", false);
-    manifest.versionCompatible = valueOr(all, "version_compatible", false);
     manifest.cpuMachine = valueOr<std::string>(cpu, "machine", "");
     manifest.cpuFeatures = valueOr(cpu, "features", std::vector<std::string>{});
     manifest.classNames = valueOf<std::vector<std::string>>(network, "class_names");

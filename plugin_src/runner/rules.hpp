@@ -51,7 +51,7 @@ struct Manifest {
     std::map<std::string, std::string> files;  // SHA-256 as hex digits by path in the detector's folder
     std::string tensorrt, torch;               // releases
     std::string computeCapability;             // of the GPU, such as 9.0
-    bool hardwareCompatible = false, versionCompatible = false;
+    bool hardwareCompatible = false;  // runs on other GPUs too
     std::string cpuMachine;  // of a package for a CPU: its architecture and its instruction sets
     std::vector<std::string> cpuFeatures;
 };

@@ -107,7 +107,9 @@ def test_a_file_is_run_only_as_it_was_built(probe: Path, detector: Path) -> None
     [
         pytest.param({}, "8.5.3 9.0", "", id="the same"),
         pytest.param({}, "8.6.1 9.0", "with TensorRT 8.5.3, this machine has 8.6.1", id="another TensorRT"),
-        pytest.param({"version_compatible": True}, "8.6.1 9.0", "", id="one that the plan is compatible with"),
+        pytest.param(
+            {"version_compatible": True}, "8.6.1 9.0", "with TensorRT 8.5.3", id="one that wants the runtime of 8.5 too"
+        ),
         pytest.param({}, "8.5.3 8.9", "for compute capability 9.0, this machine has 8.9", id="another GPU"),
         pytest.param({"hardware_compatible": True}, "8.5.3 8.9", "", id="one that the plan is compatible with"),
         pytest.param({"compute_capability": None, "versions": {}}, "8.6.1 8.9", "", id="nothing is known"),
@@ -119,9 +121,9 @@ def test_a_file_is_run_only_as_it_was_built(probe: Path, detector: Path) -> None
             {"engine": "torch", "device": "cuda"}, "2.13.0 8.9", "for compute capability 9.0", id="a package for GPUs"
         ),
         pytest.param(
-            {"engine": "torch", "cpu": {"machine": platform.machine(), "features": ["avx", "avx9", "sse2", "amx"]}},
+            {"engine": "torch", "cpu": {"machine": platform.machine(), "features": ["avx", "avx512f", "avx9", "sse2"]}},
             "2.13.0 9.0",
-            "for a CPU with avx9, amx, which this machine's lacks",
+            "for a CPU with avx, avx512f, avx9, which this machine's lacks",
             id="another CPU",
         ),
         pytest.param(
@@ -136,7 +138,7 @@ def test_an_engine_is_run_only_where_it_was_built_for(
     probe: Path, detector: Path, tmp_path: Path, values: dict[str, Any], here: str, message: str
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor : 0\nflags\t\t: fpu sse2 avx\n\nprocessor : 1\nflags\t\t: fpu sse2 avx\n")
+    cpuinfo.write_text("processor : 0\nflags\t\t: fpu sse2 avx\n\nprocessor : 1\nflags\t\t: sse2 fpu avx512f\n")
     change(detector, **values)
     said = refusal(probe, f"machine {detector} {here} {cpuinfo}")
     assert said.startswith(f"the engine was built {message}" if message else "")
