@@ -27,6 +27,9 @@ _PRODUCT_LAYER = re.compile(
     r"conv(?!er)|gemm|matrix_?multiply|matmul|(?<![a-z])mha|attention|ms_?deform_?attn|plugin|(?-i:Fc(?![a-z]))",
     re.IGNORECASE,
 )
+# A layer of such a type moves numbers only, and is often named after a product: "Reformatting CopyNode for Input Tensor
+# 0 to node_conv2d", "reshape_before_node_MatMul_271". Of 253 such names in a plan of RT-DETRv2 by 8.5.3 151 are moves.
+_MOVE = re.compile(r"reformat|no_?op|shuffle|constant|slice|concat|gather|shape", re.IGNORECASE)
 _SPOKEN_OF = ("LayerType", "ParameterType", "TacticName", "Name")
 # The inspector's names of types, in the spellings of TensorRT 10 and 11.
 _TYPE = re.compile(r"\b(BF16|BFloat16|FP16|Half|FP32|Float|TF32)\b", re.IGNORECASE)
@@ -117,7 +120,7 @@ def check_quantised(information: Mapping[str, Any], quantised: Quantised) -> Non
         EngineError: none does; gives how many there are.
     """
     layers = [layer for layer in information.get("Layers", []) if isinstance(layer, Mapping)]
-    products = [layer for layer in layers if _PRODUCT_LAYER.search(_words(layer))]
+    products = [layer for layer in layers if _is_product(layer)]
     if _withholds_types(information):
         warnings.warn(_WITHHELD.format(quantised), stacklevel=2)
         return
@@ -147,7 +150,7 @@ def product_layers(information: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     for layer in information["Layers"]:
         types = {type_ for operand in layer.get("Inputs", []) if (type_ := _floating_type(operand))}
-        if types and not _is_region(layer) and _PRODUCT_LAYER.search(_words(layer)):
+        if types and not _is_region(layer) and _is_product(layer):
             found.append((str(layer.get("Name", "unnamed")), min(types - {"float32"}, default="float32")))
     return found
 
@@ -179,6 +182,11 @@ def _withholds_types(information: Mapping[str, Any]) -> bool:
 
 def _is_region(layer: Mapping[str, Any]) -> bool:
     return "{ForeignNode[" in str(layer.get("Name", ""))
+
+
+def _is_product(layer: Mapping[str, Any]) -> bool:
+    moves = _MOVE.search(str(layer.get("LayerType", "")))
+    return moves is None and _PRODUCT_LAYER.search(_words(layer)) is not None
 
 
 def _words(layer: Mapping[str, Any]) -> str:

@@ -82,6 +82,11 @@ OTHERS = [
     layer("Reformatting CopyNode", "Reformat", [FULL], [HALF], Origin="REFORMAT"),
     layer("__myl_CastConvert", "kgen", [FULL], [HALF]),
     layer("shape", "ShapeHostToDevice", ["Int32"], ["Int32"]),
+    # as 8.5.3 names them in a float16 plan of RT-DETRv2
+    layer("Reformatting CopyNode for Input Tensor 0 to node_conv2d + node_relu", "Reformat", [FULL], [HALF]),
+    layer("reshape_before_node_MatMul_271", "NoOp", [FULL], [FULL]),
+    layer("reshape_after_node_MatMul_277", "Shuffle", [FULL], [FULL]),
+    layer("node_conv2d.weight + (Unnamed Layer* 324) [Shuffle]", "Constant", [FULL], [FULL]),
 ]
 
 
@@ -165,7 +170,8 @@ def test_a_plan_with_a_quantised_product_passes(precision):
 @pytest.mark.parametrize(("precision", "other"), [("int8", "fp8"), ("fp8", "int8")])
 def test_a_plan_whose_products_all_work_in_other_types_is_refused(precision, other):
     resize = layer("resize", "Resize", ["Int8", "FP8"], [HALF])
-    layers = [PRODUCTS["convolution"], QUANTISED[other], resize]
+    rounded = layer("Reformatting CopyNode for Output Tensor 0 to conv1", "Reformat", ["Int8", "FP8"], [HALF])
+    layers = [PRODUCTS["convolution"], QUANTISED[other], resize, rounded]
     with pytest.raises(EngineError, match=f"not built in {precision}: none of its 2 convolutions and matrix products"):
         check_quantised({"Layers": layers}, precision)
 
