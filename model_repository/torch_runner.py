@@ -5,6 +5,7 @@ Imports PyTorch and NumPy alone, because `codetr build` puts a copy beside the s
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -51,7 +52,8 @@ class TorchRunner:
     """Calls a compiled detector on NumPy arrays, on a GPU through one CUDA graph for each batch size.
 
     What is float32 in the package is computed without TF32, which PyTorch allows its convolutions unless told; but for
-    packages that allow it.
+    packages that allow it. Threads may call at once: each queues its inference behind the others', so the GPU goes from
+    one to the next without a pause.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class TorchRunner:
         self.graphs: dict[int, _Captured] = {}
         self.staged: list[Tensor] = []
         self.fetched: list[Tensor] = []
+        self.turn = threading.Lock()  # to queue an inference, from its inputs' copy to its outputs'
         for batch_size in sorted(batch_sizes if self.device.type == "cuda" else (), reverse=True):
             with self._on_device():
                 self.graphs[batch_size] = self._capture(batch_size)
@@ -97,18 +100,57 @@ class TorchRunner:
 
         A package that does not read the sizes needs none.
         """
-        outputs = self._start(*inputs)()
         if self.place == "cpu":
-            return [output.numpy() for output in outputs]
+            with self.turn:
+                return [output.numpy() for output in self._start(*inputs)()]
         batch = len(inputs[0])
-        if not self.fetched or len(self.fetched[0]) < batch:
-            with self._on_device():
-                self.fetched = [torch.empty_like(output, device="cpu", pin_memory=True) for output in outputs]
-        hosts = [host[:batch] for host in self.fetched]
-        for host, output in zip(hosts, outputs, strict=True):
-            host.copy_(output, non_blocking=True)
-        torch.cuda.current_stream(self.device).synchronize()
+        with self.turn:
+            outputs = self._start(*inputs)()
+            if not self.fetched or len(self.fetched[0]) < batch:
+                with self._on_device():
+                    self.fetched = [torch.empty_like(output, device="cpu", pin_memory=True) for output in outputs]
+            hosts = [host[:batch] for host in self.fetched]
+            done = self._fetch(outputs, hosts)
+        done.synchronize()
         return [host.numpy().copy() for host in hosts]
+
+    def tensors(self) -> tuple[list[tuple[tuple[int, ...], str]], list[tuple[tuple[int, ...], str]]]:
+        """Return shape and type of one image's inputs and outputs."""
+        inputs = [((*self.input_shape, 3), "uint8"), ((2,), "int32")][: self.input_count]
+        images, sizes = np.zeros((1, *self.input_shape, 3), np.uint8), np.array([self.input_shape], np.int32)
+        outputs = self(*(images, sizes)[: self.input_count])
+        return inputs, [(output.shape[1:], output.dtype.name) for output in outputs]
+
+    def adopt(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> Callable[[int], None]:
+        """Return what computes so many images of `inputs` into `outputs`, which are page-locked for a GPU.
+
+        Args:
+            inputs: whole pages of memory for the largest batch, as `tensors` says.
+            outputs: likewise.
+        """
+        if self.place == "cuda":
+            with self._on_device():
+                for array in (*inputs, *outputs):
+                    failed = torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
+                    if int(failed):  # the copies are right without it, and slower
+                        print(f"{array.nbytes} bytes of another instance's are not page-locked: {failed}", flush=True)
+        given, wanted = ([torch.from_numpy(array) for array in arrays] for arrays in (inputs, outputs))
+
+        def run(batch: int) -> None:
+            with self.turn:
+                found = self._queue([tensor[:batch] for tensor in given])()
+                done = self._fetch(found, [tensor[:batch] for tensor in wanted])
+            if done is not None:
+                done.synchronize()
+
+        return run
+
+    def release(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None:
+        """Let memory be as it was before `adopt`."""
+        if self.place == "cuda":
+            with self._on_device():
+                for array in (*inputs, *outputs):
+                    torch.cuda.cudart().cudaHostUnregister(array.ctypes.data)
 
     def buffers(self, batch: int) -> list[NDArray[Any]]:
         """Return page-locked memory for the inputs of a batch, from where a GPU fetches them itself.
@@ -135,14 +177,28 @@ class TorchRunner:
 
     def _start(self, *inputs: NDArray[Any]) -> Callable[[], Sequence[Tensor]]:
         """Queue the copy of the inputs to the device, and return the call that queues the inference."""
-        tensors = self._stage(inputs[: self.input_count])
-        captured = self.graphs.get(len(inputs[0]))
+        return self._queue(self._stage(inputs[: self.input_count]))
+
+    def _queue(self, tensors: Sequence[Tensor]) -> Callable[[], Sequence[Tensor]]:
+        """Do as `_start` for tensors that the GPU fetches itself."""
+        captured = self.graphs.get(len(tensors[0]))
         if captured is None:
             inference = partial(self.model, *(tensor.to(self.device, non_blocking=True) for tensor in tensors))
             return partial(self._run, float32_products(self.tf32)(torch.inference_mode()(inference)))
         for buffer, tensor in zip(captured.inputs, tensors, strict=True):
             buffer.copy_(tensor, non_blocking=True)
         return partial(self._run, captured.replay)
+
+    def _fetch(self, outputs: Sequence[Tensor], hosts: Sequence[Tensor]) -> Any:
+        """Queue the copy of outputs, and return what tells that a GPU has done it; None on a CPU."""
+        with self._on_device():
+            for host, output in zip(hosts, outputs, strict=True):
+                host.copy_(output, non_blocking=True)
+            if self.place == "cpu":
+                return None
+            done = torch.cuda.Event()
+            done.record()
+            return done
 
     def _run(self, inference: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
         """Queue an inference on its own GPU, whichever is this thread's."""

@@ -84,7 +84,7 @@ class Door:
 
     def _pending(self) -> int | None:
         """Return how many requests wait for the detector in Triton, asked ten times a second at most, or None."""
-        folder = _folder()
+        folder = private_folder()
         if folder is None or time.monotonic() < self._next_question:
             return None
         self._next_question = time.monotonic() + 0.1
@@ -230,20 +230,22 @@ def _row() -> Row | None:
 
 @cache
 def _board() -> Board | None:
-    folder = _folder()
+    folder = private_folder()
     with suppress(OSError):  # such as a full disk, which is no reason not to answer
         return None if folder is None else Board(folder)
     return None
 
 
 def _queue(name: str) -> DetectorQueue | None:
-    folder = _folder()
+    folder = private_folder()
     with suppress(OSError):
         return None if folder is None else DetectorQueue(folder, name)
     return None
 
 
-def _folder() -> Path | None:
+def private_folder() -> Path | None:
+    """Return the private folder of the server that this process belongs to, or None without one."""
+    """Return the private folder of the server that this process belongs to, or None without one."""
     folder = os.environ.get(FOLDER_VARIABLE)
     return Path(folder) if folder and Path(folder).is_dir() else None
 

@@ -22,6 +22,7 @@ from codetr_client.contract import (
 __all__ = [
     "DETECTOR",
     "ENSEMBLE",
+    "GUESTS",
     "MAX_DETECTIONS",
     "MODELS",
     "NMS_IOU_THRESHOLD",
@@ -49,6 +50,8 @@ __all__ = [
 # name: see `model_name`.
 PREPROCESS = f"{ENSEMBLE}_preprocess"
 DETECTOR = f"{ENSEMBLE}_detector"
+# What the group of a detector's instances that share another's engine is called behind the detector's name.
+GUESTS = "_guest"
 POSTPROCESS = f"{ENSEMBLE}_postprocess"
 STEPS = (PREPROCESS, DETECTOR, POSTPROCESS)
 MODELS = (ENSEMBLE, *STEPS)

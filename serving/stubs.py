@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.board import process_fields
+from serving.contract import GUESTS
 
 # Of `process_fields`.
 _STATE, _PARENT, _STARTED, _EXIT_CODE = 0, 1, 19, 49
@@ -123,5 +124,6 @@ class LoadingStubs:
 
     def _unseen(self, begun: Sequence[str]) -> list[str]:
         """Return the models of which an instance was begun that was never seen alive."""
-        # an instance's name is its model's with two numbers
-        return sorted(Counter(re.sub(r"_\d+_\d+$", "", each) for each in begun) - Counter(self._names.values()))
+        # an instance's name is its model's with two numbers, or a guest's with one
+        models = Counter(re.sub(rf"(_\d+|{GUESTS})_\d+$", "", each) for each in begun)
+        return sorted(models - Counter(self._names.values()))

@@ -23,7 +23,17 @@ from builder.engines.kinds import BuiltEngine, EngineKind
 from builder.family import DetectorConfig
 from builder.pipeline.export import InputSpec
 from model_repository import TEMPLATES
-from serving.contract import DETECTOR, ENSEMBLE, MODELS, POSTPROCESS, PREPROCESS, ModelContract, contract, model_name
+from serving.contract import (
+    DETECTOR,
+    ENSEMBLE,
+    GUESTS,
+    MODELS,
+    POSTPROCESS,
+    PREPROCESS,
+    ModelContract,
+    contract,
+    model_name,
+)
 from serving.errors import CodetrError
 from serving.manifest import ABOUT, FILES, MANIFEST, engine_names, foreign_folders, older_manifest, sha256
 from serving.postprocess import PostprocessSettings
@@ -88,7 +98,7 @@ def write_repository(
             _set_sizes(config, model, spec.max_batch_size)
             _customise(config, variant, engine)
             if config.name == DETECTOR and instances is not None:
-                config.instance_group[0].count = instances
+                _set_instances(config, model_name(DETECTOR, name), engine, instances)
             if config.name == ENSEMBLE:
                 config.parameters[ABOUT].string_value = json.dumps(_about(manifest), ensure_ascii=False)
             _rename(config, name)
@@ -316,6 +326,16 @@ def _customise(config: Any, variant: DetectorConfig, engine: BuiltEngine) -> Non
     if config.name == POSTPROCESS:
         for key, value in asdict(PostprocessSettings.of(variant.rules.suppression, variant.max_detections)).items():
             config.parameters[key].string_value = str(value).lower()
+
+
+def _set_instances(config: Any, name: str, engine: BuiltEngine, instances: int) -> None:
+    """Let so many instances of a detector called `name` run; those of a torch engine on a GPU share one."""
+    group = config.instance_group[0]
+    if engine.kind.name != "torch" or engine.device != "cuda":
+        group.count = instances
+    elif instances > 1:
+        group.count = 1
+        config.instance_group.add(name=f"{name}{GUESTS}", kind=group.kind, count=instances - 1)
 
 
 def _about(manifest: Mapping[str, Any]) -> dict[str, Any]:

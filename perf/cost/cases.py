@@ -19,7 +19,8 @@ class Case:
     """A repository and how it is asked.
 
     width and height: the engine's; batch: images in a request; dynamic_batching and delay_ms: the detector's;
-    preprocess and postprocess: instances; picture: (width, height) of the JPEG that is sent.
+    preprocess and postprocess: instances; picture: (width, height) of the JPEG that is sent; guests: instances of the
+    detector that share the engine of the first.
     """
 
     width: int
@@ -31,6 +32,7 @@ class Case:
     postprocess: int = 2
     protocol: Protocol = "grpc"
     picture: tuple[int, int] = (1280, 720)
+    guests: int = 0
 
     @property
     def name(self) -> str:
@@ -39,6 +41,7 @@ class Case:
         return (
             f"{self.width}x{self.height}, batch {self.batch}, {batching}, {self.preprocess}+{self.postprocess} "
             f"instances, {self.protocol}, {self.picture[0]}x{self.picture[1]} JPEG"
+            + (f", {self.guests} guests" if self.guests else "")
         )
 
 
@@ -72,6 +75,9 @@ def groups(plan: CostPlan) -> dict[str, dict[str, Case]]:
             "off": replace(base, dynamic_batching=False),
             "on, no delay": base,
             f"on, delay {QUEUE_DELAY_MS:g} ms": replace(base, delay_ms=QUEUE_DELAY_MS),
+        },
+        "Instances that share the engine, no dynamic batching": {
+            str(1 + n): replace(base, dynamic_batching=False, guests=n) for n in (0, 1)
         },
         "Instances of codetr_preprocess": {str(n): replace(base, preprocess=n) for n in plan.preprocess},
         "Instances of codetr_postprocess": {str(n): replace(base, postprocess=n) for n in (1, 2)},

@@ -17,7 +17,7 @@ from builder.pipeline.manifest import describe
 from builder.pipeline.repository import CANDIDATES, INPUTS, write_repository
 from builder.variants import SwinConfig, Variant
 from perf.cost.cases import MAX_BATCH_SIZE, Case
-from serving.contract import DETECTOR, POSTPROCESS, PREPROCESS
+from serving.contract import DETECTOR, GUESTS, POSTPROCESS, PREPROCESS
 
 MODEL = Path(__file__).with_name("fixed_cost_model.py")
 # Its engine file says what a batch costs; the settings are those of the other detector that Python runs on the CPU.
@@ -35,6 +35,8 @@ def write_cost_repository(destination: Path, case: Case, cost_ms: float, max_bat
         manifest = describe(VARIANT, None, 0, engine, "float32", spec, None)
         write_repository(destination, engine, VARIANT, spec, manifest)
     edit_config(destination, DETECTOR, lambda config: _set_batching(config, case))
+    if case.guests:
+        edit_config(destination, DETECTOR, lambda config: _add_guests(config, case.guests))
     edit_config(destination, PREPROCESS, lambda config: _set_instances(config, case.preprocess))
     edit_config(destination, POSTPROCESS, lambda config: _set_instances(config, case.postprocess))
     return destination
@@ -50,6 +52,10 @@ def edit_config(repository: Path, model: str, change: Callable[[Any], None]) -> 
 
 def _set_instances(config: Any, count: int) -> None:
     config.instance_group[0].count = count
+
+
+def _add_guests(config: Any, count: int) -> None:
+    config.instance_group.add(name=f"{config.name}{GUESTS}", kind=config.instance_group[0].kind, count=count)
 
 
 def _set_batching(config: Any, case: Case) -> None:

@@ -4,11 +4,14 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -19,11 +22,13 @@ from builder.pipeline.build import BuildOptions, build_repository
 from builder.pipeline.export import InputSpec
 from codetr_client.client import CoDetrClient
 from model_repository.torch_runner import TorchRunner
+from serving.errors import CodetrError
 from serving.launch import running_server
 from serving.manifest import read_manifest
 from serving.postprocess import PostprocessSettings, postprocess
 from serving.preprocess import preprocess, resize_and_pad
 from serving.rules import Rules
+from serving.stubs import stubs_of
 from tests.clients.cpp.program import PACKAGES
 from tests.smallest import SMALLEST
 from tests.toy_family import SMALL, TOY
@@ -74,6 +79,54 @@ def test_compiled_package_is_served(compiled, variant):
     )
     np.testing.assert_allclose(found.boxes, expected.boxes[: len(found)], atol=1e-2)
     np.testing.assert_allclose(found.scores, expected.scores[: len(found)], atol=1e-4)
+
+
+@pytest.mark.server
+def test_instances_that_share_an_engine_answer_as_one_and_come_back_when_it_dies(compiled, tmp_path):
+    repository = tmp_path / "repository"
+    shutil.copytree(compiled, repository)
+    config = repository / "codetr_detector" / "config.pbtxt"
+    config.write_text(
+        config.read_text() + '\ninstance_group { name: "codetr_detector_guest" kind: KIND_CPU count: 2 }\n'
+    )
+    pictures = [np.random.default_rng(i).integers(0, 256, (50 + i, 40, 3), dtype=np.uint8) for i in range(6)]
+
+    def detections(url):
+        with CoDetrClient(url) as client:
+            return [client.detect(picture).boxes for picture in pictures]
+
+    def check(found):
+        for boxes, wanted in zip(found, expected, strict=True):
+            np.testing.assert_allclose(boxes, wanted, atol=1e-2)
+
+    with running_server(compiled) as server:
+        expected = detections(server.grpc_url)
+    with running_server(repository) as server:
+        server.watch(lambda said: None)
+        with ThreadPoolExecutor(8) as pool:
+            for found in pool.map(detections, [server.grpc_url] * 16):
+                check(found)
+        processes = {
+            stub.instance: psutil.Process(stub.pid)
+            for stub in stubs_of(server.process.pid)
+            if stub.model == "codetr_detector"
+        }
+        with_torch = {
+            name for name, each in processes.items() if any("libtorch" in part.path for part in each.memory_maps())
+        }
+        assert with_torch == {"codetr_detector_0_0"}
+        assert set(processes) == {"codetr_detector_0_0", "codetr_detector_guest_0", "codetr_detector_guest_1"}
+        processes["codetr_detector_0_0"].kill()
+        answered = 0
+        until = time.monotonic() + 180
+        while answered < 6:  # in a row: guests of the new engine too
+            assert time.monotonic() < until, "no answers again"
+            try:
+                check(detections(server.grpc_url))
+                answered += 1
+            except CodetrError:
+                answered = 0
+                time.sleep(0.2)
 
 
 @pytest.mark.slow

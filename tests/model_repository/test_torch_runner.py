@@ -1,5 +1,7 @@
 """Between NumPy and a GPU: page-locked memory, one copy, one wait. The CPU stands in for it, but in one test."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,13 +48,14 @@ def check(outputs, images, sizes):
 
 @pytest.fixture
 def waits(monkeypatch):
-    """How often the stream was waited for."""
+    """How often a stream or an event was waited for."""
     counted = []
     real = {name: getattr(torch, name) for name in ("empty", "empty_like")}
     for name in real:
         monkeypatch.setattr(torch, name, lambda *shape, pin_memory=False, name=name, **how: real[name](*shape, **how))
-    stream = SimpleNamespace(synchronize=lambda: counted.append(True))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    point = SimpleNamespace(record=lambda: None, synchronize=lambda: counted.append(True))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: point)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: point)
     return counted
 
 
@@ -111,6 +114,73 @@ def test_prepared_inputs_are_on_the_gpu_before_the_next_take_their_memory(waits,
     assert len(waits) == 1
 
 
+def test_another_thread_queues_its_inference_while_one_waits(waits, monkeypatch):
+    runner, package = runner_of(monkeypatch)
+    inputs, outputs = memory_of(runner, 4)
+    first_waits, second_is_queued = threading.Event(), threading.Event()
+    events = iter(
+        (
+            SimpleNamespace(record=lambda: None, synchronize=lambda: first_waits.set() or second_is_queued.wait(60)),
+            SimpleNamespace(record=second_is_queued.set, synchronize=lambda: None),
+        )
+    )
+    monkeypatch.setattr(torch.cuda, "Event", lambda: next(events))
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda at, size, flags: 0))
+    values, others = arrays(2), arrays(1, seed=1)
+    run = runner.adopt(inputs, outputs)
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(runner, *values)
+        assert first_waits.wait(60)
+        for to, array in zip(inputs, others, strict=True):
+            to[:1] = array
+        run(1)
+        check(answer.result(60), *values)
+    check([array[:1] for array in outputs], *others)
+    assert np.shares_memory(package.seen[-1].numpy(), inputs[0])
+
+
+def memory_of(runner, batch):
+    return [[np.zeros((batch, *shape), kind) for shape, kind in kinds] for kinds in runner.tensors()]
+
+
+def test_memory_of_others_is_page_locked_until_it_is_released(waits, monkeypatch):
+    runner, _ = runner_of(monkeypatch)
+    locked = {}
+    monkeypatch.setattr(
+        torch.cuda,
+        "cudart",
+        lambda: SimpleNamespace(
+            cudaHostRegister=lambda at, size, flags: locked.update({at: size}) or 0,
+            cudaHostUnregister=lambda at: locked.pop(at),
+        ),
+    )
+    inputs, outputs = memory_of(runner, 3)
+    runner.adopt(inputs, outputs)
+    assert locked == {array.ctypes.data: array.nbytes for array in (*inputs, *outputs)}
+    runner.release(inputs, outputs)
+    assert locked == {}
+
+
+def test_memory_that_cannot_be_page_locked_is_used_all_the_same(waits, monkeypatch, capsys):
+    runner, _ = runner_of(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace(cudaHostRegister=lambda at, size, flags: 2))
+    inputs, outputs = memory_of(runner, 2)
+    values = arrays(2)
+    for to, array in zip(inputs, values, strict=True):
+        to[...] = array
+    runner.adopt(inputs, outputs)(2)
+    check(outputs, *values)
+    assert "144 bytes of another instance's are not page-locked: 2" in capsys.readouterr().out
+
+
+def test_tensors_are_those_that_the_package_reads(waits, monkeypatch):
+    runner, _ = runner_of(monkeypatch, inputs=1)
+    outputs = [((1, 4), "float32"), ((1,), "float32"), ((1,), "int32")]
+    assert runner.tensors() == ([((H, W, 3), "uint8")], outputs)
+    runner, _ = runner_of(monkeypatch)
+    assert runner.tensors() == ([((H, W, 3), "uint8"), ((2,), "int32")], outputs)
+
+
 @pytest.mark.gpu
 def test_a_real_gpu_computes_the_same_through_its_own_memory(tmp_path):
     class Network(torch.nn.Module):
@@ -135,3 +205,15 @@ def test_a_real_gpu_computes_the_same_through_its_own_memory(tmp_path):
             to[...] = array
         check(runner(*own), *others)
         check(outputs, *values)
+    inputs, outputs = memory_of(runner, 3)
+    run = runner.adopt(inputs, outputs)
+    with ThreadPoolExecutor() as pool:  # both at once, again and again
+        for count in (1, 2, 3) * 20:
+            values, others = arrays(count, seed=count), arrays(count, seed=20 + count)
+            for to, array in zip(inputs, others, strict=True):
+                to[:count] = array
+            ours = pool.submit(runner, *values)
+            run(count)
+            check([array[:count] for array in outputs], *others)
+            check(ours.result(), *values)
+    runner.release(inputs, outputs)

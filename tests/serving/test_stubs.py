@@ -69,6 +69,7 @@ def test_a_step_counts_as_dead_when_nobody_has_taken_it_away(server: int) -> Non
         pytest.param(["a_0_0", "a_0_1"], "a", id="one model"),
         pytest.param(["a_2_0_0", "b_0_0"], "a_2 or b", id="one of two"),
         pytest.param(["c_0_1"], "c", id="another instance of one that lives"),
+        pytest.param(["a_detector_0_0", "a_detector_guest_1"], "a_detector", id="one that shares another's engine"),
     ],
 )
 def test_a_step_that_died_before_anybody_looked_is_named_by_what_was_begun(

@@ -24,9 +24,11 @@ from model_repository import TEMPLATES
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS, contract, model_name
 from serving.errors import CodetrError
 from serving.manifest import check_files, engine_names, manifest_path, older_manifest, read_manifest, sha256
+from serving.model_config import instance_count, read_model_config
 from serving.postprocess import PostprocessSettings
 from serving.repository import check_repository
 from serving.rules import Rules, Suppression
+from serving.shared_engine import is_guest
 from serving.triton import parse_settings
 from serving.versions import Hold, served_engines, versions
 
@@ -376,7 +378,7 @@ def test_an_engine_that_a_server_runs_on_is_not_overwritten(tmp_path: Path, engi
         ("onnx", None, "CPU", 1),
         ("onnx", 3, "CPU", 3),
         ("torch", None, "GPU", 1),
-        ("torch", 2, "GPU", 2),
+        ("torch", 1, "GPU", 1),
         ("tensorrt", None, "GPU", 2),
         ("tensorrt", 1, "GPU", 1),
     ],
@@ -389,6 +391,16 @@ def test_instances_run_where_the_engine_does(
     assert group.kind == model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{place}")
     assert group.count == count
     assert list(group.gpus) == [], "on each that the server sees"
+
+
+def test_instances_of_a_torch_engine_on_a_gpu_share_one(tmp_path: Path, engine_file: Path) -> None:
+    repository = write(tmp_path / "repository", engine_file, kind="torch", instances=3, name="large")
+    engine, guests = read_config(repository, "large_detector").instance_group
+    assert (engine.name, engine.count, guests.count) == ("", 1, 2)
+    assert engine.kind == guests.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert is_guest(guests.name)
+    assert guests.name.startswith("large_detector"), "by which processes are told"
+    assert instance_count(read_model_config(repository / "large_detector" / "config.pbtxt")) == 3
 
 
 def test_overwriting_one_engine_leaves_the_others(tmp_path: Path, engine_file: Path) -> None:

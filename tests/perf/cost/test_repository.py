@@ -12,6 +12,7 @@ from perf.cost.cases import MAX_BATCH_SIZE, Case
 from perf.cost.repository import MODEL, write_cost_repository
 from serving.manifest import read_manifest
 from serving.repository import check_repository
+from serving.shared_engine import is_guest
 
 
 def config(repository: Path, model: str) -> Any:
@@ -49,3 +50,10 @@ def test_batching(tmp_path: Path, case: Case, batching: bool, delay: int) -> Non
     detector = config(write_cost_repository(tmp_path / "repository", case, 1), "codetr_detector")
     assert detector.HasField("dynamic_batching") is batching
     assert detector.dynamic_batching.max_queue_delay_microseconds == delay
+
+
+def test_guests_share_the_engine(tmp_path: Path) -> None:
+    engine, guests = config(
+        write_cost_repository(tmp_path / "repository", Case(96, 64, guests=2), 1), "codetr_detector"
+    ).instance_group
+    assert (engine.count, guests.count, is_guest(guests.name)) == (1, 2, True)
