@@ -52,7 +52,11 @@ def build(
         int, typer.Option(min=1, help="Beside the versions that are there; `codetr switch` has it served.")
     ] = 1,
     instances: Annotated[
-        int | None, typer.Option(min=1, help="How many processes serve it on each GPU, by default 1, of plans 2; of torch they share one engine.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="How many processes serve it on each GPU, by default 1, of plans 2; of torch they share one engine.",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the engine of this name and version.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the compilers' own logs.")] = False,

@@ -30,12 +30,13 @@ from numpy.typing import NDArray
 from serving.admission import private_folder
 from serving.contract import DETECTOR, ENSEMBLE, GUESTS
 from serving.errors import CodetrError
+from serving.stubs import stubs_of
 
 Array = NDArray[Any]
 
 _STEP = DETECTOR.removeprefix(ENSEMBLE)
-# How long a guest waits for the engine to be loaded, and the engine for a guest to say what it wants.
-LOAD_SECONDS = 600.0
+# How long a guest waits for the engine, and for the process that is to load it: less if that has said why it could not.
+LOAD_SECONDS, ABSENT_SECONDS, FAILED_SECONDS = 600.0, 20.0, 2.0
 _COUNT = struct.Struct("<i")
 _TEXT_LIMIT = 4096
 _PAGE = mmap.PAGESIZE
@@ -110,9 +111,15 @@ def join(args: Mapping[str, str], load: Callable[[], Engine]) -> tuple[Engine | 
         guest = EngineGuest(where)
         guest.buffers(1)
         return guest, guest.close
-    engine = load()
     if not any(is_guest(group["name"]) for group in config["instance_group"]):
-        return engine, lambda: None
+        return load(), lambda: None
+    reason = _reason_path(where)
+    reason.unlink(missing_ok=True)
+    try:
+        engine = load()
+    except Exception as error:  # Triton tells what a guest says, if that fails later
+        reason.write_text(f"{type(error).__name__}: {error}"[:_TEXT_LIMIT], encoding="utf-8")
+        raise
     host = EngineHost(engine, int(config["max_batch_size"]), where)
     return engine, host.close
 
@@ -276,7 +283,8 @@ class EngineGuest:
         if self._host is not None and self._is_newest():
             return
         self.close()
-        until = time.monotonic() + self._seconds
+        now = seen = time.monotonic()
+        until = now + self._seconds
         while True:
             host = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -290,9 +298,15 @@ class EngineGuest:
                 break
             except (OSError, EOFError, struct.error, IndexError) as error:
                 host.close()
-                if time.monotonic() >= until:
-                    raise EngineGoneError(f"no engine was there within {self._seconds:g} s") from error
-                time.sleep(0.05)
+                now = time.monotonic()
+                seen = now if _loader_lives() else seen
+                failed = _reason_path(self._path)
+                if now - seen > FAILED_SECONDS and failed.exists():
+                    raise EngineGoneError(failed.read_text(encoding="utf-8", errors="replace")) from error
+                if now >= until or now - seen > ABSENT_SECONDS:
+                    reason = f"within {self._seconds:g} s" if now >= until else "and no process that loads one"
+                    raise EngineGoneError(f"no engine was there {reason}") from error
+                time.sleep(0.2)
         self._host, self._inode = host, inode
         self._inputs, self._outputs = layout.place(memory)
 
@@ -301,6 +315,19 @@ class EngineGuest:
             return self._path.stat().st_ino == self._inode
         except OSError:  # it is being taken away, and may be of use until it is
             return True
+
+
+def _reason_path(path: Path) -> Path:
+    """Return where an engine that could not be loaded leaves the reason."""
+    return path.with_suffix(".failed")
+
+
+def _loader_lives() -> bool:
+    """Return whether the instance of this process's model that has the engine, or loads it, is alive."""
+    stubs = stubs_of(os.getppid())
+    mine = next((stub.model for stub in stubs if stub.pid == os.getpid()), "")
+    ours = [stub for stub in stubs if mine and stub.model == mine and stub.status is None]
+    return any(not is_guest(stub.instance) for stub in ours)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pytest
 
 from serving.errors import CodetrError
 from serving.shared_engine import EngineGoneError, EngineGuest, EngineHost, is_guest, join, socket_path
+from serving.stubs import Stub
 
 GuestOf = Callable[..., EngineGuest]
 H, W, LARGEST = 4, 6, 3
@@ -212,6 +213,37 @@ def test_a_guest_waits_for_the_engine(path: Path, guest_of: GuestOf) -> None:
         host = EngineHost(Engine(), LARGEST, path)
         assert answer.result(60) == [7]
     host.close()
+
+
+@pytest.mark.parametrize("status", [None, -9])
+def test_a_guest_waits_no_longer_than_somebody_loads_the_engine(
+    path: Path, guest_of: GuestOf, monkeypatch: pytest.MonkeyPatch, status: int | None
+) -> None:
+    """Triton tells that one instance has failed when all have an answer."""
+    engine = Stub(1, "a_detector" if status is None else "", status, "a_detector_0_0")
+    mine = Stub(os.getpid(), "a_detector", None, "a_detector_guest_0")
+    other = Stub(2, "a_detector", None, "a_detector_guest_1")
+    monkeypatch.setattr("serving.shared_engine.stubs_of", lambda server: [engine, mine, other])
+    monkeypatch.setattr("serving.shared_engine.ABSENT_SECONDS", 0.0 if status else 0.2)
+    with pytest.raises(EngineGoneError, match="process that loads one" if status else "within 1 s"):
+        ask(guest_of(path, seconds=1), 7)
+
+
+def test_a_guest_tells_why_the_engine_could_not_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Any:
+        raise RuntimeError("out of memory")
+
+    groups = ("a_detector_0", "a_detector_guest")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        join(instance(tmp_path, monkeypatch, "a_detector_0_0", *groups), fail)
+    monkeypatch.setattr("serving.shared_engine.FAILED_SECONDS", 0.0)
+    guest = instance(tmp_path, monkeypatch, "a_detector_guest_0", *groups)
+    with pytest.raises(EngineGoneError, match=r"^RuntimeError: out of memory$"):
+        join(guest, fail)
+    _, leave = join(instance(tmp_path, monkeypatch, "a_detector_0_0", *groups), Engine)
+    _, part = join(guest, fail)
+    part()
+    leave()
 
 
 def test_the_engine_is_offered_to_nobody_else(engine: Engine, path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_run_leaves_json_markdown_and_a_page(tmp_path: Path) -> None:
     # 42.5 ms at concurrency 1, 30 of them the engine's; of 50 ms on average, by 20 requests/s, 10 in each step
     assert "| gRPC | 42.5 ± 1% | 12.5 | +42% | 10.0 | 10.0 | 10.0 | 20.0 | 80.0 ± 0% | 2.0 | 20.0 |" in markdown
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 7
     assert not re.search(r"(src|href)=\"(?!#)", page), "nothing is loaded from elsewhere"
 
 
