@@ -8,14 +8,14 @@ from builder.variants import SwinConfig, Variant
 
 SMALLEST = Variant(
     "smallest",
-    SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), window_size=4, mlp_ratio=1),
+    SwinConfig(16, (1,), (1,), window_size=4, mlp_ratio=1, out_indices=(0,)),
     num_classes=4,
     num_queries=20,
     max_detections=40,
     embed_dim=32,
     num_heads=2,
     num_self_heads=2,
-    num_levels=4,
+    num_levels=2,
     num_points=2,
     feedforward_dim=32,
     encoder_layers=1,

@@ -5,20 +5,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from builder.co_dino.config import ResNetConfig, Variant, VariantError
+from builder.co_dino.config import ResNetConfig, SwinConfig, Variant, VariantError
 from builder.co_dino.levels import check_limits, level_shapes, token_count
 from builder.co_dino.model import CoDINO
 from builder.co_dino.presets import PRESETS
 from builder.parts.limits import TENSORRT_MAX_TOPK
 from tests.smallest import SMALLEST
 
+SWIN = SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), window_size=4, mlp_ratio=1)
+SMALL = replace(SMALLEST, backbone=SWIN, num_levels=4)  # of four maps
 BACKBONES = {
-    "swin": SMALLEST,
-    "swin, patches of 2": replace(SMALLEST, backbone=replace(SMALLEST.backbone, patch_size=2)),
-    "swin, last maps": replace(SMALLEST, backbone=replace(SMALLEST.backbone, out_indices=(1, 2, 3)), num_levels=6),
-    "resnet": replace(SMALLEST, backbone=ResNetConfig(base_channels=8, stem_channels=8), num_levels=5),
+    "swin": SMALL,
+    "swin, patches of 2": replace(SMALL, backbone=replace(SMALL.backbone, patch_size=2)),
+    "swin, last maps": replace(SMALL, backbone=replace(SMALL.backbone, out_indices=(1, 2, 3)), num_levels=6),
+    "resnet": replace(SMALL, backbone=ResNetConfig(base_channels=8, stem_channels=8), num_levels=5),
     "resnet, caffe": replace(
-        SMALLEST, backbone=ResNetConfig(base_channels=8, stem_channels=8, style="caffe", out_indices=(1, 2, 3))
+        SMALL, backbone=ResNetConfig(base_channels=8, stem_channels=8, style="caffe", out_indices=(1, 2, 3))
     ),
 }
 
@@ -40,19 +42,19 @@ def test_the_published_variants_have_no_fault_at_their_size() -> None:
 
 
 def test_as_many_tokens_as_queries_are_enough() -> None:
-    tokens = token_count(SMALLEST, 33, 64)
-    check_limits(replace(SMALLEST, num_queries=tokens), 33, 64)
+    tokens = token_count(SMALL, 33, 64)
+    check_limits(replace(SMALL, num_queries=tokens), 33, 64)
     with pytest.raises(
         VariantError,
         match=rf"height=33 and width=64 give variant 'smallest' {tokens} encoder tokens, of which it takes "
         rf"num_queries={tokens + 1}",
     ):
-        check_limits(replace(SMALLEST, num_queries=tokens + 1), 33, 64)
+        check_limits(replace(SMALL, num_queries=tokens + 1), 33, 64)
 
 
 @pytest.mark.parametrize("name", ["num_queries", "max_detections"])
 def test_tensorrt_has_a_largest_topk(name: str) -> None:
-    fits = replace(SMALLEST, **{"num_queries": 2000, name: TENSORRT_MAX_TOPK})
+    fits = replace(SMALL, **{"num_queries": 2000, name: TENSORRT_MAX_TOPK})
     check_limits(fits, 1024, 1024, tensorrt=True)
     exceeds = replace(fits, **{name: TENSORRT_MAX_TOPK + 1})
     check_limits(exceeds, 1024, 1024)
@@ -70,4 +72,4 @@ def test_tensorrt_has_a_largest_topk(name: str) -> None:
 )
 def test_what_the_operator_cannot_do_is_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(VariantError, match=message):
-        check_limits(replace(SMALLEST, **changes), 256, 256)
+        check_limits(replace(SMALL, **changes), 256, 256)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from builder import load_detector
 from builder.engines import onnx as engine
 from builder.pipeline.export import InputSpec, export_detector, uses_operator
+from tests import shallow
 
 
 def inputs(height, width, sizes):
@@ -13,16 +15,17 @@ def inputs(height, width, sizes):
 
 
 CASES = [
-    pytest.param(64, 96, False, [(64, 96), (33, 95), (1, 1)], id="padded"),
+    pytest.param(64, 96, False, [(64, 96), (33, 95), (1, 1)], id="padded", marks=pytest.mark.slow),
     pytest.param(101, 139, False, [(101, 139), (70, 20)], id="odd sizes"),
     pytest.param(67, 90, True, [(67, 90), (30, 90)], id="DC5"),
 ]
 
 
 @pytest.mark.parametrize(("height", "width", "dilated", "sizes"), CASES)
-def test_export_and_onnx_equal_the_detector_at_every_batch(detr, tmp_path, height, width, dilated, sizes):
-    detector, spec = detr.detector(dilated), InputSpec(height, width, max_batch_size=3)
-    program = export_detector(detr.detector(dilated).deploy(), spec)
+def test_export_and_onnx_equal_the_detector_at_every_batch(tmp_path, height, width, dilated, sizes):
+    reference = shallow.detr(dilated)
+    detector, spec = load_detector(*reference), InputSpec(height, width, max_batch_size=3)
+    program = export_detector(load_detector(*reference).deploy(), spec)
     assert not uses_operator(program)
     engine.build(program, tmp_path / "model.onnx")
     run = engine.load(tmp_path / "model.onnx", spec, "cpu")

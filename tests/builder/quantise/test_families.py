@@ -1,11 +1,8 @@
 """Detectors of every family with all groups in INT8: as engines of ONNX Runtime they answer as their rounding says."""
 
-import json
-
 import numpy as np
 import onnx
 import pytest
-import torch
 
 from builder import load_detector
 from builder.engines.eager import EagerDetector
@@ -13,24 +10,21 @@ from builder.engines.kinds import KINDS
 from builder.pipeline.export import InputSpec, export_detector
 from builder.quantise.groups import groups_of
 from builder.quantise.recipe import Calibrated, Recipe, calibration_pictures, quantised
-from tests.builder.detr.golden import Golden
+from tests import shallow
 
 SPEC = InputSpec(96, 128, 2)
 
 
-def co_dino(data_dir, shallow_config, checkpoint):
+def co_dino(shallow_config, checkpoint):
     return load_detector(shallow_config, checkpoint)
 
 
-def rtdetrv2(data_dir, *_):
-    with np.load(data_dir / "golden_rtdetrv2_tiny.npz") as file:
-        weights = {key[3:]: torch.from_numpy(file[key]) for key in file if key.startswith("sd/")}
-        return load_detector(json.loads(bytes(file["config_json"]).decode()), weights)
+def rtdetrv2(*_):
+    return load_detector(*shallow.rtdetrv2())
 
 
-def detr(data_dir, *_):
-    with np.load(data_dir / "golden_detr_tiny.npz") as file:
-        return Golden(dict(file)).detector(False)
+def detr(*_):
+    return load_detector(*shallow.detr())
 
 
 @pytest.fixture(
@@ -40,8 +34,8 @@ def detr(data_dir, *_):
         pytest.param(detr, id="detr"),  # whose boolean masks other converters stopped at
     ]
 )
-def detector(request, data_dir, shallow_config, checkpoint):
-    return request.param(data_dir, shallow_config, checkpoint).deploy()
+def detector(request, shallow_config, checkpoint):
+    return request.param(shallow_config, checkpoint).deploy()
 
 
 def test_all_groups_of_a_family_become_integer_products(detector, tmp_path):

@@ -1,7 +1,5 @@
 """Export with any batch, and ONNX Runtime's answers."""
 
-import copy
-
 import onnx
 import pytest
 import torch
@@ -9,28 +7,19 @@ import torch
 from builder import load_detector
 from builder.engines import onnx as engine
 from builder.pipeline.export import InputSpec, export_detector, uses_operator
+from tests import shallow
 
 SPEC = InputSpec(90, 122, 3)  # odd sides within the backbone
 
 
-@pytest.fixture(scope="module", params=["default", "discrete"])
+@pytest.fixture(scope="module", params=["default", pytest.param("discrete", marks=pytest.mark.slow)])
 def sampling(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def deployed(sampling, golden_config, golden_weights):
-    config = copy.deepcopy(golden_config)
-    config["RTDETRTransformerv2"].update(cross_attn_method=sampling, num_layers=1)
-    return load_detector(config, one_layer(golden_weights)).deploy()
-
-
-def one_layer(weights):
-    kept = {key: value for key, value in weights.items() if not any(f".{i}." in key for i in "12") or "dec" not in key}
-    kept |= {key: value for key, value in weights.items() if key.startswith("decoder.input_proj")}
-    kept |= {key: value for key, value in weights.items() if key.startswith("decoder.enc_bbox_head")}
-    kept |= {key: value for key, value in weights.items() if key.startswith("decoder.query_pos_head")}
-    return kept | {key: value for key, value in weights.items() if key.startswith("decoder.dec_bbox_head.0.")}
+def deployed(sampling):
+    return load_detector(*shallow.rtdetrv2(sampling)).deploy()
 
 
 @pytest.fixture(scope="module")

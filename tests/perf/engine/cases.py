@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from builder.pipeline.export import InputSpec
-from builder.variants import SwinConfig, Variant
 from perf.engine.run import EngineCase
 from perf.engine.targets import Target
 from perf.latency import Latency
+from tests.smallest import SMALLEST
 
-SMALL = Variant(
-    "small", SwinConfig(16, (1, 1, 1, 1), (1, 1, 2, 2), window_size=4, mlp_ratio=1), num_classes=4, num_queries=20,
-    max_detections=40, embed_dim=32, num_heads=2, num_self_heads=2, num_levels=4, num_points=2, feedforward_dim=32,
-    encoder_layers=1, decoder_layers=1,
-)  # fmt: skip
+SMALL = dataclasses.replace(SMALLEST, name="small")
 SPEC = InputSpec(64, 96)
 FAST = Latency(p50_ms=2.0, p90_ms=3.0, p99_ms=4.0, spread=0.01, calls=50, stable=True, calls_per_s=400.0)
 CASE = EngineCase(

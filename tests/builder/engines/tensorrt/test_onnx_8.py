@@ -1,7 +1,5 @@
 """ONNX for the parser of TensorRT 8.5: valid, of its operators alone, and the same detector."""
 
-import json
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -18,7 +16,7 @@ from builder.operators.ms_deform_attn import reference_ms_deform_attn
 from builder.pipeline.export import InputSpec, decompose, decompose_attention, export_detector, inputs_of, uses_operator
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.layers import replace_layers
-from tests.builder.detr.golden import Golden
+from tests import shallow
 from tests.builder.engines.tensorrt import windowed
 from tests.toy_family import SMALL, ToyDetector
 
@@ -28,19 +26,16 @@ LAYER_NORM = torch.ops.aten.layer_norm.default
 GROUP_NORM = torch.ops.aten.group_norm.default
 
 
-def co_dino(data_dir, shallow_config, checkpoint):
+def co_dino(shallow_config, checkpoint):
     return load_detector(shallow_config, checkpoint)
 
 
-def rtdetrv2(data_dir, *_):
-    with np.load(data_dir / "golden_rtdetrv2_tiny.npz") as file:
-        weights = {key[3:]: torch.from_numpy(file[key]) for key in file if key.startswith("sd/")}
-        return load_detector(json.loads(bytes(file["config_json"]).decode()), weights)
+def rtdetrv2(*_):
+    return load_detector(*shallow.rtdetrv2())
 
 
-def detr(data_dir, *_):
-    with np.load(data_dir / "golden_detr_tiny.npz") as file:
-        return Golden(dict(file)).detector(False)
+def detr(*_):
+    return load_detector(*shallow.detr())
 
 
 # RT-DETRv2 has the operator, DETR has none; Co-DINO has more of the same.
@@ -52,8 +47,8 @@ def detr(data_dir, *_):
         pytest.param(detr, id="detr"),
     ],
 )
-def detector(request, data_dir, shallow_config, checkpoint):
-    return request.param(data_dir, shallow_config, checkpoint).deploy()
+def detector(request, shallow_config, checkpoint):
+    return request.param(shallow_config, checkpoint).deploy()
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +79,27 @@ def check_operators(model):
         assert each.op_type != "Add" or "MatMul" not in before, f"the ReLU behind {each.name} would be lost"
 
 
-def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, tmp_path):
-    assert onnx_8.build(program, tmp_path / "model.onnx") == [], "of one precision, it has no names to keep"
-    model = onnx.load(tmp_path / "model.onnx")
+@pytest.fixture(scope="module")
+def with_plugin_nodes(program, tmp_path_factory):
+    """The file that TensorRT 8.5 gets."""
+    path = tmp_path_factory.mktemp("plugin") / "model.onnx"
+    assert onnx_8.build(program, path) == [], "of one precision, it has no names to keep"
+    return path
+
+
+@pytest.fixture(scope="module")
+def written_out(program, with_plugin_nodes, tmp_path_factory):
+    """What ONNX Runtime can run: that file, if it has no plugin node, or another one."""
+    if not uses_operator(program):
+        return with_plugin_nodes
+    path = tmp_path_factory.mktemp("written_out") / "model.onnx"
+    table = {OPERATOR: reference_ms_deform_attn, LAYER_NORM: onnx_8.layer_norm, GROUP_NORM: onnx_8.group_norm}
+    write(decompose(decompose_attention(program), table), path, None, onnx_8.revise)
+    return path
+
+
+def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, with_plugin_nodes):
+    model = onnx.load(with_plugin_nodes)
     check_operators(model)
     assert tuple(value.name for value in model.graph.input) == inputs_of(program)
     found = sum(node.op_type == interface.PLUGIN_NAME for node in model.graph.node)
@@ -95,11 +108,9 @@ def test_with_plugin_nodes_it_is_valid_and_of_known_operators(program, tmp_path)
     assert not [node for node in model.graph.node if node.op_type == "GridSample"]
 
 
-def test_with_the_operator_written_out_it_is_the_detector(detector, program, tmp_path):
-    table = {OPERATOR: reference_ms_deform_attn, LAYER_NORM: onnx_8.layer_norm, GROUP_NORM: onnx_8.group_norm}
-    write(decompose(decompose_attention(program), table), tmp_path / "model.onnx", None, onnx_8.revise)
-    check_operators(onnx.load(tmp_path / "model.onnx"))
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+def test_with_the_operator_written_out_it_is_the_detector(detector, program, written_out):
+    check_operators(onnx.load(written_out))
+    session = onnxruntime.InferenceSession(str(written_out), providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (2, SPEC.height, SPEC.width, 3), dtype=np.uint8)
     sizes = np.array([[SPEC.height, SPEC.width], [70, 121]], np.int32)

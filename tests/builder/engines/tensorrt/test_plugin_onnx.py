@@ -82,7 +82,7 @@ def test_one_node_a_layer_with_the_levels_sizes(written):
     for node in nodes:
         assert len(node.output) == 1
         assert attributes(node) == {
-            "spatial_shapes": [16, 24, 8, 12, 4, 6, 2, 3],
+            "spatial_shapes": [16, 24, 8, 12],
             "plugin_version": b"1",
             "plugin_namespace": b"",
         }
