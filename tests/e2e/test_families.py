@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,14 +33,14 @@ from perf.accuracy.detectors import built_variant, pytorch_detect, server_detect
 from serving.contract import DETECTOR, model_name
 from serving.launch import TritonServer, running_server
 from serving.manifest import read_manifest
-from tests.conftest import DATA
+from tests import shallow
 from tests.toy_family import SMALL, TOY, toy_weights
 
-# Ensemble: its reference data, and a size (height, width) that its images do not have. Co-DINO's is the engine `codetr`
-# of the common repository.
+# Ensemble: its settings and weights, and a size (height, width) that the reference data's images do not have. Co-DINO's
+# is the engine `codetr` of the common repository.
 FAMILIES = {
-    "rtdetrv2": ("golden_rtdetrv2_tiny.npz", (96, 160)),
-    "detr": ("golden_detr_tiny.npz", (128, 160)),
+    "rtdetrv2": (shallow.rtdetrv2, (96, 160)),
+    "detr": (shallow.detr, (128, 160)),
 }
 OLDER = "rtdetrv2_older"  # RT-DETRv2 as it was built when every engine took image_sizes
 ENSEMBLES = ("codetr", *FAMILIES, "toy", OLDER)  # and the family that only the tests know
@@ -77,14 +75,6 @@ class TritonPythonModel:
 """
 
 
-def variant_and_weights(file: str) -> tuple[Any, dict[str, Any]]:
-    """The detector of reference data."""
-    with np.load(DATA / file) as golden:
-        variant = from_mmdet_config(json.loads(bytes(golden["config_json"]).decode()))
-        weights = {key[3:]: torch.from_numpy(golden[key]) for key in golden if key.startswith("sd/")}
-    return variant, weights
-
-
 @pytest.fixture(scope="module", autouse=True)
 def toy() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +86,7 @@ def toy() -> Iterator[None]:
 def checkpoints(checkpoint: Path, built_once: Callable[..., Path]) -> dict[str, Path]:
     def save(name: str) -> Path:
         # nested as each family's training program saves it
-        weights = toy_weights() if name == "toy" else variant_and_weights(FAMILIES[name][0])[1]
+        weights = toy_weights() if name == "toy" else FAMILIES[name][0]()[1]
         nested = {"rtdetrv2": {"ema": {"module": weights}}, "detr": {"model": weights}}.get(name, weights)
         return built_once(f"{name}.pth", lambda path: torch.save(nested, path))
 
@@ -111,8 +101,8 @@ def all_families(checkpoints: dict[str, Path], repository: Path, built_once: Cal
     def write(path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             growing = Path(shutil.copytree(repository, Path(folder, "repository")))
-            for name, (file, (height, width)) in FAMILIES.items():
-                variant, _ = variant_and_weights(file)
+            for name, (reference, (height, width)) in FAMILIES.items():
+                variant = from_mmdet_config(reference()[0])
                 # no edge of DETR's usual rule fits so small an input
                 pixels = replace(variant.rules.pixels, shortest_edge=80, longest_edge=133) if name == "detr" else None
                 if pixels is not None:

@@ -71,10 +71,10 @@ def test_boxes_are_the_extents_of_what_stays_visible(monkeypatch: pytest.MonkeyP
 def _on_canvas(item: Any, shape: tuple[int, int]) -> np.ndarray:
     """Return the item's mask on the whole finer canvas, pixel by pixel."""
     whole = np.zeros(shape, bool)
-    for y, x in np.argwhere(item.mask > 0):
-        top, left = y + item.y * SUBPIXELS, x + item.x * SUBPIXELS
-        if 0 <= top < shape[0] and 0 <= left < shape[1]:
-            whole[top, left] = True
+    y, x = np.argwhere(item.mask > 0).T
+    y, x = y + item.y * SUBPIXELS, x + item.x * SUBPIXELS
+    inside = (y >= 0) & (y < shape[0]) & (x >= 0) & (x < shape[1])
+    whole[y[inside], x[inside]] = True
     return whole
 
 

@@ -17,7 +17,7 @@ from builder.engines.tensorrt import plugin_onnx, quantised_layers
 from builder.operators import interface
 from builder.operators.ms_deform_attn import ms_deform_attn, reference_ms_deform_attn
 from builder.pipeline.build import BuildOptions, write_plugin_onnx
-from builder.pipeline.export import InputSpec, decompose_attention, export_detector
+from builder.pipeline.export import InputSpec, decompose_attention, export_detector, uses_operator
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.layers import replace_layers
 from builder.variants import VARIANTS, get_variant
@@ -234,9 +234,7 @@ def test_window_nodes_mean_the_operator(windows):
         pytest.param({}, False, id="written out"),
     ],
 )
-def test_without_the_plugin_window_attention_is_written_out(tmp_path, options, window_plugin):
+def test_without_the_plugin_window_attention_is_written_out(options, window_plugin):
     program = decompose_attention(windowed.exported(**options), window_plugin=window_plugin)
-    plugin_onnx.build(program, tmp_path / "model.onnx")
-    model = onnx.load(tmp_path / "model.onnx")
-    assert {node.domain for node in model.graph.node} == {""}
-    assert [node.op_type for node in model.graph.node].count("Softmax") == 2
+    assert not uses_operator(program)
+    assert sum("softmax" in str(node.target) for node in program.graph.nodes) == 2
