@@ -488,7 +488,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "autoscaler": from_report("cluster", "What the autoscaler is told"),
     "cost of sizes": from_report("cost", "Input size and images in a request"),
     "cost of batching": from_report("cost", "Dynamic batching of the detector"),
-    "cost of sharing instances": from_report("cost", "Instances that share the engine, no dynamic batching"),
+    "cost of sharing instances": from_report("cost", "Instances that share the engine without batching"),
     "cost of preprocess instances": from_report("cost", "Instances of codetr_preprocess"),
     "cost of postprocess instances": from_report("cost", "Instances of codetr_postprocess"),
     "cost of protocols": from_report("cost", "Protocol"),

@@ -76,7 +76,7 @@ def groups(plan: CostPlan) -> dict[str, dict[str, Case]]:
             "on, no delay": base,
             f"on, delay {QUEUE_DELAY_MS:g} ms": replace(base, delay_ms=QUEUE_DELAY_MS),
         },
-        "Instances that share the engine, no dynamic batching": {
+        "Instances that share the engine without batching": {
             str(1 + n): replace(base, dynamic_batching=False, guests=n) for n in (0, 1)
         },
         "Instances of codetr_preprocess": {str(n): replace(base, preprocess=n) for n in plan.preprocess},
