@@ -292,9 +292,12 @@ class EngineGuest:
                 with _short(self._path) as name:
                     host.connect(name)
                 length, files, _, _ = socket.recv_fds(host, _COUNT.size, 1)
-                layout = Layout(**json.loads(_receive(host, _COUNT.unpack(length)[0])))
-                memory = mmap.mmap(files[0], layout.size)
-                os.close(files[0])
+                try:
+                    layout = Layout(**json.loads(_receive(host, _COUNT.unpack(length)[0])))
+                    memory = mmap.mmap(files[0], layout.size)
+                finally:
+                    for file in files:
+                        os.close(file)
                 break
             except (OSError, EOFError, struct.error, IndexError) as error:
                 host.close()
