@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,9 +82,6 @@ class Engine(Protocol):
     def __call__(self, *inputs: Array) -> Sequence[Array]:
         """Return boxes, scores and labels of images uint8 [B, H, W, 3] with valid sizes int32 [B, 2]."""
 
-    def buffers(self, batch: int) -> Sequence[Array]:
-        """Return the memory from which a GPU fetches the inputs of a batch of its own process."""
-
     def tensors(self) -> tuple[Sequence[Kind], Sequence[Kind]]:
         """Return what it reads and writes."""
 
@@ -95,7 +92,10 @@ class Engine(Protocol):
         """Forget memory that was adopted."""
 
 
-def join(args: Mapping[str, str], load: Callable[[], Engine]) -> tuple[Engine | EngineGuest, Callable[[], None]]:
+Own = TypeVar("Own", bound=Engine)
+
+
+def join(args: Mapping[str, str], load: Callable[[], Own]) -> tuple[Own | EngineGuest, Callable[[], None]]:
     """Return what an instance of a detector computes with, and what ends that.
 
     Args:

@@ -34,10 +34,6 @@ class FixedCost:
         self._compute()
         return [np.repeat(each[None], len(inputs[0]), axis=0) for each in self._answer]
 
-    def buffers(self, batch: int) -> list[Array]:
-        """Raise an error: no pixel is read."""
-        raise NotImplementedError("it reads no pixel")
-
     def tensors(self) -> tuple[Sequence[Kind], Sequence[Kind]]:
         """Return shape and type of one image's inputs and outputs."""
         return [((*self._size, 3), "uint8"), ((2,), "int32")], [(each.shape, each.dtype.name) for each in self._answer]

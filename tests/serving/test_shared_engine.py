@@ -36,9 +36,6 @@ class Engine:
     def __call__(self, *inputs: Any) -> Any:
         raise AssertionError("only guests ask it here")
 
-    def buffers(self, batch: int) -> Any:
-        raise AssertionError("likewise")
-
     def tensors(self) -> Any:
         return KINDS
 
