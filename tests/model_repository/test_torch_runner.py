@@ -118,9 +118,14 @@ def test_another_thread_queues_its_inference_while_one_waits(waits, monkeypatch)
     runner, package = runner_of(monkeypatch)
     inputs, outputs = memory_of(runner, 4)
     first_waits, second_is_queued = threading.Event(), threading.Event()
+
+    def wait_for_the_second():
+        first_waits.set()
+        assert second_is_queued.wait(30), "nobody else could queue meanwhile"
+
     events = iter(
         (
-            SimpleNamespace(record=lambda: None, synchronize=lambda: first_waits.set() or second_is_queued.wait(60)),
+            SimpleNamespace(record=lambda: None, synchronize=wait_for_the_second),
             SimpleNamespace(record=second_is_queued.set, synchronize=lambda: None),
         )
     )
