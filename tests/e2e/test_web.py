@@ -98,10 +98,10 @@ def save(path: Path, size: tuple[int, int] = (300, 200), level: int = 255, orien
 
 
 def said(browser: Chromium, number: int = 1) -> str:
-    """Wait for the answer to a picture; returns its line."""
-    line = f"document.querySelectorAll('article')[{number - 1}]?.querySelector('.said')"
-    return browser.until(f"/boxes|[a-z] /.test({line}?.textContent) && !/waiting/.test({line}.textContent)"
-                         f" && {line}.textContent")  # fmt: skip  # one expression
+    """Wait for the answers to the first pictures, which come in any order; returns the last one's line."""
+    lines = f"[...document.querySelectorAll('article .said')].slice(0, {number}).map((line) => line.textContent)"
+    answered = "lines.every((line) => /boxes|[a-z] /.test(line) && !/waiting/.test(line))"
+    return browser.until(f"((lines) => lines.length === {number} && {answered} && lines.at(-1))({lines})")
 
 
 def boxes(browser: Chromium) -> list[dict[str, Any]]:
