@@ -31,6 +31,7 @@ from serving.board import Board
 from serving.health import check_service
 from serving.launch import TritonServer, free_ports, running_server
 from serving.runtime import admin_headers, server_folders
+from tests.e2e.conftest import computed
 from tests.tiny_engine import write_tiny_repository
 
 pytestmark = pytest.mark.server
@@ -96,11 +97,6 @@ class Watched:
 
     def loads_of(self, step: str) -> int:
         return self.server.log().count(f"successfully loaded '{step}'")
-
-    def computed(self) -> int:
-        with tritonclient.grpc.InferenceServerClient(self.server.grpc_url) as connection:
-            statistics = connection.get_inference_statistics("codetr_detector").model_stats[0]
-        return int(statistics.inference_stats.success.count)
 
 
 @pytest.fixture(scope="module")
@@ -215,21 +211,21 @@ def test_requests_that_nobody_waits_for_are_not_computed(watched: Watched, modul
     server = watched.server
     url = server.grpc_url if module is tritonclient.grpc else server.http_url
     assert request(module, url, SLOWER, 60, None) == "answered"  # the queue learns what an image takes
-    before = watched.computed()
+    before = computed(watched.server)
     with ThreadPoolExecutor(16) as pool:  # a busy machine may bring some when their deadline is over
         answers = [each.result() for each in [pool.submit(request, module, url, SLOWER, 60, 0.6) for _ in range(16)]]
     assert request(module, url, SLOWER, 60, 60) == "answered"
-    assert watched.computed() - before <= 8, answers  # of 17
+    assert computed(watched.server) - before <= 8, answers  # of 17
     refusals = ("the queue is too long for the deadline", DEADLINE_PASSED)
     assert sum(any(each in answer for each in refusals) for answer in answers) >= 8, answers
 
 
 def test_a_deadline_that_is_over_is_said_to_be(watched: Watched) -> None:
-    before = watched.computed()
+    before = computed(watched.server)
     answer = request(tritonclient.grpc, watched.server.grpc_url, 200, 60, -1.0)
     assert "UNAVAILABLE" in answer
     assert DEADLINE_PASSED in answer
-    assert watched.computed() == before
+    assert computed(watched.server) == before
 
 
 @pytest.mark.parametrize("module", [tritonclient.grpc, tritonclient.http], ids=["grpc", "http"])

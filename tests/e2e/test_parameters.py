@@ -14,8 +14,9 @@ import tritonclient.http
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from serving.contract import DETECTOR, ENSEMBLE
+from serving.contract import ENSEMBLE
 from serving.launch import TritonServer, running_server
+from tests.e2e.conftest import computed
 from tests.tiny_engine import MAX_DETECTIONS, tiny_candidates
 
 pytestmark = pytest.mark.server
@@ -43,12 +44,6 @@ def count(client: Any, data: bytes | None = None, **options: Any) -> int:
     tensor = module.InferInput("image", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[white() if data is None else data]], np.object_))
     return int(client.infer(ENSEMBLE, [tensor], **options).as_numpy("num_detections")[0, 0])
-
-
-def runs_of_the_engine(client: Any) -> int:
-    grpc = isinstance(client, tritonclient.grpc.InferenceServerClient)
-    answer = client.get_inference_statistics(DETECTOR, **({"as_json": True} if grpc else {}))
-    return int(answer["model_stats"][0].get("inference_count", 0))
 
 
 def test_a_detection_of_just_the_threshold_is_in_the_answer(client: Any) -> None:
@@ -79,16 +74,16 @@ def test_a_detection_of_just_the_threshold_is_in_the_answer(client: Any) -> None
     ],
 )
 def test_wrong_parameters_are_refused_before_the_engine_runs(
-    client: Any, parameters: dict[str, Any], message: str
+    both: TritonServer, client: Any, parameters: dict[str, Any], message: str
 ) -> None:
-    before = runs_of_the_engine(client)
+    before = computed(both)
     for data in (white(), b"no image"):
         with pytest.raises(InferenceServerException, match=message) as caught:
             count(client, data, parameters=parameters)
         assert caught.value.status() in ("StatusCode.INVALID_ARGUMENT", "400")
-    assert runs_of_the_engine(client) == before
+    assert computed(both) == before
     assert count(client) == MAX_DETECTIONS
-    assert runs_of_the_engine(client) == before + 1
+    assert computed(both) == before + 1
 
 
 def test_tritons_own_parameters_are_not_refused(client: Any) -> None:
