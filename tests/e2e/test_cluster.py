@@ -63,7 +63,10 @@ def test_one_client_reaches_every_server(cluster: Cluster, protocol: Protocol) -
     assert errors(answers) == []
     counts = answered(before, cluster.servers.statistics())
     assert set(counts) == set(cluster.servers.addresses)
-    assert sum(counts.values()) >= len(answers)
+    until = time.monotonic() + 120
+    while sum(counts.values()) < len(answers):  # Triton counts a request after its answer
+        assert time.monotonic() < until, counts
+        counts = answered(before, cluster.servers.statistics())
     # the one with the fewest has a third of its share, whatever the machine does meanwhile
     assert min(counts.values()) > len(answers) / 9
 
