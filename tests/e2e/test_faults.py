@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,11 @@ class Watched:
 
     def process_of(self, step: str) -> psutil.Process:
         """Return the newest living process of a step."""
-        alive = [
-            process
-            for process in psutil.Process(self.server.process.pid).children()
-            if process.status() != psutil.STATUS_ZOMBIE and f"/{step}/" in " ".join(process.cmdline())
-        ]
+        alive = []
+        for process in psutil.Process(self.server.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # one that was replaced ends at this moment
+                if process.status() != psutil.STATUS_ZOMBIE and f"/{step}/" in " ".join(process.cmdline()):
+                    alive.append(process)
         return max(alive, key=lambda process: process.create_time())
 
     def detect(self, value: int = 200) -> Detections:
