@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 from serving.contract import POSTPROCESS
 from serving.errors import CodetrError
 from serving.launch import free_ports, running_server
-from serving.runtime import SHARED_MEMORY, admin_headers, find_server
+from serving.runtime import SHARED_MEMORY, admin_headers, find_server, server_folders
 from tests.certificates import Authority
 
 pytestmark = pytest.mark.server
@@ -202,8 +201,7 @@ def test_no_users_ps_shows_the_key(odd: tuple[Served, Path]) -> None:
 
 def _folder_of(running: Served) -> str:
     """The name of the server's private folder, with which the names of its shared memory begin."""
-    records = SHARED_MEMORY.glob("codetr-serve-*/server.json")
-    return next(path.parent.name for path in records if json.loads(path.read_text())["pid"] == running.process.pid)
+    return next(folder.name for folder, record in server_folders() if record.pid == running.process.pid)
 
 
 def left_over(prefix: str) -> list[str]:
