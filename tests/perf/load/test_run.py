@@ -133,8 +133,9 @@ def test_what_cannot_be_used_is_an_error_before_anything_starts(
 
 
 def test_sigterm_ends_locust_and_is_then_ours_again(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    wait = "import signal, os; signal.signal(signal.SIGINT, lambda *_: os._exit(7)); "
-    wait += "os.kill(os.getppid(), signal.SIGTERM); signal.pause()"
+    # blocked until it is waited for: one that came just before would be lost
+    wait = "import signal, os; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]); "
+    wait += "os.kill(os.getppid(), signal.SIGTERM); signal.sigwait([signal.SIGINT]); os._exit(7)"
     monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
     monkeypatch.setattr(load_run, "command", lambda *arguments: [sys.executable, "-c", wait])
     before = signal.getsignal(signal.SIGTERM)
