@@ -50,9 +50,9 @@ def send(url: str, image: bytes, load: Load) -> list[Answer]:
 
 async def _send(url: str, image: bytes, load: Load) -> list[Answer]:
     answers: list[Answer] = []
-    end = time.monotonic() + load.seconds
     client = AsyncCoDetrClient(url, load.protocol, timeout=load.timeout, class_names=(), retries=load.retries)
     async with client:
+        end = time.monotonic() + load.seconds
 
         async def ask() -> None:
             began, error = time.monotonic(), ""
@@ -75,7 +75,7 @@ async def _send(url: str, image: bytes, load: Load) -> list[Answer]:
 
 async def _arrive(ask: Callable[[], Coroutine[Any, Any, None]], load: Load, end: float) -> None:
     generator, tasks = random.Random(load.seed), []
-    due = time.monotonic()
+    due = end - load.seconds  # or a pause before this line would cost requests
     while (due := due + generator.expovariate(load.rate)) < end:
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         tasks.append(asyncio.create_task(ask()))
