@@ -88,7 +88,8 @@ def with_page(
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A state is what the servers say, on a busy machine too."""
-    monkeypatch.setattr(models, "MAX_WAIT", 60.0)
+    monkeypatch.setattr(models, "MAX_WAIT", 120.0)
+    monkeypatch.setattr("codetr.page.options.CHECK_TIMEOUT", 120.0)
 
 
 @pytest.fixture
