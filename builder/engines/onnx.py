@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
+import torch._decomp
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.scopes import keep_scopes_alone
-from builder.pipeline.export import INPUT_NAMES, OUTPUT_NAMES, InputSpec, decompose_operator, inputs_of
+from builder.pipeline.export import INPUT_NAMES, OPERATORS, OUTPUT_NAMES, InputSpec, inputs_of
 from builder.precision import Quantised
 from builder.quantise import operator
 from builder.quantise.calibration import Ranges
@@ -74,7 +77,7 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
     Raises:
         EngineError: an operator has no ONNX form, or the result is not valid ONNX.
     """
-    write(decompose_operator(program), path, revise=_for_integers if operator.quantised_to(program) else _unchanged)
+    write(program, path, revise=_for_integers if operator.quantised_to(program) else _unchanged, written_out=OPERATORS)
     return BuiltEngine(path, KINDS["onnx"], "cpu", inputs_of(program), OUTPUT_NAMES)
 
 
@@ -83,6 +86,7 @@ def write(
     path: Path,
     translations: Mapping[Any, Callable[..., Any]] | None = None,
     revise: Callable[[onnx.ModelProto], None] = _unchanged,
+    written_out: Mapping[Any, Callable[..., Tensor]] = MappingProxyType({}),
 ) -> None:
     """Write the program, of operators that have an ONNX form or one of `translations`, and check the file.
 
@@ -91,6 +95,7 @@ def write(
         path: of the file.
         translations: of operators that are not ONNX's, by the operator.
         revise: changes the model in place before it is written.
+        written_out: what writes further operators of ours out in such as have a form, by the operator.
 
     Raises:
         EngineError: as `build`; `revise` may raise others.
@@ -99,7 +104,7 @@ def write(
     if size > MAX_BYTES:
         raise EngineError(f"the weights take {size / 2**30:.1f} GiB; an ONNX file holds less than 2 GiB")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _decomposed(written_out):
             warnings.simplefilter("ignore")  # the exporter warns about its own deprecated calls
             exported = torch.onnx.export(
                 program,
@@ -120,6 +125,21 @@ def write(
         onnx.checker.check_model(str(path))
     except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError) as error:
         raise EngineError(f"ONNX export failed: {first_line(error)}") from error
+
+
+@contextmanager
+def _decomposed(table: Mapping[Any, Callable[..., Tensor]]) -> Iterator[None]:
+    """Have the exporter write operators out in its own pass over the program: another one takes as long again.
+
+    It takes the decompositions of PyTorch's table, in which ours must not stay: other exports keep our operators.
+    """
+    known = torch._decomp.decomposition_table
+    known.update(table)
+    try:
+        yield
+    finally:
+        for each in table:
+            del known[each]
 
 
 def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -> OnnxEngine:

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -149,7 +150,12 @@ def decompose_operator(program: ExportedProgram) -> ExportedProgram:
     return decompose(program, OPERATORS)
 
 
-def decompose_attention(program: ExportedProgram, *, window_plugin: bool = True) -> ExportedProgram:
+def decompose_attention(
+    program: ExportedProgram,
+    *,
+    window_plugin: bool = True,
+    others: Mapping[Any, Callable[..., Tensor]] = MappingProxyType({}),
+) -> ExportedProgram:
     """Return the program with all attention that no plugin does in simple operators, which is what TensorRT fuses.
 
     PyTorch's own operator for plain attention is converted in several ways.
@@ -157,8 +163,9 @@ def decompose_attention(program: ExportedProgram, *, window_plugin: bool = True)
     Args:
         program: any.
         window_plugin: whether window attention that our kernel does stays a node.
+        others: what writes other operators out in the same go, by the operator.
     """
-    table: dict[Any, Callable[..., Tensor]] = {}
+    table = dict(others)
     if any(node.target is torch.ops.aten.scaled_dot_product_attention.default for node in program.graph.nodes):
         table[torch.ops.aten.scaled_dot_product_attention.default] = written_out_attention
     windows = [node for node in program.graph.nodes if node.target is WINDOW_ATTENTION]

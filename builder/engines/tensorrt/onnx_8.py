@@ -21,7 +21,7 @@ from builder.engines import EngineError
 from builder.engines.onnx import write
 from builder.engines.tensorrt.onnx_8_rows import gather_rows
 from builder.engines.tensorrt.plugin_onnx import DOMAIN, TRANSLATIONS
-from builder.pipeline.export import decompose, decompose_attention
+from builder.pipeline.export import decompose_attention
 from builder.quantise.operator import quantised_to
 
 OPSET, IR_VERSION = 16, 8  # the first opset with everything that a detector uses; the format of its time
@@ -67,7 +67,7 @@ def build(program: ExportedProgram, path: Path) -> list[str]:
         if quantised_to(program) is not None:
             float32_nodes.extend(widen(model))
 
-    write(decompose(decompose_attention(program), table), path, TRANSLATIONS, revise_and_widen)
+    write(decompose_attention(program, others=table), path, TRANSLATIONS, revise_and_widen)
     return float32_nodes
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from builder.engines import EngineError
 from builder.engines.onnx import write
 from builder.engines.scopes import SCOPES, mark_outputs, module_outputs, modules_of
-from builder.pipeline.export import INPUT_NAMES, InputSpec, decompose_operator, export_detector
+from builder.pipeline.export import INPUT_NAMES, InputSpec, export_detector
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,7 +41,7 @@ class Network(torch.nn.Module):
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("scopes") / "model.onnx"
-    write(decompose_operator(export_detector(Network(), InputSpec(32, 32))), path)
+    write(export_detector(Network(), InputSpec(32, 32)), path)
     return path
 
 

@@ -13,7 +13,7 @@ from builder.engines.onnx import write
 from builder.engines.tensorrt import onnx_8, quantised_layers
 from builder.operators import interface
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
-from builder.pipeline.export import InputSpec, decompose, decompose_attention, export_detector, inputs_of, uses_operator
+from builder.pipeline.export import InputSpec, decompose_attention, export_detector, inputs_of, uses_operator
 from builder.quantise.calibration import Range, Ranges
 from builder.quantise.layers import replace_layers
 from tests import shallow
@@ -93,8 +93,9 @@ def written_out(program, with_plugin_nodes, tmp_path_factory):
     if not uses_operator(program):
         return with_plugin_nodes
     path = tmp_path_factory.mktemp("written_out") / "model.onnx"
-    table = {OPERATOR: reference_ms_deform_attn, LAYER_NORM: onnx_8.layer_norm, GROUP_NORM: onnx_8.group_norm}
-    write(decompose(decompose_attention(program), table), path, None, onnx_8.revise)
+    norms = {LAYER_NORM: onnx_8.layer_norm, GROUP_NORM: onnx_8.group_norm}
+    plain = decompose_attention(program, others=norms)
+    write(plain, path, None, onnx_8.revise, {OPERATOR: reference_ms_deform_attn})
     return path
 
 
