@@ -2,10 +2,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnxscript import rewriter
 
 from builder import load_detector
+from builder.engines import EngineError
 from builder.engines import onnx as engine
-from builder.pipeline.export import InputSpec, export_detector
+from builder.pipeline.export import OPERATORS, InputSpec, export_detector
 from builder.pipeline.samples import Samples
 from builder.pipeline.verify import LIMITS, VerificationError, verify
 from tests.conftest import HEIGHT, MAX_BATCH, WIDTH
@@ -55,6 +57,24 @@ def test_an_input_that_the_graph_does_not_read_is_none_of_the_engine(tmp_path):
     for sizes in (np.array([[64, 96]] * 2, np.int32), np.ones((2, 2), np.int32)):
         expected = detector(torch.from_numpy(images), torch.from_numpy(sizes))
         np.testing.assert_allclose(run(images, sizes).boxes, expected[0], atol=1e-6)
+
+
+def test_the_exporter_is_told_of_our_operators_and_of_slow_rules_only_while_it_works(tmp_path, monkeypatch):
+    def names():
+        return {rule.name for rule in getattr(rewriter, engine.RULES)}
+
+    def export(program, *arguments, **options):
+        assert OPERATORS.items() <= torch._decomp.decomposition_table.items()
+        assert names() == before - engine.SLOW_RULES
+        raise torch.onnx.errors.OnnxExporterError("it has seen enough")
+
+    before = names()
+    assert before > engine.SLOW_RULES
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(EngineError, match="it has seen enough"):
+        engine.build(export_detector(ToyDetector(SMALL), InputSpec(64, 96)), tmp_path / "model.onnx")
+    assert names() == before
+    assert not OPERATORS.keys() & torch._decomp.decomposition_table.keys()
 
 
 def test_file_follows_the_contract(onnx_file):
