@@ -97,7 +97,7 @@ def write(
         path: of the file.
         translations: of operators that are not ONNX's, by the operator.
         revise: changes the model in place before it is written.
-        written_out: what writes further operators of ours out in such as have a form, by the operator.
+        written_out: by the operator of ours, what writes it out in operators that have an ONNX form.
 
     Raises:
         EngineError: as `build`; `revise` may raise others.
@@ -131,9 +131,9 @@ def write(
 
 @contextmanager
 def _decomposed(table: Mapping[Any, Callable[..., Tensor]]) -> Iterator[None]:
-    """Have the exporter write operators out in its own pass over the program: another one takes as long again.
+    """Have the exporter write operators out in its own pass over the program; one before it would trace all again.
 
-    It takes the decompositions of PyTorch's table, in which ours must not stay: other exports keep our operators.
+    It looks into PyTorch's table, where ours must not stay: other exports keep our operators.
     """
     known = torch._decomp.decomposition_table
     known.update(table)
@@ -148,8 +148,8 @@ def _decomposed(table: Mapping[Any, Callable[..., Tensor]]) -> Iterator[None]:
 def _without_slow_rules() -> Iterator[None]:
     """Have the exporter's optimiser leave out a rule that looks at the whole graph for each node.
 
-    It makes one Split of two Slices, which no detector has, in two thirds of the time that the file takes. The rules
-    have no public name; where they are found under another one, nothing is left out.
+    It makes one Split of two Slices, which no network here has, and takes most of the time of a large graph's file. The
+    rules have no public name; where they are not under this one, nothing is left out.
     """
     from onnxscript import rewriter  # takes a second; who only reads a file needs none
 
