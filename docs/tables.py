@@ -101,6 +101,7 @@ def rules() -> str:
 SOURCES = (
     ("PyTorch float32, CPU", "pytorch-fp32-cpu"),
     ("PyTorch float32, H200", "pytorch-fp32-h200"),
+    ("PyTorch float32, H200, beside the plan below", "pytorch-fp32-h200-beside-plan"),
     ("PyTorch float16, H200", "pytorch-fp16-h200"),
     ("PyTorch bfloat16, H200", "pytorch-bf16-h200"),
     ("ONNX engine in one process", "onnx"),
@@ -108,11 +109,17 @@ SOURCES = (
     ("`torch` engine in float16 through the real server, H200", "server-torch-fp16-h200"),
     ("`torch` engine in float16 through the real server, H100", "server-torch-fp16-h100"),
     ("`torch` engine in FP8 (`backbone-linears`) through the real server, H100", "server-torch-fp8-h100"),
+    ("float32 plan, TensorRT 8.5.3, through the real server, H200", "server-tensorrt-8.5.3-h200"),
     ("RT-DETRv2's demo: PyTorch float32, CPU", "pytorch-fp32-cpu-rtdetrv2"),
     ("RT-DETRv2's demo: ONNX engine through the real server (gRPC)", "server-rtdetrv2"),
     ("RT-DETRv2's demo: PyTorch float32, H100", "pytorch-fp32-h100-rtdetrv2"),
     ("RT-DETRv2's demo: float32 plan, TensorRT 8.5.3, through the server, H100", "server-tensorrt-8.5.3-rtdetrv2-h100"),
     ("RT-DETRv2's demo: `torch` engine in float16 through the server, H100", "server-torch-fp16-rtdetrv2-h100"),
+    ("RT-DETRv2's demo: PyTorch float32, H200", "pytorch-fp32-h200-rtdetrv2"),
+    (
+        "RT-DETRv2's demo: float16 plan, TensorRT 8.5.3, through the server, H200",
+        "server-tensorrt-8.5.3-fp16-rtdetrv2-h200",
+    ),
 )
 
 
@@ -217,6 +224,57 @@ def families() -> str:
         )
     columns = ("variant", "width x height", "batch", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16", "images/s")
     return f"{machine(record)}\n\n" + table((*columns, "published: TensorRT fp16"), rows)
+
+
+# What was kept of each plan in `tensorrt-8.5.3`, and its AP and PyTorch's in `accuracy`.
+PLANS = (
+    ("", "server-tensorrt-8.5.3-rtdetrv2-h100", "pytorch-fp32-h100-rtdetrv2"),
+    ("rtdetrv2-fp16-h200-", "server-tensorrt-8.5.3-fp16-rtdetrv2-h200", "pytorch-fp32-h200-rtdetrv2"),
+    ("co_dino-h200-", "server-tensorrt-8.5.3-h200", "pytorch-fp32-h200-beside-plan"),
+)
+
+
+def plans() -> str:
+    """The plans that were built, verified, served and evaluated."""
+    rows = []
+    for name, served, pytorch in PLANS:
+        manifest, found = (results(f"tensorrt-8.5.3/{name}{kind}.json") for kind in ("manifest", "verification"))
+        rows.append(
+            (
+                f"`{manifest['variant']}`, {manifest['precision']}",
+                f"1 to {manifest['max_batch_size']}" if manifest["dynamic_batch"] else manifest["max_batch_size"],
+                manifest["gpu"].removeprefix("NVIDIA ").split()[0],
+                manifest["plugin_layers"],
+                f"{found['matched']:.2%}",
+                f"{found['usual_score_difference']:.1e}, {found['max_score_difference']:.1e}",
+                *(f"{results(f'accuracy/{each}.json')['ap']:.5f}" for each in (served, pytorch)),
+            )
+        )
+    columns = ("plan", "batches", "GPU", "our plugin's layers", "candidates found again", "95 % of scores, all within")
+    return table((*columns, "AP through the server", "AP of PyTorch float32"), rows)
+
+
+def plan_speed() -> str:
+    """Latency of plans of TensorRT 8.5.3.1, beside PyTorch and the `torch` engine of the same run."""
+    rows, places = [], []
+    for name in ("engine-h200", "engine-h200-demos"):
+        record = results(f"tensorrt-8.5.3/{name}.json")
+        places.append(machine(record))
+        for plan in (case for case in record["cases"] if case["implementation"] == "tensorrt"):
+            same = [case for case in record["cases"] if all(case[key] == plan[key] for key in ("variant", "batch"))]
+            times = {(case["implementation"], case["precision"]): f"{case['p50_ms']:.2f} ms" for case in same}
+            kinds = (("PyTorch", "float32"), ("PyTorch", "float16"), ("torch", "float16"))
+            rows.append(
+                (
+                    f"`{plan['variant']}`",
+                    f"{plan['width']}x{plan['height']}",
+                    plan["batch"],
+                    f"{plan['precision']}, {plan['p50_ms']:.2f} ms",
+                    *(times.get(kind, NOT_MEASURED) for kind in kinds),
+                )
+            )
+    columns = ("variant", "width x height", "batch", "plan", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16")
+    return "\n\n".join(places) + "\n\n" + table(columns, rows)
 
 
 def memory() -> str:
@@ -471,6 +529,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "engine": engine,
     "engine h100": lambda: engine("engine-h100"),
     "families": families,
+    "plans": plans,
+    "plan speed": plan_speed,
     "memory": memory,
     "server memory": server_memory,
     "operator": operator,
