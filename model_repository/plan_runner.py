@@ -1,8 +1,8 @@
 """Runs a TensorRT plan, of any release from 8.5 to 11.
 
 Imports tensorrt and NumPy alone, and calls the CUDA driver, because it also runs where neither PyTorch nor this
-project is: beside a server's `model.py`, or in an interpreter that exists for one TensorRT. On a GPU only small plans
-have been run, by 8.5.3.1.
+project is: beside a server's `model.py`, or in an interpreter that exists for one TensorRT. On GPUs plans of 8.5.3.1
+alone have been run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ONNX to a plan through TensorRT's own parser, for every release from 8.5 to 11.
 
 TensorRT runs in a child process, which may be another Python: `plan_child.py` needs tensorrt and NumPy only. Where
-TensorRT aborts its process, this one says so and goes on. On a GPU only small plans have been built so, by 8.5.3.1.
+TensorRT aborts its process, this one says so and goes on. On GPUs plans have been built so by 8.5.3.1 alone.
 """
 
 from __future__ import annotations
