@@ -55,7 +55,8 @@ def build(
         int | None,
         typer.Option(
             min=1,
-            help="How many processes serve it on each GPU, by default 1, of plans 2; of torch they share one engine.",
+            help="How many processes serve it, those of torch on a GPU by one engine: by default 2 on each GPU, 1 of a "
+            "plan that Python runs, 1 on CPUs.",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the engine of this name and version.")] = False,

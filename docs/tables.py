@@ -357,6 +357,34 @@ def service() -> str:
     return f"{machine(results('service-h200/service.json'))}\n\n{rows}\n\n{verdict}\n"
 
 
+def shared_engine() -> str:
+    """What a second instance that shares the engine changes, by load."""
+    records = [results(f"service-h100-guests/{name}/service.json") for name in ("one", "two")]
+    rows = [
+        [
+            f"{level['value']:g} {'at a time' if level['mode'] == 'concurrency' else 'a second'}",
+            instances,
+            *(f"{level['reading'][key]:.1f}" for key in ("throughput", "p50", "p95", "p99")),
+            f"{level['steps']['codetr_detector']['batch']:.1f}",
+        ]
+        for levels in zip(*(record["levels"] for record in records), strict=True)
+        for instances, level in enumerate(levels, 1)
+    ]
+    columns = ["load", "instances", "images/s", "p50 ms", "p95 ms", "p99 ms", "mean batch"]
+    return f"{machine(records[0])}\n\n{table(columns, rows)}"
+
+
+def waiting_for_a_shared_engine() -> str:
+    """What the autoscaler is told of one instance and of two that share the engine, by load."""
+    records = [results(f"service-h100-guests/{name}/service.json") for name in ("one", "two")]
+    rows = []
+    for levels in zip(*(record["levels"] for record in records), strict=True):
+        steps = [level["steps"]["codetr_detector"] for level in levels]
+        load = f"{levels[0]['value']} at a time" if levels[0]["mode"] == "concurrency" else "70% of the most"
+        rows.append([load, *(f"{step['queue'] / step['compute_infer']:.2f}" for step in steps)])
+    return f"{machine(records[0])}\n\n{table(['load', 'one instance', 'two'], rows)}"
+
+
 def preprocessing() -> str:
     """Rate of pre-processing beside OpenCV's bare decoding and resizing."""
     record = results("preprocess/preprocess.json")
@@ -516,6 +544,8 @@ def gpus() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "quantised": quantised,
     "service": service,
+    "shared engine": shared_engine,
+    "waiting for a shared engine": waiting_for_a_shared_engine,
     "fp8": fp8,
     "fp8 kernels": fp8_kernels,
     "fp8 accuracy": fp8_accuracy,

@@ -29,10 +29,12 @@ from serving.errors import ServerBusyError
 # longest work.
 _PID, _SINCE, _LONGEST = 0, 1, 2
 _ROWS = 256
-# Places of a queue's head: time of an image, start of the present run or 0, end of the last, the detector's process,
-# requests in the present run.
-_PER_IMAGE, _RUNNING, _ENDED, _DETECTOR, _TAKEN = 0, 1, 2, 3, 4
-_HEAD = 5
+# Places of a queue's head: time of an image, end of the last run, process of the detector that was loaded last.
+_PER_IMAGE, _ENDED, _DETECTOR = 0, 1, 2
+_HEAD = 3
+# Rows of its runs, one for each instance of the detector: process id, requests in its present run or 0.
+_INSTANCE, _TAKEN = 0, 1
+_RUNS = 32
 # Rows of its entries: images, when pre-processing handed them on or 0, when they are too late.
 _IMAGES, _HANDED_ON, _TOO_LATE = 0, 1, 2
 _ENTRIES = 1024
@@ -145,9 +147,10 @@ class DetectorQueue:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self._file = _File(folder / f"{name}.queue", 1, _HEAD + 3 * _ENTRIES)
-        self._head = self._file.table[0, :_HEAD]
-        self._entries = self._file.table[0, _HEAD:].reshape(3, _ENTRIES)  # whole rows are read for each request
+        self._file = _File(folder / f"{name}.queue", 1, _HEAD + 2 * _RUNS + 3 * _ENTRIES)
+        self._head, runs, entries = np.split(self._file.table[0], (_HEAD, _HEAD + 2 * _RUNS))
+        self._runs, self._entries = runs.reshape(2, _RUNS), entries.reshape(3, _ENTRIES)  # read by whole rows
+        self._run = self._runs[:, 0]  # this process's, if it is a detector
 
     def admit(self, images: int, max_images: int, max_seconds: float, seconds_left: float | None = None) -> int | None:
         """Let a request in, or refuse it. Where nothing waits it is always let in.
@@ -204,16 +207,20 @@ class DetectorQueue:
             self._entries[:, place] = 0
 
     def open(self) -> None:
-        """Begin to keep account, as the detector: what an earlier process of it had is gone with that."""
+        """Begin to keep account, as an instance of the detector: what earlier processes had is gone with them."""
         with self._file.locked():
             self._entries[:] = 0
-            self._head[:] = (self._head[_PER_IMAGE], 0, time.monotonic_ns(), os.getpid(), 0)
+            self._head[_ENDED], self._head[_DETECTOR] = time.monotonic_ns(), os.getpid()
+            for place, pid in enumerate(self._runs[_INSTANCE].tolist()):
+                if pid == os.getpid() or not is_alive(pid):
+                    self._runs[:, place] = 0
+            self._run = self._runs[:, self._runs[_INSTANCE].argmin()]
+            self._run[_INSTANCE] = os.getpid()
 
     def begin(self, requests: int) -> int:
-        """Note that the detector begins a run of so many requests, and return the time."""
-        now = time.monotonic_ns()
-        self._head[_RUNNING], self._head[_TAKEN] = now, requests
-        return now
+        """Note that this instance of the detector begins a run of so many requests, and return the time."""
+        self._run[_TAKEN] = requests
+        return time.monotonic_ns()
 
     def longest_wait(self) -> float:
         """Return for how many seconds the oldest request that was handed on has waited; infinite if none was."""
@@ -227,12 +234,11 @@ class DetectorQueue:
         They were cancelled between the two steps.
         """
         with self._file.locked():
-            taken = int(self._head[_TAKEN]) if self._head[_RUNNING] else 0
             oldest = self._oldest()
-            self._entries[:, oldest[: max(0, len(oldest) - pending - taken)]] = 0
+            self._entries[:, oldest[: max(0, len(oldest) - pending - int(self._runs[_TAKEN].sum()))]] = 0
 
     def end(self, began: int, requests: int, images: int) -> None:
-        """Note that a run is over.
+        """Note that this instance's run is over.
 
         Args:
             began: what `begin` returned.
@@ -246,7 +252,7 @@ class DetectorQueue:
                 each = (now - max(began, int(self._head[_ENDED]))) // images
                 before = int(self._head[_PER_IMAGE])
                 self._head[_PER_IMAGE] = (before + each) // 2 if before else each
-            self._head[_RUNNING], self._head[_ENDED] = 0, now
+            self._run[_TAKEN], self._head[_ENDED] = 0, now
             self._entries[:, self._oldest()[:requests]] = 0
 
     def _oldest(self) -> Table:
@@ -263,7 +269,7 @@ class DetectorQueue:
             return 0
         handed_on = self._entries[_HANDED_ON]
         lost = self._entries[_TOO_LATE] < now
-        if not self._head[_RUNNING] and now - self._head[_ENDED] > _LOST_NS:
+        if not self._runs[_TAKEN].any() and now - self._head[_ENDED] > _LOST_NS:
             lost |= (handed_on > 0) & (handed_on < now - _LOST_NS)
         self._entries[:, lost] = 0
         return int(self._entries[_IMAGES].sum())

@@ -72,7 +72,7 @@ class BuildOptions:
     verify_annotations: Path | None = None  # COCO annotations of these images
     skip_verification: bool = False
     name: str = ENSEMBLE  # of the ensemble; a repository may hold several, and several versions of each
-    instances: int | None = None  # of the engine, on GPUs on each of them; None: its kind's own number
+    instances: int | None = None  # of the engine, on GPUs on each of them; None: as `write_repository` has it
     overwrite: bool = False
     verbose: bool = False  # show the compilers' own logs
     report: Path | None = None  # folder for the verification's report and a failed build's log; None: the repository's

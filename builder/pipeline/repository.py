@@ -44,6 +44,8 @@ from serving.versions import is_held, name_and_version, versions
 REPORT_FOLDER = "verification"
 _LOCK = "codetr-build.lock"  # in a work folder, held by the build that works there
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # no dot: the manifest's name has one
+# Unless told, of an engine that they share: while it computes one's batch, the other's is copied.
+_SHARING_INSTANCES = 2
 
 
 # What the detector's inputs and outputs are called, in the order of the contract.
@@ -79,7 +81,8 @@ def write_repository(
         manifest: what is known about the engine; `files`, the SHA-256 of each engine file by its path in the
             repository, is added, and all of it written to `manifest.json` in the detector's folder.
         name: of the ensemble; the three other models begin with it. `serving.versions.versioned` gives a version's.
-        instances: how many of the engine run, on GPUs on each of them; None for its kind's own number.
+        instances: how many of the engine run, on GPUs on each of them; None for two of a torch engine on a GPU, which
+            share it, and for any other its template's own number.
         report: folder with the report of the engine's verification, copied into the detector's.
         overwrite: replace an engine of this name; write into a folder that holds something else.
 
@@ -97,7 +100,7 @@ def write_repository(
             _leave_out(config, [name for name in INPUTS if name not in engine.inputs])
             _set_sizes(config, model, spec.max_batch_size)
             _customise(config, variant, engine)
-            if config.name == DETECTOR and instances is not None:
+            if config.name == DETECTOR:
                 _set_instances(config, model_name(DETECTOR, name), engine, instances)
             if config.name == ENSEMBLE:
                 config.parameters[ABOUT].string_value = json.dumps(_about(manifest), ensure_ascii=False)
@@ -328,14 +331,16 @@ def _customise(config: Any, variant: DetectorConfig, engine: BuiltEngine) -> Non
             config.parameters[key].string_value = str(value).lower()
 
 
-def _set_instances(config: Any, name: str, engine: BuiltEngine, instances: int) -> None:
+def _set_instances(config: Any, name: str, engine: BuiltEngine, instances: int | None) -> None:
     """Let so many instances of a detector called `name` run; those of a torch engine on a GPU share one."""
     group = config.instance_group[0]
-    if engine.kind.name != "torch" or engine.device != "cuda":
-        group.count = instances
-    elif instances > 1:
+    if engine.kind.name == "torch" and engine.device == "cuda":
         group.count = 1
-        config.instance_group.add(name=f"{name}{GUESTS}", kind=group.kind, count=instances - 1)
+        guests = (_SHARING_INSTANCES if instances is None else instances) - group.count
+        if guests:
+            config.instance_group.add(name=f"{name}{GUESTS}", kind=group.kind, count=guests)
+    elif instances is not None:
+        group.count = instances
 
 
 def _about(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -331,8 +331,8 @@ def test_one_gpu_where_there_is_one(overlay: str) -> None:
     assert tolerated == (["nvidia.com/gpu"] if overlay in GPU else [])
 
 
-def shared_memory_of_full_batches(folder: Path, width: int, height: int, batch: int) -> int:
-    """Return the bytes that `codetr serve` would want for a repository with an engine that Python runs."""
+def shared_memory_of_full_batches(folder: Path, width: int, height: int, batch: int, detectors: int) -> int:
+    """Return the bytes that `codetr serve` would want for a repository with an engine that Python runs in so many."""
     templates = ROOT / "model_repository"
     total = 0
     for name in (
@@ -343,6 +343,7 @@ def shared_memory_of_full_batches(folder: Path, width: int, height: int, batch: 
         text = (templates / name).read_text(encoding="utf-8")
         assert "max_batch_size: 1\n" in text or "max_batch_size: 1 " in text
         text = text.replace("768, 1152", f"{height}, {width}").replace("max_batch_size: 1", f"max_batch_size: {batch}")
+        text = text.replace("KIND_AUTO count: 1", f"KIND_AUTO count: {detectors}")  # of the detector alone
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
         total += shared_memory._need(folder / "config.pbtxt")[1]
     return total
@@ -350,11 +351,11 @@ def shared_memory_of_full_batches(folder: Path, width: int, height: int, batch: 
 
 def test_the_page_says_how_much_shared_memory_a_batch_takes(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+)x(\d+) \| (\d+) \| (\d+) MiB \|$", page, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+)x(\d+) \| (\d+) \| (\d+) MiB \| (\d+) MiB \|$", page, re.MULTILINE)
     assert len(rows) >= 3
-    for width, height, batch, told in (map(int, row) for row in rows):
-        need = shared_memory_of_full_batches(tmp_path, width, height, batch)
-        assert told == round(need / 2**20)
+    for width, height, batch, *told in (map(int, row) for row in rows):
+        needs = [shared_memory_of_full_batches(tmp_path, width, height, batch, detectors) for detectors in (1, 2)]
+        assert told == [round(need / 2**20) for need in needs]
 
 
 @overlays

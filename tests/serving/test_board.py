@@ -173,6 +173,62 @@ def test_triton_knows_which_requests_are_lost(queue: DetectorQueue, tmp_path: Pa
     assert queue.waiting() == 3
 
 
+@pytest.fixture
+def instances(tmp_path: Path, queue: DetectorQueue) -> list[DetectorQueue]:
+    """Two of the queue's detector, as of processes of their own."""
+    first, second = (DetectorQueue(tmp_path, "a") for _ in range(2))
+    first.open()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.getpid", os.getppid)
+        second.open()
+    return [first, second]
+
+
+def test_what_either_instance_computes_is_not_lost(
+    queue: DetectorQueue, instances: list[DetectorQueue], clock: Clock
+) -> None:
+    first, second = instances
+    for _ in range(5):
+        let_in(queue)
+        clock.goes_on(0.01)
+    began = [first.begin(2), second.begin(2)]
+    queue.correct(1)
+    assert queue.waiting() == 5, "one waits, and each computes two"
+    first.end(began[0], 2, 2)
+    queue.correct(1)
+    assert queue.waiting() == 3
+    clock.goes_on(0.6)
+    assert queue.waiting() == 3, "the other one still computes"
+    second.end(began[1], 2, 2)
+    clock.goes_on(0.6)
+    assert queue.waiting() == 0, "both idle, and would have taken it"
+
+
+def test_an_instance_that_died_computes_nothing(queue: DetectorQueue, tmp_path: Path) -> None:
+    dead = subprocess.run(
+        [sys.executable, "-c", _DIES_AT_WORK, str(tmp_path)], stdout=subprocess.PIPE, check=True, text=True
+    )
+    assert dead.stdout == "at work\n"
+    let_in(queue)
+    queue.correct(0)
+    assert queue.waiting() == 1, "nobody knows yet that it died"
+    DetectorQueue(tmp_path, "a").open()
+    let_in(queue)
+    queue.correct(0)
+    assert queue.waiting() == 0
+
+
+# Begins a run and ends in it.
+_DIES_AT_WORK = """
+import sys
+from pathlib import Path
+from serving.board import DetectorQueue
+queue = DetectorQueue(Path(sys.argv[1]), "a")
+queue.open()
+queue.begin(1)
+print("at work")
+"""
+
 # Hands on and takes back, as pre-processing does, until it is ended.
 _HANDING_ON = """
 import sys

@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
+from builder.engines import Device
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.pipeline.export import InputSpec
 from builder.pipeline.repository import CANDIDATES, INPUTS, _adding, check_destination, write_repository
@@ -46,6 +47,7 @@ def write(
     destination: Path,
     engine_file: Path,
     kind: str = "onnx",
+    device: Device | None = None,
     output_names: tuple[str, ...] = CANDIDATES,
     extra_files: tuple[Path, ...] = (),
     input_names: tuple[str, ...] = INPUTS,
@@ -53,7 +55,8 @@ def write(
     width: int = 96,
     **options: Any,
 ) -> Path:
-    engine = BuiltEngine(engine_file, KINDS[kind], KINDS[kind].devices[0], input_names, output_names, extra_files)
+    place = device or KINDS[kind].devices[0]
+    engine = BuiltEngine(engine_file, KINDS[kind], place, input_names, output_names, extra_files)
     variant, spec = options.pop("variant", TINY), InputSpec(height, width, 3)
     return write_repository(destination, engine, variant, spec, {"variant": "tiny"}, **options)
 
@@ -373,34 +376,42 @@ def test_an_engine_that_a_server_runs_on_is_not_overwritten(tmp_path: Path, engi
 
 
 @pytest.mark.parametrize(
-    ("kind", "instances", "place", "count"),
+    ("kind", "device", "instances", "count"),
     [
-        ("onnx", None, "CPU", 1),
-        ("onnx", 3, "CPU", 3),
-        ("torch", None, "GPU", 1),
-        ("torch", 1, "GPU", 1),
-        ("tensorrt", None, "GPU", 2),
-        ("tensorrt", 1, "GPU", 1),
+        ("onnx", "cpu", None, 1),
+        ("onnx", "cpu", 3, 3),
+        ("torch", "cpu", None, 1),
+        ("torch", "cpu", 2, 2),
+        ("torch", "cuda", 1, 1),
+        ("tensorrt", "cuda", None, 2),
+        ("tensorrt", "cuda", 1, 1),
     ],
 )
 def test_instances_run_where_the_engine_does(
-    tmp_path: Path, engine_file: Path, kind: str, instances: int | None, place: str, count: int
+    tmp_path: Path, engine_file: Path, kind: str, device: Device, instances: int | None, count: int
 ) -> None:
-    repository = write(tmp_path / "repository", engine_file, kind=kind, instances=instances)
+    repository = write(tmp_path / "repository", engine_file, kind=kind, device=device, instances=instances)
     (group,) = read_config(repository, DETECTOR).instance_group
+    place = {"cpu": "CPU", "cuda": "GPU"}[device]
     assert group.kind == model_config_pb2.ModelInstanceGroup.Kind.Value(f"KIND_{place}")
     assert group.count == count
     assert list(group.gpus) == [], "on each that the server sees"
 
 
-def test_instances_of_a_torch_engine_on_a_gpu_share_one(tmp_path: Path, engine_file: Path) -> None:
-    repository = write(tmp_path / "repository", engine_file, kind="torch", instances=3, name="large")
+@pytest.mark.parametrize(
+    ("instances", "count"), [pytest.param(None, 2, id="the default"), pytest.param(2, 2, id="as asked"), (5, 5)]
+)
+def test_instances_of_a_torch_engine_on_a_gpu_share_one(
+    tmp_path: Path, engine_file: Path, instances: int | None, count: int
+) -> None:
+    repository = write(tmp_path / "repository", engine_file, kind="torch", instances=instances, name="large")
     engine, guests = read_config(repository, "large_detector").instance_group
-    assert (engine.name, engine.count, guests.count) == ("", 1, 2)
+    assert (engine.name, engine.count, guests.count) == ("", 1, count - 1)
     assert engine.kind == guests.kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert list(guests.gpus) == [], "one for each engine"
     assert is_guest(guests.name)
     assert guests.name.startswith("large_detector"), "by which processes are told"
-    assert instance_count(read_model_config(repository / "large_detector" / "config.pbtxt")) == 3
+    assert instance_count(read_model_config(repository / "large_detector" / "config.pbtxt")) == count
 
 
 def test_overwriting_one_engine_leaves_the_others(tmp_path: Path, engine_file: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from perf.capacity import simulation
-from perf.capacity.service import Service
+from perf.capacity.service import Service, measured_service
 from perf.capacity.simulation import simulate
+from serving import contract
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +89,21 @@ def test_the_same_seed_says_the_same_and_another_nearly() -> None:
     other = simulate(DETECTOR, 3, 20.0, seed=1)
     assert other != simulate(DETECTOR, 3, 20.0)
     assert other.p99 == pytest.approx(simulate(DETECTOR, 3, 20.0).p99, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("run", "instances", "p99"),
+    [pytest.param("one", 1, 1.0, id="one instance"), pytest.param("two", 2, 1.3, id="two that share an engine")],
+)
+def test_what_an_h100_did_is_what_its_steps_say(run: str, instances: int, p99: float) -> None:
+    """A batch's time is with the wait for the other instance's, so that two are not taken for two engines."""
+    file = ROOT / "perf" / "results" / "service-h100-guests" / run / "service.json"
+    *closed, poisson = json.loads(file.read_text(encoding="utf-8"))["levels"]
+    models = {contract.DETECTOR: {"max_batch_size": 4, "instance_group": [{"count": 1}] * instances}}
+    service = measured_service(closed, models)
+    assert service.highest_rate == pytest.approx(closed[-1]["reading"]["throughput"], rel=0.05)
+    found = simulate(service, 1, poisson["reading"]["throughput"])
+    assert found.p50 == pytest.approx(poisson["reading"]["p50"], rel=0.1)
+    assert found.p99 == pytest.approx(p99 * poisson["reading"]["p99"], rel=0.1)
+    step = poisson["steps"][contract.DETECTOR]
+    assert found.ratio == pytest.approx(step["queue"] / step["compute_infer"], abs=0.05)

@@ -127,8 +127,6 @@ def test_the_command_says_how_trtexec_builds_the_plan(written):
     assert "Shapes" not in static
 
 
-# The exporter warns about its own use of a tree class.
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:FutureWarning")
 def test_node_means_the_operator(tmp_path):
     generator = torch.Generator().manual_seed(3)
     inputs = (
