@@ -45,6 +45,9 @@ STAGE_SECONDS = Family(
     "codetr_stage_seconds", "Time of a stage: of one image, or of one batch in the engine.", ("stage",), _SECONDS
 )
 BATCH_IMAGES = Family("codetr_engine_batch_images", "Images that the engine ran at once.", buckets=_BATCHES)
+ENGINE_BUSY = Family(
+    "codetr_engine_busy_seconds_total", "Time in which an engine of several instances computed, whichever they were."
+)
 CANDIDATES = Family("codetr_candidates_total", "Boxes that went into suppression.")
 DROPPED = Family("codetr_candidates_dropped_total", "Boxes of the engine that were NaN or infinite.")
 DETECTIONS = Family("codetr_detections_total", "Boxes that were answered.")

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from serving.admission import private_folder
 from serving.contract import DETECTOR, ENSEMBLE, GUESTS
 from serving.errors import CodetrError
+from serving.metrics import ENGINE_BUSY, Recorder, unrecorded
 from serving.stubs import stubs_of
 
 Array = NDArray[Any]
@@ -95,12 +96,54 @@ class Engine(Protocol):
 Own = TypeVar("Own", bound=Engine)
 
 
-def join(args: Mapping[str, str], load: Callable[[], Own]) -> tuple[Own | EngineGuest, Callable[[], None]]:
+class BusyTime:
+    """Counts how long an engine computes that several threads ask: what overlaps is counted once."""
+
+    def __init__(self, record: Recorder) -> None:
+        self._record = record
+        self._lock = threading.Lock()
+        self._ended = 0.0
+
+    @contextmanager
+    def run(self) -> Iterator[None]:
+        """Count the time from here, or from the end of the run before if that comes later, to the end."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                now = time.perf_counter()
+                seconds, self._ended = now - max(began, self._ended), now
+            self._record(ENGINE_BUSY, seconds)
+
+
+class OwnEngine:
+    """An engine of this process that others use too: called as it is itself, and its time counted."""
+
+    def __init__(self, engine: Any, busy: BusyTime) -> None:
+        self._engine, self._busy = engine, busy
+
+    def __call__(self, *inputs: Array) -> Sequence[Array]:
+        """Return what the engine does."""
+        with self._busy.run():
+            outputs: Sequence[Array] = self._engine(*inputs)
+            return outputs
+
+    def buffers(self, batch: int) -> list[Array]:
+        """Return the memory in which the engine reads the inputs of a batch, if it has such."""
+        found: list[Array] = self._engine.buffers(batch)
+        return found
+
+
+def join(
+    args: Mapping[str, str], load: Callable[[], Own], record: Recorder = unrecorded
+) -> tuple[Own | OwnEngine | EngineGuest, Callable[[], None]]:
     """Return what an instance of a detector computes with, and what ends that.
 
     Args:
         args: of the instance, as Triton gives them to `initialize`.
         load: loads the engine; not called for a guest, which waits until the engine is there.
+        record: takes the seconds that an engine with guests has computed, `metrics.ENGINE_BUSY`.
 
     Raises:
         EngineGoneError: no engine came.
@@ -120,8 +163,9 @@ def join(args: Mapping[str, str], load: Callable[[], Own]) -> tuple[Own | Engine
     except Exception as error:  # Triton tells what a guest says, if that fails later
         reason.write_text(f"{type(error).__name__}: {error}"[:_TEXT_LIMIT], encoding="utf-8")
         raise
-    host = EngineHost(engine, int(config["max_batch_size"]), where)
-    return engine, host.close
+    busy = BusyTime(record)
+    host = EngineHost(engine, int(config["max_batch_size"]), where, busy)
+    return OwnEngine(engine, busy), host.close
 
 
 def is_guest(name: str) -> bool:
@@ -158,10 +202,12 @@ class EngineHost:
         engine: what computes.
         max_batch_size: images.
         path: where guests look; an earlier engine's is replaced, so guests of a model that is loaded anew come here.
+        busy: counts the time of their batches.
     """
 
-    def __init__(self, engine: Engine, max_batch_size: int, path: Path) -> None:
+    def __init__(self, engine: Engine, max_batch_size: int, path: Path, busy: BusyTime | None = None) -> None:
         self._engine, self._path = engine, path
+        self._busy = BusyTime(unrecorded) if busy is None else busy
         self._layout = Layout(*engine.tensors(), max_batch_size)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
@@ -204,7 +250,12 @@ class EngineHost:
             finally:
                 os.close(file)
             inputs, outputs = layout.place(memory)
-            run = self._engine.adopt(inputs, outputs)
+            adopted = self._engine.adopt(inputs, outputs)
+
+            def run(batch: int) -> None:
+                with self._busy.run():
+                    adopted(batch)
+
             try:
                 while True:
                     (batch,) = _COUNT.unpack(_receive(guest, _COUNT.size))

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
@@ -82,6 +84,12 @@ def test_compiled_package_is_served(compiled, variant):
     np.testing.assert_allclose(found.scores, expected.scores[: len(found)], atol=1e-4)
 
 
+def busy_seconds(metrics_url):
+    with urllib.request.urlopen(metrics_url, timeout=60) as page:
+        found = re.search(rb"^codetr_engine_busy_seconds_total\{.*\} (.+)$", page.read(), re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
 @pytest.mark.server
 def test_instances_that_share_an_engine_answer_as_one_and_come_back_when_it_dies(compiled, tmp_path):
     repository = tmp_path / "repository"
@@ -105,6 +113,7 @@ def test_instances_that_share_an_engine_answer_as_one_and_come_back_when_it_dies
     with running_server(compiled) as server:
         expected = detections(server.grpc_url)
     with running_server(repository) as server:
+        began = time.monotonic()
         server.watch(lambda said: None)
         with ThreadPoolExecutor(8) as pool:
             for found in pool.map(detections, [server.grpc_url] * 16):
@@ -118,6 +127,12 @@ def test_instances_that_share_an_engine_answer_as_one_and_come_back_when_it_dies
             name for name, each in processes.items() if any("libtorch" in part.path for part in each.memory_maps())
         }
         assert with_torch == {"codetr_detector_0_0"}
+        # The engine's time is on the page, that of all instances' batches and each second once.
+        until = time.monotonic() + 60
+        while not (busy := busy_seconds(server.metrics_url)):
+            assert time.monotonic() < until, "no time of the engine on the page of metrics"
+            time.sleep(0.2)
+        assert 0 < busy < time.monotonic() - began
         assert guests
         assert set(processes) == {"codetr_detector_0_0"} | guests
         processes["codetr_detector_0_0"].kill()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from serving.errors import CodetrError
-from serving.shared_engine import EngineGoneError, EngineGuest, EngineHost, is_guest, join, socket_path
+from serving.shared_engine import BusyTime, EngineGoneError, EngineGuest, EngineHost, is_guest, join, socket_path
 from serving.stubs import Stub
 
 GuestOf = Callable[..., EngineGuest]
@@ -57,7 +57,16 @@ class Engine:
         self.released.set()
 
 
-def ask(guest: EngineGuest, *values: int) -> list[float]:
+class Own(Engine):
+    """The same, which its own process asks too."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        outputs = [np.zeros((len(inputs[0]), *shape), kind) for shape, kind in KINDS[1]]
+        self.adopt(inputs, outputs)(len(inputs[0]))
+        return outputs
+
+
+def ask(guest: Any, *values: int) -> list[float]:
     """Return the scores of a batch whose images have these first pixels."""
     images = np.stack([np.full((H, W, 3), value, np.uint8) for value in values])
     sizes = np.stack([np.array([value, 2], np.int32) for value in values])
@@ -289,16 +298,58 @@ def test_the_first_instance_loads_the_engine_and_the_others_join(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups = ("a_detector_0", "a_detector_guest")
-    engine = Engine()
+    engine = Own()
     found, leave = join(instance(tmp_path, monkeypatch, "a_detector_0_0", *groups), lambda: engine)
-    assert found is engine
     guest, part = join(instance(tmp_path, monkeypatch, "a_detector_guest_0", *groups), lambda: pytest.fail("loaded"))
     assert isinstance(guest, EngineGuest)
     assert ask(guest, 7) == [7]
+    assert ask(found, 3) == [3]
     part()
     assert engine.released.wait(60)
     leave()
     assert list(tmp_path.iterdir()) == []
+
+
+class Clock:
+    """In the place of `time.perf_counter`: each call is told the next time."""
+
+    def __init__(self, *times: float) -> None:
+        self.times = list(times)
+
+    def perf_counter(self) -> float:
+        """Return it."""
+        return self.times.pop(0)
+
+
+def test_time_in_which_two_instances_have_the_engine_computing_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[tuple[str, float]] = []
+    busy = BusyTime(lambda family, value: noted.append((family.name, value)))
+    # Two from 10 and 12 on, which end at 15 and 21; one from 30 to 34.
+    monkeypatch.setattr("serving.shared_engine.time", Clock(10, 12, 15, 21, 30, 34))
+    first, second, third = busy.run(), busy.run(), busy.run()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    with third:
+        pass
+    assert noted == [("codetr_engine_busy_seconds_total", each) for each in (5, 6, 4)]
+
+
+def test_the_time_of_guests_and_of_the_engines_own_process_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = ("a_detector_0", "a_detector_guest")
+    noted: list[float] = []
+    where = instance(tmp_path, monkeypatch, "a_detector_0_0", *groups)
+    found, leave = join(where, Own, lambda family, value: noted.append(value))
+    guest, part = join(instance(tmp_path, monkeypatch, "a_detector_guest_0", *groups), Engine)
+    for asked, so_far in ((found, 1), (guest, 2), (guest, 3)):
+        ask(asked, 3)
+        assert len(noted) == so_far
+    assert all(0 <= each < 60 for each in noted)
+    part()
+    leave()
 
 
 def test_an_engine_without_guests_is_offered_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

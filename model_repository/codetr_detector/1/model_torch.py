@@ -41,7 +41,7 @@ class TritonPythonModel:
                 int(args["model_instance_device_id"]),
             )
 
-        self.run, self.leave = join(args, load)
+        self.run, self.leave = join(args, load, self.telemetry.record)
         self.buffers = self.run.buffers if isinstance(self.run, EngineGuest) or settings.device == "cuda" else None
 
     def execute(self, requests: list[Any]) -> list[Any]:
