@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,7 @@ def test_each_gpu_has_an_engine_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     ends = []
     for device, more in (("0", 100), ("1", 200)):
         args = instance(tmp_path, monkeypatch, "a_detector_0_0", *groups) | {"model_instance_device_id": device}
-        ends.append(join(args, lambda more=more: Engine(more=more))[1])
+        ends.append(join(args, partial(Engine, more))[1])
         loaders = [each.name for each in tmp_path.glob("*.loader")]
         assert loaders == [f"a_detector-1-{device}.{os.getpid()}.loader"], "a process says the last that it loads"
     for device, answer in (("0", 107), ("1", 207)):
