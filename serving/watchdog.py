@@ -36,7 +36,8 @@ _SHORT_LIFE = 3.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
 # A server that is told to load a step starts its process within a second or two, if it loads no other meanwhile.
 _UNHEARD_SECONDS = 20.0
-# Steps that work beside a dead one are replaced with it; Triton 2.51 forgets to end them.
+# Steps that work beside a dead one are replaced with it; Triton 2.51 forgets to end them. Until the new ones are loaded
+# it answers with them: this comes on top of what a load may take.
 _SUPERSEDED_SECONDS = 30.0
 
 
@@ -104,6 +105,7 @@ class Watchdog:
         self._server, self._models_folder, self._report = server, models, report
         self._board = Board(folder)
         self._patience = _UNHEARD_SECONDS + 2 * load_seconds
+        self._superseded = _SUPERSEDED_SECONDS + 2 * load_seconds
         self._standstill = standstill_seconds
         self._models: dict[str, _Model] = {}
         self._dropped: set[Stub] = set()  # processes of models that were watched or loaded before
@@ -210,7 +212,7 @@ class Watchdog:
         for pid, since in list(model.superseded.items()):
             if not is_alive(pid):
                 del model.superseded[pid]
-            elif now - since > _SUPERSEDED_SECONDS and (pid not in work or work[pid].present is None):
+            elif now - since > self._superseded and (pid not in work or work[pid].present is None):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 

@@ -362,6 +362,7 @@ def siblings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watche
     assert "instance_group" not in without
     config.write_text(without + 2 * group)
     with running_server(repository) as server:
+        monkeypatch.setattr(server, "_load_seconds", 0.0)
         yield Watched(server)
 
 

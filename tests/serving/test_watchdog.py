@@ -291,6 +291,19 @@ def test_a_process_that_was_replaced_is_ended_when_it_is_idle(server: Server, mo
     assert len(server.said) == 1
 
 
+def test_a_process_that_was_replaced_answers_for_as_long_as_the_new_one_may_load(server: Server) -> None:
+    old, victim = server.start_step(), server.start_step()
+    server.watchdog = Watchdog(os.getpid(), server.folder, server.folder / "models", server.said.append, 60.0)
+    die(victim)
+    server.watchdog.look(110.0)
+    server.start_step()
+    server.watchdog.look(112.0)
+    server.watchdog.look(261.0)
+    assert old.poll() is None
+    server.watchdog.look(263.0)
+    assert old.wait(60) == -signal.SIGKILL
+
+
 def test_what_a_model_has_left_when_it_is_adopted_again_does_not_count(server: Server) -> None:
     """As of a version that is served again while Triton still ends the processes that it had."""
     left = server.start_step()
