@@ -156,8 +156,11 @@ def join(
         return guest, guest.close
     if not any(is_guest(group["name"]) for group in config["instance_group"]):
         return load(), lambda: None
-    reason = _reason_path(where)
+    reason, mine = _reason_path(where), _loader_path(where, os.getpid())
     reason.unlink(missing_ok=True)
+    for former in _loader_files(where, os.getpid()):  # of a process that had this id before
+        former.unlink()
+    mine.touch()
     try:
         engine = load()
     except Exception as error:  # Triton tells what a guest says, if that fails later
@@ -165,7 +168,12 @@ def join(
         raise
     busy = BusyTime(record)
     host = EngineHost(engine, int(config["max_batch_size"]), where, busy)
-    return OwnEngine(engine, busy), host.close
+
+    def leave() -> None:
+        host.close()
+        mine.unlink(missing_ok=True)
+
+    return OwnEngine(engine, busy), leave
 
 
 def is_guest(name: str) -> bool:
@@ -353,7 +361,7 @@ class EngineGuest:
             except (OSError, EOFError, struct.error, IndexError) as error:
                 host.close()
                 now = time.monotonic()
-                seen = now if _loader_lives() else seen
+                seen = now if _loader_lives(self._path) else seen
                 failed = _reason_path(self._path)
                 if now - seen > FAILED_SECONDS and failed.exists():
                     raise EngineGoneError(failed.read_text(encoding="utf-8", errors="replace")) from error
@@ -376,12 +384,26 @@ def _reason_path(path: Path) -> Path:
     return path.with_suffix(".failed")
 
 
-def _loader_lives() -> bool:
-    """Return whether the instance of this process's model that has the engine, or loads it, is alive."""
+def _loader_path(path: Path, pid: int) -> Path:
+    """Return the file by which a process says that it loads the engine of `path`."""
+    return path.with_suffix(f".{pid}.loader")
+
+
+def _loader_files(path: Path, pid: int) -> list[Path]:
+    """Return the files in which a process says so of any engine."""
+    return list(path.parent.glob(f"*.{pid}.loader"))
+
+
+def _loader_lives(path: Path) -> bool:
+    """Return whether a process of this one's model is alive that has the engine of `path`, loads it or may yet.
+
+    On several GPUs the processes of all engines have one name: a process says itself which engine it loads.
+    """
     stubs = stubs_of(os.getppid())
     mine = next((stub.model for stub in stubs if stub.pid == os.getpid()), "")
     ours = [stub for stub in stubs if mine and stub.model == mine and stub.status is None]
-    return any(not is_guest(stub.instance) for stub in ours)
+    loaders = [stub.pid for stub in ours if not is_guest(stub.instance)]
+    return any(_loader_path(path, pid).exists() or not _loader_files(path, pid) for pid in loaders)
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 Triton 2.51 calls a server ready whose steps are dead, and later releases start none again either. A step is a process
 of its own, a child of the server: that it is dead or stopped stands in /proc, and since when it has been at work on the
 board of `serving.board`. A busy step is not one that stands still: it ends its work and begins other.
+
+Triton gives the instances of a group the same name on each GPU, so a process is told from another by its id. Those that
+come after a load was asked for take the places of those that were there then; any other is one more.
 """
 
 from __future__ import annotations
@@ -11,13 +14,15 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from serving.board import Board, Work, is_alive, process_fields
-from serving.model_config import instance_count, read_model_config
+from serving.model_config import Message, read_model_config
 from serving.stubs import Stub, stubs_of
 from serving.view import reload
 
@@ -31,26 +36,49 @@ _SHORT_LIFE = 3.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 60.0
 # A server that is told to load a step starts its process within a second or two, if it loads no other meanwhile.
 _UNHEARD_SECONDS = 20.0
-# Steps that work beside a dead one are replaced with it; Triton 2.51 forgets to end them.
+# Steps that work beside a dead one are replaced with it; Triton 2.51 forgets to end them. Until the new ones are loaded
+# it answers with them: this comes on top of what a load may take.
 _SUPERSEDED_SECONDS = 30.0
 
 
 @dataclass
 class _Model:
-    """A model of the server and the processes that answer for it, by instance.
+    """A model of the server and the processes that answer for it, by process id.
 
-    `expected` is how many there are at least: one that dies before it was seen is missed.
+    `expected` is how many names of instances there are: one that dies before it was seen is missed, unless its name is
+    seen on another GPU.
     """
 
     expected: int
-    current: dict[str, Stub] = field(default_factory=dict)
+    current: dict[int, Stub] = field(default_factory=dict)
     superseded: dict[int, float] = field(default_factory=dict)  # since when, by process id
+    outgoing: set[int] = field(default_factory=set)  # who was there when a load was asked for
+    siblings: Counter[str] = field(default_factory=Counter)  # how many of a name that were
+    is_told_twice: bool = False  # before it was heard: two loads may follow each other
     stopped: set[int] = field(default_factory=set)
     seen: float = 0.0  # when its newest process was
     is_faulty: bool = False
     tries: int = 0
     next_try: float = 0.0
     unheard_since: float | None = None
+
+    def replace(self, process: Stub, now: float) -> None:
+        """Take a new process for current, in place of those of its name that its load replaces."""
+        same = [pid for pid, each in self.current.items() if each.instance == process.instance]
+        replaced = [pid for pid in same if pid in self.outgoing]
+        if not replaced and self.is_told_twice and 0 < self.siblings[process.instance] <= len(same):
+            replaced = same  # the first load is complete, and this is the second
+        for pid in replaced:
+            self.superseded[pid] = now
+            del self.current[pid]
+        self.current[process.pid] = process
+
+    def ask(self, now: float) -> None:
+        """Note that a load is asked for, which replaces who is here now."""
+        self.is_told_twice = self.unheard_since is not None
+        if self.unheard_since is None:
+            self.unheard_since, self.outgoing = now, set(self.current)
+            self.siblings = Counter(each.instance for each in self.current.values())
 
 
 class Watchdog:
@@ -77,8 +105,10 @@ class Watchdog:
         self._server, self._models_folder, self._report = server, models, report
         self._board = Board(folder)
         self._patience = _UNHEARD_SECONDS + 2 * load_seconds
+        self._superseded = _SUPERSEDED_SECONDS + 2 * load_seconds
         self._standstill = standstill_seconds
         self._models: dict[str, _Model] = {}
+        self._dropped: set[Stub] = set()  # processes of models that were watched or loaded before
         self.adopt(sorted(path.parent.name for path in models.glob("*/config.pbtxt")))
         self._next_look_for_new = 0.0
         self._stopping = threading.Event()
@@ -92,13 +122,19 @@ class Watchdog:
 
     def adopt(self, models: Iterable[str]) -> None:
         """Watch the processes of these models too, of those that the Python backend runs; those there are count."""
-        found = _python_models(self._models_folder, models)
-        self._find_new(found, time.monotonic())
+        found, now = _python_models(self._models_folder, models), time.monotonic()
+        for process in self._dropped:
+            if process.model in found:
+                found[process.model].superseded[process.pid] = now
+        self._find_new(found, now)
         self._models = {**self._models, **found}
 
     def drop(self, models: Iterable[str]) -> None:
-        """Watch these models no longer."""
-        self._models = {name: model for name, model in self._models.items() if name not in set(models)}
+        """Watch these models no longer; if one is adopted again, the processes that it has now do not count."""
+        dropped = set(models)
+        self._models = {name: model for name, model in self._models.items() if name not in dropped}
+        found = stubs_of(self._server)
+        self._dropped = {each for each in found if each.model in dropped or each in self._dropped}
 
     def stop(self) -> None:
         """Watch no longer: from now on steps end because the server does."""
@@ -133,17 +169,14 @@ class Watchdog:
             model = models.get(process.model)
             if model is None or not process.instance:  # of a version that is not served yet, or not any more
                 continue
-            before = model.current.get(process.instance)
-            if before is not None and before.started >= process.started:
+            if process.pid in model.superseded or process == model.current.get(process.pid):
                 continue
-            if before is not None:
-                model.superseded[before.pid] = now
-            model.current[process.instance] = process
+            model.replace(process, now)
             model.seen = now
             model.unheard_since = None
 
     def _faults(self, name: str, model: _Model, work: dict[int, Work]) -> list[str]:
-        missing = model.expected - len(model.current)
+        missing = model.expected - len({process.instance for process in model.current.values()})
         faults = [f"an instance of {name} has died" for _ in range(missing)]
         found = (self._fault(model, process, work) for process in model.current.values())
         return faults + [fault for fault in found if fault]
@@ -169,8 +202,7 @@ class Watchdog:
     def _reload(self, name: str, model: _Model, faults: list[str], now: float) -> None:
         model.tries += 1
         model.next_try = now + min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (model.tries - 1))
-        if model.unheard_since is None:
-            model.unheard_since = now
+        model.ask(now)
         self._next_look_for_new = 0.0
         self._report(f"{', '.join(faults)}: loading {name} anew")
         with suppress(FileNotFoundError):  # its version is unloaded at this moment
@@ -180,7 +212,7 @@ class Watchdog:
         for pid, since in list(model.superseded.items()):
             if not is_alive(pid):
                 del model.superseded[pid]
-            elif now - since > _SUPERSEDED_SECONDS and (pid not in work or work[pid].present is None):
+            elif now - since > self._superseded and (pid not in work or work[pid].present is None):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -195,6 +227,15 @@ class Watchdog:
 
 
 def _python_models(folder: Path, names: Iterable[str]) -> dict[str, _Model]:
-    """Return those of the models that the Python backend runs; of instances on GPUs it expects one GPU's at least."""
+    """Return those of the models that the Python backend runs."""
     configs = {name: read_model_config(folder / name / "config.pbtxt") for name in names}
-    return {name: _Model(instance_count(each)) for name, each in configs.items() if each.get("backend") == ["python"]}
+    return {name: _Model(_name_count(each)) for name, each in configs.items() if each.get("backend") == ["python"]}
+
+
+def _name_count(config: Message) -> int:
+    """Return how many names the instances of a model have: of a group's name and count, on every GPU the same."""
+    counts: dict[Any, int] = {}
+    for place, group in enumerate(config.get("instance_group", [])):
+        name = group.get("name", [place])[0]
+        counts[name] = max(counts.get(name, 0), int(group.get("count", ["1"])[0]))
+    return sum(counts.values()) or 1

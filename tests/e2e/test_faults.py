@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from serving.board import Board
 from serving.health import check_service
 from serving.launch import TritonServer, free_ports, running_server
 from serving.runtime import admin_headers, server_folders
+from serving.stubs import stubs_of
 from tests.e2e.conftest import computed
 from tests.tiny_engine import write_tiny_repository
 
@@ -347,3 +349,40 @@ def test_a_second_signal_ends_a_server_at_once(served: tuple[subprocess.Popen[by
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 128 + signal.SIGKILL
         assert isinstance(asked.result(), ServiceError)
+
+
+@pytest.fixture
+def siblings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    """A server with two processes of one instance's name, as on two GPUs: here of two groups that have one name."""
+    monkeypatch.setattr("serving.watchdog._SUPERSEDED_SECONDS", 2.0)
+    repository = write_faulty_repository(tmp_path / "repository")
+    config = repository / "codetr_detector" / "config.pbtxt"
+    group = 'instance_group { name: "codetr_detector_0" kind: KIND_CPU count: 1 }\n'
+    without = re.sub(r"instance_group \{\n(  .*\n)*\}\n", "", config.read_text())
+    assert "instance_group" not in without
+    config.write_text(without + 2 * group)
+    with running_server(repository) as server:
+        monkeypatch.setattr(server, "_load_seconds", 0.0)
+        yield Watched(server)
+
+
+def test_of_two_processes_of_one_name_one_that_dies_is_replaced_with_the_other(siblings: Watched) -> None:
+    def of_detector() -> set[int]:
+        found = [each for each in stubs_of(siblings.server.process.pid) if each.model == "codetr_detector"]
+        assert {each.instance for each in found} <= {"codetr_detector_0_0"}
+        return {each.pid for each in found if each.instance}
+
+    before = of_detector()
+    assert len(before) == 2
+    time.sleep(6)  # a process that was replaced would be ended by then
+    assert of_detector() == before
+    assert siblings.said == []
+    siblings.process_of("codetr_detector").kill()
+    eventually(lambda: siblings.loads_of("codetr_detector") > 1)
+    eventually(lambda: len(of_detector() - before) == 2)
+    eventually(lambda: of_detector().isdisjoint(before))
+    after = of_detector()
+    time.sleep(6)
+    assert of_detector() == after
+    assert siblings.said == ["codetr_detector_0_0 has died: loading codetr_detector anew"]
+    assert len(siblings.detect()) > 0

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,45 @@ def test_a_guest_waits_no_longer_than_somebody_loads_the_engine(
     monkeypatch.setattr("serving.shared_engine.ABSENT_SECONDS", 0.0 if status else 0.2)
     with pytest.raises(EngineGoneError, match="process that loads one" if status else "within 1 s"):
         ask(guest_of(path, seconds=60 if status else 1), 7)
+
+
+def test_a_guest_waits_for_the_engine_of_its_own_gpu_alone(
+    tmp_path: Path, guest_of: GuestOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several GPUs each engine's process has the same name."""
+    first, second = (socket_path("a_detector", "1", device, tmp_path) for device in "01")
+    engines = [Stub(pid, "a_detector", None, "a_detector_0_0") for pid in (1, 2)]
+    mine = Stub(os.getpid(), "a_detector", None, "a_detector_guest_0")
+    alive = [mine]
+    monkeypatch.setattr("serving.shared_engine.stubs_of", lambda server: alive)
+    monkeypatch.setattr("serving.shared_engine.ABSENT_SECONDS", 0.3)
+    second.with_suffix(".2.loader").touch()
+    alive += engines[1:]
+    with pytest.raises(EngineGoneError, match="process that loads one"):
+        ask(guest_of(first, seconds=60), 7)
+    with pytest.raises(EngineGoneError, match="within 1 s"):
+        ask(guest_of(second, seconds=1), 7)
+    alive += engines[:1]
+    with pytest.raises(EngineGoneError, match="within 1 s"):  # process 1 has not said yet which one it loads
+        ask(guest_of(first, seconds=1), 7)
+
+
+def test_each_gpu_has_an_engine_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = ("a_detector_0", "a_detector_guest")
+    ends = []
+    for device, more in (("0", 100), ("1", 200)):
+        args = instance(tmp_path, monkeypatch, "a_detector_0_0", *groups) | {"model_instance_device_id": device}
+        ends.append(join(args, partial(Engine, more))[1])
+        loaders = [each.name for each in tmp_path.glob("*.loader")]
+        assert loaders == [f"a_detector-1-{device}.{os.getpid()}.loader"], "a process says the last that it loads"
+    for device, answer in (("0", 107), ("1", 207)):
+        args = instance(tmp_path, monkeypatch, "a_detector_guest_0", *groups) | {"model_instance_device_id": device}
+        guest, part = join(args, lambda: pytest.fail("loaded"))
+        assert isinstance(guest, EngineGuest)
+        assert ask(guest, 7) == [answer]
+        ends.append(part)
+    for end in reversed(ends):
+        end()
 
 
 def test_a_guest_tells_why_the_engine_could_not_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

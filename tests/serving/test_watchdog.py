@@ -51,6 +51,10 @@ class Server:
         return process
 
     @property
+    def current(self) -> set[int]:
+        return set(self.watchdog._models[STEP].current)
+
+    @property
     def reloads(self) -> float:
         generation = self.folder / "models" / STEP / "generation"
         return generation.stat().st_mtime - (self.folder / "models" / "codetr_plan" / "generation").stat().st_mtime
@@ -201,16 +205,148 @@ def test_a_step_that_stands_still_is_killed_and_a_busy_one_is_not(
     assert (step.poll() is None) or stands_still
 
 
-def test_a_process_that_was_replaced_is_ended_when_it_has_had_its_time(server: Server) -> None:
-    old = server.start_step()
+def test_siblings_of_one_name_live_on_whenever_they_are_seen(server: Server, killed: list[int]) -> None:
+    """As on several GPUs, of which Triton gives each the same names."""
+    siblings = [server.start_step(), server.start_step()]
     server.watchdog.look(100.0)
-    server.start_step()
-    server.watchdog.look(102.0)
-    server.watchdog.look(131.0)
-    assert old.poll() is None, "it may have requests"
-    server.watchdog.look(133.0)
-    assert old.wait(60) == -signal.SIGKILL
+    siblings.append(server.start_step())
+    for second in range(101, 200):
+        server.watchdog.look(float(second))
+    assert killed == []
     assert server.said == []
+    assert server.current == {each.pid for each in siblings}
+
+
+def test_one_of_two_siblings_that_dies_is_told_of(server: Server, killed: list[int]) -> None:
+    _, second = server.start_step(), server.start_step()
+    server.watchdog.look(100.0)
+    die(second)
+    server.watchdog.look(110.0)
+    assert server.said == [f"{STEP}_0_0 has died: loading {STEP} anew"]
+    assert killed == []
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at one look", "one by one"])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_load_anew_replaces_all_siblings_by_all_new_ones(
+    server: Server, killed: list[int], victim: int, at_once: bool
+) -> None:
+    old = [server.start_step(), server.start_step()]
+    server.watchdog.look(100.0)
+    die(old[victim])
+    server.watchdog.look(110.0)
+    new = []
+    for second in range(112, 115):  # one more than there was, as of one that had died before it was seen
+        new.append(server.start_step())
+        if not at_once:
+            server.watchdog.look(float(second))
+            assert server.current == {each.pid for each in new}
+    for second in range(115, 142):
+        server.watchdog.look(float(second))
+    assert killed == [], "it may have requests"
+    for second in range(142, 200):
+        server.watchdog.look(float(second))
+    assert set(killed) == {old[1 - victim].pid}
+    assert server.current == {each.pid for each in new}
+    assert server.said == [f"{STEP}_0_0 has died: loading {STEP} anew"]
+    die(new[0])
+    server.watchdog.look(200.0)
+    assert server.said[1:] == server.said[:1], "those of a load are watched as the first"
+
+
+def test_a_load_that_was_asked_for_twice_may_come_twice(server: Server) -> None:
+    """Triton begins the second when the first is complete, and then ends what that has started."""
+    old = [server.start_step(), server.start_step()]
+    server.watchdog.look(100.0)
+    die(old[0])
+    server.watchdog.look(110.0)
+    server.watchdog.look(116.0)
+    assert server.reloads == 2
+    for second in (117, 119):
+        new = [server.start_step(), server.start_step()]
+        server.watchdog.look(float(second))
+        assert server.current == {each.pid for each in new}
+        for each in old:
+            die(each)
+        old = new
+        server.watchdog.look(second + 1.0)
+    assert server.reloads == 2
+
+
+def test_a_process_that_was_replaced_is_ended_when_it_is_idle(
+    server: Server, killed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, victim = server.start_step(), server.start_step()
+    server.watchdog.look(100.0)
+    die(victim)
+    server.watchdog.look(110.0)
+    server.start_step()
+    board, now = Board(server.folder), 10**15
+    monkeypatch.setattr("serving.board.time", SimpleNamespace(monotonic_ns=lambda: now))
+    board._rows[0] = (old.pid, now - 10**9, 0)
+    server.watchdog.look(112.0)
+    server.watchdog.look(143.0)
+    assert killed == [], "it has a request"
+    board._rows[0] = (old.pid, 0, 10**9)
+    server.watchdog.look(144.0)
+    assert old.wait(60) == -signal.SIGKILL
+    assert len(server.said) == 1
+
+
+def test_a_process_that_was_replaced_answers_for_as_long_as_the_new_one_may_load(
+    server: Server, killed: list[int]
+) -> None:
+    old, victim = server.start_step(), server.start_step()
+    server.watchdog = Watchdog(os.getpid(), server.folder, server.folder / "models", server.said.append, 60.0)
+    die(victim)
+    server.watchdog.look(110.0)
+    server.start_step()
+    server.watchdog.look(112.0)
+    server.watchdog.look(261.0)
+    assert killed == []
+    server.watchdog.look(263.0)
+    assert old.wait(60) == -signal.SIGKILL
+
+
+def test_what_a_model_has_left_when_it_is_adopted_again_does_not_count(server: Server) -> None:
+    """As of a version that is served again while Triton still ends the processes that it had."""
+    left = server.start_step()
+    server.watchdog.look(100.0)
+    server.watchdog.drop([STEP])
+    step = server.start_step()
+    server.watchdog.adopt([STEP])
+    server.watchdog.look(101.0)
+    assert server.current == {step.pid}
+    die(left)
+    server.watchdog.look(110.0)
+    assert server.said == []
+    die(step)
+    server.watchdog.look(111.0)
+    assert server.said == [f"{STEP}_0_0 has died: loading {STEP} anew"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "missing"),
+    [
+        pytest.param("{ kind: KIND_GPU count: 1 }", 0, id="one, on each GPU"),
+        pytest.param("{ kind: KIND_GPU count: 2 }", 1, id="two, on each GPU"),
+        pytest.param("{ kind: KIND_GPU } { kind: KIND_GPU }", 1, id="groups without names have different ones"),
+        pytest.param('{ name: "a" count: 1 } { name: "a" count: 1 }', 0, id="groups of one name"),
+        pytest.param('{ name: "a" count: 1 } { name: "a" count: 2 }', 1, id="groups of one name, one larger"),
+    ],
+)
+def test_an_instance_is_missed_whose_name_no_process_has(folder: Path, groups: str, missing: int) -> None:
+    config = folder / "models" / STEP / "config.pbtxt"
+    config.write_text(f'backend: "python" instance_group [ {groups.replace("} {", "}, {")} ]')
+    server = Server(folder)
+    steps = [server.start_step(), server.start_step()]
+    try:
+        server.watchdog.look(100.0)
+    finally:
+        for step in steps:
+            step.kill()
+            step.communicate()
+    assert sum(each.count("an instance of") for each in server.said) == missing
 
 
 def test_a_server_that_loads_nothing_more_is_ended(server: Server, killed: list[int]) -> None:
