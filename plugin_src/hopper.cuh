@@ -4,6 +4,15 @@
 
 #include "elements.cuh"
 
+#define CODETR_EVERYWHERE __host__ __device__
+#define CODETR_PARAMETER __grid_constant__
+// Before the body of a kernel, which is empty for other architectures.
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define CODETR_ONLY_ON_HOPPER if constexpr (false)
+#else
+#define CODETR_ONLY_ON_HOPPER
+#endif
+
 namespace codetr {
 namespace hopper {
 namespace {
@@ -126,19 +135,19 @@ __device__ __forceinline__ void showBarriers() { asm volatile("fence.mbarrier_in
 __device__ __forceinline__ void arriveAndExpect(uint64_t* barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(inShared(barrier)), "r"(bytes) : "memory");
 }
-// At the barrier of this place in the shared memory of another block of the cluster, or the caller's own.
+// At the barrier of this place in the shared memory of another block of the cluster, or the caller's own. It says that products
+// are over, not that what the caller has written can be read: a wider scope would wait for all its writes.
 __device__ __forceinline__ void arriveAt(uint64_t* barrier, int rank) {
     asm volatile(
         "{\n.reg .b32 place;\nmapa.shared::cluster.u32 place, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [place];\n}" ::"r"(inShared(barrier)),
+        "mbarrier.arrive.shared::cluster.b64 _, [place];\n}" ::"r"(inShared(barrier)),
         "r"(rank)
         : "memory");
 }
 __device__ __forceinline__ void waitFor(uint64_t* barrier, int parity) {
     asm volatile(
         "{\n.reg .pred done;\nagain:\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@done bra.uni over;\nbra.uni again;\nover:\n}" ::"r"(
-            inShared(barrier)),
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra.uni over;\nbra.uni again;\nover:\n}" ::"r"(inShared(barrier)),
         "r"(parity)
         : "memory");
 }
@@ -147,11 +156,10 @@ __device__ __forceinline__ void waitFor(uint64_t* barrier, int parity) {
 
 // To the same place of the blocks of the cluster that `mask` names, each of whose `barrier` learns of the bytes.
 __device__ __forceinline__ void copyToCluster(void* place, void const* source, int bytes, uint64_t* barrier, uint16_t mask) {
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
-            inShared(place)),
-        "l"(source), "r"(bytes), "r"(inShared(barrier)), "h"(mask)
-        : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+                     inShared(place)),
+                 "l"(source), "r"(bytes), "r"(inShared(barrier)), "h"(mask)
+                 : "memory");
 }
 __device__ __forceinline__ void prefetch(void const* source, int bytes) {
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(source), "r"(bytes) : "memory");
@@ -191,34 +199,36 @@ __device__ __forceinline__ uint64_t describe(char const* tile) {
     return static_cast<uint64_t>((inShared(tile) & 0x3ffff) >> 4) | uint64_t{1} << 16 | kGroup << 32 | kSwizzle128 << 62;
 }
 
-#define CODETR_SUMS8(s, i) "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), "+f"(s[i + 7])
+#define CODETR_SUMS8(s, i) \
+    "+f"(s[i]), "+f"(s[i + 1]), "+f"(s[i + 2]), "+f"(s[i + 3]), "+f"(s[i + 4]), "+f"(s[i + 5]), "+f"(s[i + 6]), "+f"(s[i + 7])
 #define CODETR_SUMS32(s, i) CODETR_SUMS8(s, i), CODETR_SUMS8(s, i + 8), CODETR_SUMS8(s, i + 16), CODETR_SUMS8(s, i + 24)
-#define CODETR_NAMES32                                                                                                \
+#define CODETR_NAMES32                                                                                               \
     "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29," \
     "%30,%31"
-#define CODETR_NAMES64                                                                                                 \
-    CODETR_NAMES32                                                                                                     \
+#define CODETR_NAMES64                                                                                                  \
+    CODETR_NAMES32                                                                                                      \
     ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59," \
     "%60,%61,%62,%63"
 // SHAPE with the types; TAIL: what follows the operands (negations and transpositions, which E4M3 has not).
-#define CODETR_PRODUCTS(TYPE, SHAPE64, SHAPE128, SCALES, TRANSPOSED_A_B, TRANSPOSED_B)                                           \
-    __device__ __forceinline__ void product(TYPE, float (&s)[32], uint64_t a, uint64_t b, int add) {                            \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned." SHAPE64 " {" CODETR_NAMES32       \
-                     "}, %32, %33, p, " SCALES TRANSPOSED_A_B ";\n}"                                                            \
-                     : CODETR_SUMS32(s, 0)                                                                                      \
-                     : "l"(a), "l"(b), "r"(add));                                                                               \
-    }                                                                                                                           \
-    __device__ __forceinline__ void product(TYPE, float (&s)[64], uint64_t a, uint64_t b, int add) {                            \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned." SHAPE128 " {" CODETR_NAMES64      \
-                     "}, %64, %65, p, " SCALES TRANSPOSED_A_B ";\n}"                                                            \
-                     : CODETR_SUMS32(s, 0), CODETR_SUMS32(s, 32)                                                                \
-                     : "l"(a), "l"(b), "r"(add));                                                                               \
-    }                                                                                                                           \
-    __device__ __forceinline__ void product(TYPE, float (&s)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t b, int add) { \
-        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned." SHAPE128 " {" CODETR_NAMES64      \
-                     "}, {%64,%65,%66,%67}, %68, p, " SCALES TRANSPOSED_B ";\n}"                                                \
-                     : CODETR_SUMS32(s, 0), CODETR_SUMS32(s, 32)                                                                \
-                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));                                                   \
+#define CODETR_PRODUCTS(TYPE, SHAPE64, SHAPE128, SCALES, TRANSPOSED_A_B, TRANSPOSED_B)                                            \
+    __device__ __forceinline__ void product(TYPE, float (&s)[32], uint64_t a, uint64_t b, int add) {                              \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned." SHAPE64 " {" CODETR_NAMES32        \
+                     "}, %32, %33, p, " SCALES TRANSPOSED_A_B ";\n}"                                                              \
+                     : CODETR_SUMS32(s, 0)                                                                                        \
+                     : "l"(a), "l"(b), "r"(add));                                                                                 \
+    }                                                                                                                             \
+    __device__ __forceinline__ void product(TYPE, float (&s)[64], uint64_t a, uint64_t b, int add) {                              \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned." SHAPE128 " {" CODETR_NAMES64       \
+                     "}, %64, %65, p, " SCALES TRANSPOSED_A_B ";\n}"                                                              \
+                     : CODETR_SUMS32(s, 0), CODETR_SUMS32(s, 32)                                                                  \
+                     : "l"(a), "l"(b), "r"(add));                                                                                 \
+    }                                                                                                                             \
+    __device__ __forceinline__ void product(TYPE, float (&s)[64], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t b, \
+                                            int add) {                                                                            \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\nwgmma.mma_async.sync.aligned." SHAPE128 " {" CODETR_NAMES64       \
+                     "}, {%64,%65,%66,%67}, %68, p, " SCALES TRANSPOSED_B ";\n}"                                                  \
+                     : CODETR_SUMS32(s, 0), CODETR_SUMS32(s, 32)                                                                  \
+                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "l"(b), "r"(add));                                                     \
     }
 CODETR_PRODUCTS(Half, "m64n64k16.f32.f16.f16", "m64n128k16.f32.f16.f16", "1, 1", ", 0, 0", ", 0")
 CODETR_PRODUCTS(BFloat16, "m64n64k16.f32.bf16.bf16", "m64n128k16.f32.bf16.bf16", "1, 1", ", 0, 0", ", 0")

@@ -1,13 +1,4 @@
 #include "hopper.cuh"
-
-#define CODETR_EVERYWHERE __host__ __device__
-#define CODETR_PARAMETER __grid_constant__
-// Other architectures have a kernel of this name that does nothing; the launcher does not start it.
-#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define CODETR_ONLY_ON_HOPPER if constexpr (false)
-#else
-#define CODETR_ONLY_ON_HOPPER
-#endif
 #include "post_attention.cuh"
 
 namespace codetr {
@@ -36,7 +27,9 @@ cudaError_t start(post::Arguments const& arguments, int shared_bytes, cudaStream
 template <typename T>
 cudaError_t startFor(post::Arguments const& arguments, int shared_bytes, cudaStream_t stream) {
     PostAttention const& call = arguments.call;
-    if (call.e4m3) return call.followed ? start<T, true, true>(arguments, shared_bytes, stream) : start<T, true, false>(arguments, shared_bytes, stream);
+    if (call.e4m3)
+        return call.followed ? start<T, true, true>(arguments, shared_bytes, stream)
+                             : start<T, true, false>(arguments, shared_bytes, stream);
     return call.followed ? start<T, false, true>(arguments, shared_bytes, stream) : start<T, false, false>(arguments, shared_bytes, stream);
 }
 

@@ -20,18 +20,18 @@ namespace {
 
 using namespace hopper;
 
-constexpr int kBlocks = 2;      // in a cluster
-constexpr int kConsumers = 2;   // warpgroups in a block that multiply
+constexpr int kBlocks = 2;     // in a cluster
+constexpr int kConsumers = 2;  // warpgroups in a block that multiply
 constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
-constexpr int kRows = 64;       // of a warpgroup
+constexpr int kRows = 64;  // of a warpgroup
 constexpr int kTileRows = kBlocks * kConsumers * kRows;
-constexpr int kMaxSlots = 9;    // for pieces of the weights
+constexpr int kMaxSlots = 9;  // for pieces of the weights
 constexpr int kGroups = kWidth / 32;
 constexpr int kSlices = kWidth / 64;
-constexpr int kOperandTile = kRows * 128;                        // bytes: 64 rows of 128 bytes
-constexpr int kOperandBytes = kRows * kWidth * 2;                // of a warpgroup, in T
+constexpr int kOperandTile = kRows * 128;          // bytes: 64 rows of 128 bytes
+constexpr int kOperandBytes = kRows * kWidth * 2;  // of a warpgroup, in T
 constexpr int kE4m3OperandBytes = kRows * kWidth;
-constexpr int kSharedBytes = 227 << 10;                          // that a block may have
+constexpr int kSharedBytes = 227 << 10;  // that a block may have
 
 CODETR_EVERYWHERE inline int operandBytes(bool e4m3) { return kConsumers * (kOperandBytes + (e4m3 ? kE4m3OperandBytes : 0)); }
 // Bytes of shared memory beside the slots: operands, vectors, barriers.
@@ -149,8 +149,8 @@ __device__ inline void produce(Arguments const& arguments, Shared const& shared)
         for (int piece = 0; piece < arguments.pieces; ++piece) {
             waitFor(shared.empty + place.slot, place.phase ^ 1);
             arriveAndExpect(shared.full + place.slot, kPieceBytes);
-            copyToCluster(shared.slots + place.slot * kPieceBytes + rank * kPart, weights + static_cast<int64_t>(piece) * kPieceBytes, kPart,
-                          shared.full + place.slot, (1 << kBlocks) - 1);
+            copyToCluster(shared.slots + place.slot * kPieceBytes + rank * kPart, weights + static_cast<int64_t>(piece) * kPieceBytes,
+                          kPart, shared.full + place.slot, (1 << kBlocks) - 1);
             place.advance(arguments.slots);
             if (piece != arguments.pieces / 2) continue;
             if (call.followed) prefetchRows(call.position, share.first + rank * share.rows, share.rows, call.rows);
@@ -174,7 +174,6 @@ struct Eight {
 };
 
 // The sums of a product with 128 columns, and where the eight numbers of row r (0) or r + 8 (1) in a group of 32 columns are.
-using Sums = float[64];
 __device__ constexpr int place(int group, int row, int i) { return 16 * group + 4 * (i / 2) + 2 * row + i % 2; }
 
 // A thread's rows of a tensor [rows, columns] of T.
@@ -222,28 +221,23 @@ __device__ __forceinline__ Vector packSums(float const (&sums)[64], int group, i
     return x;
 }
 
+// The sum of a function of the 256 numbers of a row; four sums at a time, since each waits for the one before.
+template <typename F>
+__device__ __forceinline__ float sumOfRow(float const (&sums)[2][64], int row, F function) {
+    float parts[4] = {};
+#pragma unroll
+    for (int i = 0; i < 64; ++i) parts[i % 4] += function(sums[i / 32][place(i % 32 / 8, row, i % 8)]);
+    return sumOfQuad((parts[0] + parts[1]) + (parts[2] + parts[3]));
+}
+
 // Normalises the two rows of 256 numbers over the quad that has them.
 __device__ __forceinline__ void normalise(float (&sums)[2][64], float const* weight, float const* bias, float epsilon, int q) {
     float means[2], scales[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-        float sum = 0;
-#pragma unroll
-        for (int block = 0; block < 2; ++block) {
-#pragma unroll
-            for (int i = 0; i < 32; ++i) sum += sums[block][place(i / 8, row, i % 8)];
-        }
-        means[row] = sumOfQuad(sum) * (1.f / kWidth);
-        float squares = 0;
-#pragma unroll
-        for (int block = 0; block < 2; ++block) {
-#pragma unroll
-            for (int i = 0; i < 32; ++i) {
-                float const x = sums[block][place(i / 8, row, i % 8)] - means[row];
-                squares += x * x;
-            }
-        }
-        scales[row] = inverseRoot(sumOfQuad(squares) * (1.f / kWidth) + epsilon);
+        means[row] = sumOfRow(sums, row, [](float x) { return x; }) * (1.f / kWidth);
+        float const mean = means[row];
+        scales[row] = inverseRoot(sumOfRow(sums, row, [mean](float x) { return (x - mean) * (x - mean); }) * (1.f / kWidth) + epsilon);
     }
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
@@ -384,7 +378,9 @@ struct Consumer {
     }
 
     // The place of the thread's vector of T that nobody else reads.
-    __device__ char* kept(int group, int row) const { return x + ((2 * group + row) * kWarpgroup + thread) * static_cast<int>(sizeof(Vector)); }
+    __device__ char* kept(int group, int row) const {
+        return x + ((2 * group + row) * kWarpgroup + thread) * static_cast<int>(sizeof(Vector));
+    }
 
     // The operand of the feed-forward network, in T or in E4M3; then also in T, to be added later.
     __device__ __forceinline__ void writeOperands(float (&sums)[2][64], float factor) {
@@ -404,7 +400,8 @@ struct Consumer {
                                             s[place(group % 4, row, 4 * i + 2)] * factor, s[place(group % 4, row, 4 * i + 3)] * factor);
                     }
                     int const chunk = group % 4 * 2 + q / 2;
-                    storeShared(x_e4m3 + group / 4 * kOperandTile + in_tile * 128 + (chunk ^ in_tile % 8) * 16 + q % 2 * 8, words[0], words[1]);
+                    storeShared(x_e4m3 + group / 4 * kOperandTile + in_tile * 128 + (chunk ^ in_tile % 8) * 16 + q % 2 * 8, words[0],
+                                words[1]);
                     storeShared(kept(group, row), vector);
                 } else {
                     int const chunk = group % 2 * 4 + q;

@@ -30,9 +30,9 @@ constexpr int kWidth = 256;            // of a token
 constexpr int kPieceBytes = 16 << 10;  // in which the weights are read
 constexpr int kBlockColumns = 128;     // of a projection, whose weights are four pieces for each
 constexpr int kPiecesOfColumns = 4;
-constexpr int kPiecesOfChunk = 4;      // of the hidden layer: two of either product's weights
+constexpr int kPiecesOfChunk = 4;  // of the hidden layer: two of either product's weights
 constexpr int kHiddenMultiple = 128;
-constexpr int kMaxHidden = 2048;       // the vectors lie in shared memory
+constexpr int kMaxHidden = 2048;  // the vectors lie in shared memory
 constexpr int kColumnMultiple = 32;
 constexpr int kMaxColumns = 1024;
 constexpr int kScalars = 8;
@@ -59,20 +59,20 @@ CODETR_HOST_DEVICE inline int roundUp(int n, int multiple) { return (n + multipl
 
 // One call; all tensors are contiguous and on the device.
 struct PostAttention {
-    ElementType type;       // of all tensors but weights and vectors: float16 or bfloat16
-    bool e4m3;              // the feed-forward network's products are of E4M3 numbers
-    bool followed;          // by the next layer's products
-    void const* attended;   // [rows, 256]
-    void const* residual;   // [rows, 256]
-    void const* position;   // [rows, 256], if followed
-    void const* weights;    // bytes
+    ElementType type;      // of all tensors but weights and vectors: float16 or bfloat16
+    bool e4m3;             // the feed-forward network's products are of E4M3 numbers
+    bool followed;         // by the next layer's products
+    void const* attended;  // [rows, 256]
+    void const* residual;  // [rows, 256]
+    void const* position;  // [rows, 256], if followed
+    void const* weights;   // bytes
     float const* vectors;
-    void* tokens;           // [rows, 256]
-    void* value;            // [rows, 256], if followed, as are the next two
-    void* offsets;          // [rows, offset_columns]
-    void* logits;           // [rows, logit_columns]
+    void* tokens;   // [rows, 256]
+    void* value;    // [rows, 256], if followed, as are the next two
+    void* offsets;  // [rows, offset_columns]
+    void* logits;   // [rows, logit_columns]
     int64_t rows;
-    int32_t hidden;         // width of the feed-forward network
+    int32_t hidden;  // width of the feed-forward network
     int32_t offset_columns;
     int32_t logit_columns;
 };
