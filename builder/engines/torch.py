@@ -6,6 +6,7 @@ is compiled along with the rest.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -41,6 +42,7 @@ from model_repository.torch_runner import TF32, TorchRunner
 PROFILED = {"cpp.enable_kernel_profile": True}
 FP8_CAPABILITY = (8, 9)  # of GPUs whose matrix units take E4M3
 FP8_WIDTH = 256  # channels, in and out
+FP8_MLP_WIDTH = 192  # of an MLP, whose hidden tensor is never there in half precision
 ROWS_TRIED = 1024  # of an FP8 product, to see whether it can be joined
 
 # The server runs the package with the same code as `load`: its source goes beside the package.
@@ -116,18 +118,21 @@ def quantised_layers(
 ) -> dict[str, nn.Module]:
     """Return what takes the place of linear layers.
 
-    Those narrower than `FP8_WIDTH` stay as they are: memory decides how long they take, and rounding costs accuracy.
+    Those narrower than `FP8_WIDTH` stay as they are: memory decides how long they take, and rounding costs accuracy. The
+    two of an MLP may be as narrow as `FP8_MLP_WIDTH`, since joined they move a quarter of the bytes.
 
     Raises:
         EngineError: a layer is a convolution, or all are too narrow.
     """
     made: dict[str, nn.Module] = {}
+    inverted = _mlp_layers(layers)
     for name, layer in layers.items():
         if not isinstance(layer, nn.Linear):
             raise EngineError(
                 f"fp8 of the torch engine is for linear layers, and {name} is a convolution; leave it out"
             )
-        if min(layer.in_features, layer.out_features) >= FP8_WIDTH:
+        least = FP8_MLP_WIDTH if name in inverted else FP8_WIDTH
+        if min(layer.in_features, layer.out_features) >= least:
             made[name] = Float8Linear(layer, ranges[name].input)
     if not made:
         raise EngineError(
@@ -135,6 +140,19 @@ def quantised_layers(
             "use fp16, or choose others"
         )
     return made
+
+
+def _mlp_layers(layers: Mapping[str, Layer]) -> set[str]:
+    """Return the names of the layers of MLPs: neighbours in a module, the second back to the width of the first."""
+    widths = {
+        name: (layer.in_features, layer.out_features) for name, layer in layers.items() if isinstance(layer, nn.Linear)
+    }
+    found: set[str] = set()
+    for first, second in itertools.pairwise(widths):
+        siblings = first.rpartition(".")[0] == second.rpartition(".")[0]
+        if siblings and widths[first] == widths[second][::-1] and widths[first][0] < widths[first][1]:
+            found |= {first, second}
+    return found
 
 
 def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:

@@ -492,6 +492,19 @@ def test_fp8_takes_the_place_of_wide_linear_layers():
     assert made["wide"].weight.dtype == torch.float8_e4m3fn
 
 
+def test_fp8_takes_the_place_of_an_mlp_that_is_narrower():
+    widths = {
+        "a.qkv": (192, 576),
+        "a.fc1": (192, 768),
+        "a.fc2": (768, 192),
+        "b.0": (96, 384),
+        "b.2": (384, 96),
+        "fc2": (768, 192),
+    }
+    layers = {name: nn.Linear(*each).half() for name, each in widths.items()}
+    assert list(engine.quantised_layers(layers, dict.fromkeys(layers, WIDE), "fp8")) == ["a.fc1", "a.fc2"]
+
+
 @pytest.mark.parametrize(
     ("layers", "words"),
     [
