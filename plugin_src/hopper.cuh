@@ -124,6 +124,7 @@ __device__ __forceinline__ void syncBlock() { __syncthreads(); }
 // The caller's warpgroup; `number` 1 to 15 is another for each.
 __device__ __forceinline__ void syncWarpgroup(int number) { asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(kWarpgroup) : "memory"); }
 __device__ __forceinline__ void syncCluster() {
+    __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 

@@ -57,15 +57,19 @@ struct Share {
     int rows;  // 0: nothing is left
 };
 
-// The share of a cluster in a round.
+// The share of a cluster in a round. A last round that has tiles for fewer than half of the clusters is one of half tiles. Every
+// second cluster has its half first, so that not all of them wait for their rows at the same time.
 __device__ inline Share shareOf(int64_t rows, int round, int cluster, int clusters, bool halves) {
-    int64_t const tiles = (rows + kTileRows - 1) / kTileRows, done = static_cast<int64_t>(round) * clusters, left = tiles - done;
-    if (left <= 0) return {0, 0};
-    if (halves && 2 * left <= clusters) {
-        int64_t const first = done * kTileRows + static_cast<int64_t>(cluster) * (kTileRows / 2);
-        return {first, cluster < 2 * left && first < rows ? kRows : 0};
-    }
-    return {(done + cluster) * kTileRows, cluster < left ? kConsumers * kRows : 0};
+    int64_t const tiles = (rows + kTileRows - 1) / kTileRows, left = tiles % clusters;
+    int const whole = static_cast<int>(tiles / clusters);
+    bool const split = halves && 2 * left <= clusters;
+    int64_t const behind = static_cast<int64_t>(whole) * clusters * kTileRows;
+    int64_t const first = behind + static_cast<int64_t>(cluster) * (split ? kTileRows / 2 : kTileRows);
+    bool const takes_part = cluster < (split ? 2 * left : left) && first < rows;
+    if (split && takes_part && cluster % 2 != 0 && round <= whole) round = round == 0 ? whole : round - 1;
+    if (round < whole) return {(static_cast<int64_t>(round) * clusters + cluster) * kTileRows, kConsumers * kRows};
+    if (round > whole || !takes_part) return {0, 0};
+    return {first, split ? kRows : kConsumers * kRows};
 }
 
 // A block's shared memory.
