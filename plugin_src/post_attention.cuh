@@ -429,43 +429,46 @@ struct Consumer {
         }
     }
 
-    // sums += relu(x W1^T + b1) W2^T, 64 hidden numbers at a time. The second product of one chunk and the first of the next
-    // are under way together.
+    // sums += relu(x W1^T + b1) W2^T, 128 hidden numbers at a time. The last half of a chunk's second product and the next
+    // chunk's first are under way together; for more there are no registers.
     __device__ __forceinline__ void feedForward(float (&sums)[2][64]) {
         float const* bias = shared.vectors + Vectors{arguments.call.hidden}.hiddenBias() + 2 * q;
-        int const chunks = arguments.call.hidden / 64;
-        uint32_t operand[16];
+        int const chunks = arguments.call.hidden / kChunk;
+        constexpr int kHalf = kSlices / 2;  // pieces
 #pragma unroll 1
-        for (int chunk = 0; chunk < chunks; ++chunk, bias += 64) {
-            float hidden[32];
+        for (int chunk = 0; chunk < chunks; ++chunk, bias += kChunk) {
+            float hidden[64];
+            uint32_t operands[2][16];
             beginProducts();
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                char const* const piece = pieces.take();
-                multiply<T>(hidden, x + 2 * half * kOperandTile, piece, half);
-                multiply<T>(hidden, x + (2 * half + 1) * kOperandTile, piece + kPieceBytes / 2, 1);
-            }
+            for (int slice = 0; slice < kSlices; ++slice) multiply<T>(hidden, x + slice * kOperandTile, pieces.take(), slice);
             commitProducts();
             if (chunk > 0) {
                 waitForProducts<1>();
-                pieces.release(2);
+                pieces.release(kHalf);
             }
             waitForProducts<0>();
-            pieces.release(2);
+            pieces.release(kSlices);
             pin(hidden);
 #pragma unroll
-            for (int j = 0; j < 8; ++j) {
-                float2 const b = *reinterpret_cast<float2 const*>(bias + 8 * j);
-                operand[2 * j] = pack<T>(relu(hidden[4 * j] + b.x), relu(hidden[4 * j + 1] + b.y));
-                operand[2 * j + 1] = pack<T>(relu(hidden[4 * j + 2] + b.x), relu(hidden[4 * j + 3] + b.y));
+            for (int half = 0; half < 2; ++half) {
+#pragma unroll
+                for (int j = 0; j < 8; ++j) {
+                    float const* const h = hidden + 32 * half + 4 * j;
+                    float2 const b = *reinterpret_cast<float2 const*>(bias + 64 * half + 8 * j);
+                    operands[half][2 * j] = pack<T>(relu(h[0] + b.x), relu(h[1] + b.y));
+                    operands[half][2 * j + 1] = pack<T>(relu(h[2] + b.x), relu(h[3] + b.y));
+                }
+                beginProducts();
+                multiply<T>(sums[0], operands[half], pieces.take(), 1);
+                multiply<T>(sums[1], operands[half], pieces.take(), 1);
+                commitProducts();
             }
-            beginProducts();
-            multiply<T>(sums[0], operand, pieces.take(), 1);
-            multiply<T>(sums[1], operand, pieces.take(), 1);
-            commitProducts();
+            waitForProducts<1>();
+            pieces.release(kHalf);
         }
         waitForProducts<0>();
-        pieces.release(2);
+        pieces.release(kHalf);
         pin(sums[0]);
         pin(sums[1]);
     }
@@ -473,10 +476,10 @@ struct Consumer {
     // sums = relu(x W1^T + b1) W2^T in units of the scales, 128 hidden numbers at a time.
     __device__ __forceinline__ void feedForwardE4m3(float (&sums)[2][64], float scale, float factor) {
         float const* bias = shared.vectors + Vectors{arguments.call.hidden}.hiddenBias() + 2 * q;
-        int const chunks = arguments.call.hidden / 128;
+        int const chunks = arguments.call.hidden / kChunk;
         uint32_t operand[16];
 #pragma unroll 1
-        for (int chunk = 0; chunk < chunks; ++chunk, bias += 128) {
+        for (int chunk = 0; chunk < chunks; ++chunk, bias += kChunk) {
             float hidden[64];
             beginProducts();
             multiply<E4M3>(hidden, x_e4m3, pieces.take(), 0);

@@ -30,8 +30,7 @@ constexpr int kWidth = 256;            // of a token
 constexpr int kPieceBytes = 16 << 10;  // in which the weights are read
 constexpr int kBlockColumns = 128;     // of a projection, whose weights are four pieces for each
 constexpr int kPiecesOfColumns = 4;
-constexpr int kPiecesOfChunk = 4;  // of the hidden layer: two of either product's weights
-constexpr int kHiddenMultiple = 128;
+constexpr int kChunk = 128;       // hidden numbers that are there at a time
 constexpr int kMaxHidden = 2048;  // the vectors lie in shared memory
 constexpr int kColumnMultiple = 32;
 constexpr int kMaxColumns = 1024;
@@ -85,9 +84,9 @@ inline int64_t countFollowingBlocks(PostAttention const& call) {
 
 // Of `weights`.
 inline int64_t countPieces(PostAttention const& call) {
-    int64_t const chunks = call.hidden / (call.e4m3 ? 128 : 64);
+    int64_t const of_chunk = 2 * post::kWidth * post::kChunk * (call.e4m3 ? 1 : 2) / post::kPieceBytes;  // both products' weights
     int64_t const blocks = post::kWidth / post::kBlockColumns + countFollowingBlocks(call);
-    return blocks * post::kPiecesOfColumns + chunks * post::kPiecesOfChunk;
+    return blocks * post::kPiecesOfColumns + call.hidden / post::kChunk * of_chunk;
 }
 
 // Of `vectors`.
@@ -98,7 +97,7 @@ inline int64_t countNumbers(PostAttention const& call) {
 // Why `call` cannot run, or null if it can. Looks at sizes and pointers, never at the device.
 inline char const* findFault(PostAttention const& call) {
     if (call.type != ElementType::kFloat16 && call.type != ElementType::kBFloat16) return "attended must be float16 or bfloat16";
-    if (call.hidden < post::kHiddenMultiple || call.hidden > post::kMaxHidden || call.hidden % post::kHiddenMultiple != 0)
+    if (call.hidden < post::kChunk || call.hidden > post::kMaxHidden || call.hidden % post::kChunk != 0)
         return "hidden must be a multiple of 128 from 128 to 2048";
     if (call.followed) {
         for (int32_t const columns : {call.offset_columns, call.logit_columns}) {
