@@ -534,55 +534,69 @@ struct Consumer {
         PostAttention const& call = arguments.call;
         float const* bias = shared.vectors + Vectors{call.hidden}.columnBias();
         RowsOf const value(call.value, row, call.rows, kWidth), position(call.position, row, call.rows, kWidth);
-        beginProducts();
-        startBlock(sums[0], operand);
-        startBlock(sums[1], operand);
-        waitForProducts<1>();
-        pieces.release(kPiecesOfColumns);
-        pin(sums[0]);
+        startBlocks(sums, operand);
         writeValue(sums[0], bias, value, 0);
-        Vector positions[kGroups][2];
-#pragma unroll
-        for (int i = 0; i < 2 * kGroups; ++i) positions[i / 2][i % 2] = position.load(i % 2, 32 * (i / 2) + 8 * q);
-        waitForProducts<0>();
-        pieces.release(kPiecesOfColumns);
-        pin(sums[1]);
-#pragma unroll
-        for (int i = 0; i < 8 * kGroups; ++i) {
-            uint32_t& pair = word(operand, i / 8, i / 4 % 2, i % 4);
-            pair = addPairs<T>(pair, positions[i / 8][i / 4 % 2].words[i % 4]);
-        }
+        Vector positions[kGroups];
+        loadHalf(positions, position, 0);
+        endBlock(sums[1]);
+        addHalf(operand, positions, 0);
+        loadHalf(positions, position, 1);
         writeValue(sums[1], bias + kBlockColumns, value, kBlockColumns);
+        addHalf(operand, positions, 1);
         bias += kWidth;
         int const columns = call.offset_columns + call.logit_columns;
         int first = 0;
 #pragma unroll 1
         for (; first + kBlockColumns < columns; first += 2 * kBlockColumns) {
-            beginProducts();
-            startBlock(sums[0], operand);
-            startBlock(sums[1], operand);
-            waitForProducts<1>();
-            pieces.release(kPiecesOfColumns);
-            pin(sums[0]);
+            startBlocks(sums, operand);
             writeSampled(sums[0], bias, row, first);
-            waitForProducts<0>();
-            pieces.release(kPiecesOfColumns);
-            pin(sums[1]);
+            endBlock(sums[1]);
             writeSampled(sums[1], bias, row, first + kBlockColumns);
         }
         if (first >= columns) return;
         beginProducts();
-        startBlock(sums[0], operand);
-        waitForProducts<0>();
-        pieces.release(kPiecesOfColumns);
-        pin(sums[0]);
+        startSlices<0, kSlices>(sums[0], operand);
+        endBlock(sums[0]);
         writeSampled(sums[0], bias, row, first);
     }
 
-    __device__ __forceinline__ void startBlock(float (&sums)[64], Operand const& operand) {
+    // The rows of a half of the groups.
+    __device__ __forceinline__ void loadHalf(Vector (&vectors)[kGroups], RowsOf const& rows, int half) {
 #pragma unroll
-        for (int slice = 0; slice < kSlices; ++slice) multiply<T>(sums, operand[slice], pieces.take(), slice > 0);
+        for (int i = 0; i < kGroups; ++i) vectors[i] = rows.load(i % 2, 32 * (kGroups / 2 * half + i / 2) + 8 * q);
+    }
+
+    __device__ __forceinline__ void addHalf(Operand& operand, Vector const (&vectors)[kGroups], int half) {
+#pragma unroll
+        for (int i = 0; i < 4 * kGroups; ++i) {
+            uint32_t& pair = word(operand, kGroups / 2 * half + i / 8, i / 4 % 2, i % 4);
+            pair = addPairs<T>(pair, vectors[i / 4].words[i % 4]);
+        }
+    }
+
+    // Two blocks of 128 columns, of which the first is done on return. Its pieces are given back as soon as the second has
+    // begun: there need not be slots for all of both.
+    __device__ __forceinline__ void startBlocks(float (&sums)[2][64], Operand const& operand) {
+        beginProducts();
+        startSlices<0, kSlices>(sums[0], operand);
+        startSlices<0, 1>(sums[1], operand);
+        waitForProducts<1>();
+        pieces.release(kSlices);
+        startSlices<1, kSlices>(sums[1], operand);
+        pin(sums[0]);
+    }
+
+    template <int kFirst, int kEnd>
+    __device__ __forceinline__ void startSlices(float (&sums)[64], Operand const& operand) {
+#pragma unroll
+        for (int slice = kFirst; slice < kEnd; ++slice) multiply<T>(sums, operand[slice], pieces.take(), slice > 0);
         commitProducts();
+    }
+
+    __device__ __forceinline__ void endBlock(float (&sums)[64]) {
+        waitForProducts<0>();
+        pieces.release(kSlices);
+        pin(sums);
     }
 
     __device__ __forceinline__ void writeValue(float (&sums)[64], float const* bias, RowsOf const& value, int first) {
