@@ -114,6 +114,7 @@ LAYERS: dict[str, set[str]] = {
         "builder.engines",
         "builder.operators.linear_e4m3",
         "builder.operators.ms_deform_attn",
+        "builder.operators.post_attention",
         "builder.operators.window_attention",
         "builder.parts.layers",
     }
