@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from builder.detector import Detector
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.torch_float8 import join_float8_layers
+from builder.engines.torch_post_attention import Trying
 from builder.operators.cuda import LIBRARY_PATTERN, CudaOperatorError, check_cuda_operator, load_cuda_operator
 from builder.operators.linear_e4m3 import E4M3, Activation, linear_e4m3
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, inputs_of, uses_operator
@@ -135,6 +137,17 @@ def quantised_layers(
             "use fp16, or choose others"
         )
     return made
+
+
+def prepared(detector: Detector) -> Detector:
+    """Return what is exported for `build`: on a GPU layers are joined into one operator where that works here."""
+    if detector.device.type != "cuda":
+        return detector
+    trying = Trying()
+    joined = detector.joined(trying)
+    if trying.joined:
+        print(f"what follows the attention of {trying.joined} encoder layers is one operator each")
+    return joined
 
 
 def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:
