@@ -61,9 +61,9 @@ def _fault_here(kind: Kind) -> str | None:
     return f"{kind.dtype} with {kind.hidden} hidden numbers is {max(errors):.2g} off PyTorch's result"
 
 
-def _errors(kind: Kind) -> list[float]:
+def _errors(kind: Kind, device: str = "cuda") -> list[float]:
     """Return how far the operator's results are from PyTorch's."""
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     packed = (*pack(random_layer(kind, generator)), kind.hidden, kind.e4m3)
     attended, residual, position = (random_tokens(ROWS_TRIED, kind.dtype, generator) for _ in range(3))
     found: tuple[Tensor, ...]
