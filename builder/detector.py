@@ -13,6 +13,8 @@ from builder.family import DetectorConfig
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from builder.operators.post_attention import Works
+
 
 class Detector(nn.Module):
     """The whole detector, from uint8 pixels to scored boxes."""
@@ -26,6 +28,16 @@ class Detector(nn.Module):
 
     def deploy(self) -> Self:
         """Turn weights of training into those of an engine, in place, such as batch norms into convolutions."""
+        return self
+
+    def joined(self, works: Works) -> Self:
+        """Return the detector with layers joined into operators of ours that need a GPU of one kind, or itself.
+
+        It shares its other layers with this one. Done last before an export, to a detector in the engine's precision.
+
+        Args:
+            works: tells whether such an operator can do a kind of layer, here.
+        """
         return self
 
     @abstractmethod

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from builder.co_dino.config import Variant
 from builder.operators.ms_deform_attn import ms_deform_attn
 from builder.parts.position import Shapes
+
+
+class Projected(NamedTuple):
+    """What the products at the beginning of a layer make."""
+
+    value: Tensor  # [B, S, C], of the memory
+    offsets: Tensor  # [B, Q, 2*samples], of the queries
+    logits: Tensor  # [B, Q, samples]
 
 
 class MultiScaleDeformableAttention(nn.Module):
@@ -31,9 +40,20 @@ class MultiScaleDeformableAttention(nn.Module):
         `reference_points` float32 [B, Q, L, 2 or 4] are in 0..1 of each whole level; memory tokens outside
         `valid_shapes` int32 [B, L, 2] read as zero.
         """
-        value = self.value_proj(memory).unflatten(-1, (self.samples[0], -1))  # [B, S, heads, dim]
-        offsets = self.sampling_offsets(query).unflatten(-1, (*self.samples, 2))
-        logits = self.attention_weights(query).unflatten(-1, self.samples)
-        sizes = [side for shape in shapes for side in shape]
-        out = ms_deform_attn(value, reference_points, offsets, logits, sizes, valid_shapes)
-        return self.output_proj(out)
+        projected = Projected(self.value_proj(memory), self.sampling_offsets(query), self.attention_weights(query))
+        return self.output_proj(attend(projected, self.samples, reference_points, shapes, valid_shapes))
+
+
+def attend(
+    projected: Projected,
+    samples: tuple[int, int, int],
+    reference_points: Tensor,
+    shapes: Shapes,
+    valid_shapes: Tensor,
+) -> Tensor:
+    """Return [B, Q, C] for `samples` (heads, levels, points), before the output projection; the rest is as there."""
+    value = projected.value.unflatten(-1, (samples[0], -1))  # [B, S, heads, dim]
+    offsets = projected.offsets.unflatten(-1, (*samples, 2))
+    logits = projected.logits.unflatten(-1, samples)
+    sizes = [side for shape in shapes for side in shape]
+    return ms_deform_attn(value, reference_points, offsets, logits, sizes, valid_shapes)

@@ -6,6 +6,7 @@ Source: Co-DETR (arXiv 2211.12860) at inference, as mmdetection's `projects/CO-D
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from builder.co_dino.config import SwinConfig, Variant
 from builder.co_dino.decoder import Decoder, DecoderOutput
 from builder.co_dino.encoder import Encoder
+from builder.co_dino.joined_encoder import joined_encoder
 from builder.co_dino.neck import ChannelMapper
 from builder.co_dino.proposals import ProposalHead, Proposals
 from builder.co_dino.swin import SwinTransformer
 from builder.detector import Detector
+from builder.operators.post_attention import Works
 from builder.parts.boxes import inverse_sigmoid, top_candidates
 from builder.parts.layers import FLOAT32_LAYERS, per_channel
 from builder.parts.position import Shapes, level_valid_shapes, sine_position_embedding
@@ -73,6 +76,15 @@ class CoDINO(Detector):
         if isinstance(self.backbone, ResNet):
             fold_batch_norms(self.backbone)
         return self
+
+    def joined(self, works: Works) -> CoDINO:
+        """Join what follows the encoder's attention, as `Detector.joined` says."""
+        encoder = joined_encoder(self.encoder, works)
+        if encoder is self.encoder:
+            return self
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "encoder": encoder}
+        return twin
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best candidates before any suppression, as `Detector.forward` says; boxes end with the image."""

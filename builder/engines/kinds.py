@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+    from builder.detector import Detector
     from builder.pipeline.export import InputSpec
     from builder.quantise.calibration import Ranges
     from builder.quantise.layers import Layer
@@ -44,6 +45,13 @@ class EngineModule(Protocol):
         self, layers: Mapping[str, Layer], ranges: Mapping[str, Ranges], precision: Quantised
     ) -> dict[str, nn.Module]:
         """Return what takes the place of layers before the export; raises EngineError for a layer that cannot be."""
+
+    def prepared(self, detector: Detector) -> Detector:
+        """Return what is exported for `build`: a detector, or one that shares its layers with it, which stays itself.
+
+        Args:
+            detector: deployed, quantised and in the engine's precision, where `build` wants it.
+        """
 
     def build(self, program: ExportedProgram, path: Path, settings: Any) -> BuiltEngine:
         """Write the engine file; raises EngineError."""

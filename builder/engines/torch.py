@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from builder.detector import Detector
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.torch_float8 import join_float8_layers
+from builder.engines.torch_post_attention import Trying
 from builder.operators.cuda import LIBRARY_PATTERN, CudaOperatorError, check_cuda_operator, load_cuda_operator
 from builder.operators.linear_e4m3 import E4M3, Activation, linear_e4m3
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, inputs_of, uses_operator
@@ -153,6 +155,17 @@ def _mlp_layers(layers: Mapping[str, Layer]) -> set[str]:
         if siblings and widths[first] == widths[second][::-1] and widths[first][0] < widths[first][1]:
             found |= {first, second}
     return found
+
+
+def prepared(detector: Detector) -> Detector:
+    """Return what is exported for `build`: on a GPU layers are joined into one operator where that works here."""
+    if detector.device.type != "cuda":
+        return detector
+    trying = Trying()
+    joined = detector.joined(trying)
+    if trying.joined:
+        print(f"what follows the attention of {trying.joined} encoder layers is one operator each")
+    return joined
 
 
 def build(program: ExportedProgram, path: Path, settings: object = None) -> BuiltEngine:

@@ -1,8 +1,8 @@
 """The CUDA implementation of our operators: loaded from their library, which is built on first use.
 
 The library is written against PyTorch's stable ABI, so one build serves PyTorch 2.11 and later. It registers under the
-CUDA key of the operators that `ms_deform_attn`, `window_attention` and `linear_e4m3` beside this module define; fake
-kernels and backwards are the ones defined there.
+CUDA key of the operators that `ms_deform_attn`, `window_attention`, `linear_e4m3` and `post_attention` beside this
+module define; fake kernels and backwards are the ones defined there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 
 import builder.operators.linear_e4m3
 import builder.operators.ms_deform_attn
+import builder.operators.post_attention
 import builder.operators.window_attention  # noqa: F401  # all define their schemas, before the library would
 import plugin_src
 from builder.cache import cache_folder
@@ -38,6 +39,8 @@ SOURCES = (
     "torch_window_attn.cpp",
     "linear_e4m3.cpp",
     "torch_linear_e4m3.cpp",
+    "post_attention.cu",
+    "torch_post_attention.cpp",
 )
 HEADERS = (
     "ms_deform_attn.h",
@@ -47,9 +50,12 @@ HEADERS = (
     "elements.cuh",
     "fast.cuh",
     "general.cuh",
+    "hopper.cuh",
     "linear_call.h",
     "linear_e4m3.h",
     "locate.h",
+    "post_attention.cuh",
+    "post_attention.h",
     "query_tiles.h",
     "sampling.cuh",
     "schedule.h",
@@ -61,6 +67,8 @@ HEADERS = (
 LIBRARY_PATTERN = "libcodetr_ms_deform_attn*.so"  # beside a package; model_repository/codetr_detector looks for it too
 LIBRARY_VARIABLE = "CODETR_CUDA_OPERATOR"  # environment: the path of a library built before
 ABI_TARGET = "0x020b000000000000ULL"  # PyTorch 2.11, the oldest supported
+# With the instructions that only one architecture has: those of Hopper's tensor cores.
+OF_ONE_ARCHITECTURE = {"90": "90a"}
 
 
 class CudaOperatorError(CodetrError):
@@ -201,7 +209,8 @@ def build_command(nvcc: Path, library: Path, architectures: list[str]) -> list[s
     """Return the command that compiles the operator's library for PyTorch's present installation."""
     torch_folder = Path(torch.__file__).parent
     sources = [str(SOURCE_FOLDER / name) for name in SOURCES]
-    gencode = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
+    numbers = [OF_ONE_ARCHITECTURE.get(number, number) for number in architectures]
+    gencode = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
     toolkit_libraries = [
         f"-L{folder}" for name in ("lib64", "lib") if (folder := nvcc.resolve().parents[1] / name).is_dir()
     ]

@@ -144,7 +144,7 @@ def build_repository(
             quantisation = quantise(reference, detector, kind, options, samples, partial(_running, stage, logs=logs))
             detector = quantised(detector, quantisation, kind)
         with _running(stage, "export", logs):
-            program = export_detector(detector, options.spec)
+            program = export_detector(kind.module.prepared(detector), options.spec)
         with _running(stage, "build engine", logs):
             engine = kind.module.build(program, Path(folder, kind.file_name), options.tensorrt)
         comparison = report = None

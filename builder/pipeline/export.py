@@ -17,6 +17,7 @@ from torch.fx import Node
 from builder.engines import Device
 from builder.operators.linear_e4m3 import reference_linear_e4m3
 from builder.operators.ms_deform_attn import reference_ms_deform_attn
+from builder.operators.post_attention import reference_post_attention, reference_post_attention_followed
 from builder.operators.window_attention import has_kernel, reference_window_attention
 from builder.parts.layers import written_out_attention
 from serving.errors import CodetrError
@@ -27,10 +28,12 @@ OUTPUT_NAMES = ("boxes", "scores", "labels")
 SIDES = (32, 4096)
 BATCHES = (1, 256)
 # Ours, and what writes them out in standard ones.
-OPERATORS: dict[Any, Callable[..., Tensor]] = {
+OPERATORS: dict[Any, Callable[..., Any]] = {
     torch.ops.codetr.ms_deform_attn.default: reference_ms_deform_attn,
     torch.ops.codetr.window_attention.default: reference_window_attention,
     torch.ops.codetr.linear_e4m3.default: reference_linear_e4m3,
+    torch.ops.codetr.post_attention.default: reference_post_attention,
+    torch.ops.codetr.post_attention_followed.default: reference_post_attention_followed,
 }
 WINDOW_ATTENTION = torch.ops.codetr.window_attention.default
 
@@ -192,7 +195,7 @@ def _written_out_without_plugin(
     return reference_window_attention(qkv, qkv_bias, bias_table, window_size, shift)
 
 
-def decompose(program: ExportedProgram, table: Mapping[Any, Callable[..., Tensor]]) -> ExportedProgram:
+def decompose(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]]) -> ExportedProgram:
     """Return the program with operators written out as the functions of the table do."""
     with warnings.catch_warnings():
         # PyTorch 2.13 warns about its own use of a tree class while it copies a program.

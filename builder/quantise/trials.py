@@ -48,9 +48,8 @@ class Bench:
         try:
             detector = quantised(self.detector, quantisation, self.kind) if groups else self.detector
             with tempfile.TemporaryDirectory(prefix="codetr-trial-") as folder:
-                built = self.kind.module.build(
-                    export_detector(detector, self.spec), Path(folder, self.kind.file_name), self.settings
-                )
+                program = export_detector(self.kind.module.prepared(detector), self.spec)
+                built = self.kind.module.build(program, Path(folder, self.kind.file_name), self.settings)
                 engine = self.kind.module.load(built.file, self.spec, built.device, self.settings)
                 ap, ms = self._ap(engine), self._ms(engine, built.file)
         except EngineError as error:

@@ -170,7 +170,7 @@ class _Bench:
         return calibration_pictures(recipe, (), self.spec, self.rules.pixels)
 
     def _build(self, detector: Detector, folder: Path) -> BuiltEngine:
-        program = export_detector(detector, self.spec)
+        program = export_detector(self.kind.module.prepared(detector), self.spec)
         return self.kind.module.build(program, folder / self.kind.file_name, self.settings)
 
     def _measured(self, name: str, precision: str, built: BuiltEngine, layers: int | None) -> Case:

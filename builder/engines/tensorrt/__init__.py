@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from builder.detector import Detector
 from builder.engines import Device, EngineError, first_line
 from builder.engines.kinds import BuiltEngine
 from builder.engines.tensorrt import plans, timing_cache
@@ -150,6 +151,11 @@ def plugin_library() -> Path:
     if path.name != PLUGIN_LIBRARY:
         raise EngineError(f"{PLUGIN_VARIABLE} names {path}; the server looks for a file called {PLUGIN_LIBRARY}")
     return path
+
+
+def prepared(detector: Detector) -> Detector:
+    """Return what is exported for `build`: the detector as it is."""
+    return detector
 
 
 def build(program: ExportedProgram, path: Path, settings: TensorRTSettings | None = None) -> BuiltEngine:

@@ -23,7 +23,7 @@ def test_command_builds_for_the_architectures_asked_for(tmp_path):
     assert command[0] == "/cuda/bin/nvcc"
     assert [part for part in command if part.startswith("-gencode")] == [
         "-gencode=arch=compute_80,code=sm_80",
-        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90a,code=sm_90a",
     ]
     assert all((Path(part)).is_file() for part in command if part.endswith((".cu", ".cpp")))
 
