@@ -12,6 +12,12 @@
 #else
 #define CODETR_ONLY_ON_HOPPER
 #endif
+// So many blocks in a cluster; earlier architectures have none.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define CODETR_CLUSTER(blocks)
+#else
+#define CODETR_CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
+#endif
 
 namespace codetr {
 namespace hopper {

@@ -630,7 +630,7 @@ struct Consumer {
 };
 
 template <typename T, bool kE4m3, bool kFollowed>
-__global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads, 1) postAttention(CODETR_PARAMETER Arguments const arguments) {
+__global__ void CODETR_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1) postAttention(CODETR_PARAMETER Arguments const arguments) {
     CODETR_ONLY_ON_HOPPER {
         Shared const shared(arguments);
         for (int i = threadInBlock(); i < arguments.numbers; i += kThreads) shared.vectors[i] = arguments.call.vectors[i];
