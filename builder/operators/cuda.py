@@ -82,7 +82,7 @@ _loaded: dict[str, Path] = {}
 def load_cuda_operator(library: Path | None = None) -> Path:
     """Make our operators run on CUDA tensors as the library does them.
 
-    The first call builds the library with nvcc, about half a minute, and keeps it in `builder.cache.cache_folder()`;
+    The first call builds the library with nvcc, about a minute, and keeps it in `builder.cache.cache_folder()`;
     `$CODETR_CUDA_OPERATOR` names a library built elsewhere instead. Later calls do nothing.
 
     Args:

@@ -1,5 +1,7 @@
 import itertools
 import math
+import shutil
+import subprocess
 import time
 import warnings
 
@@ -27,6 +29,8 @@ from builder.operators.post_attention import (
     unpack,
 )
 from builder.pipeline.export import decompose_operator, uses_operator
+from plugin_src import SOURCES
+from tests.markers import missing
 
 HALVES = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 FORMS = pytest.mark.parametrize("e4m3", [False, True], ids=["half", "E4M3"])
@@ -226,6 +230,50 @@ def test_packing_a_real_layer_takes_no_time():
     start = time.perf_counter()
     pack(layer)
     assert time.perf_counter() - start < 1  # about 0.03 s
+
+
+# Prints what the header says of schemas, and of sizes: hidden, E4M3, followed, offsets, logits.
+HEADER_HOST = """
+#include "post_attention.h"
+#include <cstdio>
+int main() {
+    using namespace codetr;
+    std::printf("%s\\n%s\\n%s\\n%s\\n", kPostAttentionName, kPostAttentionSchema, kPostAttentionFollowedName,
+                kPostAttentionFollowedSchema);
+    for (int hidden : {128, 1920, 2048})
+        for (int e4m3 : {0, 1})
+            for (int columns : {0, 32, 320}) {
+                PostAttention call{};
+                call.type = ElementType::kFloat16;
+                call.hidden = hidden;
+                call.e4m3 = e4m3;
+                call.followed = columns != 0;
+                call.offset_columns = columns;
+                call.logit_columns = columns == 320 ? 160 : columns;
+                if (findFault(call) != nullptr) return 1;
+                long long const bytes = countPieces(call) * post::kPieceBytes, numbers = countNumbers(call);
+                std::printf("%d %d %d %d ", hidden, e4m3, call.offset_columns, call.logit_columns);
+                std::printf("%lld %lld\\n", bytes, numbers);
+            }
+}
+"""
+
+
+def test_the_header_says_the_same(tmp_path):
+    if not shutil.which("g++"):
+        missing("needs g++")
+    (tmp_path / "host.cpp").write_text(HEADER_HOST)
+    command = ["g++", "-std=c++17", "-Wall", "-Werror", f"-I{SOURCES}", "host.cpp", "-o", "host"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = subprocess.run([tmp_path / "host"], capture_output=True, text=True, check=True).stdout.splitlines()
+    names = [operator.OPERATOR_NAME, operator.SCHEMA, operator.FOLLOWED_NAME, operator.FOLLOWED_SCHEMA]
+    assert lines[:4] == names
+    assert len(lines) == 4 + 18
+    for line in lines[4:]:
+        hidden, e4m3, offsets, logits, size, numbers = map(int, line.split())
+        kind = Kind(torch.float16, 256, hidden, bool(e4m3), offsets, logits)
+        assert (count_bytes(kind), count_numbers(kind)) == (size, numbers)
 
 
 # ---- The implementation of every device ----
