@@ -42,6 +42,7 @@
 #define __cluster_dims__(...)
 #define CODETR_EVERYWHERE
 #define CODETR_PARAMETER
+#define CODETR_CLUSTER(blocks)
 #define CODETR_ONLY_ON_HOPPER
 
 struct float2 {
