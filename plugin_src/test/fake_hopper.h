@@ -39,8 +39,8 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __cluster_dims__(...)
 #define CODETR_EVERYWHERE
+#define CODETR_CLUSTER(blocks)
 #define CODETR_PARAMETER
 #define CODETR_CLUSTER(blocks)
 #define CODETR_ONLY_ON_HOPPER
