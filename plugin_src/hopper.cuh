@@ -154,7 +154,7 @@ __device__ __forceinline__ void arriveAt(uint64_t* barrier, int rank) {
 __device__ __forceinline__ void waitFor(uint64_t* barrier, int parity) {
     asm volatile(
         "{\n.reg .pred done;\nagain:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra.uni over;\nbra.uni again;\nover:\n}" ::"r"(inShared(barrier)),
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\nbra again;\nover:\n}" ::"r"(inShared(barrier)),
         "r"(parity)
         : "memory");
 }

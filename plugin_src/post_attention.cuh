@@ -33,15 +33,20 @@ constexpr int kOperandBytes = kRows * kWidth * 2;  // of a warpgroup, in T
 constexpr int kE4m3OperandBytes = kRows * kWidth;
 constexpr int kSharedBytes = 227 << 10;  // that a block may have
 
-CODETR_EVERYWHERE inline int operandBytes(bool e4m3) { return kConsumers * (kOperandBytes + (e4m3 ? kE4m3OperandBytes : 0)); }
+CODETR_EVERYWHERE constexpr int operandBytes(bool e4m3) { return kConsumers * (kOperandBytes + (e4m3 ? kE4m3OperandBytes : 0)); }
 // Bytes of shared memory beside the slots: operands, vectors, barriers.
-CODETR_EVERYWHERE inline int bytesBesideSlots(bool e4m3, int numbers) {
+CODETR_EVERYWHERE constexpr int bytesBesideSlots(bool e4m3, int numbers) {
     return operandBytes(e4m3) + roundUp(4 * numbers, 16) + 2 * kMaxSlots * static_cast<int>(sizeof(uint64_t));
 }
-CODETR_EVERYWHERE inline int countSlots(bool e4m3, int numbers) {
+CODETR_EVERYWHERE constexpr int countSlots(bool e4m3, int numbers) {
     int const slots = (kSharedBytes - bytesBesideSlots(e4m3, numbers)) / kPieceBytes;
     return slots < kMaxSlots ? slots : kMaxSlots;
 }
+
+// The pieces that a warpgroup has at once, at the most: of the first product of a chunk, and half of the second of the one before.
+constexpr int kFewestSlots = kSlices + 2;
+static_assert(countSlots(true, Vectors{kMaxHidden}.columnBias() + kWidth + kMaxColumns) >= kFewestSlots,
+              "a warpgroup would wait for itself");
 
 struct Arguments {
     PostAttention call;
@@ -286,6 +291,7 @@ struct Consumer {
             if (share.rows == 0) return;
             if (number * kRows >= share.rows) {
                 pieces.pass(arguments.pieces);
+                syncWarpgroup(1 + number);  // those that did not wait would be ahead of the phases
                 continue;
             }
             compute(share.first + rank * share.rows + number * kRows + thread / 32 * 16 + thread % 32 / 4);

@@ -41,18 +41,18 @@ enum Scalar : int { kInputFactor, kHiddenScale, kHiddenFactor, kOutputScale, kFi
 // Where each of the vectors begins, in numbers; those of the next layer's products come behind the scalars.
 struct Vectors {
     int hidden;
-    CODETR_HOST_DEVICE int outputBias() const { return 0; }
-    CODETR_HOST_DEVICE int firstWeight() const { return kWidth; }
-    CODETR_HOST_DEVICE int firstBias() const { return 2 * kWidth; }
-    CODETR_HOST_DEVICE int hiddenBias() const { return 3 * kWidth; }
-    CODETR_HOST_DEVICE int secondProductBias() const { return 3 * kWidth + hidden; }
-    CODETR_HOST_DEVICE int secondWeight() const { return 4 * kWidth + hidden; }
-    CODETR_HOST_DEVICE int secondBias() const { return 5 * kWidth + hidden; }
-    CODETR_HOST_DEVICE int scalars() const { return 6 * kWidth + hidden; }
-    CODETR_HOST_DEVICE int columnBias() const { return 6 * kWidth + hidden + kScalars; }
+    CODETR_HOST_DEVICE constexpr int outputBias() const { return 0; }
+    CODETR_HOST_DEVICE constexpr int firstWeight() const { return kWidth; }
+    CODETR_HOST_DEVICE constexpr int firstBias() const { return 2 * kWidth; }
+    CODETR_HOST_DEVICE constexpr int hiddenBias() const { return 3 * kWidth; }
+    CODETR_HOST_DEVICE constexpr int secondProductBias() const { return 3 * kWidth + hidden; }
+    CODETR_HOST_DEVICE constexpr int secondWeight() const { return 4 * kWidth + hidden; }
+    CODETR_HOST_DEVICE constexpr int secondBias() const { return 5 * kWidth + hidden; }
+    CODETR_HOST_DEVICE constexpr int scalars() const { return 6 * kWidth + hidden; }
+    CODETR_HOST_DEVICE constexpr int columnBias() const { return 6 * kWidth + hidden + kScalars; }
 };
 
-CODETR_HOST_DEVICE inline int roundUp(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+CODETR_HOST_DEVICE constexpr int roundUp(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 }  // namespace post
 
