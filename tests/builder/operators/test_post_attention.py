@@ -37,8 +37,9 @@ FORMS = pytest.mark.parametrize("e4m3", [False, True], ids=["half", "E4M3"])
 FOLLOWED = pytest.mark.parametrize("followed", [False, True], ids=["last", "followed"])
 COLUMNS = (320, 160)  # of offsets and logits: Co-DINO's
 # Relative error of the worst row against float64 on the same inputs: rounding of what lies between, and of the result.
-LIMITS = {torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
-LIMIT_E4M3 = 6e-2  # two roundings to three bits, of a branch that is about as large as the residual
+# PyTorch's plain implementation reaches a third of them, and with E4M3 two thirds.
+LIMITS = {torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
+LIMIT_E4M3 = 7e-2  # two roundings to three bits, of a branch that is about as large as the residual
 NAMES = ("tokens", "value", "offsets", "logits")
 
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import shutil
@@ -15,7 +16,7 @@ from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe, variant_of
 from builder.pipeline.verify import LIMITS, Limits, VerificationError, detections
 from builder.quantise.layers import QuantisedLinear
-from builder.quantise.recipe import Recipe
+from builder.quantise.recipe import AP_BUDGET, Recipe
 from demo import DEMO_WEIGHTS
 from demo.shapes.dataset import write_dataset
 from serving.errors import CodetrError
@@ -291,6 +292,23 @@ def trials(monkeypatch, stand_in, lenient):
     monkeypatch.setattr("builder.quantise.trials.processor_milliseconds", milliseconds)
     monkeypatch.setattr("builder.quantise.trials.CONFIDENT", 0.0)  # what random weights are never above
     return timed
+
+
+@pytest.mark.parametrize("search", [False, True], ids=["build", "search"])
+def test_what_an_engine_prepares_is_exported(tmp_path, monkeypatch, photos, trials, stand_in, search):
+    """The detector itself stays as it was: a search prepares it again."""
+    prepared = []
+
+    def prepare(detector):
+        prepared.append(copy.copy(detector))
+        return prepared[-1]
+
+    monkeypatch.setattr("builder.engines.onnx.prepared", prepare)
+    recipe = Recipe(("neck",), images=photos, search=search, ap_budget=0.9 if search else AP_BUDGET)
+    options = BuildOptions(SMALLEST, SPEC, precision="int8", recipe=recipe, verify_images=photos)
+    build_repository(options, tmp_path / "repository")
+    assert len(prepared) == (3 if search else 1)  # nothing quantised, the neck, and the engine that is kept
+    assert stand_in.detector is prepared[-1]
 
 
 def test_a_search_keeps_the_fastest_set_and_its_table(tmp_path, trials, photos):
