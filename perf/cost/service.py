@@ -1,6 +1,7 @@
 """What a server adds to a real engine: one request at a time, many, and at 70 % of what it can do, in one run.
 
-Beside it stand the two things that cannot be avoided: the engine alone, and OpenCV's bare decoding and resizing.
+Beside it stand the things that cannot be avoided: the engine alone, OpenCV's bare decoding and resizing, and that
+requests which come at random wait for each other, whatever the server.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import cv2
 import numpy as np
 
 from builder.pipeline.manifest import load_engine, spec_of, variant_of
+from perf.capacity.service import Service
+from perf.capacity.simulation import simulate
 from perf.connection import Connection
 from perf.latency import measure_latency
 from perf.machine import header, summary
 from perf.pictures import encoded_picture
 from perf.preprocess.run import decode_and_resize
 from perf.records import write_record
-from perf.server.perf_analyzer import Installation, Level
+from perf.server.perf_analyzer import Installation, Level, Mode
 from perf.server.run import Result, ServerBench
 from perf.statistics import summarise
 from perf.tables import markdown_table
@@ -31,10 +34,13 @@ from serving.manifest import read_manifest
 from serving.preprocess import preprocess
 
 LOADS = (1, 8, 16)  # requests at a time
-SHARE = 0.7  # of the rate at eight at a time, for the Poisson level
+SHARE = 0.7  # of the highest rate, for requests that come at random and those that come evenly
+ARRIVALS: tuple[Mode, ...] = ("rate", "steady")  # at random (Poisson) and evenly spaced
+LOAD_WORDS = {"concurrency": "at a time", "rate": "a second", "steady": "a second, evenly"}
 # What one request may take beside bare decoding and the engine, of eight at a time the share of the engine's own rate,
 # and the p99 in p50s at that level.
 GOAL_ADDED_MS, GOAL_RATE, GOAL_P99 = 2.0, 0.95, 2.0
+DECODERS = 16  # of a server that adds nothing: pictures wait for the engine alone
 # Of the CPU between two pictures, as a step rests while the others work: what it had in its caches may be gone then.
 REST_SECONDS = 0.01
 
@@ -121,7 +127,7 @@ def measure_engine(repository: Path, name: str, batches: list[int], seconds: flo
 def measure_levels(
     repository: Path, name: str, picture: tuple[int, int], installation: Installation, seconds: float, output: Path
 ) -> Iterator[Result]:
-    """Yield the levels of a server of its own: so many requests at a time, and Poisson arrivals at a share of that."""
+    """Yield the levels of a server of its own: so many requests at a time, then arrivals at a share of that rate."""
     with (
         running_server(repository) as server,
         Connection(server.grpc_url, "grpc", ensemble=name) as connection,
@@ -134,7 +140,8 @@ def measure_levels(
             rate = max(rate, result.reading.throughput if result.reading else 0.0)
             yield result
         if rate:
-            yield bench.measure(Level(ENSEMBLE, "rate", float(f"{SHARE * rate:.3g}"), 1, seconds), 0)
+            for mode in ARRIVALS:
+                yield bench.measure(Level(ENSEMBLE, mode, float(f"{SHARE * rate:.3g}"), 1, seconds), 0)
 
 
 def verdict(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +149,7 @@ def verdict(record: Mapping[str, Any]) -> dict[str, Any]:
     by_load = {(level["mode"], level["value"]): level for level in record["levels"] if level["reading"]}
     alone, eight = by_load.get(("concurrency", LOADS[0])), by_load.get(("concurrency", LOADS[1]))
     sixteen = by_load.get(("concurrency", LOADS[2]))
-    poisson = next((level for (mode, _), level in by_load.items() if mode == "rate"), None)
+    poisson, steady = (next((level for (mode, _), level in by_load.items() if mode == each), None) for each in ARRIVALS)
     added = None if alone is None else alone["reading"]["p50"] - record["engine_ms"]["1"]
     batch = None if eight is None else _mean_batch(eight)
     own = None if batch is None else 1e3 * round(batch) / record["engine_ms"][str(round(batch))]
@@ -151,9 +158,36 @@ def verdict(record: Mapping[str, Any]) -> dict[str, Any]:
         "added_to_bare_ms": None if added is None else added - record["pixels_ms"]["bare"],
         "mean_batch": batch,
         "share_of_engine_rate": None if own is None or eight is None else eight["reading"]["throughput"] / own,
-        "p99_in_p50s": None if poisson is None else poisson["reading"]["p99"] / poisson["reading"]["p50"],
-        "p99_in_p50s_at_sixteen": None if sixteen is None else sixteen["reading"]["p99"] / sixteen["reading"]["p50"],
+        "p99_in_p50s": _p99_in_p50s(poisson),
+        "p99_in_p50s_unavoidable": None if poisson is None else unavoidable(record, poisson["reading"]["throughput"]),
+        "p99_in_p50s_steady": _p99_in_p50s(steady),
+        "p99_in_p50s_at_sixteen": _p99_in_p50s(sixteen),
     }
+
+
+def _p99_in_p50s(level: Mapping[str, Any] | None) -> float | None:
+    return None if level is None else float(level["reading"]["p99"] / level["reading"]["p50"])
+
+
+def unavoidable(record: Mapping[str, Any], rate: float) -> float:
+    """Return the p99 in p50s of a simulated server that takes bare decoding and the engine, and adds nothing.
+
+    `rate` requests a second come at random, so some find others before them. Batches take what was measured of the
+    smallest and the largest.
+    """
+    seconds = {int(batch): each / 1e3 for batch, each in record["engine_ms"].items()}
+    most = max(seconds)
+    image = (seconds[most] - seconds[1]) / (most - 1) if most > 1 else 0.0
+    service = Service(
+        preprocess=record["pixels_ms"]["bare"] / 1e3,
+        batch_seconds=seconds[1] - image,
+        image_seconds=image,
+        max_batch=record["max_batch_size"] if most > 1 else 1,
+        postprocess=0.0,
+        instances=(DECODERS, 1, 1),
+    )
+    found = simulate(service, 1, rate)
+    return found.p99 / found.p50
 
 
 def _mean_batch(level: Mapping[str, Any]) -> float | None:
@@ -180,7 +214,12 @@ def to_lines(record: Mapping[str, Any]) -> list[str]:
             f"{found['mean_batch']:.1f}; goal {GOAL_RATE:.0%}"
         )
     if found["p99_in_p50s"] is not None:
-        lines.append(f"at {SHARE:.0%} load p99 is {found['p99_in_p50s']:.2f} times p50; goal {GOAL_P99:g}")
+        ideal, steady = found.get("p99_in_p50s_unavoidable"), found.get("p99_in_p50s_steady")
+        lines.append(
+            f"at {SHARE:.0%} load p99 is {found['p99_in_p50s']:.2f} times p50; goal {GOAL_P99:g}"
+            + (f"; it is {ideal:.2f} where nothing but bare decoding and the engine takes time" if ideal else "")
+            + (f"; {steady:.2f} of requests that come evenly" if steady else "")
+        )
     if found["p99_in_p50s_at_sixteen"] is not None:
         lines.append(f"sixteen at a time: p99 is {found['p99_in_p50s_at_sixteen']:.2f} times p50")
     return lines
@@ -191,7 +230,7 @@ def to_markdown(record: Mapping[str, Any]) -> str:
     rows = []
     for level in record["levels"]:
         reading = level["reading"]
-        load = f"{level['value']:g} at a time" if level["mode"] == "concurrency" else f"{level['value']:g} a second"
+        load = f"{level['value']:g} {LOAD_WORDS[level['mode']]}"
         figures = (
             [f"{reading[key]:.2f}" for key in ("throughput", "p50", "p95", "p99")] if reading else [level["error"]]
         )

@@ -39,7 +39,7 @@ ANY_SPREAD = 1_000_000_000
 NOTHING_FINISHED = ("Please try to increase the --measurement-interval", "No valid requests recorded within time")
 INSTALL_HINT = "`codetr bench install-perf-analyzer` sets it up"
 
-Mode = Literal["concurrency", "rate"]
+Mode = Literal["concurrency", "rate", "steady"]
 
 
 class NothingFinishedError(CodetrError):
@@ -63,7 +63,8 @@ class Installation:
 class Level:
     """One thing to measure: a model under one load.
 
-    `value` is the number of concurrent requests, or Poisson arrivals a second; `window` is in seconds.
+    `value` is the number of concurrent requests, or arrivals a second: Poisson in mode rate, evenly spaced in mode
+    steady. `window` is in seconds.
     """
 
     model: str
@@ -163,7 +164,8 @@ def arguments(level: Level, url: str, protocol: str, inputs: Path, csv_file: Pat
         traffic = ["--concurrency-range", load]
     else:
         # without --async at most --max-threads requests are in flight, which would hide a queue
-        traffic = ["--request-rate-range", load, "--request-distribution", "poisson", "--async"]
+        distribution = "poisson" if level.mode == "rate" else "constant"
+        traffic = ["--request-rate-range", load, "--request-distribution", distribution, "--async"]
     return [
         "-m", level.model, "-u", url, "-i", protocol, "-b", str(level.batch), "--input-data", str(inputs), *traffic,
         "--percentile", "99", "--measurement-interval", f"{level.window * 1000:.0f}",

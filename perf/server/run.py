@@ -126,7 +126,7 @@ class ServerBench:
         return Result(level, repeat, reading, steps, sampler.means(), error)
 
     def _read(self, level: Level, csv_file: Path) -> Reading:
-        if level.mode == "rate":
+        if level.mode != "concurrency":
             return self._analyze(widened(level, level.value), csv_file)
         try:
             reading = self._analyze(level, csv_file)

@@ -80,6 +80,13 @@ def test_rates_are_poisson_and_not_held_back_by_threads() -> None:
     assert command[command.index("-i") + 1] == "http"
 
 
+def test_arrivals_may_be_evenly_spaced() -> None:
+    command = arguments(Level("codetr", "steady", 12.5, 1, 2.0), "h:1", "grpc", Path("in.json"), Path("out.csv"))
+    assert command[command.index("--request-rate-range") + 1] == "12.5:12.5:1"
+    assert command[command.index("--request-distribution") + 1] == "constant"
+    assert "--async" in command
+
+
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
