@@ -53,6 +53,11 @@ def machine(record: Mapping[str, Any]) -> str:
     return f"{record['time'][:10]}; {here['cpu']}, {here['cores']} cores, {name}; `{command}`"
 
 
+def _gpu(name: str) -> str:
+    """Return "H100" of "NVIDIA H100 80GB HBM3, 580.159.04, ..."."""
+    return re.split(r"[ ,]", name.removeprefix("NVIDIA "))[0]
+
+
 def variants() -> str:
     """The presets of all families."""
     from builder.families import presets
@@ -110,6 +115,7 @@ SOURCES = (
     ("`torch` engine in float16 through the real server, H100", "server-torch-fp16-h100"),
     ("`torch` engine in FP8 (`backbone-linears`) through the real server, H100", "server-torch-fp8-h100"),
     ("float32 plan, TensorRT 8.5.3, through the real server, H200", "server-tensorrt-8.5.3-h200"),
+    ("float16 plan, TensorRT 8.5.3, through the real server, H100", "server-tensorrt-8.5.3-fp16-h100"),
     ("RT-DETRv2's demo: PyTorch float32, CPU", "pytorch-fp32-cpu-rtdetrv2"),
     ("RT-DETRv2's demo: ONNX engine through the real server (gRPC)", "server-rtdetrv2"),
     ("RT-DETRv2's demo: PyTorch float32, H100", "pytorch-fp32-h100-rtdetrv2"),
@@ -119,6 +125,10 @@ SOURCES = (
     (
         "RT-DETRv2's demo: float16 plan, TensorRT 8.5.3, through the server, H200",
         "server-tensorrt-8.5.3-fp16-rtdetrv2-h200",
+    ),
+    (
+        "RT-DETRv2's demo: INT8 plan, TensorRT 8.5.3, through the server, H100",
+        "server-tensorrt-8.5.3-int8-rtdetrv2-h100",
     ),
 )
 
@@ -230,12 +240,14 @@ def families() -> str:
 PLANS = (
     ("", "server-tensorrt-8.5.3-rtdetrv2-h100", "pytorch-fp32-h100-rtdetrv2"),
     ("rtdetrv2-fp16-h200-", "server-tensorrt-8.5.3-fp16-rtdetrv2-h200", "pytorch-fp32-h200-rtdetrv2"),
+    ("rtdetrv2-int8-h100-", "server-tensorrt-8.5.3-int8-rtdetrv2-h100", "pytorch-fp32-h100-rtdetrv2"),
     ("co_dino-h200-", "server-tensorrt-8.5.3-h200", "pytorch-fp32-h200-beside-plan"),
+    ("co_dino-fp16-h100-", "server-tensorrt-8.5.3-fp16-h100", "pytorch-fp32-h200-beside-plan"),
 )
 
 
 def plans() -> str:
-    """The plans that were built, verified, served and evaluated."""
+    """The plans that were built, compared with PyTorch, served and evaluated."""
     rows = []
     for name, served, pytorch in PLANS:
         manifest, found = (results(f"tensorrt-8.5.3/{name}{kind}.json") for kind in ("manifest", "verification"))
@@ -243,21 +255,31 @@ def plans() -> str:
             (
                 f"`{manifest['variant']}`, {manifest['precision']}",
                 f"1 to {manifest['max_batch_size']}" if manifest["dynamic_batch"] else manifest["max_batch_size"],
-                manifest["gpu"].removeprefix("NVIDIA ").split()[0],
+                _gpu(manifest["gpu"]),
                 manifest["plugin_layers"],
                 f"{found['matched']:.2%}",
                 f"{found['usual_score_difference']:.1e}, {found['max_score_difference']:.1e}",
+                "yes" if found["agrees"] else "**no**",
                 *(f"{results(f'accuracy/{each}.json')['ap']:.5f}" for each in (served, pytorch)),
             )
         )
     columns = ("plan", "batches", "GPU", "our plugin's layers", "candidates found again", "95 % of scores, all within")
-    return table((*columns, "AP through the server", "AP of PyTorch float32"), rows)
+    return table((*columns, "`codetr verify` accepts", "AP through the server", "AP of PyTorch float32"), rows)
+
+
+PLAN_SPEEDS = (
+    "engine-h200",
+    "engine-h200-demos",
+    "engine-h100-co_dino-fp16",
+    "engine-h100-rtdetrv2-int8",
+    "engine-h100-rtdetrv2_r50vd-fp16",
+)
 
 
 def plan_speed() -> str:
     """Latency of plans of TensorRT 8.5.3.1, beside PyTorch and the `torch` engine of the same run."""
     rows, places = [], []
-    for name in ("engine-h200", "engine-h200-demos"):
+    for name in PLAN_SPEEDS:
         record = results(f"tensorrt-8.5.3/{name}.json")
         places.append(machine(record))
         for plan in (case for case in record["cases"] if case["implementation"] == "tensorrt"):
@@ -269,12 +291,38 @@ def plan_speed() -> str:
                     f"`{plan['variant']}`",
                     f"{plan['width']}x{plan['height']}",
                     plan["batch"],
+                    _gpu(record["machine"]["gpus"][0]),
                     f"{plan['precision']}, {plan['p50_ms']:.2f} ms",
                     *(times.get(kind, NOT_MEASURED) for kind in kinds),
                 )
             )
-    columns = ("variant", "width x height", "batch", "plan", "PyTorch fp32", "PyTorch fp16", "`torch` engine fp16")
-    return "\n\n".join(places) + "\n\n" + table(columns, rows)
+    columns = ("variant", "width x height", "batch", "GPU", "plan", "PyTorch fp32", "PyTorch fp16")
+    return "\n\n".join(places) + "\n\n" + table((*columns, "`torch` engine fp16"), rows)
+
+
+def int8_plans() -> str:
+    """The plans of RT-DETRv2's demo by precision."""
+    cases = [case for name in PLAN_SPEEDS for case in results(f"tensorrt-8.5.3/{name}.json")["cases"]]
+    times = {
+        case["precision"]: f"{case['p50_ms']:.2f}"
+        for case in cases
+        if (case["implementation"], case["variant"], case["batch"]) == ("tensorrt", "rtdetrv2_demo", 1)
+    }
+    rows = []
+    for name, served, _ in PLANS:
+        manifest, found = (results(f"tensorrt-8.5.3/{name}{kind}.json") for kind in ("manifest", "verification"))
+        if manifest["variant"] == "rtdetrv2_demo":
+            ap, precision = results(f"accuracy/{served}.json")["ap"], manifest["precision"]
+            rows.append(
+                (
+                    precision,
+                    _gpu(manifest["gpu"]),
+                    f"{ap:.5f}",
+                    f"{found['matched']:.1%}",
+                    times.get(precision, NOT_MEASURED),
+                )
+            )
+    return table(("precision", "GPU", "AP", "candidates found again", "ms (p50), one image"), rows)
 
 
 def memory() -> str:
@@ -561,6 +609,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "families": families,
     "plans": plans,
     "plan speed": plan_speed,
+    "int8 plans": int8_plans,
     "memory": memory,
     "server memory": server_memory,
     "operator": operator,
