@@ -98,7 +98,7 @@ fuzz: setup ## hostile images: 104,000 in processes, 5,400 through a real server
 
 # Kernels, plugin and operator; the second list is what a host compiler can read without TensorRT and PyTorch.
 KERNELS := $(wildcard plugin_src/*.h plugin_src/*.cuh plugin_src/*.cu plugin_src/*.cpp plugin_src/test/*.h plugin_src/test/*.cpp) perf/operator/plain.cu
-PLAIN_CPP := $(addprefix plugin_src/test/,interface_host.cpp query_tiles_test.cpp locate_test.cpp schedule_test.cpp)
+PLAIN_CPP := $(addprefix plugin_src/test/,interface_host.cpp query_tiles_test.cpp locate_test.cpp schedule_test.cpp post_attention_work_test.cpp)
 
 lint: setup lint-models lint-kernels ## style and types
 	$(BIN)/ruff check .

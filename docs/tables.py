@@ -5,6 +5,7 @@ Their figures come from `perf/results`, the variants from the families' presets.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -209,6 +210,46 @@ def engine(name: str = "engine-h200") -> str:
     return f"{machine(record)}\n\n" + table((*columns, "fp8", "published: RTX 4090, TensorRT fp16"), rows)
 
 
+def engine_joined() -> str:
+    """Latency of Co-DINO's engines on an H100 with all behind an encoder layer's attention as one operator."""
+    records = [results(f"engine-h100-joined/{name}.json") for name in ("1152x768", "sizes")]
+    cases = [case for record in records for case in record["cases"] if case["implementation"] == "torch"]
+    groups: dict[tuple[str, int, int, int], dict[tuple[str, bool], dict[str, Any]]] = {}
+    for case in cases:
+        group = groups.setdefault((case["variant"], case["batch"], case["width"], case["height"]), {})
+        group[case["precision"], case["name"].endswith("-plain")] = case
+    rows = []
+    for (variant, batch, width, height), found in sorted(groups.items(), key=lambda each: each[0]):
+        figures = [
+            f"{case['p50_ms']:.2f} ms" if (case := found.get((precision, plain))) else ""
+            for precision in ("float16", "fp8")
+            for plain in (True, False)
+        ]
+        rows.append(
+            (f"`{variant}`", f"{width}x{height}", batch, *figures, f"{found['float16', False]['images_per_s']:.0f}")
+        )
+    columns = ("variant", "width x height", "batch", "fp16, separate", "fp16", "fp8, separate", "fp8", "images/s, fp16")
+    return "\n\n".join(machine(record) for record in records) + "\n\n" + table(columns, rows)
+
+
+def post_attention() -> str:
+    """Time of all behind an encoder layer's attention, by size, beside the operators that it replaces."""
+    record = results("post-attention-h100.json")
+    sizes = sorted({(case["height"], case["width"]) for case in record["cases"]})
+    rows = []
+    for e4m3, followed in itertools.product((False, True), (True, False)):
+        for design, title in (("ours", "one kernel"), ("separate operators", "separate operators")):
+            found = {
+                (case["height"], case["width"]): case["microseconds"]
+                for case in record["cases"]
+                if (case["design"], case["e4m3"], case["followed"]) == (design, e4m3, followed)
+            }
+            words = ("E4M3" if e4m3 else "float16", "yes" if followed else "")
+            rows.append((title, *words, *(f"{found[size]:.0f} µs" for size in sizes)))
+    columns = ("", "feed-forward network", "next layer's products", *(f"{h}x{w}" for h, w in sizes))
+    return f"{machine(record)}\n\n" + table(columns, rows)
+
+
 def families() -> str:
     """Latency of RT-DETRv2 and DETR by batch, in PyTorch and as engine, beside the published figures."""
     record = results("engine-h200-families/engine.json")
@@ -400,9 +441,9 @@ def from_report(folder: str, *sections: str) -> Callable[[], str]:
 
 def service() -> str:
     """What the server adds to an engine, by load, with the times of the steps."""
-    lines = (RESULTS / "service-h200/service.md").read_text(encoding="utf-8").splitlines()
+    lines = (RESULTS / "service-h100/service.md").read_text(encoding="utf-8").splitlines()
     rows, verdict = ("\n".join(line for line in lines if line.startswith(mark)) for mark in ("|", "*"))
-    return f"{machine(results('service-h200/service.json'))}\n\n{rows}\n\n{verdict}\n"
+    return f"{machine(results('service-h100/service.json'))}\n\n{rows}\n\n{verdict}\n"
 
 
 def shared_engine() -> str:
@@ -605,7 +646,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": precision,
     "canvas": canvas,
     "engine": engine,
-    "engine h100": lambda: engine("engine-h100"),
+    "engine h100": engine_joined,
+    "post-attention": post_attention,
     "families": families,
     "plans": plans,
     "plan speed": plan_speed,

@@ -4,7 +4,6 @@
 
 #include "elements.cuh"
 
-#define CODETR_EVERYWHERE __host__ __device__
 #define CODETR_PARAMETER __grid_constant__
 // Before the body of a kernel, which is empty for other architectures.
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)

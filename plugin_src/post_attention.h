@@ -123,5 +123,3 @@ inline char const* findFault(PostAttention const& call) {
 int launchPostAttention(PostAttention const& call, CUstream_st* stream);
 
 }  // namespace codetr
-
-#undef CODETR_HOST_DEVICE

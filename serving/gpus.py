@@ -25,6 +25,14 @@ class Gpu:
     name: str
 
 
+@dataclass(frozen=True)
+class ServerGpus:
+    """What a server gets: its CUDA_VISIBLE_DEVICES, None where that stays, and on how many GPUs its engines run."""
+
+    devices: str | None = None
+    count: int = 1
+
+
 def installed_gpus() -> list[Gpu]:
     """Return this machine's GPUs; empty where nvidia-smi lists none or is not there."""
     try:
@@ -72,7 +80,7 @@ def visible_devices(wanted: str, environment: Mapping[str, str]) -> str:
 
 def check_gpus(
     repository: Path, engines: Sequence[str], wanted: str | None, environment: Mapping[str, str]
-) -> str | None:
+) -> ServerGpus:
     """Check that the engines can run on every GPU that their server gets.
 
     Args:
@@ -80,9 +88,6 @@ def check_gpus(
         engines: what they are called.
         wanted: as of `visible_devices`; None for all that the server sees.
         environment: of the server.
-
-    Returns:
-        Its CUDA_VISIBLE_DEVICES; None where that stays as it is.
 
     Raises:
         CodetrError: as `visible_devices`; no engine runs on a GPU, or one was built for others than these.
@@ -105,7 +110,7 @@ def check_gpus(
                 f"the engine {engine} in {repository} was built for compute capability {built}, and GPU "
                 f"{others[0].number} ({others[0].name}) has {others[0].capability}; {advice}"
             )
-    return devices
+    return ServerGpus(devices, max(1, len(gpus)))
 
 
 def _is_for_gpu(manifest: Mapping[str, object]) -> bool:

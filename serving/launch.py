@@ -23,7 +23,7 @@ from serving.binary import Binary, find_tritonserver
 from serving.child import allow_open_files, bound_to_us
 from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
-from serving.gpus import VISIBLE, check_gpus
+from serving.gpus import VISIBLE, ServerGpus, check_gpus
 from serving.health import ask
 from serving.manifest import engine_names
 from serving.options import ServerOptions, tritonserver_options
@@ -103,13 +103,14 @@ class TritonServer:
         notes: Sequence[str] = (),
         engines: Sequence[str] = (),
         knows_limit: bool = False,
+        gpus: int = 1,
     ) -> None:
         self.options = options
         self.binary = binary
         self.process = process
         self.notes = tuple(notes)
         self.engines = tuple(engines)
-        self._knows_limit = knows_limit
+        self._knows_limit, self._gpus = knows_limit, gpus
         self._folder = folder
         self._on_log = on_log
         self._log: deque[str] = deque(maxlen=2000)
@@ -216,6 +217,7 @@ class TritonServer:
                 self._watchdog,
                 load_seconds,
                 self._knows_limit,
+                self._gpus,
             )
             self._switcher.start()
         return self._switcher
@@ -352,7 +354,7 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
     snapshot = not options.names("model-control-mode")  # who wants models to come and go sees to it
     engines = _engines(options) if snapshot else []
     check_repository(options.repository, engines if snapshot else None)
-    gpus = check_gpus(options.repository, engines, options.gpus, os.environ) if engines else None
+    gpus = check_gpus(options.repository, engines, options.gpus, os.environ) if engines else ServerGpus()
     for name, port in options.ports.items():
         listen = options.http_listen if name == "HTTP" else options.listen
         check_port(name, listen, port, f"--{name.lower()}-port")
@@ -361,16 +363,18 @@ def start_server(options: ServerOptions, on_log: Callable[[str], object] = lambd
     binary = find_tritonserver()
     remove_leftovers()
     models = served_models(options.repository, engines) if snapshot else None
-    note = check_shared_memory(options.repository, models)
+    note = check_shared_memory(options.repository, models, gpus.count)
     options = replace(options, admin_key=options.admin_key or secrets.token_hex(24))
     knows_limit = snapshot and binary.has_config_field(INFLIGHT)
     folder = PrivateFolder()
     try:
-        process = _start(binary, options, folder, engines if snapshot else None, gpus, knows_limit)
+        process = _start(binary, options, folder, engines if snapshot else None, gpus.devices, knows_limit)
     except BaseException:
         folder.close()
         raise
-    return TritonServer(options, binary.path, process, folder, on_log, [note] if note else [], engines, knows_limit)
+    return TritonServer(
+        options, binary.path, process, folder, on_log, [note] if note else [], engines, knows_limit, gpus.count
+    )
 
 
 def _engines(options: ServerOptions) -> list[str]:

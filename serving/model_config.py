@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,10 +40,15 @@ def parameter(config: Message, key: str) -> str | None:
     return None
 
 
-def instance_count(config: Message) -> int:
-    """Return how many instances of the model run; on GPUs, of one GPU."""
+def instance_count(config: Message, gpus: int = 1) -> int:
+    """Return how many instances of the model run where a server sees so many GPUs.
+
+    A group has its count on each of them, but where it says which, or is of the CPU.
+    """
     groups = config.get("instance_group", [])
-    return sum(int(group.get("count", ["1"])[0]) for group in groups) or 1
+    counts = [int(group.get("count", ["1"])[0]) for group in groups]
+    places = [1 if group.get("kind") == ["KIND_CPU"] else len(group.get("gpus", [])) or gpus for group in groups]
+    return sum(map(operator.mul, counts, places)) or 1
 
 
 def with_field(text: str, message: str, field: str, value: int) -> str:

@@ -21,8 +21,8 @@ _BYTES = {
 _ENCODED_BYTES = 4 << 20
 
 
-def check_shared_memory(repository: Path, models: Collection[str] | None = None) -> str | None:
-    """Compare the free shared memory with what a repository needs, or some of its models.
+def check_shared_memory(repository: Path, models: Collection[str] | None = None, gpus: int = 1) -> str | None:
+    """Compare the free shared memory with what a repository needs, or some of its models, on so many GPUs.
 
     Returns:
         A line to show where full batches will not fit, else None.
@@ -31,7 +31,7 @@ def check_shared_memory(repository: Path, models: Collection[str] | None = None)
         CodetrError: not even the start fits.
     """
     configs = sorted(repository.glob("*/config.pbtxt"))
-    needs = [_need(path) for path in configs if models is None or path.parent.name in models]
+    needs = [_need(path, gpus) for path in configs if models is None or path.parent.name in models]
     start, full = (sum(values) for values in zip(*needs, strict=True)) if needs else (0, 0)
     state = os.statvfs(runtime.SHARED_MEMORY)
     free, whole = state.f_bavail * state.f_frsize, state.f_blocks * state.f_frsize
@@ -48,17 +48,17 @@ def check_shared_memory(repository: Path, models: Collection[str] | None = None)
     return None
 
 
-def _need(path: Path) -> tuple[int, int]:
+def _need(path: Path, gpus: int) -> tuple[int, int]:
     """Return the bytes that a model's Python instances take at their start and with a full batch."""
     try:
         config = read_model_config(path)
-        return _sizes(config) if config.get("backend") == ["python"] else (0, 0)
+        return _sizes(config, gpus) if config.get("backend") == ["python"] else (0, 0)
     except (CodetrError, ValueError):
         return 0, 0  # Triton itself says what is wrong with a configuration
 
 
-def _sizes(config: Message) -> tuple[int, int]:
-    count = instance_count(config)
+def _sizes(config: Message, gpus: int) -> tuple[int, int]:
+    count = instance_count(config, gpus)
     batch = max(1, int(config.get("max_batch_size", ["1"])[0]))
     tensors = [*config.get("input", []), *config.get("output", [])]
     return count * _REGION_BYTES, count * (_REGION_BYTES + batch * sum(map(_tensor_bytes, tensors)))

@@ -92,6 +92,7 @@ class Switcher:
         watchdog: of its steps.
         load_seconds: the longest that a version may take to load.
         knows_limit: whether the server's configurations have the field `serving.view.INFLIGHT`.
+        gpus: how many it sees.
     """
 
     def __init__(
@@ -106,10 +107,12 @@ class Switcher:
         watchdog: Watchdog,
         load_seconds: float,
         knows_limit: bool,
+        gpus: int = 1,
     ) -> None:
         self._repository, self._folder, self._models = repository, folder, folder / "models"
         self._url, self._server, self._report, self._log_since = url, server, report, log_since
-        self._watchdog, self._load_seconds, self._knows_limit = watchdog, load_seconds, knows_limit
+        self._watchdog, self._load_seconds = watchdog, load_seconds
+        self._knows_limit, self._gpus = knows_limit, gpus
         self._serving = dict(map(name_and_version, engines))
         self._holds = {engine: Hold(repository, engine) for engine in engines}
         self._plugin = next((each for engine in engines if (each := _plugin(repository, engine))), None)
@@ -192,7 +195,7 @@ class Switcher:
     def _check(self, engine: str) -> None:
         """Check what a start checks, of this engine."""
         check_repository(self._repository, [engine])
-        check_shared_memory(self._repository, models_of(engine))
+        check_shared_memory(self._repository, models_of(engine), self._gpus)
         plugin = _plugin(self._repository, engine)
         if plugin is not None and plugin != self._plugin:
             raise CodetrError(

@@ -120,8 +120,8 @@ def quantised_layers(
 ) -> dict[str, nn.Module]:
     """Return what takes the place of linear layers.
 
-    Those narrower than `FP8_WIDTH` stay as they are: memory decides how long they take, and rounding costs accuracy. The
-    two of an MLP may be as narrow as `FP8_MLP_WIDTH`, since joined they move a quarter of the bytes.
+    Those narrower than `FP8_WIDTH` stay as they are: memory decides how long they take, and rounding costs accuracy.
+    The two of an MLP may be as narrow as `FP8_MLP_WIDTH`, since joined they move a quarter of the bytes.
 
     Raises:
         EngineError: a layer is a convolution, or all are too narrow.

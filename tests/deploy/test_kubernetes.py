@@ -345,7 +345,7 @@ def shared_memory_of_full_batches(folder: Path, width: int, height: int, batch: 
         text = text.replace("768, 1152", f"{height}, {width}").replace("max_batch_size: 1", f"max_batch_size: {batch}")
         text = text.replace("KIND_AUTO count: 1", f"KIND_AUTO count: {detectors}")  # of the detector alone
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
-        total += shared_memory._need(folder / "config.pbtxt")[1]
+        total += shared_memory._need(folder / "config.pbtxt", 1)[1]
     return total
 
 

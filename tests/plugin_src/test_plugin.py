@@ -79,6 +79,7 @@ def run(*command, **options):
         pytest.param("query_tiles_test", id="every query is worked on once"),
         pytest.param("locate_test", id="corners and weights are those of bilinear interpolation"),
         pytest.param("schedule_test", id="a launch's layout is made once for a shape"),
+        pytest.param("post_attention_work_test", id="every row is in the share of one cluster"),
     ],
 )
 def test_what_needs_no_gpu_of_the_kernel(program, tmp_path):

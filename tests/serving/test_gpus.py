@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from serving.errors import CodetrError
-from serving.gpus import VISIBLE, check_gpus, installed_gpus, visible_devices
+from serving.gpus import VISIBLE, ServerGpus, check_gpus, installed_gpus, visible_devices
 from serving.manifest import manifest_path
 
 Machine = Callable[[Sequence[str]], None]
@@ -86,7 +86,7 @@ def repository_of(folder: Path, **manifest: object) -> Path:
 def test_an_engine_for_cpus_gets_none(machine: Machine, tmp_path: Path) -> None:
     machine(["9.0"])
     repository = repository_of(tmp_path / "r", engine="onnx", device="cpu")
-    assert check_gpus(repository, ["codetr"], None, {}) is None
+    assert check_gpus(repository, ["codetr"], None, {}) == ServerGpus(None, 1)
     with pytest.raises(CodetrError, match=r"gpus 0: no engine of .* runs on a GPU; leave it out"):
         check_gpus(repository, ["codetr"], "0", {})
 
@@ -103,7 +103,7 @@ def test_an_engine_runs_on_gpus_that_it_was_built_for(machine: Machine, tmp_path
     ):
         with pytest.raises(CodetrError, match=f"{fault}{advice}$"):
             check_gpus(repository, ["codetr"], wanted, environment)
-    assert check_gpus(repository, ["codetr"], "1,2", {}) == "GPU-11-a,GPU-22-a"
-    assert check_gpus(repository, ["codetr"], None, {VISIBLE: "2"}) is None
+    assert check_gpus(repository, ["codetr"], "1,2", {}) == ServerGpus("GPU-11-a,GPU-22-a", 2)
+    assert check_gpus(repository, ["codetr"], None, {VISIBLE: "2"}) == ServerGpus(None, 1)
     fits_all = repository_of(tmp_path / "s", engine="tensorrt", compute_capability="9.0", hardware_compatible=True)
-    assert check_gpus(fits_all, ["codetr"], None, {}) is None
+    assert check_gpus(fits_all, ["codetr"], None, {}) == ServerGpus(None, 3)

@@ -37,6 +37,29 @@ def test_room_for_full_batches_is_enough(repository: Path, monkeypatch: pytest.M
     assert check_shared_memory(repository) is None
 
 
+@pytest.mark.parametrize(
+    ("group", "gpus", "mib"),
+    [
+        ("count: 2 kind: KIND_GPU", 3, 6 * 57),
+        ("count: 2", 3, 6 * 57),  # Triton takes the GPUs that there are
+        ("count: 2 kind: KIND_GPU gpus: [ 0, 2 ]", 3, 4 * 57),
+        ("count: 2 kind: KIND_CPU", 3, 2 * 57),
+        ("count: 2 kind: KIND_GPU", 1, 2 * 57),
+    ],
+)
+def test_a_group_has_its_count_on_each_gpu(
+    group: str, gpus: int, mib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "config.pbtxt").write_text(CONFIG.replace("count: 2", group))
+    with_room(mib, monkeypatch)
+    assert check_shared_memory(tmp_path, gpus=gpus) is None
+    with_room(mib - 1, monkeypatch)
+    note = check_shared_memory(tmp_path, gpus=gpus)
+    assert note is not None
+    assert f"full batches need about {mib}" in note
+
+
 def test_less_is_a_line_with_what_to_do(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_room(60, monkeypatch)
     note = check_shared_memory(repository)
