@@ -29,7 +29,7 @@ from builder.engines.tensorrt import (
     route,
 )
 from builder.engines.tensorrt.child import TensorRTPython
-from builder.engines.tensorrt.precision import check_precision, count_plugin_layers, precision_of
+from builder.engines.tensorrt.precision import check_precision, count_plugin_layers, precision_of, warn_of_narrowed
 from builder.operators import interface
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_attention, inputs_of, uses_operator
 from builder.precision import Precision, Quantised
@@ -74,6 +74,7 @@ def build(
             mark_outputs(model, settings.marked_modules)
             onnx.save(model, onnx_file)
         precision = quantised_to(program) or cast(Precision, precision_of(program))
+        types = tensor_types(onnx.load(str(onnx_file), load_external_data=False))
         report = build_plan(
             onnx_file,
             path,
@@ -85,6 +86,8 @@ def build(
             python=python,
         )
     check_precision(report.layers or {}, program)
+    if quantised_to(program) is None:
+        warn_of_narrowed(report.layers or {}, types, report.tensorrt)
     plugin_layers = count_plugin_layers(report.layers or {}, program, report.tensorrt)
     if plugin is not None:
         shutil.copy(plugin, path.parent)  # where `load` looks
@@ -159,16 +162,23 @@ def build_plan(
 
 def node_types(onnx_file: Path) -> dict[str, Precision]:
     """Return the floating-point type of each node: of what it makes, else of what a plugin or a comparison reads."""
-    graph = onnx.shape_inference.infer_shapes(onnx.load(str(onnx_file), load_external_data=False)).graph
+    model = onnx.load(str(onnx_file), load_external_data=False)
     found: dict[str, Precision] = {}
-    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-    for node in graph.node:
+    types = tensor_types(model)
+    for node in model.graph.node:
         for name in (*node.output, *(node.input if node.domain or node.op_type in _COMPARING else ())):
-            if (type_ := _FLOATING.get(types.get(name, 0))) is not None:
+            if (type_ := types.get(name)) is not None:
                 found[node.name] = type_
                 break
     return found
+
+
+def tensor_types(model: onnx.ModelProto) -> dict[str, Precision]:
+    """Return the type of each floating-point tensor of an ONNX file, weights included, as far as it can be inferred."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return {name: _FLOATING[type_] for name, type_ in types.items() if type_ in _FLOATING}
 
 
 def explain_parser_errors(errors: Sequence[Mapping[str, Any]], onnx_file: Path) -> str:

@@ -35,6 +35,13 @@ _SPOKEN_OF = ("LayerType", "ParameterType", "TacticName", "Name")
 _TYPE = re.compile(r"\b(BF16|BFloat16|FP16|Half|FP32|Float|TF32)\b", re.IGNORECASE)
 _QUANTISED_TYPE = {"int8": re.compile(r"\bInt8\b", re.IGNORECASE), "fp8": re.compile(r"\b(FP8|E4M3)", re.IGNORECASE)}
 _WITHHELD = "TensorRT does not tell the types of this plan's layers, so nothing shows that it computes in {}"
+_NARROWED = (
+    "TensorRT {} hands on {} tensors in half precision that are float32 in the network: {}; where they are "
+    "coordinates, boxes move and scores with them, which codetr verify tells"
+)
+_NAMED = 5  # of them
+# What a layer puts out in a format of its own, before a copy brings it to the network's.
+_IN_OWN_FORMAT = "Reformatted Output Tensor"
 _TYPE_NAMES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16", "half": "float16"}
 
 
@@ -99,6 +106,35 @@ def count_plugin_layers(information: Mapping[str, Any], program: ExportedProgram
             raise EngineError(text)
         warnings.warn(text, stacklevel=2)
     return count
+
+
+def warn_of_narrowed(information: Mapping[str, Any], types: Mapping[str, str], version: str) -> None:
+    """Warn of tensors that are float32 in the network and half precision where the plan hands them on.
+
+    TensorRT 8 takes a layer's type for a wish where it fuses a region, and coordinates need float32.
+
+    Args:
+        information: TensorRT's JSON.
+        types: of the network's tensors, by the names that the plan's layers call them.
+        version: of TensorRT.
+    """
+    if names := narrowed(information, types):
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        warnings.warn(_NARROWED.format(version, len(names), ", ".join(names[:_NAMED]) + more), stacklevel=2)
+
+
+def narrowed(information: Mapping[str, Any], types: Mapping[str, str]) -> list[str]:
+    """Return the names of tensors that are float32 in the network and that a layer puts out in half precision."""
+    found: dict[str, None] = {}
+    for layer in information.get("Layers", []):
+        inputs = layer.get("Inputs", []) if isinstance(layer, Mapping) else []
+        brought = [_floating_type(each) for each in inputs if str(each.get("Name", "")).startswith(_IN_OWN_FORMAT)]
+        for output in layer.get("Outputs", []) if isinstance(layer, Mapping) else []:
+            name = str(output.get("Name", ""))
+            made = next(iter(brought), None) or _floating_type(output)
+            if types.get(name) == "float32" and made in _TYPE_NAMES.values():
+                found[name] = None
+    return list(found)
 
 
 def check_types(histogram: Mapping[str, int], precision: str) -> None:

@@ -16,6 +16,7 @@ from builder.engines.tensorrt.precision import (
     layer_types,
     product_layers,
     products_of,
+    warn_of_narrowed,
 )
 from builder.pipeline.export import decompose_attention
 from tests.builder.engines.tensorrt import windowed
@@ -212,3 +213,48 @@ def test_a_plan_of_regions_alone_is_built_with_a_warning():
         check_precision({"Layers": [REGION]}, program)
     with pytest.raises(EngineError, match="the plan tells of no convolution or matrix product"):
         check_precision({"Layers": [layer("relu", "PointWise", [HALF], [HALF])]}, program)
+
+
+def tensor(name, format_):
+    return {"Name": name, "Format/Datatype": format_}
+
+
+FUSED = "{ForeignNode[node__to_copy...node_slice_13]}"
+WIDE, INTEGERS = "Row major linear FP32", "Row major linear Int32"
+# As 8.5.3.1 told of Co-DINO's demo: a region that hands on some of its tensors as they are, and one through a copy.
+NARROWING = {
+    "Layers": [
+        {"Name": FUSED, "Outputs": [tensor("div_68", HALF), tensor("slice_8", INTEGERS), tensor("linear", HALF)]},
+        {
+            "Name": f"Reformatting CopyNode for Output Tensor 19 to {FUSED}",
+            "Inputs": [tensor(f"Reformatted Output Tensor 19 to {FUSED}", HALF)],
+            "Outputs": [tensor("mul_100", WIDE)],
+        },
+        {
+            "Name": f"Reformatting CopyNode for Output Tensor 20 to {FUSED}",
+            "Inputs": [tensor(f"Reformatted Output Tensor 20 to {FUSED}", WIDE)],
+            "Outputs": [tensor("softmax", WIDE)],
+        },
+        {"Name": "cast", "Inputs": [tensor("linear", HALF)], "Outputs": [tensor("to_float", WIDE)]},
+    ]
+}
+NETWORK = dict.fromkeys(("div_68", "mul_100", "softmax", "to_float"), "float32") | {"linear": "float16"}
+
+
+def test_tensors_that_a_plan_narrows_are_named():
+    with pytest.warns(
+        UserWarning, match=r"TensorRT 8\.5\.3 hands on 2 tensors in half .*: div_68, mul_100; where they"
+    ):
+        warn_of_narrowed(NARROWING, NETWORK, "8.5.3")
+
+
+def test_of_many_tensors_some_are_named():
+    layers = [{"Name": f"l{i}", "Outputs": [tensor(f"t{i}", HALF)]} for i in range(7)]
+    with pytest.warns(UserWarning, match=r"hands on 7 tensors .*: t0, t1, t2, t3, t4 and 2 more;"):
+        warn_of_narrowed({"Layers": layers}, {f"t{i}": "float32" for i in range(7)}, "8.5.3")
+
+
+@pytest.mark.parametrize("information", [{}, {"Layers": ["a name alone"]}, {"Layers": NARROWING["Layers"][2:]}])
+def test_a_plan_that_narrows_nothing_warns_of_nothing(information, recwarn):
+    warn_of_narrowed(information, NETWORK, "8.5.3")
+    assert not recwarn.list
