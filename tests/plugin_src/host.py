@@ -1,4 +1,4 @@
-"""Kernels for Hopper GPUs, compiled for the CPU on which tests run."""
+"""C++ of `plugin_src`, compiled for the CPU on which tests run."""
 
 import ctypes
 import shutil
@@ -6,15 +6,25 @@ import subprocess
 
 from tests.markers import missing
 
-WARNINGS = "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"  # unroll is nvcc's
-OPTIONS = "-std=c++17", "-O3", "-ffp-contract=off", *WARNINGS, "-shared", "-fPIC"
+OPTIONS = "-std=c++17", "-Wall", "-Wextra", "-Werror"
+
+
+def compiler(*arguments):
+    """Return what the host compiler prints."""
+    if not shutil.which("g++"):
+        missing("needs g++")
+    done = subprocess.run(["g++", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def shared_library(path, *arguments):
+    """Return the path of the library that is compiled there."""
+    compiler(*OPTIONS, "-shared", "-fPIC", "-o", path, *arguments)
+    return path
 
 
 def compiled(folder, source):
     """Return the library of a source that includes plugin_src/test/fake_hopper.h."""
-    if not shutil.which("g++"):
-        missing("needs g++")
-    path = folder / "libhost.so"
-    done = subprocess.run(["g++", *OPTIONS, "-o", path, source], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(path))
+    options = "-O3", "-ffp-contract=off", "-Wno-unknown-pragmas"  # unroll is nvcc's
+    return ctypes.CDLL(str(shared_library(folder / "libhost.so", *options, source)))

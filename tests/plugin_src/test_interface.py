@@ -5,8 +5,6 @@ The kernel's own checks run here too: `findFault` needs no CUDA.
 
 import ctypes
 import json
-import shutil
-import subprocess
 
 import pytest
 import torch
@@ -16,30 +14,19 @@ from builder.operators.interface import Message
 from builder.operators.ms_deform_attn import ms_deform_attn
 from perf.operator.run import ELEMENT_TYPES, _PlainCall
 from plugin_src import SOURCES
-from tests.markers import missing
-
-
-def compiled(*arguments):
-    """What the host compiler prints."""
-    if not shutil.which("g++"):
-        missing("needs g++")
-    done = subprocess.run(["g++", *map(str, arguments)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tests.plugin_src.host import compiler, shared_library
 
 
 def test_without_a_compiler_ci_fails(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CI", "true")
     with pytest.raises(pytest.fail.Exception, match=r"needs g\+\+"):
-        compiled("--version")
+        compiler("--version")
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    path = tmp_path_factory.mktemp("interface") / "libinterface.so"
-    options = ("-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
-    compiled(*options, "-o", path, SOURCES / "test/interface_host.cpp")
+    path = shared_library(tmp_path_factory.mktemp("interface") / "libinterface.so", SOURCES / "test/interface_host.cpp")
     loaded = ctypes.CDLL(str(path))
     loaded.describeInterface.restype = loaded.describeFault.restype = ctypes.c_char_p
     return loaded
@@ -94,7 +81,7 @@ def test_every_source_is_part_of_the_fingerprint():
     included = set()
     for name in cuda.SOURCES:
         # Headers of CUDA need not be there (-MG), and are left out as those of PyTorch are.
-        rule = compiled("-std=c++20", "-x", "c++", "-MM", "-MG", SOURCES / name)
+        rule = compiler("-std=c++20", "-x", "c++", "-MM", "-MG", SOURCES / name)
         included |= {path for path in rule.replace("\\\n", " ").split() if path.startswith(f"{SOURCES}/")}
     assert included == {str(SOURCES / name) for name in (*cuda.SOURCES, *cuda.HEADERS)}
 

@@ -1,7 +1,6 @@
 """How the product of E4M3 matrices asks cuBLASLt for what it wants, by a stand-in that computes on the CPU."""
 
 import ctypes
-import shutil
 import subprocess
 import sys
 from ctypes.util import find_library
@@ -12,7 +11,7 @@ import torch
 from builder.operators import linear_e4m3
 from builder.operators.linear_e4m3 import ACTIVATIONS, E4M3
 from plugin_src import SOURCES
-from tests.markers import missing
+from tests.plugin_src.host import shared_library
 
 TENSORS = ("x", "weight", "bias", "x_scale", "weight_scale", "factor", "output")
 HALVES = {torch.float16: 1, torch.bfloat16: 2}
@@ -29,27 +28,18 @@ class Call(ctypes.Structure):
     )
 
 
-def compiled(path, *arguments):
-    if not shutil.which("g++"):
-        missing("needs g++")
-    options = ("-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
-    done = subprocess.run(["g++", *options, "-o", path, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return path
-
-
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     """The path of the product's code."""
     folder = tmp_path_factory.mktemp("host")
-    return compiled(folder / "libhost.so", SOURCES / "test/linear_host.cpp", SOURCES / "linear_e4m3.cpp", "-ldl")
+    return shared_library(folder / "libhost.so", SOURCES / "test/linear_host.cpp", SOURCES / "linear_e4m3.cpp", "-ldl")
 
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
     """The path of the stand-in, which the process finds as PyTorch's once it is loaded: by the name recorded in it."""
     folder = tmp_path_factory.mktemp("stand_in")
-    return compiled(
+    return shared_library(
         folder / "fake.so", SOURCES / "test/fake_cublaslt.cpp", "-Wl,-soname,libcublasLt.so.13", "-fvisibility=default"
     )
 

@@ -5,7 +5,6 @@ with each of them.
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import pytest
 
 from builder.operators.cuda import find_nvcc
 from serving.contract import PLUGIN_LIBRARY
-from tests.markers import missing
+from tests.plugin_src.host import OPTIONS, compiler
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "plugin_src"
@@ -83,10 +82,7 @@ def run(*command, **options):
     ],
 )
 def test_what_needs_no_gpu_of_the_kernel(program, tmp_path):
-    if not shutil.which("g++"):
-        missing("needs g++")
-    options = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
-    run("g++", *options, "-o", tmp_path / "test", SOURCES / f"test/{program}.cpp")
+    compiler(*OPTIONS, "-O2", "-pthread", "-o", tmp_path / "test", SOURCES / f"test/{program}.cpp")
     assert run(tmp_path / "test").endswith(" passed, 0 failed\n")
 
 

@@ -1,8 +1,6 @@
 """Where the kernel finds the tokens of a window: its own index arithmetic, compiled for the host."""
 
 import ctypes
-import shutil
-import subprocess
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ import torch
 from builder.operators import window_attention
 from builder.operators.window_attention import partition_windows, region_bias, relative_position_index
 from plugin_src import SOURCES
+from tests.plugin_src.host import shared_library
 
 MAPS = [(12, 24, 0), (12, 24, 6), (30, 41, 6), (30, 41, 3), (5, 3, 3), (84, 84, 1), (1, 40, 6), (13, 12, 5)]
 
@@ -26,14 +25,7 @@ class Call(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if not shutil.which("g++"):
-        pytest.skip("needs g++")
-    path = tmp_path_factory.mktemp("window") / "libwindow.so"
-    options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(path)]
-    done = subprocess.run(
-        ["g++", *options, str(SOURCES / "test/window_host.cpp")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    path = shared_library(tmp_path_factory.mktemp("window") / "libwindow.so", SOURCES / "test/window_host.cpp")
     loaded = ctypes.CDLL(str(path))
     loaded.windowSchema.restype = loaded.describeWindowFault.restype = ctypes.c_char_p
     return loaded
