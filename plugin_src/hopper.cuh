@@ -1,4 +1,4 @@
-// What the Hopper kernels ask of the machine, one thin function an instruction; test/fake_hopper.h has the same functions on
+// What the Hopper kernels ask of the machine, one thin function an instruction; test/fake_hopper.h has those that they call on
 // a CPU. Sources: PTX ISA 8.5, sections on wgmma, mbarrier, cp.async.bulk and clusters.
 #pragma once
 
