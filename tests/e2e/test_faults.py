@@ -32,10 +32,10 @@ from codetr_client.errors import ServiceError
 from serving import watchdog
 from serving.board import Board
 from serving.health import check_service
-from serving.launch import TritonServer, free_ports, running_server
+from serving.launch import TritonServer, free_ports
 from serving.runtime import admin_headers, server_folders
 from serving.stubs import stubs_of
-from tests.e2e.conftest import computed
+from tests.e2e.conftest import computed, killed_server
 from tests.tiny_engine import write_tiny_repository
 
 pytestmark = pytest.mark.server
@@ -121,7 +121,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(repository: Path) -> Iterator[Watched]:
-    with running_server(repository) as server:
+    with killed_server(repository) as server:
         yield Watched(server)
 
 
@@ -378,7 +378,7 @@ def siblings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watche
     without = re.sub(r"instance_group \{\n(  .*\n)*\}\n", "", config.read_text())
     assert "instance_group" not in without
     config.write_text(without + 2 * group)
-    with running_server(repository) as server:
+    with killed_server(repository) as server:
         monkeypatch.setattr(server, "_load_seconds", 0.0)
         yield Watched(server)
 

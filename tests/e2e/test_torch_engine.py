@@ -25,7 +25,6 @@ from builder.pipeline.export import InputSpec
 from codetr_client.client import CoDetrClient
 from model_repository.torch_runner import TorchRunner
 from serving.errors import CodetrError
-from serving.launch import running_server
 from serving.manifest import read_manifest
 from serving.model_config import instance_count, read_model_config
 from serving.postprocess import PostprocessSettings, postprocess
@@ -33,6 +32,7 @@ from serving.preprocess import preprocess, resize_and_pad
 from serving.rules import Rules
 from serving.stubs import stubs_of
 from tests.clients.cpp.program import PACKAGES
+from tests.e2e.conftest import killed_server
 from tests.smallest import SMALLEST
 from tests.toy_family import SMALL, TOY
 
@@ -65,7 +65,7 @@ def compiled(variant, built_once):
 
 @pytest.fixture(scope="module")
 def served(compiled):
-    with running_server(compiled) as server:
+    with killed_server(compiled) as server:
         yield server
 
 
@@ -120,7 +120,7 @@ def test_instances_that_share_an_engine_answer_as_one_and_come_back_when_it_dies
             np.testing.assert_allclose(boxes, wanted, atol=1e-2)
 
     expected = detections(served.grpc_url)
-    with running_server(repository) as server:
+    with killed_server(repository) as server:
         began = time.monotonic()
         server.watch(lambda said: None)
         with ThreadPoolExecutor(8) as pool:
