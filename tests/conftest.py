@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import random
@@ -33,6 +34,16 @@ MAX_BATCH = 8
 
 # A shell ignores SIGINT in what it starts in the background, and programs that tests interrupt would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Else garbage is looked for again and again among thousands of collected tests and all of PyTorch, which is none.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage be looked for from here on, among what tests make; an export makes millions of small objects."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers are selected

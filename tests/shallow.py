@@ -1,4 +1,4 @@
-"""The detectors of the reference data with one layer of each kind in their transformers, which are exported faster.
+"""The detectors of the reference data with one layer or block of each kind, which are exported faster.
 
 Co-DINO's are the fixtures `shallow_config` and `shallow_weights`.
 """
@@ -16,7 +16,10 @@ from tests.conftest import DATA
 
 _DEEPER = {
     "detr": r"coder\.layers\.1\.",
-    "rtdetrv2": r"decoder\.decoder\.layers\.[12]\.|dec_(score|bbox)_head\.[12]\.",
+    "rtdetrv2": (
+        r"decoder\.decoder\.layers\.[12]\.|dec_(score|bbox)_head\.[12]\.|"
+        r"res_layers\.[123]\.blocks\.1\.|bottlenecks\.[12]\."
+    ),
 }
 
 
@@ -39,5 +42,7 @@ def detr(dilated: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
 def rtdetrv2(sampling: str = "default") -> tuple[dict[str, Any], dict[str, Any]]:
     """Return settings and weights of an RT-DETRv2 of a way to sample."""
     config, weights = _shallow("rtdetrv2")
+    config["PResNet"]["blocks"] = [2, 1, 1, 1]
+    config["HybridEncoder"]["depth_mult"] = 1 / 3  # of three blocks
     config["RTDETRTransformerv2"].update(num_layers=1, cross_attn_method=sampling)
     return config, weights

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,20 @@ ENGINES = {
     "codetr": ((64, 96), 0.9, CLASS_NAMES),
     "small": ((40, 48), 0.8, (*SHAPES, "a", "b", "c", "d")),
 }
+
+
+@contextmanager
+def killed_server(repository: Path, extra: Sequence[str] = ()) -> Iterator[TritonServer]:
+    """Run a server as `running_server` does, and kill it after the block.
+
+    Triton takes three seconds to end as it should, of which tests of its end ask: those of `codetr serve` in
+    test_server.py and test_faults.py.
+    """
+    with running_server(repository, extra) as server:
+        try:
+            yield server
+        finally:
+            server.tell_to_end(signal.SIGKILL)
 
 
 def computed(server: TritonServer) -> int:
@@ -54,7 +70,7 @@ def computed(server: TritonServer) -> int:
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[TritonServer]:
     """A real tritonserver with that repository on free loopback ports; tests leave it running."""
-    with running_server(repository) as running:
+    with killed_server(repository) as running:
         yield running
 
 
@@ -78,5 +94,5 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     setting = 'key: "damaged_jpeg"\n  value {\n    string_value: "%s"'
     assert text.count(setting % "refuse") == 1
     config.write_text(text.replace(setting % "refuse", setting % "accept"))
-    with running_server(folder / "repository") as running:
+    with killed_server(folder / "repository") as running:
         yield running

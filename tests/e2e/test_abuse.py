@@ -34,7 +34,8 @@ from perf.fuzz.server import DIGEST_BYTES, ask, processes, spelled, write_echo_r
 from perf.fuzz.sources import sources
 from perf.load.monitor import MemoryMonitor
 from serving.contract import DETECTOR, ENSEMBLE, POSTPROCESS, PREPROCESS
-from serving.launch import TritonServer, running_server
+from serving.launch import TritonServer
+from tests.e2e.conftest import killed_server
 from tests.e2e.raw_http import INFER, chunks, exchange, get, image_input, infer, post, tensor
 
 pytestmark = pytest.mark.server
@@ -49,7 +50,7 @@ HEADER = json.dumps({"inputs": [image_input(DATA)]}).encode()
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     """Of its own, whose detector spells the digest of what it gets."""
-    with running_server(write_echo_repository(tmp_path_factory.mktemp("echo") / "repository")) as running:
+    with killed_server(write_echo_repository(tmp_path_factory.mktemp("echo") / "repository")) as running:
         yield running
 
 

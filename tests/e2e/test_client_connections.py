@@ -18,9 +18,10 @@ from PIL import Image
 
 from codetr_client import AsyncCoDetrClient, CoDetrClient, Tls, errors
 from codetr_client.wire import Protocol
-from serving.launch import LOOPBACK, ServerOptions, TritonServer, free_ports, running_server, start_server
+from serving.launch import LOOPBACK, ServerOptions, TritonServer, free_ports, start_server
 from tests.clients import fakes
 from tests.clients.fakes import Certificates
+from tests.e2e.conftest import killed_server
 from tests.tiny_engine import MAX_DETECTIONS
 
 pytestmark = pytest.mark.server
@@ -66,7 +67,7 @@ def encrypted(tiny_repository: Path, certificates: Certificates) -> Iterator[Tri
         f"--grpc-server-key={certificates.server_key}",
         f"--grpc-root-cert={certificates.ca_pem}",
     ]
-    with running_server(tiny_repository, extra) as server:
+    with killed_server(tiny_repository, extra) as server:
         yield server
 
 

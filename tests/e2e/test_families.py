@@ -31,9 +31,10 @@ from demo.shapes.dataset import encode_jpeg
 from demo.shapes.draw import generate
 from perf.accuracy.detectors import built_variant, pytorch_detect, server_detect, server_setup
 from serving.contract import DETECTOR, model_name
-from serving.launch import TritonServer, running_server
+from serving.launch import TritonServer
 from serving.manifest import read_manifest
 from tests import shallow
+from tests.e2e.conftest import killed_server
 from tests.toy_family import SMALL, TOY, toy_weights
 
 # Ensemble: its settings and weights, and a size (height, width) that the reference data's images do not have. Co-DINO's
@@ -131,7 +132,7 @@ def add_older(repository: Path, file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def together(all_families: Path) -> Iterator[TritonServer]:
-    with running_server(all_families) as server:
+    with killed_server(all_families) as server:
         yield server
 
 

@@ -29,12 +29,13 @@ from codetr_client.client import CoDetrClient
 from codetr_client.contract import DEADLINE_PARAMETER, DEADLINE_PASSED
 from codetr_client.detections import Detections
 from codetr_client.errors import ServiceError
+from serving import watchdog
 from serving.board import Board
 from serving.health import check_service
-from serving.launch import TritonServer, free_ports, running_server
+from serving.launch import TritonServer, free_ports
 from serving.runtime import admin_headers, server_folders
 from serving.stubs import stubs_of
-from tests.e2e.conftest import computed
+from tests.e2e.conftest import computed, killed_server
 from tests.tiny_engine import write_tiny_repository
 
 pytestmark = pytest.mark.server
@@ -83,7 +84,9 @@ class Watched:
     def __init__(self, server: TritonServer) -> None:
         self.server = server
         self.said: list[str] = []
-        server.watch(self.said.append, standstill_seconds=4)
+        started = server.watch(self.said.append, standstill_seconds=4)
+        assert started is not None
+        self.watchdog = started
 
     def process_of(self, step: str) -> psutil.Process:
         """Return the newest living process of a step."""
@@ -98,13 +101,27 @@ class Watched:
         with CoDetrClient(self.server.grpc_url, class_names="coco") as client:
             return client.detect(png(value))
 
+    def settle(self) -> None:
+        """Wait until the watchdog has looked for longer than it needs to find and end what is replaced by now."""
+        looks: list[float] = []
+        look = self.watchdog.look
+
+        def noted(now: float) -> None:
+            look(now)
+            looks.append(now)
+
+        seconds = watchdog._LOOK_FOR_NEW + self.watchdog._superseded + 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.watchdog, "look", noted)
+            eventually(lambda: len(looks) > 0 and looks[-1] - looks[0] > seconds)
+
     def loads_of(self, step: str) -> int:
         return self.server.log().count(f"successfully loaded '{step}'")
 
 
 @pytest.fixture(scope="module")
 def watched(repository: Path) -> Iterator[Watched]:
-    with running_server(repository) as server:
+    with killed_server(repository) as server:
         yield Watched(server)
 
 
@@ -361,7 +378,7 @@ def siblings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watche
     without = re.sub(r"instance_group \{\n(  .*\n)*\}\n", "", config.read_text())
     assert "instance_group" not in without
     config.write_text(without + 2 * group)
-    with running_server(repository) as server:
+    with killed_server(repository) as server:
         monkeypatch.setattr(server, "_load_seconds", 0.0)
         yield Watched(server)
 
@@ -374,7 +391,7 @@ def test_of_two_processes_of_one_name_one_that_dies_is_replaced_with_the_other(s
 
     before = of_detector()
     assert len(before) == 2
-    time.sleep(6)  # a process that was replaced would be ended by then
+    siblings.settle()
     assert of_detector() == before
     assert siblings.said == []
     siblings.process_of("codetr_detector").kill()
@@ -382,7 +399,7 @@ def test_of_two_processes_of_one_name_one_that_dies_is_replaced_with_the_other(s
     eventually(lambda: len(of_detector() - before) == 2)
     eventually(lambda: of_detector().isdisjoint(before))
     after = of_detector()
-    time.sleep(6)
+    siblings.settle()
     assert of_detector() == after
     assert siblings.said == ["codetr_detector_0_0 has died: loading codetr_detector anew"]
     assert len(siblings.detect()) > 0

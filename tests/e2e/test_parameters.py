@@ -15,8 +15,8 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from serving.contract import ENSEMBLE
-from serving.launch import TritonServer, running_server
-from tests.e2e.conftest import computed
+from serving.launch import TritonServer
+from tests.e2e.conftest import computed, killed_server
 from tests.tiny_engine import MAX_DETECTIONS, tiny_candidates
 
 pytestmark = pytest.mark.server
@@ -94,7 +94,7 @@ def test_tritons_own_parameters_are_not_refused(client: Any) -> None:
 def test_forwarded_headers_are_not_refused(tiny_repository: Path) -> None:
     forward = ["--http-header-forward-pattern=.*", "--grpc-header-forward-pattern=.*"]
     headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "x-request-id": "7"}
-    with running_server(tiny_repository, forward) as server:
+    with killed_server(tiny_repository, forward) as server:
         for module, url in ((tritonclient.grpc, server.grpc_url), (tritonclient.http, server.http_url)):
             with module.InferenceServerClient(url) as client:
                 assert count(client, headers=headers, parameters={"score_threshold": 0.95}) == 1

@@ -25,9 +25,10 @@ from codetr_client.deadline import Deadline
 from codetr_client.errors import ModelNotFoundError, ModelNotReadyError
 from serving.errors import CodetrError
 from serving.health import check_service
-from serving.launch import TritonServer, running_server
+from serving.launch import TritonServer
 from serving.switch import switch
 from serving.versions import Choice, read_choice, write_choice
+from tests.e2e.conftest import killed_server
 from tests.tiny_engine import MAX_DETECTIONS, tiny_candidates, write_tiny_repository
 
 pytestmark = pytest.mark.server
@@ -163,7 +164,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def followed(repository: Path) -> Iterator[Followed]:
-    with running_server(repository) as server:
+    with killed_server(repository) as server:
         yield Followed(server)
 
 

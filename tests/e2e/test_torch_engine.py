@@ -25,7 +25,6 @@ from builder.pipeline.export import InputSpec
 from codetr_client.client import CoDetrClient
 from model_repository.torch_runner import TorchRunner
 from serving.errors import CodetrError
-from serving.launch import running_server
 from serving.manifest import read_manifest
 from serving.model_config import instance_count, read_model_config
 from serving.postprocess import PostprocessSettings, postprocess
@@ -33,6 +32,7 @@ from serving.preprocess import preprocess, resize_and_pad
 from serving.rules import Rules
 from serving.stubs import stubs_of
 from tests.clients.cpp.program import PACKAGES
+from tests.e2e.conftest import killed_server
 from tests.smallest import SMALLEST
 from tests.toy_family import SMALL, TOY
 
@@ -57,7 +57,16 @@ def variant(request):
 def compiled(variant, built_once):
     """The repository of a package; tests must not change it."""
     options = BuildOptions(variant, InputSpec(64, 96, 2), seed=3, engine="torch")
-    return built_once(f"compiled-{variant.name}", lambda path: build_repository(options, path))
+    # Precompiling PyTorch's headers takes longer than to read them once.
+    headers = {"cpp_cache_precompile_headers": False, "aot_inductor.precompile_headers": False}
+    with torch._inductor.config.patch(headers):
+        return built_once(f"compiled-{variant.name}", lambda path: build_repository(options, path))
+
+
+@pytest.fixture(scope="module")
+def served(compiled):
+    with killed_server(compiled) as server:
+        yield server
 
 
 def test_compiled_package_reproduces_the_detector(compiled):
@@ -67,10 +76,10 @@ def test_compiled_package_reproduces_the_detector(compiled):
 
 
 @pytest.mark.server
-def test_compiled_package_is_served(compiled, variant):
+def test_compiled_package_is_served(served, variant):
     file = BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)).save(file, "PNG")
-    with running_server(compiled) as server, CoDetrClient(server.grpc_url) as client:
+    with CoDetrClient(served.grpc_url) as client:
         found = client.detect(file.getvalue())
 
     images, image_size, original_size = preprocess(file.getvalue(), 64, 96)
@@ -91,7 +100,7 @@ def busy_seconds(metrics_url):
 
 
 @pytest.mark.server
-def test_instances_that_share_an_engine_answer_as_one_and_come_back_when_it_dies(compiled, tmp_path):
+def test_instances_that_share_an_engine_answer_as_one_and_come_back_when_it_dies(compiled, served, tmp_path):
     repository = tmp_path / "repository"
     shutil.copytree(compiled, repository)
     config = repository / "codetr_detector" / "config.pbtxt"
@@ -110,9 +119,8 @@ def test_instances_that_share_an_engine_answer_as_one_and_come_back_when_it_dies
         for boxes, wanted in zip(found, expected, strict=True):
             np.testing.assert_allclose(boxes, wanted, atol=1e-2)
 
-    with running_server(compiled) as server:
-        expected = detections(server.grpc_url)
-    with running_server(repository) as server:
+    expected = detections(served.grpc_url)
+    with killed_server(repository) as server:
         began = time.monotonic()
         server.watch(lambda said: None)
         with ThreadPoolExecutor(8) as pool:

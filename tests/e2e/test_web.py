@@ -402,7 +402,7 @@ def test_a_server_that_is_killed_and_comes_back(browser: Chromium, both: TritonS
             assert words[0].startswith(HOSTILE[0]), "as text"
             assert words[1].startswith("a\\u202eb "), "not turned"
             assert browser.run("document.title") == "codetr"
-            server.process.kill()
+            server.tell_to_end(signal.SIGKILL)
             server.stop()
             browser.until("/no server answers grpc at .*refused/.test(document.getElementById('state').textContent)")
             browser.drop([second])
@@ -417,4 +417,5 @@ def test_a_server_that_is_killed_and_comes_back(browser: Chromium, both: TritonS
             check_events(browser, found)
         browser.until("/own server does not answer/.test(document.getElementById('state').textContent)")
     finally:
+        server.tell_to_end(signal.SIGKILL)
         server.stop()

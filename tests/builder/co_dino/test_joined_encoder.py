@@ -161,11 +161,19 @@ def count(program, operator):
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("e4m3", [False, True], ids=["half", "E4M3"])
+@pytest.mark.parametrize(
+    "e4m3",
+    [
+        pytest.param([1], id="both"),  # and what follows one kind of layer is the other one
+        pytest.param([], id="half", marks=pytest.mark.slow),
+        pytest.param([0, 1, 2], id="E4M3", marks=pytest.mark.slow),
+    ],
+)
 def test_a_program_has_the_operators_and_their_weights_once(detector, e4m3):
     plain = in_half(detector, torch.float16)
-    quantised(plain.encoder, feed_forward(0, 1, 2) if e4m3 else [])
+    quantised(plain.encoder, feed_forward(*e4m3))
     joined = plain.joined(always)
+    assert [each.kind.e4m3 for each in joined.encoder.layers] == [i in e4m3 for i in range(3)]
     program = export_detector(joined, InputSpec(64, 96, max_batch_size=3))
     assert [count(program, each) for each in (FOLLOWED, LAST)] == [2, 1]
     assert count(program, SAMPLING) == 3 + VARIANT.decoder_layers
