@@ -13,7 +13,7 @@ from builder.family import DetectorConfig
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from builder.operators.post_attention import Works
+    from builder.operators.post_attention_layer import Works
 
 
 class Detector(nn.Module):

@@ -20,6 +20,14 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def skip_but_on_hopper() -> None:
+    """Skip a test marked `gpu` on another GPU: `post_attention` has instructions of that architecture alone."""
+    import torch
+
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("post_attention is for GPUs of compute capability 9.0")
+
+
 # `make setup` fetches it wherever it exists, so there its absence is a failure and not a skip.
 needs_perf_analyzer = pytest.mark.skipif(
     shutil.which("perf_analyzer") is None and (platform.system(), platform.machine()) != ("Linux", "x86_64"),

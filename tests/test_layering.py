@@ -79,7 +79,7 @@ LAYERS: dict[str, set[str]] = {
     "builder.precision": set(),
     "builder.operators": {"builder.operators", "builder.cache", "plugin_src", "serving.manifest"} | ERRORS,
     "builder.parts": {"builder.parts", "builder.operators", "builder.family"},
-    "builder.detector": {"builder.family", "builder.operators.post_attention"},  # what joined layers are asked by
+    "builder.detector": {"builder.family", "builder.operators.post_attention_layer"},  # what joined layers are asked by
     "builder.family": {"builder.detector", "serving.contract", "serving.rules"} | ERRORS,
     **{
         f"builder.{family}": {

@@ -13,19 +13,8 @@ from torch import Tensor, nn
 from builder.co_dino.deformable import MultiScaleDeformableAttention, Projected, attend
 from builder.co_dino.encoder import Encoder, EncoderLayer, encoder_reference_points
 from builder.operators.linear_e4m3 import E4M3
-from builder.operators.post_attention import (
-    TYPES,
-    Following,
-    Layer,
-    Norm,
-    Product,
-    Scales,
-    Works,
-    kind_of,
-    pack,
-    post_attention,
-    post_attention_followed,
-)
+from builder.operators.post_attention import post_attention, post_attention_followed
+from builder.operators.post_attention_layer import TYPES, Following, Layer, Norm, Product, Scales, Works, kind_of, pack
 from builder.parts.layers import LayerNorm
 from builder.parts.position import Shapes
 

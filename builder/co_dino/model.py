@@ -20,7 +20,7 @@ from builder.co_dino.neck import ChannelMapper
 from builder.co_dino.proposals import ProposalHead, Proposals
 from builder.co_dino.swin import SwinTransformer
 from builder.detector import Detector
-from builder.operators.post_attention import Works
+from builder.operators.post_attention_layer import Works
 from builder.parts.boxes import inverse_sigmoid, top_candidates
 from builder.parts.layers import FLOAT32_LAYERS, per_channel
 from builder.parts.position import Shapes, level_valid_shapes, sine_position_embedding

@@ -9,20 +9,12 @@ from builder.engines import first_line
 from builder.operators.cuda import CudaOperatorError, load_cuda_operator
 from builder.operators.linear_e4m3 import E4M3_MAX, to_e4m3
 from builder.operators.post_attention import (
-    WIDTH,
-    Following,
-    Kind,
-    Layer,
-    Norm,
-    Product,
-    Scales,
-    fault_of,
-    pack,
     post_attention,
     post_attention_followed,
     reference_post_attention,
     reference_post_attention_followed,
 )
+from builder.operators.post_attention_layer import WIDTH, Following, Kind, Layer, Norm, Product, Scales, fault_of, pack
 
 ROWS_TRIED = 1000  # the last tile of 128 is not full
 # Relative, of all numbers of a tensor: rounding in another place loses 0.01 in bfloat16, a permutation 1.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,21 +15,20 @@ from torch import Tensor
 from builder.engines.torch_post_attention import random_layer, random_tokens
 from builder.operators.cuda import load_cuda_operator
 from builder.operators.linear_e4m3 import linear_e4m3, to_e4m3
-from builder.operators.post_attention import (
-    WIDTH,
-    Following,
-    Kind,
-    Layer,
-    Norm,
-    Product,
-    kind_of,
-    pack,
-    post_attention,
-    post_attention_followed,
+from builder.operators.post_attention import post_attention, post_attention_followed
+from builder.operators.post_attention_layer import WIDTH, Following, Kind, Layer, Norm, Product, kind_of, pack
+from perf.machine import summary
+from perf.operator.run import (
+    HEADS,
+    IMAGE_SIZES,
+    LAUNCHES,
+    POINTS,
+    TYPES,
+    copy_bandwidth,
+    level_sizes,
+    run_cases,
+    time_calls,
 )
-from perf.machine import header, summary
-from perf.operator.run import HEADS, IMAGE_SIZES, LAUNCHES, POINTS, TYPES, copy_bandwidth, level_sizes, time_calls
-from perf.records import write_record
 from perf.tables import markdown_table
 
 Design = Literal["ours", "separate operators"]
@@ -71,22 +70,8 @@ def run(output: Path, on_case: Callable[[PostAttentionCase], None], seed: int | 
     The arguments and errors are those of `perf.operator.run.run`.
     """
     load_cuda_operator()
-    if seed is not None:
-        torch.manual_seed(seed)
-    cases = []
-    for case in measure():
-        cases.append(case)
-        on_case(case)
-    record = {
-        **header("post_attention"),
-        "cuda": torch.version.cuda,
-        "copy_bytes_per_s": copy_bandwidth(),
-        "checked_rows": CHECKED,
-        "cases": [asdict(case) for case in cases],
-    }
-    write_record(record, output, "post_attention.json")
-    (output / "post_attention.md").write_text(to_markdown(record), encoding="utf-8")
-    return record
+    figures = {"copy_bytes_per_s": copy_bandwidth(), "checked_rows": CHECKED}
+    return run_cases("post_attention", measure, on_case, figures, to_markdown, output, seed)
 
 
 def measure() -> Iterator[PostAttentionCase]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -74,22 +74,39 @@ def run(output: Path, on_case: Callable[[OperatorCase], None], seed: int | None 
         CodetrError: there is no GPU, or the operator could not be built.
     """
     load_cuda_operator()
+    figures = {"offset_std": OFFSET_STD, "copy_bytes_per_s": copy_bandwidth(), "l1_bytes_per_s": l1_bandwidth()}
+    return run_cases("operator", measure, on_case, figures, to_markdown, output, seed)
+
+
+def run_cases(
+    kind: str,
+    measure: Callable[[], Iterator[Any]],
+    on_case: Callable[[Any], None],
+    figures: Mapping[str, float | None],
+    to_markdown: Callable[[dict[str, Any]], str],
+    output: Path,
+    seed: int | None,
+) -> dict[str, Any]:
+    """Measure every case of one operator; write `output`/`kind`.json and .md, and return the JSON's content.
+
+    Args:
+        kind: of the result.
+        measure: yields the cases, dataclasses.
+        on_case: hears of each as it comes.
+        figures: of the GPU and the inputs, which all cases have in common.
+        to_markdown: returns the record as Markdown.
+        output: a folder; made if it is not there.
+        seed: of the random inputs; fresh ones each time without it.
+    """
     if seed is not None:
         torch.manual_seed(seed)
-    ceilings = {"copy_bytes_per_s": copy_bandwidth(), "l1_bytes_per_s": l1_bandwidth()}
     cases = []
     for case in measure():
         cases.append(case)
         on_case(case)
-    record = {
-        **header("operator"),
-        "cuda": torch.version.cuda,
-        "offset_std": OFFSET_STD,
-        **ceilings,
-        "cases": [asdict(case) for case in cases],
-    }
-    write_record(record, output, "operator.json")
-    (output / "operator.md").write_text(to_markdown(record), encoding="utf-8")
+    record = {**header(kind), "cuda": torch.version.cuda, **figures, "cases": [asdict(case) for case in cases]}
+    write_record(record, output, f"{kind}.json")
+    (output / f"{kind}.md").write_text(to_markdown(record), encoding="utf-8")
     return record
 
 

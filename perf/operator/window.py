@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from builder.operators.cuda import load_cuda_operator
 from builder.operators.window_attention import KERNEL_HEAD_DIM, reference_window_attention, window_attention
-from perf.machine import header, summary
-from perf.operator.run import IMAGE_SIZES, LAUNCHES, TYPES, copy_bandwidth, time_calls
-from perf.records import write_record
+from perf.machine import summary
+from perf.operator.run import IMAGE_SIZES, LAUNCHES, TYPES, copy_bandwidth, run_cases, time_calls
 from perf.tables import markdown_table
 
 Design = Literal["ours", "standard operators"]
@@ -49,21 +48,7 @@ def run(output: Path, on_case: Callable[[WindowCase], None], seed: int | None = 
     The arguments and errors are those of `perf.operator.run.run`.
     """
     load_cuda_operator()
-    if seed is not None:
-        torch.manual_seed(seed)
-    cases = []
-    for case in measure():
-        cases.append(case)
-        on_case(case)
-    record = {
-        **header("window"),
-        "cuda": torch.version.cuda,
-        "copy_bytes_per_s": copy_bandwidth(),
-        "cases": [asdict(case) for case in cases],
-    }
-    write_record(record, output, "window.json")
-    (output / "window.md").write_text(to_markdown(record), encoding="utf-8")
-    return record
+    return run_cases("window", measure, on_case, {"copy_bytes_per_s": copy_bandwidth()}, to_markdown, output, seed)
 
 
 def measure() -> Iterator[WindowCase]:

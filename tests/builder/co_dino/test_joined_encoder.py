@@ -8,7 +8,7 @@ import torch
 
 from builder.checkpoint import random_detector
 from builder.co_dino.joined_encoder import JoinedEncoder, JoinedEnd, PlainEnd, joined_encoder
-from builder.operators.post_attention import Kind, count_bytes
+from builder.operators.post_attention_layer import Kind, count_bytes
 from builder.pipeline.export import InputSpec, decompose_operator, export_detector
 from builder.quantise.calibration import Range
 from builder.quantise.layers import Float8Linear, replace_layers

@@ -11,8 +11,10 @@ from builder.engines import torch_post_attention
 from builder.engines.kinds import KINDS
 from builder.engines.torch_post_attention import LARGEST_ERROR, Trying, _errors
 from builder.operators.cuda import CudaOperatorError
-from builder.operators.post_attention import Kind, post_attention, post_attention_followed
+from builder.operators.post_attention import post_attention, post_attention_followed
+from builder.operators.post_attention_layer import Kind
 from builder.pipeline.export import InputSpec, export_detector
+from tests.markers import skip_but_on_hopper
 from tests.smallest import SMALLEST
 from tests.toy_family import SMALL, ToyDetector
 
@@ -114,8 +116,7 @@ def test_other_detectors_are_exported_as_they_are(kind):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_an_engine_on_a_gpu_has_the_operators(tmp_path, precision):
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("needs a GPU of compute capability 9.0")
+    skip_but_on_hopper()
     variant = dataclasses.replace(
         SMALLEST, embed_dim=256, num_heads=8, num_self_heads=8, feedforward_dim=2048, encoder_layers=3
     )

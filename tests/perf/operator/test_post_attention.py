@@ -4,8 +4,9 @@ torch = pytest.importorskip("torch")
 
 from builder.engines.torch_post_attention import random_layer, random_tokens  # noqa: E402  # after the check for torch
 from builder.operators.cuda import load_cuda_operator  # noqa: E402
-from builder.operators.post_attention import Kind  # noqa: E402
+from builder.operators.post_attention_layer import Kind  # noqa: E402
 from perf.operator import post_attention  # noqa: E402
+from tests.markers import skip_but_on_hopper  # noqa: E402
 
 CASE = {
     "design": "ours", "dtype": "float16", "e4m3": False, "followed": True, "height": 768, "width": 1152, "rows": 73656,
@@ -62,8 +63,7 @@ def test_operations_are_those_of_the_products():
 @pytest.mark.parametrize("e4m3", [False, True], ids=["half", "E4M3"])
 def test_case_on_a_gpu_reports_error_and_bytes(design, e4m3):
     load_cuda_operator()
-    if not post_attention.measurable():
-        pytest.skip("needs a GPU of compute capability 9.0")
+    skip_but_on_hopper()
     case = post_attention.measure_case(design, "float16", e4m3, True, (96, 136))
     assert case.rows == 24 * 34 + 12 * 17 + 6 * 9 + 3 * 5 + 2 * 3
     assert case.error <= (0.05 if e4m3 else 1e-3)
