@@ -83,13 +83,20 @@ class Door:
         self._queue.hand_on(place)
 
     def _pending(self) -> int | None:
-        """Return how many requests wait for the detector in Triton, asked ten times a second at most, or None."""
+        """Return how many requests wait for the detector in Triton, or None.
+
+        It is asked ten times a second at most, but at once where it found half of the places free: whoever asks
+        pre-processing alone, as a benchmark does, fills them with what no detector will ever answer.
+        """
         folder = private_folder()
         if folder is None or time.monotonic() < self._next_question:
             return None
         self._next_question = time.monotonic() + 0.1
         with suppress(OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-            return pending_requests(folder, self._detector)
+            pending = pending_requests(folder, self._detector)
+            if 2 * pending <= self._max_images:
+                self._next_question = 0.0
+            return pending
         return None
 
 

@@ -147,8 +147,9 @@ def test_a_drain_on_a_machine_that_stands_still_for_a_moment_waits_too(
 
 def test_before_anybody_is_refused_triton_is_asked_what_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
+    waiting = iter([0, 0, 3])
     monkeypatch.setattr(admission, "time", SimpleNamespace(monotonic=lambda: 1000.0))
-    monkeypatch.setattr(admission, "pending_requests", lambda folder, model: asked.append(model) or 0)
+    monkeypatch.setattr(admission, "pending_requests", lambda folder, model: asked.append(model) or next(waiting))
     queue = DetectorQueue(folder, "other")
     queue.open()
     queue.hand_on(queue.admit(4, 4, 10.0))
@@ -157,5 +158,12 @@ def test_before_anybody_is_refused_triton_is_asked_what_waits(folder: Path, monk
         pass
     assert asked == ["other_detector"]
     assert queue.waiting() == 3
+    with door.let_in(2, {}):  # half of the places were free, so it is asked again
+        pass
+    assert queue.waiting() == 2
     with pytest.raises(ServerBusyError), door.let_in(3, {}):
-        pytest.fail("let in: it was asked a moment ago")
+        pytest.fail("let in: nothing of what was handed on is over")
+    assert len(asked) == 3
+    with pytest.raises(ServerBusyError), door.let_in(3, {}):
+        pytest.fail("let in: it was asked a moment ago, and most waited")
+    assert len(asked) == 3
