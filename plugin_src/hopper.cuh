@@ -186,6 +186,8 @@ __device__ __forceinline__ void takeRegisters() {
 
 // ---- Products of a warpgroup: 64 rows, N columns, 32 bytes of the depth ----
 
+// Before products of registers that something else has written. Each `multiply` has it: ptxas else puts one of its own into
+// divergent paths, and then makes all products of the kernel wait for each other (C7520).
 __device__ __forceinline__ void beginProducts() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commitProducts() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int kPending>
@@ -250,6 +252,7 @@ CODETR_PRODUCTS(E4M3, "m64n64k32.f32.e4m3.e4m3", "m64n128k32.f32.e4m3.e4m3", "1,
 template <typename T, int kCount>
 __device__ __forceinline__ void multiply(float (&sums)[kCount], char const* a, char const* b, int add) {
     uint64_t const rows = describe(a), columns = describe(b);
+    beginProducts();
 #pragma unroll
     for (int step = 0; step < 4; ++step) product(T{}, sums, rows + 2 * step, columns + 2 * step, step > 0 ? 1 : add);
 }
@@ -257,6 +260,7 @@ __device__ __forceinline__ void multiply(float (&sums)[kCount], char const* a, c
 template <typename T>
 __device__ __forceinline__ void multiply(float (&sums)[64], uint32_t const (&a)[16], char const* b, int add) {
     uint64_t const columns = describe(b);
+    beginProducts();
 #pragma unroll
     for (int step = 0; step < 4; ++step)
         product(T{}, sums, a[4 * step], a[4 * step + 1], a[4 * step + 2], a[4 * step + 3], columns + 2 * step, step > 0 ? 1 : add);

@@ -74,9 +74,8 @@ struct Consumer {
             feedForward(sums);
         }
         normalise(sums, shared.vectors + begin.secondWeight(), shared.vectors + begin.secondBias(), scalars[kSecondEpsilon], q);
-        Operand tokens;
-        writeTokens(sums, tokens, RowsOf(call.tokens, row, call.rows, kWidth));
-        if constexpr (kFollowed) follow(sums, tokens, row);
+        writeTokens(sums, RowsOf(call.tokens, row, call.rows, kWidth));
+        if constexpr (kFollowed) follow(sums, row);
     }
 
     __device__ __forceinline__ void loadOperand(Operand& operand, RowsOf const& rows) {
@@ -93,7 +92,6 @@ struct Consumer {
 
     // sums = operand times the next eight pieces.
     __device__ __forceinline__ void project(float (&sums)[2][64], Operand const& operand) {
-        beginProducts();
 #pragma unroll
         for (int block = 0; block < 2; ++block) {
 #pragma unroll
@@ -143,36 +141,46 @@ struct Consumer {
     __device__ char* kept(int group, int row) const {
         return x + ((2 * group + row) * kWarpgroup + thread) * static_cast<int>(sizeof(Vector));
     }
+    // The place of the thread's vector of T in the operand.
+    __device__ char* inOperand(int group, int row) const {
+        int const in_tile = thread / 32 * 16 + thread % 32 / 4 + 8 * row, chunk = group % 2 * 4 + q;
+        return x + group / 2 * kOperandTile + in_tile * 128 + (chunk ^ in_tile % 8) * 16;
+    }
+    // The same of eight numbers in E4M3.
+    __device__ char* inE4m3Operand(int group, int row) const {
+        int const in_tile = thread / 32 * 16 + thread % 32 / 4 + 8 * row, chunk = group % 4 * 2 + q / 2;
+        return x_e4m3 + group / 4 * kOperandTile + in_tile * 128 + (chunk ^ in_tile % 8) * 16 + q % 2 * 8;
+    }
+
+    // After what the threads of the warpgroup have written as an operand.
+    __device__ __forceinline__ void endOperand() {
+        showToProducts();
+        syncWarpgroup(1 + number);
+    }
 
     // The operand of the feed-forward network, in T or in E4M3; then also in T, to be added later.
     __device__ __forceinline__ void writeOperands(float (&sums)[2][64], float factor) {
-        int const low = thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
         for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
-                int const in_tile = low + 8 * row;
-                Vector const vector = packSums<T>(sums[group / 4], group % 4, row);
+                float const(&s)[64] = sums[group / 4];
+                Vector const vector = packSums<T>(s, group % 4, row);
                 if constexpr (kE4m3) {
                     uint32_t words[2];
 #pragma unroll
                     for (int i = 0; i < 2; ++i) {
-                        float const(&s)[64] = sums[group / 4];
                         words[i] = packE4m3(s[place(group % 4, row, 4 * i)] * factor, s[place(group % 4, row, 4 * i + 1)] * factor,
                                             s[place(group % 4, row, 4 * i + 2)] * factor, s[place(group % 4, row, 4 * i + 3)] * factor);
                     }
-                    int const chunk = group % 4 * 2 + q / 2;
-                    storeShared(x_e4m3 + group / 4 * kOperandTile + in_tile * 128 + (chunk ^ in_tile % 8) * 16 + q % 2 * 8, words[0],
-                                words[1]);
+                    storeShared(inE4m3Operand(group, row), words[0], words[1]);
                     storeShared(kept(group, row), vector);
                 } else {
-                    int const chunk = group % 2 * 4 + q;
-                    storeShared(x + group / 2 * kOperandTile + in_tile * 128 + (chunk ^ in_tile % 8) * 16, vector);
+                    storeShared(inOperand(group, row), vector);
                 }
             }
         }
-        showToProducts();
-        syncWarpgroup(1 + number);
+        endOperand();
     }
 
     __device__ __forceinline__ void addKept(float (&sums)[2][64], float scale) {
@@ -197,7 +205,6 @@ struct Consumer {
         for (int chunk = 0; chunk < chunks; ++chunk, bias += kChunk) {
             float hidden[64];
             uint32_t operands[2][16];
-            beginProducts();
 #pragma unroll
             for (int slice = 0; slice < kSlices; ++slice) multiply<T>(hidden, x + slice * kOperandTile, pieces.take(), slice);
             commitProducts();
@@ -217,7 +224,6 @@ struct Consumer {
                     operands[half][2 * j] = pack<T>(relu(h[0] + b.x), relu(h[1] + b.y));
                     operands[half][2 * j + 1] = pack<T>(relu(h[2] + b.x), relu(h[3] + b.y));
                 }
-                beginProducts();
                 multiply<T>(sums[0], operands[half], pieces.take(), 1);
                 multiply<T>(sums[1], operands[half], pieces.take(), 1);
                 commitProducts();
@@ -239,7 +245,6 @@ struct Consumer {
 #pragma unroll 1
         for (int chunk = 0; chunk < chunks; ++chunk, bias += kChunk) {
             float hidden[64];
-            beginProducts();
             multiply<E4M3>(hidden, x_e4m3, pieces.take(), 0);
             multiply<E4M3>(hidden, x_e4m3 + kOperandTile, pieces.take(), 1);
             commitProducts();
@@ -260,7 +265,6 @@ struct Consumer {
                                                           factor * relu(scale * h[4] + c.x), factor * relu(scale * h[5] + c.y));
                 }
             }
-            beginProducts();
             multiply<E4M3>(sums[0], operand, pieces.take(), chunk);
             multiply<E4M3>(sums[1], operand, pieces.take(), chunk);
             commitProducts();
@@ -273,82 +277,83 @@ struct Consumer {
 
     static __device__ __forceinline__ float relu(float x) { return fmaxf(x, 0.f); }
 
-    __device__ __forceinline__ void writeTokens(float (&sums)[2][64], Operand& operand, RowsOf const& tokens) {
+    // The tokens, which are the operand of what follows too.
+    __device__ __forceinline__ void writeTokens(float (&sums)[2][64], RowsOf const& tokens) {
+        if constexpr (kFollowed && kE4m3) syncWarpgroup(1 + number);  // others have read what they kept there
 #pragma unroll
         for (int group = 0; group < kGroups; ++group) {
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 Vector const vector = packSums<T>(sums[group / 4], group % 4, row);
                 tokens.store(row, 32 * group + 8 * q, vector);
-#pragma unroll
-                for (int i = 0; i < 4; ++i) word(operand, group, row, i) = vector.words[i];
+                if constexpr (kFollowed) storeShared(inOperand(group, row), vector);
             }
         }
+        if constexpr (kFollowed) endOperand();
     }
 
     // The next layer's products: the value of the tokens; offsets and logits of tokens and position. A block of 128 columns
     // is written while the next one multiplies.
-    __device__ __forceinline__ void follow(float (&sums)[2][64], Operand& operand, int64_t row) {
+    __device__ __forceinline__ void follow(float (&sums)[2][64], int64_t row) {
         PostAttention const& call = arguments.call;
         float const* bias = shared.vectors + Vectors{call.hidden}.columnBias();
-        RowsOf const value(call.value, row, call.rows, kWidth), position(call.position, row, call.rows, kWidth);
-        startBlocks(sums, operand);
+        RowsOf const value(call.value, row, call.rows, kWidth);
+        Vector positions[2 * kGroups];
+        startSlices<0, kSlices>(sums[0]);
+        startBehind(sums[1], sums[0]);
         writeValue(sums[0], bias, value, 0);
-        Vector positions[kGroups];
-        loadHalf(positions, position, 0);
+        loadRows(positions, RowsOf(call.position, row, call.rows, kWidth));
         endBlock(sums[1]);
-        addHalf(operand, positions, 0);
-        loadHalf(positions, position, 1);
+        addToOperand(positions);
         writeValue(sums[1], bias + kBlockColumns, value, kBlockColumns);
-        addHalf(operand, positions, 1);
         bias += kWidth;
         int const columns = call.offset_columns + call.logit_columns;
         int first = 0;
 #pragma unroll 1
         for (; first + kBlockColumns < columns; first += 2 * kBlockColumns) {
-            startBlocks(sums, operand);
+            startSlices<0, kSlices>(sums[0]);
+            startBehind(sums[1], sums[0]);
             writeSampled(sums[0], bias, row, first);
             endBlock(sums[1]);
             writeSampled(sums[1], bias, row, first + kBlockColumns);
         }
         if (first >= columns) return;
-        beginProducts();
-        startSlices<0, kSlices>(sums[0], operand);
+        startSlices<0, kSlices>(sums[0]);
         endBlock(sums[0]);
         writeSampled(sums[0], bias, row, first);
     }
 
-    // The rows of a half of the groups.
-    __device__ __forceinline__ void loadHalf(Vector (&vectors)[kGroups], RowsOf const& rows, int half) {
+    __device__ __forceinline__ void loadRows(Vector (&vectors)[2 * kGroups], RowsOf const& rows) {
 #pragma unroll
-        for (int i = 0; i < kGroups; ++i) vectors[i] = rows.load(i % 2, 32 * (kGroups / 2 * half + i / 2) + 8 * q);
+        for (int i = 0; i < 2 * kGroups; ++i) vectors[i] = rows.load(i % 2, 32 * (i / 2) + 8 * q);
     }
 
-    __device__ __forceinline__ void addHalf(Operand& operand, Vector const (&vectors)[kGroups], int half) {
+    __device__ __forceinline__ void addToOperand(Vector const (&vectors)[2 * kGroups]) {
 #pragma unroll
-        for (int i = 0; i < 4 * kGroups; ++i) {
-            uint32_t& pair = word(operand, kGroups / 2 * half + i / 8, i / 4 % 2, i % 4);
-            pair = addPairs<T>(pair, vectors[i / 4].words[i % 4]);
+        for (int i = 0; i < 2 * kGroups; ++i) {
+            Vector sum = loadShared(inOperand(i / 2, i % 2));
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sum.words[j] = addPairs<T>(sum.words[j], vectors[i].words[j]);
+            storeShared(inOperand(i / 2, i % 2), sum);
         }
-    }
-
-    // Two blocks of 128 columns, of which the first is done on return. Its pieces are given back as soon as the second has
-    // begun: there need not be slots for all of both.
-    __device__ __forceinline__ void startBlocks(float (&sums)[2][64], Operand const& operand) {
-        beginProducts();
-        startSlices<0, kSlices>(sums[0], operand);
-        startSlices<0, 1>(sums[1], operand);
-        waitForProducts<1>();
-        pieces.release(kSlices);
-        startSlices<1, kSlices>(sums[1], operand);
-        pin(sums[0]);
+        endOperand();
     }
 
     template <int kFirst, int kEnd>
-    __device__ __forceinline__ void startSlices(float (&sums)[64], Operand const& operand) {
+    __device__ __forceinline__ void startSlices(float (&sums)[64]) {
 #pragma unroll
-        for (int slice = kFirst; slice < kEnd; ++slice) multiply<T>(sums, operand[slice], pieces.take(), slice > 0);
+        for (int slice = kFirst; slice < kEnd; ++slice) multiply<T>(sums, x + slice * kOperandTile, pieces.take(), slice > 0);
         commitProducts();
+    }
+
+    // Starts a block; the one before it is done on return. That one's pieces are given back as soon as the block has begun:
+    // there need not be slots for all of both.
+    __device__ __forceinline__ void startBehind(float (&sums)[64], float (&before)[64]) {
+        startSlices<0, 1>(sums);
+        waitForProducts<1>();
+        pieces.release(kSlices);
+        startSlices<1, kSlices>(sums);
+        pin(before);
     }
 
     __device__ __forceinline__ void endBlock(float (&sums)[64]) {

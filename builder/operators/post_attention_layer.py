@@ -123,13 +123,15 @@ def pack(layer: Layer) -> tuple[Tensor, Tensor]:
     if (fault := fault_of(kind)) is not None:
         raise RuntimeError(f"post_attention: {fault}")
     following = layer.following
-    parts = [_packed(layer.output.weight, _projection(WIDTH))]
+    parts = [_packed(layer.output.weight, _projection(WIDTH, in_registers=True))]
     first, second = _feed_forward(kind)
     chunks = [_packed(layer.first.weight, first), _packed(layer.second.weight, second)]
     parts.append(torch.cat([each.view(_chunks(kind), -1) for each in chunks], dim=1).flatten())
     if following is not None:
         sampling = torch.cat([following.offsets.weight, following.logits.weight])
-        parts += [_packed(each, _projection(len(each))) for each in (following.value.weight, sampling)]
+        parts += [
+            _packed(each, _projection(len(each), in_registers=False)) for each in (following.value.weight, sampling)
+        ]
     return torch.cat(parts), _pack_vectors(layer)
 
 
@@ -165,7 +167,8 @@ def unpack(weights: Tensor, vectors: Tensor, kind: Kind) -> Layer:
     following = None
     if columns:
         value, sampling = (
-            _unpacked(each, _projection(rows), dtype, rows) for each, rows in zip(others, (WIDTH, columns), strict=True)
+            _unpacked(each, _projection(rows, in_registers=False), dtype, rows)
+            for each, rows in zip(others, (WIDTH, columns), strict=True)
         )
         following = Following(
             Product(value, biases[0]),
@@ -173,7 +176,7 @@ def unpack(weights: Tensor, vectors: Tensor, kind: Kind) -> Layer:
             Product(sampling[offsets : offsets + logits], biases[1][offsets : offsets + logits]),
         )
     return Layer(
-        Product(_unpacked(output, _projection(WIDTH), dtype, WIDTH), b_o),
+        Product(_unpacked(output, _projection(WIDTH, in_registers=True), dtype, WIDTH), b_o),
         Norm(g1, n1, eps1),
         Product(_unpacked(first.flatten(), places[0], inside, hidden), b1),
         Product(_unpacked(second.flatten(), places[1], inside, WIDTH), b2),
@@ -201,12 +204,18 @@ def _unpacked(packed: Tensor, places: Tensor, dtype: torch.dtype, rows: int) -> 
 _NUMBERS = {1: torch.uint8, 2: torch.int16}
 
 
-def _projection(columns: int) -> Tensor:
-    """Return where in a matrix [columns rounded up, 256] the numbers of its packed form come from."""
+def _projection(columns: int, *, in_registers: bool) -> Tensor:
+    """Return where in a matrix [columns rounded up, 256] the numbers of its packed form come from.
+
+    Args:
+        columns: rows of the matrix.
+        in_registers: the other operand is in registers, not in shared memory.
+    """
     blocks, slices = torch.arange(_round_up(columns, BLOCK) // BLOCK), torch.arange(WIDTH // SLICE)
     row, position = _tile(BLOCK, 2)
     rows = _pi(BLOCK * blocks[:, None, None, None] + row)
-    return rows * WIDTH + _pi(SLICE * slices[:, None, None] + position)  # [blocks, slices, 128, 64]
+    inside = SLICE * slices[:, None, None] + position
+    return rows * WIDTH + (_pi(inside) if in_registers else inside)  # [blocks, slices, 128, 64]
 
 
 def _feed_forward(kind: Kind) -> tuple[Tensor, Tensor]:

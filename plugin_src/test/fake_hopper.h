@@ -221,7 +221,6 @@ void takeRegisters() {
 
 // ---- Products of a warpgroup ----
 
-inline void beginProducts() { ++fake::self().begun; }
 inline void commitProducts() { fake::commitProducts(); }
 template <int kPending>
 void waitForProducts() {

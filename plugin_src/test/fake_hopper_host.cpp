@@ -21,8 +21,6 @@ enum Mistake {
     kSoonGivenBack,     // a slot, before the wait
     kSoonRead,          // sums, before the wait
     kSoonOverwritten,   // the operand, before the wait
-    kNotBegun,          // products of new sums
-    kNotFenced,         // products of registers that have changed
     kPhaseLate,         // a wait
     kArrivalMissing,    // at a barrier
     kArrivalTwice,      // at a barrier
@@ -78,7 +76,6 @@ void consume(Work const& work, uint64_t* full, uint64_t* empty, char* slots, cha
     if (mistake != kNoBarrier) syncWarpgroup(1);
     float sums[32];
     Place taken;
-    if (mistake != kNotBegun) beginProducts();
     auto const giveBack = [&] {
         if (thread < kBlocks && !(mistake == kArrivalMissing && thread == 1)) arriveAt(empty + taken.slot, thread);
     };
@@ -92,7 +89,6 @@ void consume(Work const& work, uint64_t* full, uint64_t* empty, char* slots, cha
         if (mistake != kSoonRead || piece < kPieces - 1) waitForProducts<0>();
         if (mistake != kSoonGivenBack) giveBack();
         taken.advance();
-        beginProducts();
     }
     if (mistake == kPhaseLate && thread == 77) waitFor(full, 1);
     if (mistake == kWarpDivided) {
@@ -106,16 +102,6 @@ void consume(Work const& work, uint64_t* full, uint64_t* empty, char* slots, cha
         storeGlobal(output + 16 * i, vector);
     }
     waitForProducts<0>();
-    if (mistake == kNotFenced) {
-        float more[64];
-        uint32_t operand[16] = {};
-        for (int i = 0; i < 2; ++i) {
-            multiply<Half>(more, operand, slots, 0);
-            operand[3] = 1;
-        }
-        commitProducts();
-        waitForProducts<0>();
-    }
 }
 
 void kernel(Work const& work) {

@@ -129,19 +129,12 @@ struct Thread {
     Wait wait;
     size_t products = 0;
     std::vector<size_t> groups;
-    int begun = 0;  // calls of beginProducts
     struct Open {
         std::shared_ptr<Sums> sums;
         size_t last;  // of its products
     };
     std::vector<Open> open;
-    std::map<float const*, int> closed;  // sums that a wait has given back, and `begun` then
-    struct Used {
-        uint64_t content;
-        int begun;
-    };
-    std::map<uint32_t const*, Used> used;  // operands in registers, as the last product had them
-    std::vector<uint32_t> unshown;         // words of 8 bytes
+    std::vector<uint32_t> unshown;  // words of 8 bytes
     int gave = 0, took = 0;
 
     Warp& warp() const;

@@ -33,17 +33,6 @@ inline void checkTile(Block const& block, uint32_t place, int rows) {
     checkShown(block, place, bytes, what, "shown to products");
 }
 
-// Registers that have changed since a product had them, or are new, need a beginProducts in between.
-inline void checkFence(Thread& thread, uint32_t const* registers) {
-    uint64_t content = 0;
-    for (int i = 0; i < kOperandRegisters; ++i) content = (content ^ registers[i]) * 0x9e3779b97f4a7c15 + 1;
-    auto const found = thread.used.find(registers);
-    bool const changed = found == thread.used.end() || found->second.content != content;
-    if (changed && thread.begun == (found == thread.used.end() ? 0 : found->second.begun))
-        fail("begins a product of registers that were written since the last beginProducts");
-    thread.used[registers] = {content, thread.begun};
-}
-
 // Those that the thread's product `number` adds to: its open ones in these registers, or else the warpgroup's, which the first
 // thread to come makes.
 inline std::shared_ptr<Sums> openSums(Thread& thread, std::shared_ptr<Sums> sums, size_t number, float* registers, int columns) {
@@ -57,9 +46,6 @@ inline std::shared_ptr<Sums> openSums(Thread& thread, std::shared_ptr<Sums> sums
         }
         if (place < registers + count && registers < place + open.sums->columns / 2) fail("adds products to parts of the sums of others");
     }
-    auto const closed = thread.closed.find(registers);
-    if (thread.begun == (closed == thread.closed.end() ? 0 : closed->second))
-        fail("begins products with sums that were its own since the last beginProducts");
     if (!sums) {
         sums = std::make_shared<Sums>();
         sums->columns = columns;
@@ -87,10 +73,7 @@ inline void beginProduct(float* sums, int columns, Operands const& operands, uin
     }
     Product& product = *warpgroup.products[number];
     if (!(product.operands == operands)) fail("asks for another product than other threads of its warpgroup, its number ", number);
-    if (registers) {
-        checkFence(thread, registers);
-        std::copy_n(registers, kOperandRegisters, product.registers.begin() + thread.inWarpgroup() * kOperandRegisters);
-    }
+    if (registers) std::copy_n(registers, kOperandRegisters, product.registers.begin() + thread.inWarpgroup() * kOperandRegisters);
     auto const opened = openSums(thread, product.sums, number, sums, columns);
     if (!product.sums) product.sums = opened;
     if (product.sums != opened) fail("adds a product to other sums than other threads of its warpgroup");
@@ -185,7 +168,6 @@ inline void finishProducts(int pending) {
         int const t = thread.inWarpgroup(), columns = open.sums->columns;
         float* const registers = open.sums->registers[t];
         for (int i = 0; i < columns / 2; ++i) registers[i] = open.sums->values[placeOfSum(t, i, columns)];
-        thread.closed[registers] = thread.begun;
         return true;
     };
     thread.open.erase(std::remove_if(thread.open.begin(), thread.open.end(), give_back), thread.open.end());

@@ -86,12 +86,12 @@ def tile(matrix):
     return packed
 
 
-def projection(weight, half):
+def projection(weight, half, along):
     padded = torch.zeros(-len(weight) // 128 * -128, WIDTH, dtype=half)
     padded[: len(weight)] = weight.to(half)
     n, p = torch.arange(128), torch.arange(64)
     return [
-        tile(padded[pi(128 * block + n)][:, pi(64 * part + p)])
+        tile(padded[pi(128 * block + n)][:, along(64 * part + p)])
         for block in range(len(padded) // 128)
         for part in range(4)
     ]
@@ -119,10 +119,11 @@ def feed_forward_e4m3(w1, w2):
 
 def packed_weights(layer):
     w = layer.tensors
-    tiles = projection(w["w_o"], layer.half)
+    tiles = projection(w["w_o"], layer.half, along=pi)
     tiles += feed_forward_e4m3(w["w_1"], w["w_2"]) if layer.e4m3 else feed_forward(w["w_1"], w["w_2"], layer.half)
     if layer.columns:
-        tiles += projection(w["w_v"], layer.half) + projection(w["w_s"], layer.half)
+        for name in ("w_v", "w_s"):
+            tiles += projection(w[name], layer.half, along=lambda p: p)
     return torch.from_numpy(np.concatenate(tiles))
 
 

@@ -97,8 +97,6 @@ FOUND = {
     "a slot is given back before the wait": "copies to byte .* a product that nobody has waited for may still read",
     "sums are read before the wait": "wrong numbers",
     "an operand is overwritten before the wait": "writes byte .* a product that nobody has waited for may still read",
-    "products are not begun": "begins products with sums that were its own",
-    "registers change before a product of them": "registers that were written since the last beginProducts",
     "a wait is a phase late": r"threads 205 to 205: waitFor\(the barrier at byte 24576, parity 1\)",
     "an arrival is missing": r"(?s)nothing can go on.*waitFor.*lacks 2 of 2 arrivals",
     "an arrival too many": "counts 1 arrivals, and has had them",
