@@ -1,13 +1,15 @@
 """What a server adds to a real engine: one request at a time, many, and at 70 % of what it can do, in one run.
 
-Beside it stand the things that cannot be avoided: the engine alone, OpenCV's bare decoding and resizing, and that
-requests which come at random wait for each other, whatever the server.
+Beside it stand the things that cannot be avoided: the engine alone, OpenCV's bare decoding and resizing, a server whose
+steps do nothing, and that requests which come at random wait for each other, whatever the server.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from builder.pipeline.manifest import load_engine, spec_of, variant_of
 from perf.capacity.service import Service
 from perf.capacity.simulation import simulate
 from perf.connection import Connection
+from perf.cost.floor import write_floor
 from perf.latency import measure_latency
 from perf.machine import header, summary
 from perf.pictures import encoded_picture
@@ -28,7 +31,8 @@ from perf.server.perf_analyzer import Installation, Level, Mode
 from perf.server.run import Result, ServerBench
 from perf.statistics import summarise
 from perf.tables import markdown_table
-from serving.contract import DETECTOR, ENSEMBLE
+from serving.contract import DETECTOR, ENSEMBLE, STEPS
+from serving.errors import CodetrError
 from serving.launch import running_server
 from serving.manifest import read_manifest
 from serving.preprocess import preprocess
@@ -36,6 +40,7 @@ from serving.preprocess import preprocess
 LOADS = (1, 8, 16)  # requests at a time
 SHARE = 0.7  # of the highest rate, for requests that come at random and those that come evenly
 ARRIVALS: tuple[Mode, ...] = ("rate", "steady")  # at random (Poisson) and evenly spaced
+FLOORS = {"hot": "empty steps", "rested": "empty steps that rest"}
 LOAD_WORDS = {"concurrency": "at a time", "rate": "a second", "steady": "a second, evenly"}
 # What one request may take beside bare decoding and the engine, of eight at a time the share of the engine's own rate,
 # and the p99 in p50s at that level.
@@ -70,6 +75,11 @@ def measure_service(
         levels.append(result.to_json())
         on_result(result)
     record["levels"] = levels
+    record["floor"] = {}
+    for way, waits in floor_waits(levels).items():
+        kept = output / f"floor-{way}"
+        result = measure_floor(repository, name, (spec.width, spec.height), installation, seconds, kept, waits)
+        record["floor"][way] = {"waits_ms": waits, **result.to_json()}
     batches = {1, *(round(batch) for batch in (_mean_batch(level) for level in levels) if batch)}
     record["engine_ms"] = measure_engine(repository, name, sorted(batches), seconds)
     record["verdict"] = verdict(record)
@@ -128,12 +138,7 @@ def measure_levels(
     repository: Path, name: str, picture: tuple[int, int], installation: Installation, seconds: float, output: Path
 ) -> Iterator[Result]:
     """Yield the levels of a server of its own: so many requests at a time, then arrivals at a share of that rate."""
-    with (
-        running_server(repository) as server,
-        Connection(server.grpc_url, "grpc", ensemble=name) as connection,
-    ):
-        configs = connection.model_configs([ENSEMBLE])
-        bench = ServerBench(installation, connection, server.metrics_url, configs, [picture], output / "service")
+    with _serving(repository, name, picture, installation, output / "service") as bench:
         rate = 0.0
         for load in LOADS:
             result = bench.measure(Level(ENSEMBLE, "concurrency", load, 1, seconds), 0)
@@ -142,6 +147,53 @@ def measure_levels(
         if rate:
             for mode in ARRIVALS:
                 yield bench.measure(Level(ENSEMBLE, mode, float(f"{SHARE * rate:.3g}"), 1, seconds), 0)
+
+
+def floor_waits(levels: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return what steps that do nothing wait, in milliseconds, by way of measuring and the step's name.
+
+    `hot` is not at all; `rested`, for which the level of one request at a time must be there, as long as the steps in
+    whose place they stand compute: what the others had in their caches may be gone then.
+    """
+    alone = [each["steps"] for each in levels if (each["mode"], each["value"]) == ("concurrency", LOADS[0])]
+    computed = {step: steps[step]["compute_infer"] for steps in alone for step in STEPS if step in steps}
+    return {"hot": {}} | ({"rested": computed} if len(computed) == len(STEPS) else {})
+
+
+def measure_floor(
+    repository: Path,
+    name: str,
+    picture: tuple[int, int],
+    installation: Installation,
+    seconds: float,
+    output: Path,
+    waits: Mapping[str, float],
+) -> Result:
+    """Return the level of one request at a time of a server as `perf.cost.floor` writes it, its waits included.
+
+    A server that does not start is a level that failed, for what was measured before is worth keeping.
+    """
+    level = Level(ENSEMBLE, "concurrency", LOADS[0], 1, seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        empty = write_floor(repository, name, Path(folder, "repository"), waits)
+        try:
+            with _serving(empty, name, picture, installation, output) as bench:
+                return bench.measure(level, 0)
+        except CodetrError as error:
+            return Result(level, 0, None, error=str(error))
+
+
+@contextmanager
+def _serving(
+    repository: Path, name: str, picture: tuple[int, int], installation: Installation, folder: Path
+) -> Iterator[ServerBench]:
+    """Give what measures a server of its own, which runs meanwhile; its files stay in `folder`."""
+    with (
+        running_server(repository) as server,
+        Connection(server.grpc_url, "grpc", ensemble=name) as connection,
+    ):
+        configs = connection.model_configs([ENSEMBLE])
+        yield ServerBench(installation, connection, server.metrics_url, configs, [picture], folder)
 
 
 def verdict(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +208,7 @@ def verdict(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "added_ms": added,
         "added_to_bare_ms": None if added is None else added - record["pixels_ms"]["bare"],
+        **{f"floor_{way}_ms": _floor_ms(record["floor"].get(way)) for way in FLOORS},
         "mean_batch": batch,
         "share_of_engine_rate": None if own is None or eight is None else eight["reading"]["throughput"] / own,
         "p99_in_p50s": _p99_in_p50s(poisson),
@@ -163,6 +216,11 @@ def verdict(record: Mapping[str, Any]) -> dict[str, Any]:
         "p99_in_p50s_steady": _p99_in_p50s(steady),
         "p99_in_p50s_at_sixteen": _p99_in_p50s(sixteen),
     }
+
+
+def _floor_ms(level: Mapping[str, Any] | None) -> float | None:
+    reading = level and level["reading"]
+    return float(reading["p50"] - sum(level["waits_ms"].values())) if level and reading else None
 
 
 def _p99_in_p50s(level: Mapping[str, Any] | None) -> float | None:
@@ -203,11 +261,7 @@ def to_lines(record: Mapping[str, Any]) -> list[str]:
         f"with what the step checks and fills {pixels['step']:.2f} ms"
         + (f"; bare after {1e3 * REST_SECONDS:g} ms of rest {pixels['rested']:.2f} ms" if "rested" in pixels else ""),
     ]
-    if found["added_ms"] is not None:
-        lines.append(
-            f"one request adds {found['added_ms']:.2f} ms to the engine, {found['added_to_bare_ms']:.2f} ms more than "
-            f"bare decoding; goal {GOAL_ADDED_MS:g}"
-        )
+    lines += _of_one_request(found)
     if found["share_of_engine_rate"] is not None:
         lines.append(
             f"eight at a time: {found['share_of_engine_rate']:.0%} of the engine's own rate at their mean batch of "
@@ -225,17 +279,31 @@ def to_lines(record: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _of_one_request(found: Mapping[str, Any]) -> list[str]:
+    hot, rested = (found.get(f"floor_{way}_ms") for way in FLOORS)
+    lines = []
+    if hot is not None:
+        lines.append(
+            f"three empty steps: {hot:.2f} ms"
+            + (f"; {rested:.2f} ms where each rests as long as the step it stands for computes" if rested else "")
+        )
+    if found["added_ms"] is not None:
+        floor = rested or hot
+        lines.append(
+            f"one request adds {found['added_ms']:.2f} ms to the engine, {found['added_to_bare_ms']:.2f} ms more than "
+            "bare decoding"
+            + (f", of which three empty steps take {floor:.2f}" if floor else "")
+            + f"; goal {GOAL_ADDED_MS:g}"
+        )
+    return lines
+
+
 def to_markdown(record: Mapping[str, Any]) -> str:
     """Return the result file as Markdown."""
-    rows = []
-    for level in record["levels"]:
-        reading = level["reading"]
-        load = f"{level['value']:g} {LOAD_WORDS[level['mode']]}"
-        figures = (
-            [f"{reading[key]:.2f}" for key in ("throughput", "p50", "p95", "p99")] if reading else [level["error"]]
-        )
-        steps = [_step(level["steps"], each) for each in ("preprocess", "detector", "postprocess")]
-        rows.append([load, *figures, *[""] * (4 - len(figures)), *steps])
+    rows = [_row(level) for level in record["levels"]]
+    for way, level in record.get("floor", {}).items():
+        load, *figures = _row(level)
+        rows.append([f"{load}, {FLOORS[way]}", *figures])
     columns = ["load", "images/s", "p50 ms", "p95 ms", "p99 ms", "preprocess ms", "detector ms", "postprocess ms"]
     title = f"{record['engine']} {record['precision']}, {record['width']}x{record['height']}"
     return "\n".join(
@@ -253,6 +321,14 @@ def to_markdown(record: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _row(level: Mapping[str, Any]) -> list[str]:
+    reading = level["reading"]
+    load = f"{level['value']:g} {LOAD_WORDS[level['mode']]}"
+    figures = [f"{reading[key]:.2f}" for key in ("throughput", "p50", "p95", "p99")] if reading else [level["error"]]
+    steps = [_step(level["steps"], each) for each in ("preprocess", "detector", "postprocess")]
+    return [load, *figures, *[""] * (4 - len(figures)), *steps]
 
 
 def _step(steps: Mapping[str, Any], name: str) -> str:

@@ -20,7 +20,9 @@ import tritonclient.grpc
 
 from codetr import cli
 from perf.cost.cases import Case, CostPlan
+from perf.cost.repository import write_cost_repository
 from perf.cost.run import measure_case
+from perf.cost.service import measure_floor
 from perf.server.perf_analyzer import find
 from serving.contract import ENSEMBLE
 from serving.launch import TritonServer
@@ -178,3 +180,15 @@ def test_the_server_adds_to_a_detector_of_fixed_cost(tmp_path: Path) -> None:
     results = list(measure_case(find(), plan, tmp_path, case))
     assert [(result.level.value, result.error) for result in results] == [(1, ""), (2, "")]
     assert all(result.steps["codetr_detector"].compute_infer >= 20 for result in results)
+
+
+@needs_perf_analyzer
+@pytest.mark.slow
+def test_empty_steps_answer_with_the_tensors_of_the_real_ones(tmp_path: Path) -> None:
+    repository = write_cost_repository(tmp_path / "repository", Case(96, 64, guests=1), 1)
+    waits = {"codetr_preprocess": 2.0, "codetr_detector": 20.0}
+    found = measure_floor(repository, "codetr", (64, 48), find(), 0.5, tmp_path / "floor", waits)
+    assert found.error == ""
+    assert found.steps["codetr_preprocess"].requests > 0
+    assert found.steps["codetr_detector"].compute_infer >= 20
+    assert found.steps["codetr_postprocess"].failures == 0

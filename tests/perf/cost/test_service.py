@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 
 import perf.cost.service as service
+import serving.contract as contract
 from builder.pipeline.export import InputSpec
+from perf.cost.cases import Case
+from perf.cost.repository import write_cost_repository
 from perf.server.perf_analyzer import Installation
+from serving.errors import CodetrError
 from tests.perf.records import DESCRIPTION, STEP, reading, result
 from tests.smallest import SMALLEST
 
@@ -28,10 +32,17 @@ def levels() -> list[Any]:
 
 
 def record_of(results: list[Any]) -> dict[str, Any]:
+    floor = {
+        "hot": {"waits_ms": {}, **result(reading=reading(p50=0.75)).to_json()},
+        "rested": {
+            "waits_ms": {"codetr_detector": 8.0, "codetr_preprocess": 2.0},
+            **result(reading=reading(p50=11.25)).to_json(),
+        },
+    }
     record = {
         **DESCRIPTION, "engine": "torch", "precision": "float16", "width": 1152, "height": 768,
         "max_batch_size": 4, "pixels_ms": {"bare": 3.5, "step": 3.9}, "engine_ms": {"1": 12.0, "4": 15.0},
-        "levels": [each.to_json() for each in results],
+        "levels": [each.to_json() for each in results], "floor": floor,
     }  # fmt: skip
     return {**record, "verdict": service.verdict(record)}
 
@@ -41,6 +52,8 @@ def test_the_goals_are_judged_by_the_engine_alone_and_bare_decoding() -> None:
     assert record["verdict"] == {
         "added_ms": 5.0,
         "added_to_bare_ms": 1.5,
+        "floor_hot_ms": 0.75,
+        "floor_rested_ms": 1.25,
         "mean_batch": 3.6,
         "share_of_engine_rate": pytest.approx(250 / (4 / 15e-3)),
         "p99_in_p50s": 1.8,
@@ -50,7 +63,9 @@ def test_the_goals_are_judged_by_the_engine_alone_and_bare_decoding() -> None:
     }
     ideal = record["verdict"]["p99_in_p50s_unavoidable"]
     assert service.to_lines(record)[1:] == [
-        "one request adds 5.00 ms to the engine, 1.50 ms more than bare decoding; goal 2",
+        "three empty steps: 0.75 ms; 1.25 ms where each rests as long as the step it stands for computes",
+        "one request adds 5.00 ms to the engine, 1.50 ms more than bare decoding, of which three empty steps take "
+        "1.25; goal 2",
         "eight at a time: 94% of the engine's own rate at their mean batch of 3.6; goal 95%",
         f"at 70% load p99 is 1.80 times p50; goal 2; it is {ideal:.2f} where nothing but bare decoding and the engine "
         "takes time; 1.25 of requests that come evenly",
@@ -59,7 +74,18 @@ def test_the_goals_are_judged_by_the_engine_alone_and_bare_decoding() -> None:
     page = service.to_markdown(record)
     assert "| 182 a second | 180.00 | 20.00 | 18.00 | 36.00 |  | 1.00 + 0.50 + 8.00 + 0.50 |  |" in page
     assert "| 182 a second, evenly | 181.00 |" in page
+    assert "| 1 at a time, empty steps | 100.00 | 0.75 |" in page
+    assert "| 1 at a time, empty steps that rest | 100.00 | 11.25 |" in page
     assert "* one request adds 5.00 ms" in page
+
+
+def test_results_of_before_empty_steps_were_measured_can_be_shown() -> None:
+    record = record_of(levels())
+    del record["floor"]
+    record["verdict"] = {key: value for key, value in record["verdict"].items() if "floor" not in key}
+    page = service.to_markdown(record)
+    assert "empty" not in page
+    assert "* one request adds 5.00 ms to the engine, 1.50 ms more than bare decoding; goal 2\n" in page
 
 
 def test_requests_that_come_at_random_wait_whatever_the_server() -> None:
@@ -73,6 +99,8 @@ def test_requests_that_come_at_random_wait_whatever_the_server() -> None:
 def test_what_was_not_measured_is_not_judged() -> None:
     failed = [replace(each, reading=None, error="no answer") for each in levels()]
     record = record_of(failed)
+    record["floor"] = {"hot": {"waits_ms": {}, **failed[0].to_json()}}
+    record["verdict"] = service.verdict(record)
     assert {value for key, value in record["verdict"].items() if key != "mean_batch"} == {None}
     assert len(service.to_lines(record)) == 1
     assert "| 16 at a time | no answer |  |  |  |" in service.to_markdown(record)
@@ -89,14 +117,34 @@ def test_a_run_times_the_engine_at_the_batches_that_it_saw(tmp_path: Path, monke
     monkeypatch.setattr(service, "read_manifest", lambda repository, name: manifest)
     monkeypatch.setattr(service, "measure_pixels", lambda manifest, seconds: {"bare": 3.0, "step": 4.0})
     monkeypatch.setattr(service, "measure_levels", lambda *arguments: iter(levels()))
+    monkeypatch.setattr(service, "measure_floor", lambda *arguments: result(reading=reading(p50=0.5)))
     monkeypatch.setattr(service, "measure_engine", measure_engine)
     heard: list[Any] = []
     record = service.measure_service(Path("r"), "mine", Installation(Path("pa"), ""), 1, tmp_path, heard.append)
     assert asked == [(Path("r"), "mine", [1, 4])]
     assert heard == levels()
     assert record["verdict"]["added_ms"] == 6.0
+    assert record["verdict"]["floor_hot_ms"] == 0.5
     assert (tmp_path / "service.json").exists()
     assert (tmp_path / "service.md").read_text() == service.to_markdown(record)
+
+
+def test_empty_steps_rest_as_long_as_the_real_ones_compute() -> None:
+    steps = {name: replace(STEP, compute_infer=8.0 + index) for index, name in enumerate(contract.STEPS)}
+    alone, eight = result(value=1, steps=steps), result(value=8, steps=dict.fromkeys(steps, STEP))
+    waits = {"codetr_preprocess": 8.0, "codetr_detector": 9.0, "codetr_postprocess": 10.0}
+    assert service.floor_waits([eight.to_json(), alone.to_json()]) == {"hot": {}, "rested": waits}
+    assert service.floor_waits([result(value=1, steps={}).to_json()]) == {"hot": {}}
+
+
+def test_empty_steps_that_do_not_start_cost_no_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def running_server(repository: Path) -> Any:
+        raise CodetrError("no room in shared memory")
+
+    monkeypatch.setattr(service, "running_server", running_server)
+    repository = write_cost_repository(tmp_path / "repository", Case(96, 64), 1)
+    found = service.measure_floor(repository, "codetr", (96, 64), Installation(Path("pa"), ""), 1, tmp_path, {})
+    assert (found.reading, found.error) == (None, "no room in shared memory")
 
 
 def test_decoding_is_timed_hot_and_rested(monkeypatch: pytest.MonkeyPatch) -> None:
