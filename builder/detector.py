@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ class Detector(nn.Module):
         return self
 
     def joined(self, works: Works) -> Self:
-        """Return the detector with layers joined for a GPU: into operators of ours, or calls of its library.
+        """Return the detector with layers joined into operators of ours that need a GPU of one kind, or itself.
 
         It shares its other layers with this one. Done last before an export, to a detector in the engine's precision.
 
@@ -40,14 +39,6 @@ class Detector(nn.Module):
             works: tells whether such an operator can do a kind of layer, here.
         """
         return self
-
-    def with_modules(self, **modules: nn.Module) -> Self:
-        """Return a detector with modules of these names, which shares all else with this one; itself if it has them."""
-        if all(self._modules[name] is module for name, module in modules.items()):
-            return self
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, **modules}
-        return twin
 
     @abstractmethod
     def set_precision(self, dtype: torch.dtype) -> Self:

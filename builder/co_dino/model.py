@@ -6,6 +6,7 @@ Source: Co-DETR (arXiv 2211.12860) at inference, as mmdetection's `projects/CO-D
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,6 @@ from builder.parts.layers import FLOAT32_LAYERS, per_channel
 from builder.parts.position import Shapes, level_valid_shapes, sine_position_embedding
 from builder.parts.precision import convert
 from builder.parts.resnet import FrozenBatchNorm2d, ResNet, fold_batch_norms
-from builder.parts.resnet_products import as_products
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 
@@ -78,8 +78,13 @@ class CoDINO(Detector):
         return self
 
     def joined(self, works: Works) -> CoDINO:
-        """Join what follows the encoder's attention and a ResNet's convolutions, as `Detector.joined` says."""
-        return self.with_modules(backbone=as_products(self.backbone), encoder=joined_encoder(self.encoder, works))
+        """Join what follows the encoder's attention, as `Detector.joined` says."""
+        encoder = joined_encoder(self.encoder, works)
+        if encoder is self.encoder:
+            return self
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "encoder": encoder}
+        return twin
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the best candidates before any suppression, as `Detector.forward` says; boxes end with the image."""

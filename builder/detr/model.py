@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from builder.detector import Detector
 from builder.detr.config import DetrConfig
-from builder.operators.post_attention_layer import Works
 from builder.parts.boxes import cxcywh_to_xyxy
 from builder.parts.layers import FLOAT32_LAYERS, MLP, BoxHead, LayerNorm, MultiHeadAttention, per_channel
 from builder.parts.position import level_valid_shapes, sine_position_embedding, token_mask
 from builder.parts.precision import convert
 from builder.parts.resnet import FrozenBatchNorm2d, ResNet, fold_batch_norms
-from builder.parts.resnet_products import as_products
 from serving.contract import PIXEL_MEAN, PIXEL_STD
 
 POSITION_TEMPERATURE = 10000.0
@@ -130,10 +128,6 @@ class Detr(Detector):
         """Fold the frozen batch norms into their convolutions, in the type of the weights; return the detector."""
         fold_batch_norms(self.backbone)
         return self
-
-    def joined(self, works: Works) -> Detr:
-        """Join the backbone's convolutions with what follows them, as `Detector.joined` says."""
-        return self.with_modules(backbone=as_products(self.backbone))
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the K = `variant.max_detections` best queries of each image, one class each, best first.
