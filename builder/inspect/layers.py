@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from builder.detector import Detector
 from builder.inspect.difference import Difference, difference
-from builder.inspect.marked import Arrays, MarkedEngine, Marks
+from builder.inspect.marked import Arrays, MarkedEngine
+from builder.inspect.marks import Marks
 from builder.inspect.watch import Tap, watched
 from builder.pipeline.export import OUTPUT_NAMES
 from model_repository.torch_runner import float32_products
