@@ -74,13 +74,8 @@ def mark_model(model: ModelProto, patterns: Sequence[str] = ("*",)) -> Marks:
         if name not in (UNREAD, *outputs):
             unknown = helper.make_tensor_value_info(name, TensorProto.INT64, None)
             model.graph.output.append(values.get(name, unknown))
-    return read_marks(model, choices)
-
-
-def read_marks(model: ModelProto, choices: Sequence[tuple[Step, str]] = ()) -> Marks:
-    """Return the marks of a model's outputs."""
-    outputs = {value.name for value in model.graph.output} - set(OUTPUT_NAMES)
-    return marks_of([_step(node) for node in model.graph.node], outputs, choices)
+    marked = {value.name for value in model.graph.output} - set(OUTPUT_NAMES)
+    return marks_of([_step(node) for node in model.graph.node], marked, choices)
 
 
 def _step(node: NodeProto) -> Step:
