@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from builder.checkpoint import DTYPES, CheckpointError, load_detector, random_detector
 from builder.detector import Detector
@@ -24,6 +21,7 @@ from builder.families import family_of
 from builder.family import DetectorConfig
 from builder.pipeline.export import InputSpec, decompose_attention, export_detector
 from builder.pipeline.logs import compiler_logs, keep_text
+from builder.pipeline.machine import check_disk, check_gpu_memory, remedy_for
 from builder.pipeline.manifest import describe
 from builder.pipeline.report import place_report, write_report
 from builder.pipeline.repository import check_destination, check_writable, write_repository
@@ -38,14 +36,6 @@ from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 from serving.manifest import PLAN_BACKEND
 from serving.versions import name_and_version
-
-# Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
-# detector that was exported, and the engine.
-WORKING_COPIES = 3
-# Of one image's pixel: Swin-L and R50 in PyTorch float32 take 1900 bytes above their weights on an H200 at any size
-# from 608x608 on, most of it in the encoder, and half as much in float16.
-ACTIVATION_BYTES = 1900
-GPU_WORKSPACE = 2**30  # for the compilers' trials of kernels
 
 # Why the verification of less than float32 says nothing of them; docs/quantisation.md has DETR R50's figures.
 RANDOM_WEIGHTS = (
@@ -132,9 +122,9 @@ def build_repository(
         reference = _load_or_log(options, repository)
     options = replace(options, variant=reference.variant)  # now with the checkpoint's class names
     samples = sample_images(options.variant.class_names or (), options.verify_images, options.verify_annotations)
-    _check_disk(reference, repository)
+    check_disk(reference, repository)
     if eager_device(device) != "cpu":
-        _check_gpu_memory(reference, options.spec)
+        check_gpu_memory(reference, options.spec)
     logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
         detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[kind.around(options.precision)])
@@ -239,7 +229,7 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
     _prepare_report(options.report, folder)
     with _running(stage, "load weights"):
         detector = _load_or_log(options, folder)
-    _check_disk(detector, folder)
+    check_disk(detector, folder)
     logs = partial(compiler_logs, options.verbose, _beside(options, folder, "build.log"))
     with _running(stage, "export", logs):
         program = export_detector(detector.deploy().set_precision(DTYPES[options.precision]), options.spec)
@@ -281,21 +271,10 @@ def _running(stage: Stage, name: str, logs: Callable[[], AbstractContextManager[
         try:
             yield
         except Exception as error:
-            remedy = _remedy(error)
+            remedy = remedy_for(error)
             if remedy is None:
                 raise
             raise CodetrError(f"{name!r} failed: {first_line(error)}; {remedy}") from error
-
-
-def _remedy(error: Exception) -> str | None:
-    """Return what to do about an error of the machine; None for any other."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "end what else runs on the GPU (nvidia-smi lists it), or choose a smaller batch or size"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # a RuntimeError of PyTorch
-        return "memory is full: end other programs, or choose a smaller batch or size"
-    if isinstance(error, OSError):
-        return "look at that path's disk and permissions; TMPDIR and the folder of the repository choose other places"
-    return None
 
 
 def load(options: BuildOptions) -> Detector:
@@ -340,40 +319,6 @@ def _beside(options: BuildOptions, repository: Path, what: str) -> Path:
     """Return the path for what a failed build leaves: in the folder of the report, or else beside the repository."""
     folder = options.report or repository.absolute().parent
     return folder / f"{repository.absolute().name}-{options.name}-{what}"
-
-
-def _check_gpu_memory(detector: Detector, spec: InputSpec) -> None:
-    """Refuse to start where the GPU has no room for detector, engine and the activations of the largest batch."""
-    activations = spec.max_batch_size * spec.height * spec.width * ACTIVATION_BYTES
-    needed = WORKING_COPIES * _size(detector) + activations + GPU_WORKSPACE
-    free, _ = torch.cuda.mem_get_info()
-    if free < needed:
-        raise CodetrError(
-            f"{torch.cuda.get_device_name()} has {free / 2**30:.1f} GiB free, the build needs about "
-            f"{needed / 2**30:.1f} GiB; end what else runs there (nvidia-smi lists it), or choose a smaller batch or "
-            "size"
-        )
-
-
-def _size(detector: Detector) -> int:
-    """Return the bytes of a detector's weights."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
-
-
-def _check_disk(detector: Detector, repository: Path) -> None:
-    """Refuse to start where neither the engine made aside nor its copy would find room."""
-    existing = next(folder for folder in (repository, *repository.absolute().parents) if folder.is_dir())
-    try:
-        temporary = Path(tempfile.gettempdir())
-    except FileNotFoundError as error:
-        raise CodetrError("there is no folder for temporary files; set TMPDIR to one that can be written") from error
-    for folder in (existing, temporary):
-        free, needed = shutil.disk_usage(folder).free, WORKING_COPIES * _size(detector)
-        if free < needed:
-            raise CodetrError(
-                f"{folder} has {free / 2**30:.1f} GiB free, the build needs {needed / 2**30:.1f} GiB; free some, or "
-                "choose another disk for TMPDIR and the repository"
-            )
 
 
 def _check(comparison: Comparison, report: Path, options: BuildOptions, repository: Path) -> None:
