@@ -45,6 +45,8 @@ RANDOM_WEIGHTS = (
 
 # Shows one stage of a build while it runs, by its name.
 Stage = Callable[[str], AbstractContextManager[object]]
+# The same with the compilers' logs kept, and full memory and the like as one line.
+Running = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -105,45 +107,29 @@ def build_repository(
     """
     check_destination(repository, options.name, options.overwrite)
     kind = engine_kind(options.engine)
-    kind.check_precision(options.precision)
-    if not kind.has_settings and options.tensorrt != TensorRTSettings():
-        raise _without_settings(kind.name)
-    _check_size(options, tensorrt=options.engine == "tensorrt")
-    device = kind.module.device()  # says that there is no GPU before anything slow begins
+    _check_kind(options, kind)
+    device = eager_device(kind.module.device())  # says that there is no GPU before anything slow begins
     if options.is_quantised and kind.has_settings and options.tensorrt.frontend is None:
         options = replace(options, tensorrt=replace(options.tensorrt, frontend="onnx"))
-    kind.module.check(options.variant.uses_operator, options.tensorrt)  # or no compiler
-    if options.precision in ("int8", "fp8"):
-        kind.module.check_quantised(options.precision, options.tensorrt)
-        if options.recipe.images is not None:
-            image_paths(options.recipe.images, PURPOSE)
+    _check_tools(options, kind)
     _prepare_report(options.report, repository)
     with _running(stage, "load weights"):
         reference = _load_or_log(options, repository)
     options = replace(options, variant=reference.variant)  # now with the checkpoint's class names
     samples = sample_images(options.variant.class_names or (), options.verify_images, options.verify_annotations)
     check_disk(reference, repository)
-    if eager_device(device) != "cpu":
+    if device != "cpu":
         check_gpu_memory(reference, options.spec)
     logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
-        detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[kind.around(options.precision)])
-        detector = detector.to(kind.module.export_device(options.tensorrt))
-        quantisation = None
-        if options.precision in ("int8", "fp8"):
-            quantisation = quantise(reference, detector, kind, options, samples, partial(_running, stage, logs=logs))
-            detector = quantised(detector, quantisation, kind)
-        with _running(stage, "export", logs):
-            program = export_detector(kind.module.prepared(detector), options.spec)
-        with _running(stage, "build engine", logs):
-            engine = kind.module.build(program, Path(folder, kind.file_name), options.tensorrt)
+        running = partial(_running, stage, logs=logs)
+        engine, quantisation = _make_engine(reference, kind, options, samples, Path(folder, kind.file_name), running)
         comparison = report = None
         if not options.skip_verification:
             with _running(stage, "verify"):
                 run = kind.module.load(engine.file, options.spec, engine.device, options.tensorrt)
-                reference = reference.to(eager_device(device))
                 limits = limits_of(options.precision, None if quantisation is None else quantisation.describe())
-                comparison = compare_engine(reference, run, samples, options.spec, limits)
+                comparison = compare_engine(reference.to(device), run, samples, options.spec, limits)
                 report = write_report(
                     Path(folder, "report"), comparison, samples, _describe(options, engine, comparison, quantisation)
                 ).parent
@@ -163,13 +149,51 @@ def build_repository(
     return None if comparison is None else comparison.result
 
 
+def _check_kind(options: BuildOptions, kind: EngineKind) -> None:
+    """Refuse what no machine can build."""
+    kind.check_precision(options.precision)
+    if not kind.has_settings and options.tensorrt != TensorRTSettings():
+        raise _without_settings(kind.name)
+    _check_size(options, tensorrt=kind.name == "tensorrt")
+
+
+def _check_tools(options: BuildOptions, kind: EngineKind) -> None:
+    """Refuse what this machine has no compiler, no arithmetic or no pictures for."""
+    kind.module.check(options.variant.uses_operator, options.tensorrt)
+    if options.precision in ("int8", "fp8"):
+        kind.module.check_quantised(options.precision, options.tensorrt)
+        if options.recipe.images is not None:
+            image_paths(options.recipe.images, PURPOSE)
+
+
+def _make_engine(
+    reference: Detector,
+    kind: EngineKind,
+    options: BuildOptions,
+    samples: Samples,
+    path: Path,
+    running: Running,
+) -> tuple[BuiltEngine, Quantisation | None]:
+    """Write the engine of the float32 detector to `path`; return it and what is quantised in it."""
+    detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[kind.around(options.precision)])
+    detector = detector.to(kind.module.export_device(options.tensorrt))
+    quantisation = None
+    if options.precision in ("int8", "fp8"):
+        quantisation = quantise(reference, detector, kind, options, samples, running)
+        detector = quantised(detector, quantisation, kind)
+    with running("export"):
+        program = export_detector(kind.module.prepared(detector), options.spec)
+    with running("build engine"):
+        return kind.module.build(program, path, options.tensorrt), quantisation
+
+
 def quantise(
     reference: Detector,
     detector: Detector,
     kind: EngineKind,
     options: BuildOptions,
     samples: Samples,
-    running: Callable[[str], AbstractContextManager[None]],
+    running: Running,
 ) -> Quantisation:
     """Return what is quantised: calibrated on pictures, and searched for if that is asked for.
 
