@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from builder.family import DetectorConfig
+    from builder.pipeline.build import BuildOptions
 
 
 def build(
@@ -131,8 +132,7 @@ def build(
 ) -> None:
     """Build an engine, compare it with the float32 detector, and write a repository around it."""
     from builder.engines.tensorrt import TensorRTSettings
-    from builder.engines.tensorrt.plugin_onnx import FILE_NAME, trtexec_line
-    from builder.engines.tensorrt.timing_cache import check as check_timing_cache
+    from builder.engines.tensorrt.plugin_onnx import trtexec_line
     from builder.families import family_of
     from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
     from builder.pipeline.export import InputSpec
@@ -141,10 +141,8 @@ def build(
     from codetr.labels import read_class_names
     from codetr.shown import line, say, shown
     from codetr.stages import Stages, own_console
-    from codetr_client.outputs import check_folder, refuse_inside, refuse_overwriting
-    from serving.contract import ENSEMBLE, MODELS, model_name
     from serving.errors import CodetrError
-    from serving.versions import read_choice, versioned
+    from serving.versions import versioned
 
     if precision not in ENGINE_PRECISIONS:
         raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(ENGINE_PRECISIONS)}")
@@ -208,19 +206,7 @@ def build(
             window_attention=window_attention,
         ),
     )
-    for folder in (repository, report):
-        if folder is not None:
-            check_folder(folder)
-    sources = (weights, classes, verify_images, verify_annotations, calibration_images)
-    refuse_inside(
-        (repository / model_name(model, options.name) for model in MODELS),
-        sources,
-    )
-    refuse_overwriting([repository / FILE_NAME, *([timing_cache] if timing_cache else [])], sources)
-    if timing_cache is not None:
-        check_timing_cache(timing_cache)
-    if report is not None:
-        refuse_inside([report / f"{repository.absolute().name}-{options.name}-verification"], sources)
+    _check_outputs(repository, options, classes)
     console = own_console()
     if plugin_nodes:
         with _signals_end_it() as end_again:
@@ -234,12 +220,39 @@ def build(
         console.print(search_table(repository, options.name))
     if result is not None:
         console.print(line(f"engine and detector agree: {result}"), soft_wrap=True)
+    console.print(line(shown(repository, "bold"), _advice(repository, name, version)), soft_wrap=True)
+
+
+def _check_outputs(repository: Path, options: BuildOptions, classes: Path | None) -> None:
+    """Refuse to write where something else lies, or in the place of what the build reads."""
+    from builder.engines.tensorrt.plugin_onnx import FILE_NAME
+    from builder.engines.tensorrt.timing_cache import check as check_timing_cache
+    from codetr_client.outputs import check_folder, refuse_inside, refuse_overwriting
+    from serving.contract import MODELS, model_name
+
+    report, timing_cache = options.report, options.tensorrt.timing_cache
+    for folder in (repository, report):
+        if folder is not None:
+            check_folder(folder)
+    sources = (options.weights, classes, options.verify_images, options.verify_annotations, options.recipe.images)
+    refuse_inside((repository / model_name(model, options.name) for model in MODELS), sources)
+    refuse_overwriting([repository / FILE_NAME, *([timing_cache] if timing_cache else [])], sources)
+    if timing_cache is not None:
+        check_timing_cache(timing_cache)
+    if report is not None:
+        refuse_inside([report / f"{repository.absolute().name}-{options.name}-verification"], sources)
+
+
+def _advice(repository: Path, name: str, version: int) -> str:
+    """Return what to do with the version of an engine that was built: to serve it, or to have it served."""
+    from serving.contract import ENSEMBLE
+    from serving.versions import read_choice
+
     served = read_choice(repository, name).version
-    advice = f" is ready: codetr serve --repository {repository}"
-    if version != served:
-        advice = f": version {version} of {name} is beside version {served}: codetr switch {repository} --to {version}"
-        advice += "" if name == ENSEMBLE else f" --name {name}"
-    console.print(line(shown(repository, "bold"), advice), soft_wrap=True)
+    if version == served:
+        return f" is ready: codetr serve --repository {repository}"
+    advice = f": version {version} of {name} is beside version {served}: codetr switch {repository} --to {version}"
+    return advice if name == ENSEMBLE else f"{advice} --name {name}"
 
 
 def search_table(repository: Path, name: str) -> Table:

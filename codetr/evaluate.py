@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from builder.family import DetectorConfig
+    from builder.pipeline.coco import Matched
     from codetr_client.detections import Detections
     from perf.accuracy.dataset import Dataset
     from perf.accuracy.detectors import Detect, Setup
@@ -68,10 +69,9 @@ def evaluate(
     """Measure COCO accuracy; killed and started again, it goes on where it was."""
     from codetr_client.outputs import check_folder
     from perf.accuracy.agreement import draw_worst
-    from perf.accuracy.collect import collect
     from perf.accuracy.dataset import category_of_label, read_dataset
     from perf.accuracy.detectors import built_variant, onnx_detect, open_server, server_setup
-    from perf.accuracy.scores import RESULTS, check_output, report
+    from perf.accuracy.scores import check_output
 
     check_folder(output)  # before a file of annotations is read
     console = new_console()
@@ -106,18 +106,18 @@ def evaluate(
         make, names, name, concurrency = *pytorch.load(), pytorch.name, 1
     matched = category_of_label(dataset, names)
     _note(matched.notes)
-    with _bar(console, name, len(dataset.images)) as advance:
-        found = collect(dataset, output / RESULTS, name, make, names, concurrency, advance)
-    result = report(dataset, name, found, matched, output)
+    found, result = _measure(dataset, name, make, names, matched, output, console, concurrency)
     console.print(class_table(result))
     console.print(line(summary_line(result)), soft_wrap=True)
     if given is not None or built is not None:
         _compare_published(result["ap"], dataset, pytorch, console)
     if against is not None:
-        other = _against(dataset, pytorch, output, console)
-        difference = result["ap"] - other[1]["ap"]
+        make, names = pytorch.load()
+        matched = category_of_label(dataset, names)
+        expected, other = _measure(dataset, pytorch.name, make, names, matched, output / AGAINST, console)
+        difference = result["ap"] - other["ap"]
         console.print(line(f"AP {name} - {pytorch.name}: {difference:+.4f}"), soft_wrap=True)
-        for path, value in draw_worst(dataset, found, other[0], output / "worst"):
+        for path, value in draw_worst(dataset, found, expected, output / "worst"):
             console.print(line(f"agreement {value:.3f}  {path}"), soft_wrap=True)
     console.print(line(f"results are in {output}"), soft_wrap=True)
 
@@ -184,20 +184,23 @@ class _PyTorch:
         return weights
 
 
-def _against(
-    dataset: Dataset, pytorch: _PyTorch, output: Path, console: Any
+def _measure(
+    dataset: Dataset,
+    name: str,
+    make: Callable[[], Detect],
+    class_names: tuple[str, ...],
+    matched: Matched,
+    folder: Path,
+    console: Any,
+    concurrency: int = 1,
 ) -> tuple[Mapping[int, Detections], dict[str, Any]]:
-    """Return the PyTorch detector's detections and figures on the same images."""
+    """Return what a detector finds in all images, and its figures; both are also in the folder."""
     from perf.accuracy.collect import collect
-    from perf.accuracy.dataset import category_of_label
     from perf.accuracy.scores import RESULTS, report
 
-    folder = output / AGAINST
-    make, names = pytorch.load()
-    matched = category_of_label(dataset, names)
-    with _bar(console, pytorch.name, len(dataset.images)) as advance:
-        found = collect(dataset, folder / RESULTS, pytorch.name, make, names, 1, advance)
-    return found, report(dataset, pytorch.name, found, matched, folder)
+    with _bar(console, name, len(dataset.images)) as advance:
+        found = collect(dataset, folder / RESULTS, name, make, class_names, concurrency, advance)
+    return found, report(dataset, name, found, matched, folder)
 
 
 @contextmanager

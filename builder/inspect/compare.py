@@ -23,7 +23,8 @@ from builder.engines.tensorrt.child import TensorRTPython
 from builder.family import DetectorConfig
 from builder.inspect.difference import difference
 from builder.inspect.layers import CARRIED, LayerComparison, compare_layers
-from builder.inspect.marked import MarkedEngine, check_patterns, marked_onnx, marked_plan, marked_torch
+from builder.inspect.marked import MarkedEngine, marked_onnx, marked_plan, marked_torch
+from builder.inspect.marks import check_patterns
 from builder.inspect.package import weights_of
 from builder.pipeline.export import InputSpec, export_detector
 from builder.pipeline.manifest import (

@@ -16,19 +16,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from builder.detector import Detector
-from builder.inspect.difference import Difference, difference
-from builder.inspect.marked import Arrays, MarkedEngine, Marks
-from builder.inspect.watch import Tap, watched
+from builder.inspect.marked import Arrays, MarkedEngine
+from builder.inspect.marks import Marks
+from builder.inspect.pytorch_run import CHOICE, Given, TensorDifferences, differences_of, shapes_of, tensors_of
+from builder.inspect.watch import Tap
 from builder.pipeline.export import OUTPUT_NAMES
-from model_repository.torch_runner import float32_products
 from serving.errors import CodetrError
 
 # Own errors, relative to the root mean square of the tensor. Float32 has 24 bits: a sum in another order moves a layer
@@ -41,7 +39,6 @@ OWN = {"float32": 3e-5, "float16": 1.5e-3, "bfloat16": 1.2e-2, "int8": 1e-1, "fp
 CARRIED = {"float32": 2e-3, "float16": 2e-2, "bfloat16": 1e-1, "int8": 3e-1, "fp8": 4e-1}
 # A half type may also lose this many times what PyTorch's own detector in it loses at the same tensor.
 TIMES_PYTORCH = 3.0
-CHOICE = "choice"  # ends the name of a top-k in place of a module's
 
 
 @dataclass
@@ -116,68 +113,30 @@ def compare_layers(
     Raises:
         CodetrError: no tensor of the engine can be told to be a module's.
     """
-    comparison = LayerComparison(precision, engine.what, [], [], {}, [name for name, *_ in samples])
     found: dict[str, Layer] = {}
-    losses: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     names: dict[Tap, str] = {}
+    unseen: list[str] = []
     for index, (sample, images, sizes) in enumerate(samples):
         arrays = engine.run(images, sizes)
         if index == 0:
-            shapes = _shapes(detector, images, sizes)
+            shapes = shapes_of(detector, images, sizes)
             names = match(shapes, engine.marks, arrays)
             if not names:
                 raise CodetrError(
                     "no tensor of the engine can be told to be a module's: its nodes carry no names of modules; build "
                     "it again with this version"
                 )
-            comparison.unseen = _unseen(detector, shapes, names)
-        given = Given(
-            {tap: arrays[name] for tap, name in names.items() if name in arrays},
-            {
-                (module, i): arrays[name]
-                for module, each in engine.marks.chosen.items()
-                for i, name in enumerate(each)
-                if name in arrays
-            },
-        )
-        for name, value in _run_both(detector, given, arrays, images, sizes).items():
-            layer = found.setdefault(name, _layer(detector, name, value))
-            _add(layer, sample, value)
+            unseen = _unseen(detector, shapes, names)
+        given = _given(engine.marks, names, arrays)
+        for name, value in differences_of(detector, given, images, sizes).items():
+            _add(found.setdefault(name, _layer(detector, name, value.shape, precision)), sample, value)
         if half is not None:
-            own_way = _collect(half, images, sizes)
-            own_way.given = Given(
-                {tap: array for tap, array in own_way.given.tensors.items() if tap in given.tensors},
-                {key: array for key, array in own_way.given.choices.items() if key in given.choices},
-            )
-            for name, value in _run_both(detector, own_way.given, own_way.outputs, images, sizes).items():
-                own, carried = losses[name]
-                losses[name] = max(own, value.own.judged), max(carried, value.carried.judged)
-    for layer in found.values():
-        own, carried = losses[layer.name]
-        layer.own_limit = max(OWN[precision], TIMES_PYTORCH * own)
-        layer.carried_limit = max(CARRIED[precision], TIMES_PYTORCH * carried)
-    comparison.layers = list(found.values())
-    comparison.suspects = {layer.name: suspects(detector, layer) for layer in found.values() if layer.leaves}
-    return comparison
-
-
-@dataclass
-class Given:
-    """An engine's tensors for one batch."""
-
-    tensors: Mapping[Tap, NDArray[Any]]
-    choices: Mapping[tuple[str, int], NDArray[Any]]  # by module and number
-
-
-@dataclass
-class _Value:
-    """Both differences of one tensor for one sample."""
-
-    own: Difference
-    carried: Difference
-    shape: tuple[int, ...]
-    moved: int = 0
-    note: str = ""
+            own_way = tensors_of(half, images, sizes, given)
+            for name, value in differences_of(detector, own_way, images, sizes).items():
+                if name in found:
+                    _allow(found[name], value)
+    blamed = {layer.name: suspects(detector, layer) for layer in found.values() if layer.leaves}
+    return LayerComparison(precision, engine.what, list(found.values()), unseen, blamed, [name for name, *_ in samples])
 
 
 def match(shapes: Sequence[tuple[Tap, tuple[int, ...]]], marks: Marks, arrays: Arrays) -> dict[Tap, str]:
@@ -203,19 +162,6 @@ def match(shapes: Sequence[tuple[Tap, tuple[int, ...]]], marks: Marks, arrays: A
     return result
 
 
-def _shapes(
-    detector: Detector, images: NDArray[np.uint8], sizes: NDArray[np.int32]
-) -> list[tuple[Tap, tuple[int, ...]]]:
-    found: list[tuple[Tap, tuple[int, ...]]] = []
-
-    def visit(tap: Tap, tensor: Tensor) -> Tensor:
-        found.append((tap, tuple(tensor.shape)))
-        return tensor
-
-    _run(detector, images, sizes, visit, lambda module, number, scores, places, dim: places)
-    return found
-
-
 def _unseen(detector: nn.Module, shapes: Sequence[tuple[Tap, tuple[int, ...]]], names: Mapping[Tap, str]) -> list[str]:
     """Return the modules of which nothing is seen, nor anything that is in them."""
     seen = {tap.module for tap in names}
@@ -224,120 +170,27 @@ def _unseen(detector: nn.Module, shapes: Sequence[tuple[Tap, tuple[int, ...]]], 
     return list(dict.fromkeys(tap.module for tap, _ in shapes if tap.module not in inside | passing))
 
 
-def _run(detector: Detector, images: NDArray[np.uint8], sizes: NDArray[np.int32], visit: Any, choose: Any) -> Any:
-    tensors = [torch.from_numpy(array).to(detector.device) for array in (images, sizes)]
-    with torch.inference_mode(), float32_products(tf32=False), watched(detector, visit, choose):
-        return detector(*tensors)
+def _given(marks: Marks, names: Mapping[Tap, str], arrays: Arrays) -> Given:
+    """Return an engine's outputs by what PyTorch calls them."""
+    places = {(module, i): name for module, each in marks.chosen.items() for i, name in enumerate(each)}
+    return Given(
+        {tap: arrays[name] for tap, name in names.items() if name in arrays},
+        {choice: arrays[name] for choice, name in places.items() if name in arrays},
+        arrays,
+    )
 
 
-def _run_both(
-    detector: Detector,
-    given: Given,
-    outputs: Mapping[str, NDArray[Any]],
-    images: NDArray[np.uint8],
-    sizes: NDArray[np.int32],
-) -> dict[str, _Value]:
-    """Return the differences of all tensors of one batch by name, in the order in which PyTorch makes them."""
-    own, _ = _differences(detector, given, outputs, images, sizes, exchange=True)
-    carried, notes = _differences(detector, given, outputs, images, sizes, exchange=False)
-    return {
-        name: _Value(value, carried[name][0], shape, moved, notes.get(name, ""))
-        for name, (value, shape, moved) in own.items()
-    }
-
-
-def _differences(
-    detector: Detector,
-    given: Given,
-    outputs: Mapping[str, NDArray[Any]],
-    images: NDArray[np.uint8],
-    sizes: NDArray[np.int32],
-    exchange: bool,
-) -> tuple[dict[str, tuple[Difference, tuple[int, ...], int]], dict[str, str]]:
-    found: dict[str, tuple[Difference, tuple[int, ...], int]] = {}
-    notes: dict[str, str] = {}
-    lost: list[str] = []  # choices that the engine does not tell
-
-    def visit(tap: Tap, tensor: Tensor) -> Tensor:
-        array = given.tensors.get(tap)
-        if array is None:
-            return tensor
-        actual = torch.from_numpy(np.ascontiguousarray(array)).to(tensor.device)
-        found[str(tap)] = difference(tensor, actual), tuple(tensor.shape), 0
-        if lost:
-            notes[str(tap)] = f"after {lost[0]}, which the engine does not tell: rows may be others'"
-        return actual.to(tensor.dtype) if exchange else tensor
-
-    def choose(module: str, number: int, scores: Tensor, places: Tensor, dim: int) -> Tensor:
-        name = choice_name(module, number)
-        array = given.choices.get((module, number))
-        if array is None or array.shape != tuple(places.shape):
-            lost.append(name)
-            return places
-        actual = torch.from_numpy(array.astype(np.int64)).to(places.device)
-        if int(actual.min()) < 0 or int(actual.max()) >= scores.shape[dim]:
-            found[name] = Difference(torch.inf, torch.inf, 0), tuple(places.shape), int((actual != places).sum())
-            lost.append(name)
-            return places
-        # by all scores, since the best ones may all be near 0
-        expected, made = (scores.gather(dim, each).double() for each in (places, actual))
-        scale = scores.double().square().mean().sqrt().clamp(min=1e-12)
-        apart = expected - made
-        error = float(apart.square().mean().sqrt() / scale)
-        worst = float((apart.abs() / (scale + expected.abs())).max())
-        found[name] = Difference(error, worst, 0), tuple(places.shape), int((actual != places).sum())
-        return actual
-
-    made = _run(detector, images, sizes, visit, choose)
-    for name, tensor in zip(OUTPUT_NAMES, made, strict=True):
-        actual = torch.from_numpy(np.ascontiguousarray(outputs[name]))
-        if tensor.is_floating_point():
-            found[name] = difference(tensor, actual), tuple(tensor.shape), 0
-        else:
-            other = int((tensor.cpu() != actual).sum())
-            found[name] = Difference(other / max(actual.numel(), 1), 0.0, 0), tuple(tensor.shape), other
-    return found, notes
-
-
-def choice_name(module: str, number: int) -> str:
-    """Return what a top-k is called among the layers."""
-    name = f"{module}.{CHOICE}" if module else CHOICE
-    return name if number == 0 else f"{name} [{number}]"
-
-
-@dataclass
-class _OwnWay:
-    given: Given
-    outputs: dict[str, NDArray[Any]]
-
-
-def _collect(detector: Detector, images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> _OwnWay:
-    """Return what PyTorch's own detector of another precision makes, as an engine's tensors."""
-    tensors: dict[Tap, NDArray[Any]] = {}
-    choices: dict[tuple[str, int], NDArray[Any]] = {}
-
-    def visit(tap: Tap, tensor: Tensor) -> Tensor:
-        tensors[tap] = tensor.float().cpu().numpy()
-        return tensor
-
-    def choose(module: str, number: int, scores: Tensor, places: Tensor, dim: int) -> Tensor:
-        choices[module, number] = places.cpu().numpy()
-        return places
-
-    made = _run(detector, images, sizes, visit, choose)
-    outputs = {name: tensor.cpu().numpy() for name, tensor in zip(OUTPUT_NAMES, made, strict=True)}
-    return _OwnWay(Given(tensors, choices), outputs)
-
-
-def _layer(detector: Detector, name: str, value: _Value) -> Layer:
+def _layer(detector: Detector, name: str, shape: tuple[int, ...], precision: str) -> Layer:
     module = _module_of(name)
     parts = module.split(".")
     parents = tuple(".".join(parts[:i]) for i in range(1, len(parts)))
     if name in OUTPUT_NAMES:
-        return Layer(name, "output", (), value.shape)
-    if CHOICE in name.split(" ")[0].split("."):
-        return Layer(name, "top-k", (*parents, module) if module else (), value.shape)
-    return Layer(name, type(detector.get_submodule(module)).__name__, parents, value.shape)
+        kind, parents = "output", ()
+    elif CHOICE in name.split(" ")[0].split("."):
+        kind, parents = "top-k", (*parents, module) if module else ()
+    else:
+        kind = type(detector.get_submodule(module)).__name__
+    return Layer(name, kind, parents, shape, own_limit=OWN[precision], carried_limit=CARRIED[precision])
 
 
 def _module_of(name: str) -> str:
@@ -346,7 +199,8 @@ def _module_of(name: str) -> str:
     return module.removesuffix(CHOICE).removesuffix(".") if module.split(".")[-1] == CHOICE else module
 
 
-def _add(layer: Layer, sample: str, value: _Value) -> None:
+def _add(layer: Layer, sample: str, value: TensorDifferences) -> None:
+    """Take in one sample."""
     layer.own, layer.carried = max(layer.own, value.own.judged), max(layer.carried, value.carried.judged)
     layer.not_finite += value.own.not_finite
     layer.moved += value.moved
@@ -362,6 +216,12 @@ def _add(layer: Layer, sample: str, value: _Value) -> None:
             "moved": value.moved,
         }
     )
+
+
+def _allow(layer: Layer, value: TensorDifferences) -> None:
+    """Let a layer lose a multiple of what PyTorch's own detector in the half precision loses of one sample."""
+    layer.own_limit = max(layer.own_limit, TIMES_PYTORCH * value.own.judged)
+    layer.carried_limit = max(layer.carried_limit, TIMES_PYTORCH * value.carried.judged)
 
 
 def suspects(detector: Detector, layer: Layer) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from builder.checkpoint import DTYPES, CheckpointError, load_detector, random_detector
 from builder.detector import Detector
@@ -24,6 +21,7 @@ from builder.families import family_of
 from builder.family import DetectorConfig
 from builder.pipeline.export import InputSpec, decompose_attention, export_detector
 from builder.pipeline.logs import compiler_logs, keep_text
+from builder.pipeline.machine import check_disk, check_gpu_memory, remedy_for
 from builder.pipeline.manifest import describe
 from builder.pipeline.report import place_report, write_report
 from builder.pipeline.repository import check_destination, check_writable, write_repository
@@ -39,14 +37,6 @@ from serving.errors import CodetrError
 from serving.manifest import PLAN_BACKEND
 from serving.versions import name_and_version
 
-# Files of the weights' size that exist at once while an engine is made and copied; on a GPU the float32 reference, the
-# detector that was exported, and the engine.
-WORKING_COPIES = 3
-# Of one image's pixel: Swin-L and R50 in PyTorch float32 take 1900 bytes above their weights on an H200 at any size
-# from 608x608 on, most of it in the encoder, and half as much in float16.
-ACTIVATION_BYTES = 1900
-GPU_WORKSPACE = 2**30  # for the compilers' trials of kernels
-
 # Why the verification of less than float32 says nothing of them; docs/quantisation.md has DETR R50's figures.
 RANDOM_WEIGHTS = (
     "; random weights give candidates that are nearly equal, which any rounding puts in another order or class: build "
@@ -55,6 +45,8 @@ RANDOM_WEIGHTS = (
 
 # Shows one stage of a build while it runs, by its name.
 Stage = Callable[[str], AbstractContextManager[object]]
+# The same with the compilers' logs kept, and full memory and the like as one line.
+Running = Callable[[str], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -115,45 +107,29 @@ def build_repository(
     """
     check_destination(repository, options.name, options.overwrite)
     kind = engine_kind(options.engine)
-    kind.check_precision(options.precision)
-    if not kind.has_settings and options.tensorrt != TensorRTSettings():
-        raise _without_settings(kind.name)
-    _check_size(options, tensorrt=options.engine == "tensorrt")
-    device = kind.module.device()  # says that there is no GPU before anything slow begins
+    _check_kind(options, kind)
+    device = eager_device(kind.module.device())  # says that there is no GPU before anything slow begins
     if options.is_quantised and kind.has_settings and options.tensorrt.frontend is None:
         options = replace(options, tensorrt=replace(options.tensorrt, frontend="onnx"))
-    kind.module.check(options.variant.uses_operator, options.tensorrt)  # or no compiler
-    if options.precision in ("int8", "fp8"):
-        kind.module.check_quantised(options.precision, options.tensorrt)
-        if options.recipe.images is not None:
-            image_paths(options.recipe.images, PURPOSE)
+    _check_tools(options, kind)
     _prepare_report(options.report, repository)
     with _running(stage, "load weights"):
         reference = _load_or_log(options, repository)
     options = replace(options, variant=reference.variant)  # now with the checkpoint's class names
     samples = sample_images(options.variant.class_names or (), options.verify_images, options.verify_annotations)
-    _check_disk(reference, repository)
-    if eager_device(device) != "cpu":
-        _check_gpu_memory(reference, options.spec)
+    check_disk(reference, repository)
+    if device != "cpu":
+        check_gpu_memory(reference, options.spec)
     logs = partial(compiler_logs, options.verbose, _beside(options, repository, "build.log"))
     with tempfile.TemporaryDirectory(prefix="codetr-build-") as folder:
-        detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[kind.around(options.precision)])
-        detector = detector.to(kind.module.export_device(options.tensorrt))
-        quantisation = None
-        if options.precision in ("int8", "fp8"):
-            quantisation = quantise(reference, detector, kind, options, samples, partial(_running, stage, logs=logs))
-            detector = quantised(detector, quantisation, kind)
-        with _running(stage, "export", logs):
-            program = export_detector(kind.module.prepared(detector), options.spec)
-        with _running(stage, "build engine", logs):
-            engine = kind.module.build(program, Path(folder, kind.file_name), options.tensorrt)
+        running = partial(_running, stage, logs=logs)
+        engine, quantisation = _make_engine(reference, kind, options, samples, Path(folder, kind.file_name), running)
         comparison = report = None
         if not options.skip_verification:
             with _running(stage, "verify"):
                 run = kind.module.load(engine.file, options.spec, engine.device, options.tensorrt)
-                reference = reference.to(eager_device(device))
                 limits = limits_of(options.precision, None if quantisation is None else quantisation.describe())
-                comparison = compare_engine(reference, run, samples, options.spec, limits)
+                comparison = compare_engine(reference.to(device), run, samples, options.spec, limits)
                 report = write_report(
                     Path(folder, "report"), comparison, samples, _describe(options, engine, comparison, quantisation)
                 ).parent
@@ -173,13 +149,51 @@ def build_repository(
     return None if comparison is None else comparison.result
 
 
+def _check_kind(options: BuildOptions, kind: EngineKind) -> None:
+    """Refuse what no machine can build."""
+    kind.check_precision(options.precision)
+    if not kind.has_settings and options.tensorrt != TensorRTSettings():
+        raise _without_settings(kind.name)
+    _check_size(options, tensorrt=kind.name == "tensorrt")
+
+
+def _check_tools(options: BuildOptions, kind: EngineKind) -> None:
+    """Refuse what this machine has no compiler, no arithmetic or no pictures for."""
+    kind.module.check(options.variant.uses_operator, options.tensorrt)
+    if options.precision in ("int8", "fp8"):
+        kind.module.check_quantised(options.precision, options.tensorrt)
+        if options.recipe.images is not None:
+            image_paths(options.recipe.images, PURPOSE)
+
+
+def _make_engine(
+    reference: Detector,
+    kind: EngineKind,
+    options: BuildOptions,
+    samples: Samples,
+    path: Path,
+    running: Running,
+) -> tuple[BuiltEngine, Quantisation | None]:
+    """Write the engine of the float32 detector to `path`; return it and what is quantised in it."""
+    detector = copy.deepcopy(reference).deploy().set_precision(DTYPES[kind.around(options.precision)])
+    detector = detector.to(kind.module.export_device(options.tensorrt))
+    quantisation = None
+    if options.precision in ("int8", "fp8"):
+        quantisation = quantise(reference, detector, kind, options, samples, running)
+        detector = quantised(detector, quantisation, kind)
+    with running("export"):
+        program = export_detector(kind.module.prepared(detector), options.spec)
+    with running("build engine"):
+        return kind.module.build(program, path, options.tensorrt), quantisation
+
+
 def quantise(
     reference: Detector,
     detector: Detector,
     kind: EngineKind,
     options: BuildOptions,
     samples: Samples,
-    running: Callable[[str], AbstractContextManager[None]],
+    running: Running,
 ) -> Quantisation:
     """Return what is quantised: calibrated on pictures, and searched for if that is asked for.
 
@@ -239,7 +253,7 @@ def write_plugin_onnx(options: BuildOptions, folder: Path, stage: Stage = lambda
     _prepare_report(options.report, folder)
     with _running(stage, "load weights"):
         detector = _load_or_log(options, folder)
-    _check_disk(detector, folder)
+    check_disk(detector, folder)
     logs = partial(compiler_logs, options.verbose, _beside(options, folder, "build.log"))
     with _running(stage, "export", logs):
         program = export_detector(detector.deploy().set_precision(DTYPES[options.precision]), options.spec)
@@ -281,21 +295,10 @@ def _running(stage: Stage, name: str, logs: Callable[[], AbstractContextManager[
         try:
             yield
         except Exception as error:
-            remedy = _remedy(error)
+            remedy = remedy_for(error)
             if remedy is None:
                 raise
             raise CodetrError(f"{name!r} failed: {first_line(error)}; {remedy}") from error
-
-
-def _remedy(error: Exception) -> str | None:
-    """Return what to do about an error of the machine; None for any other."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "end what else runs on the GPU (nvidia-smi lists it), or choose a smaller batch or size"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # a RuntimeError of PyTorch
-        return "memory is full: end other programs, or choose a smaller batch or size"
-    if isinstance(error, OSError):
-        return "look at that path's disk and permissions; TMPDIR and the folder of the repository choose other places"
-    return None
 
 
 def load(options: BuildOptions) -> Detector:
@@ -340,40 +343,6 @@ def _beside(options: BuildOptions, repository: Path, what: str) -> Path:
     """Return the path for what a failed build leaves: in the folder of the report, or else beside the repository."""
     folder = options.report or repository.absolute().parent
     return folder / f"{repository.absolute().name}-{options.name}-{what}"
-
-
-def _check_gpu_memory(detector: Detector, spec: InputSpec) -> None:
-    """Refuse to start where the GPU has no room for detector, engine and the activations of the largest batch."""
-    activations = spec.max_batch_size * spec.height * spec.width * ACTIVATION_BYTES
-    needed = WORKING_COPIES * _size(detector) + activations + GPU_WORKSPACE
-    free, _ = torch.cuda.mem_get_info()
-    if free < needed:
-        raise CodetrError(
-            f"{torch.cuda.get_device_name()} has {free / 2**30:.1f} GiB free, the build needs about "
-            f"{needed / 2**30:.1f} GiB; end what else runs there (nvidia-smi lists it), or choose a smaller batch or "
-            "size"
-        )
-
-
-def _size(detector: Detector) -> int:
-    """Return the bytes of a detector's weights."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in detector.state_dict().values())
-
-
-def _check_disk(detector: Detector, repository: Path) -> None:
-    """Refuse to start where neither the engine made aside nor its copy would find room."""
-    existing = next(folder for folder in (repository, *repository.absolute().parents) if folder.is_dir())
-    try:
-        temporary = Path(tempfile.gettempdir())
-    except FileNotFoundError as error:
-        raise CodetrError("there is no folder for temporary files; set TMPDIR to one that can be written") from error
-    for folder in (existing, temporary):
-        free, needed = shutil.disk_usage(folder).free, WORKING_COPIES * _size(detector)
-        if free < needed:
-            raise CodetrError(
-                f"{folder} has {free / 2**30:.1f} GiB free, the build needs {needed / 2**30:.1f} GiB; free some, or "
-                "choose another disk for TMPDIR and the repository"
-            )
 
 
 def _check(comparison: Comparison, report: Path, options: BuildOptions, repository: Path) -> None:

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from builder.inspect.marked import MarkedEngine, mark_program, torch_run
+from builder.inspect.marked import MarkedEngine, torch_run
+from builder.inspect.marks import mark_program
 from builder.parts.layers import MLP, LayerNorm, MultiHeadAttention, gather_tokens
 
 HEIGHT, WIDTH = 32, 64

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from builder.inspect.layers import CARRIED, OWN, compare_layers, match
-from builder.inspect.marked import Marks
+from builder.inspect.marks import Marks
 from builder.inspect.watch import Tap
 from builder.pipeline.export import InputSpec, export_detector
 from serving.errors import CodetrError
