@@ -148,9 +148,11 @@ class CoDINO(Detector):
     def _position(self, shapes: Shapes, valid_shapes: Tensor) -> Tensor:
         """Return the position and level embedding of every token, [B, S, C]."""
         channels, temperature = self.variant.embed_dim, self.variant.position_temperature
-        levels = [self.level_embeds[i].float().expand(h * w, -1) for i, (h, w) in enumerate(shapes)]
-        embedding = sine_position_embedding(shapes, valid_shapes, channels, temperature) + torch.cat(levels)
-        return embedding.to(self.dtype)
+        embeddings = [
+            sine_position_embedding(shape, valid_shapes[:, i], channels, temperature) + self.level_embeds[i].float()
+            for i, shape in enumerate(shapes)
+        ]
+        return torch.cat(embeddings, dim=1).to(self.dtype)
 
     def _top_candidates(
         self, logits: Tensor, boxes: Tensor, input_shape: tuple[int, int], image_sizes: Tensor

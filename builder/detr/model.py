@@ -166,8 +166,8 @@ class Detr(Detector):
 
     def _position(self, shape: tuple[int, int], valid_shape: Tensor) -> Tensor:
         """Return the position embedding of every token, [B, h*w, C], made in float32 whatever the precision."""
-        channels, valid_shapes = self.variant.embed_dim, valid_shape.unsqueeze(1)
-        return sine_position_embedding([shape], valid_shapes, channels, POSITION_TEMPERATURE).to(self.dtype)
+        embedding = sine_position_embedding(shape, valid_shape, self.variant.embed_dim, POSITION_TEMPERATURE)
+        return embedding.to(self.dtype)
 
     def normalize(self, images: Tensor, image_sizes: Tensor) -> Tensor:
         """Return float32 [B, 3, H, W], normalised, and zero outside `image_sizes`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 # Added to the denominator of the normalised positions (mmdetection `SinePositionalEncoding`).
@@ -70,39 +69,20 @@ def token_centres(shape: tuple[int, int], valid_shape: Tensor) -> Tensor:
     return grid.flatten(1, 2)
 
 
-def sine_position_embedding(shapes: Shapes, valid_shapes: Tensor, channels: int, temperature: float) -> Tensor:
-    """Return float32 [B, S, channels], the position of each token of all levels: first y, then x.
+def sine_position_embedding(shape: tuple[int, int], valid_shape: Tensor, channels: int, temperature: float) -> Tensor:
+    """Return float32 [B, h*w, channels], the position of each token of one level: first y, then x.
 
     Source: DETR (arXiv 2005.12872), appendix A.4, normalised to 0..2 pi over the valid part; positions count from 1,
-    stop at the valid edge along their own axis, and are 0 where the other axis is padding. Sines and cosines are made
-    once for each row and each column, and looked up for the tokens.
-
-    Args:
-        shapes: (h, w) of each level.
-        valid_shapes: int [B, L, 2], the levels' valid (h, w).
-        channels: a multiple of 4.
-        temperature: of the wavelengths, which go up to 2 pi times it.
+    stop at the valid edge along their own axis, and are 0 where the other axis is padding.
     """
-    batch, device = valid_shapes.shape[0], valid_shapes.device
-    positions = [valid_shapes.new_zeros((batch, 1), dtype=torch.float32)]  # the first is 0
-    places, count = [], 1
-    for level, (h, w) in enumerate(shapes):
-        height, width = valid_shapes[:, level].unbind(1)
-        row, column = torch.arange(h, device=device), torch.arange(w, device=device)
-        positions += [_normalised(row, height), _normalised(column, width)]
-        of_row = torch.where(column < width[:, None, None], count + row[:, None], 0)  # [B, h, w]
-        of_column = torch.where(row[:, None] < height[:, None, None], count + h + column, 0)
-        places.append(torch.stack([of_row, of_column], dim=-1).flatten(1, 2))
-        count += h + w
-    table = sine_embedding(torch.cat(positions, dim=1).unsqueeze(-1) * 2 * math.pi, channels // 2, temperature)
-    of_image = count * torch.arange(batch, device=device)[:, None, None]
-    return F.embedding(torch.cat(places, dim=1) + of_image, table.flatten(0, 1)).flatten(-2)
-
-
-def _normalised(steps: Tensor, count: Tensor) -> Tensor:
-    """Return float32 [B, N], 0..1: of each of N `steps` from 0 on the share of int [B] `count` that it ends."""
-    count = count[:, None]
-    return torch.minimum(steps + 1, count) / (count + POSITION_EPS)
+    (h, w), device = shape, valid_shape.device
+    height, width = valid_shape[:, :1, None], valid_shape[:, 1:, None].transpose(1, 2)  # [B, 1, 1]
+    row = torch.arange(1, h + 1, device=device)[None, :, None]
+    column = torch.arange(1, w + 1, device=device)[None, None, :]
+    y = torch.where(column <= width, torch.minimum(row, height) / (height + POSITION_EPS), 0.0)  # [B, h, w]
+    x = torch.where(row <= height, torch.minimum(column, width) / (width + POSITION_EPS), 0.0)
+    position = torch.stack([y, x], dim=-1).flatten(1, 2) * 2 * math.pi
+    return sine_embedding(position, channels // 2, temperature)
 
 
 def sine_embedding(coordinates: Tensor, channels: int, temperature: float) -> Tensor:

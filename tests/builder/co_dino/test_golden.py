@@ -71,9 +71,9 @@ def test_positions(detector, golden):
     points = encoder_reference_points(memory.shapes, memory.valid_shapes)
     assert_equal(points[:, :, 0], case["enc_reference_points"][:, :, 0], atol=1e-6)
     assert_equal(points, case["enc_reference_points"], atol=1e-6)
-    levels = [each.flatten(2).transpose(1, 2) for each in case.list("pos/level{}", len(memory.shapes))]
-    embedding = sine_position_embedding(memory.shapes, memory.valid_shapes, 64, 20)
-    assert_equal(embedding, torch.cat(levels, dim=1), atol=1e-5)
+    for level, shape in enumerate(memory.shapes):
+        embedding = sine_position_embedding(shape, memory.valid_shapes[:, level], 64, 20)
+        assert_equal(embedding, case[f"pos/level{level}"].flatten(2).transpose(1, 2), atol=1e-5)
 
 
 def test_memory(detector, case):

@@ -40,5 +40,5 @@ def test_embedding_equals_the_cumulated_mask(valid):
             angle = coordinate / temperature ** (2 * (i // 2) / (channels // 2))
             parts.append(angle.sin() if i % 2 == 0 else angle.cos())
     expected = torch.stack(parts, dim=-1).flatten(1, 2).float()
-    actual = sine_position_embedding([(h, w)], torch.tensor([[valid]], dtype=torch.int32), channels, temperature)
+    actual = sine_position_embedding((h, w), torch.tensor([valid], dtype=torch.int32), channels, temperature)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
