@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -20,13 +20,12 @@ from torch.export import ExportedProgram
 from builder.engines import EngineError
 from builder.engines.onnx import write
 from builder.engines.tensorrt.onnx_8_rows import gather_rows
-from builder.engines.tensorrt.onnx_8_types import QUANTISING, held_types, widen
 from builder.engines.tensorrt.plugin_onnx import DOMAIN, TRANSLATIONS
 from builder.pipeline.export import decompose_attention
-from builder.precision import Precision
 from builder.quantise.operator import quantised_to
 
 OPSET, IR_VERSION = 16, 8  # the first opset with everything that a detector uses; the format of its time
+QUANTISING = frozenset({"QuantizeLinear", "DequantizeLinear"})  # never folded: their weights would be floating again
 MAX_FOLDED_BYTES = 2**24  # of a constant that is larger than what it is made of
 # ONNX operators that the parser of 8.5 does not have.
 UNKNOWN = frozenset({
@@ -48,11 +47,11 @@ _CAME_WITH_18: dict[str, dict[str, Any]] = {
 }
 
 
-def build(program: ExportedProgram, path: Path) -> dict[str, Precision]:
+def build(program: ExportedProgram, path: Path) -> list[str]:
     """Write the program as ONNX with plugin nodes to `path`; needs neither a GPU nor TensorRT.
 
     Returns:
-        For a quantised program, whose file is float32, the types that nodes are to be held to; for others none.
+        For a quantised program, whose file is float32, the names of nodes that are to stay so; for others none.
 
     Raises:
         EngineError: an operator has no ONNX form, or none that TensorRT 8.5 reads, or the result is not valid ONNX.
@@ -61,16 +60,15 @@ def build(program: ExportedProgram, path: Path) -> dict[str, Precision]:
         torch.ops.aten.layer_norm.default: layer_norm,
         torch.ops.aten.group_norm.default: group_norm,
     }
-    held: dict[str, Precision] = {}
+    float32_nodes: list[str] = []
 
     def revise_and_widen(model: ModelProto) -> None:
         revise(model)
         if quantised_to(program) is not None:
-            held.update(held_types(model))
-            widen(model)
+            float32_nodes.extend(widen(model))
 
     write(decompose_attention(program, others=table), path, TRANSLATIONS, revise_and_widen)
-    return held
+    return float32_nodes
 
 
 def layer_norm(
@@ -225,11 +223,41 @@ def share_batch(model: ModelProto) -> None:
     graph.node.extend(nodes)
 
 
-def _evaluate(node: NodeProto, constants: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]] | None:
-    """Return a node's outputs by name; None where it has inputs that vary, or would make much of little.
+def widen(model: ModelProto) -> list[str]:
+    """Make a half-precision model float32, in place; return the names of nodes that worked in float32 before.
 
-    What is quantised stays too, for its weights would be floating again.
+    QuantizeLinear of opset 16 takes float32 alone. Where types are weak, half precision is the builder's choice
+    anyhow, of all nodes but these.
     """
+    half, full = TensorProto.FLOAT16, TensorProto.FLOAT
+    values = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+    types = {value.name: value.type.tensor_type.elem_type for value in values}
+    kept = [
+        node.name
+        for node in model.graph.node
+        if node.op_type not in QUANTISING and any(types.get(name) == full for name in node.output)
+    ]
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == half:
+                attribute.i = full
+            if attribute.type == AttributeProto.TENSOR and attribute.t.data_type == half:
+                attribute.t.CopyFrom(_as_float32(attribute.t))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == half:
+            tensor.CopyFrom(_as_float32(tensor))
+    for value in values:
+        if value.type.tensor_type.elem_type == half:
+            value.type.tensor_type.elem_type = full
+    return kept
+
+
+def _as_float32(tensor: TensorProto) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+
+def _evaluate(node: NodeProto, constants: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]] | None:
+    """Return a node's outputs by name; None where it has inputs that vary, or would make much of little."""
     inputs = [name for name in node.input if name]
     if node.domain != "" or node.op_type in QUANTISING or any(name not in constants for name in inputs):
         return None

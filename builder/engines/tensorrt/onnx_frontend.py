@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast, get_args
 
 import onnx
@@ -69,7 +68,7 @@ def build(
     plugin = plugin_library() if uses_operator(program) else None
     with tempfile.TemporaryDirectory() as folder:
         onnx_file = Path(folder, plugin_onnx.FILE_NAME)
-        held = write_onnx(program, onnx_file, route.version_of(python))
+        float32_nodes = write_onnx(program, onnx_file, route.version_of(python))
         if settings.marked_modules:
             model = onnx.load(onnx_file)
             mark_outputs(model, settings.marked_modules)
@@ -83,7 +82,7 @@ def build(
             precision,
             settings,
             plugin=plugin,
-            held=held,
+            float32_nodes=float32_nodes,
             python=python,
         )
     check_precision(report.layers or {}, program)
@@ -97,12 +96,12 @@ def build(
     return plans.built(path, settings, "onnx", report.tensorrt, inputs, OUTPUT_NAMES, libraries, plugin_layers)
 
 
-def write_onnx(program: ExportedProgram, path: Path, version: str) -> dict[str, Precision]:
-    """Write the ONNX that a release of TensorRT reads; return the types `build_plan` holds; raises EngineError."""
+def write_onnx(program: ExportedProgram, path: Path, version: str) -> list[str]:
+    """Write the ONNX that a release of TensorRT reads; return the nodes to keep in float32; raises EngineError."""
     if route.is_8(version):
         return onnx_8.build(program, path)
     plugin_onnx.build(program, path)
-    return {}
+    return []
 
 
 def build_plan(
@@ -113,7 +112,7 @@ def build_plan(
     settings: TensorRTSettings | None = None,
     *,
     plugin: Path | None = None,
-    held: Mapping[str, Precision] = MappingProxyType({}),
+    float32_nodes: Sequence[str] = (),
     python: TensorRTPython | None = None,
     inspect: bool = True,
     verbose: bool = False,
@@ -121,7 +120,7 @@ def build_plan(
     """Build a plan for this machine's GPU; the log stays beside it, as `<plan>.log`.
 
     The plan has the types of the ONNX file: from TensorRT 9 on by itself, before by a constraint for every layer. Of
-    a quantised file TensorRT 8 keeps the nodes in `held` to their types, and chooses for the others.
+    a quantised file TensorRT 8 keeps `float32_nodes` in float32, and chooses for the others.
 
     Args:
         onnx_file: with opset 17 at most for TensorRT 8.5.
@@ -130,7 +129,7 @@ def build_plan(
         precision: of the matrix products.
         settings: as for every TensorRT engine; what a release lacks is refused by name.
         plugin: its library, built with headers of that TensorRT, for a file with plugin nodes.
-        held: types of ONNX nodes of a quantised file, by their names; TensorRT 8 only.
+        float32_nodes: names of ONNX nodes of a quantised file; TensorRT 8 only.
         python: the interpreter that has TensorRT.
         inspect: whether to load the plan and report its layers.
         verbose: whether the log has more than warnings and errors.
@@ -139,7 +138,7 @@ def build_plan(
         EngineError: TensorRT is missing, refused a setting, a node or the network, or ended; one line.
     """
     log = plan.with_name(plan.name + ".log")
-    types = dict(held) if precision in get_args(Quantised) else {}
+    types: dict[str, Precision] = dict.fromkeys(float32_nodes, "float32") if precision in get_args(Quantised) else {}
     if precision in ("float16", "bfloat16"):
         types = node_types(onnx_file)
     request = {

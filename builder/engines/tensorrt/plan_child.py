@@ -285,8 +285,7 @@ def constrain_types(trt: Any, network: Any, config: Any, request: dict[str, Any]
 
     The network itself does not tell them: to the parser of 8.5 nearly all is FLOAT. A layer has its node's name and
     type; those that the parser adds have the type of what they read. In a quantised file, which is float32, only the
-    nodes that are named are held, and where that is to a half type their outputs keep the file's, as the constants
-    beside them do. TensorRT deviates, with a warning, where it has no kernel of such a type.
+    nodes that are to stay so are held. TensorRT deviates, with a warning, where it has no kernel of such a type.
     """
     precision = request["precision"]
     if precision == "float32":
@@ -315,7 +314,7 @@ def constrain_types(trt: Any, network: Any, config: Any, request: dict[str, Any]
         # 8.5 finds no format for a plugin of a half precision that reads float32 too, as our coordinates are
         if layer.type != trt.LayerType.PLUGIN_V2 or set(read) == {type_}:
             layer.precision = getattr(trt.DataType, TYPES[type_])
-        for i in floating if follows or type_ == "float32" else ():
+        for i in floating:
             layer.set_output_type(i, getattr(trt.DataType, TYPES[type_]))
 
 
