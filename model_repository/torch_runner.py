@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -90,6 +90,7 @@ class TorchRunner:
         self.graphs: dict[int, _Captured] = {}
         self.staged: list[Tensor] = []
         self.fetched: list[Tensor] = []
+        self.locked: set[int] = set()  # where others' memory that is page-locked begins
         self.turn = threading.Lock()  # to queue an inference, from its inputs' copy to its outputs'
         for batch_size in sorted(batch_sizes if self.device.type == "cuda" else (), reverse=True):
             with self._on_device():
@@ -134,6 +135,9 @@ class TorchRunner:
                     failed = torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
                     if int(failed):  # the copies are right without it, and slower
                         print(f"{array.nbytes} bytes of another instance's are not page-locked: {failed}", flush=True)
+                        self._forget_error()
+                    else:
+                        self.locked.add(array.ctypes.data)
         given, wanted = ([torch.from_numpy(array) for array in arrays] for arrays in (inputs, outputs))
 
         def run(batch: int) -> None:
@@ -149,8 +153,14 @@ class TorchRunner:
         """Let memory be as it was before `adopt`."""
         if self.place == "cuda":
             with self._on_device():
-                for array in (*inputs, *outputs):
-                    torch.cuda.cudart().cudaHostUnregister(array.ctypes.data)
+                for place in self.locked.intersection(array.ctypes.data for array in (*inputs, *outputs)):
+                    torch.cuda.cudart().cudaHostUnregister(place)
+                    self.locked.remove(place)
+
+    def _forget_error(self) -> None:
+        """Take back what a refused call leaves as CUDA's last error: the next kernel's launch would raise it."""
+        with suppress(RuntimeError):
+            torch.ones(1, device=self.device)
 
     def buffers(self, batch: int) -> list[NDArray[Any]]:
         """Return page-locked memory for the inputs of a batch, from where a GPU fetches them itself.
