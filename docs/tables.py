@@ -319,6 +319,7 @@ PLAN_SPEEDS = (
     "engine-h100-co_dino-fp16",
     "engine-h100-rtdetrv2-int8",
     "engine-h100-rtdetrv2_r50vd-fp16",
+    "engine-h100-rtdetrv2_r18vd-fp16",
 )
 
 
