@@ -84,7 +84,8 @@ class LoadingStubs:
         can say then how it ended.
         """
         stubs = stubs_of(self._server)
-        self._names |= {stub.pid: stub.model for stub in stubs if stub.status is None}
+        # one that is ending has no arguments any more, but lives
+        self._names |= {stub.pid: stub.model or self._names.get(stub.pid, "") for stub in stubs if stub.status is None}
         self._any_alive = any(stub.status is None for stub in stubs)
         dead = {stub.pid: stub.status for stub in stubs if stub.status is not None}
         self._statuses |= dead

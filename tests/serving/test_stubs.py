@@ -95,3 +95,13 @@ def test_how_a_step_ended_is_known_when_the_server_has_taken_it_away(monkeypatch
         stubs.look()
     assert stubs.statuses(["a_0_0", "b_0_0", "c_0_0"]) == {"a": -9}
     assert stubs.statuses(["c_0_0", "c_0_1", "d_0_0"]) == {"a": -9, "c": 3, "d": 3}, "one of those nobody saw alive"
+
+
+def test_a_step_that_is_ending_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arguments are gone before it is dead, and it has none before it begins."""
+    looks = [[Stub(1, "", None)], [Stub(1, "m", None)], [Stub(1, "", None)], [Stub(1, "", -9)]]
+    monkeypatch.setattr("serving.stubs.stubs_of", lambda server: looks.pop(0))
+    loading = LoadingStubs(0)
+    while looks:
+        loading.look()
+    assert loading.statuses([]) == {"m": -9}
