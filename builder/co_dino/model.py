@@ -23,10 +23,12 @@ from builder.detector import Detector
 from builder.operators.post_attention_layer import Works
 from builder.parts.boxes import inverse_sigmoid, top_candidates
 from builder.parts.layers import FLOAT32_LAYERS, per_channel
-from builder.parts.position import Shapes, level_valid_shapes, sine_position_embedding
+from builder.parts.position import Shapes, level_valid_shapes, looked_up_positions, sine_position_embedding
 from builder.parts.precision import convert
 from builder.parts.resnet import FrozenBatchNorm2d, ResNet, fold_batch_norms
 from serving.contract import PIXEL_MEAN, PIXEL_STD
+
+LEVELS_LOOKED_UP = 5  # with fewer `looked_up_positions` saves nothing
 
 
 class Memory(NamedTuple):
@@ -43,6 +45,7 @@ class CoDINO(Detector):
     variant: Variant
     pixel_mean: Tensor
     pixel_std: Tensor
+    looks_up_positions = False  # what is the same on GPUs, where it saves sines
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -78,12 +81,13 @@ class CoDINO(Detector):
         return self
 
     def joined(self, works: Works) -> CoDINO:
-        """Join what follows the encoder's attention, as `Detector.joined` says."""
+        """Join what follows the encoder's attention, as `Detector.joined` says, and look positions up."""
         encoder = joined_encoder(self.encoder, works)
         if encoder is self.encoder:
             return self
         twin = copy.copy(self)
         twin._modules = {**self._modules, "encoder": encoder}
+        twin.looks_up_positions = self.variant.num_levels >= LEVELS_LOOKED_UP
         return twin
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,6 +152,8 @@ class CoDINO(Detector):
     def _position(self, shapes: Shapes, valid_shapes: Tensor) -> Tensor:
         """Return the position and level embedding of every token, [B, S, C]."""
         channels, temperature = self.variant.embed_dim, self.variant.position_temperature
+        if self.looks_up_positions:
+            return looked_up_positions(shapes, valid_shapes, self.level_embeds, temperature).to(self.dtype)
         embeddings = [
             sine_position_embedding(shape, valid_shapes[:, i], channels, temperature) + self.level_embeds[i].float()
             for i, shape in enumerate(shapes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Added to the denominator of the normalised positions (mmdetection `SinePositionalEncoding`).
@@ -83,6 +84,34 @@ def sine_position_embedding(shape: tuple[int, int], valid_shape: Tensor, channel
     x = torch.where(row <= height, torch.minimum(column, width) / (width + POSITION_EPS), 0.0)
     position = torch.stack([y, x], dim=-1).flatten(1, 2) * 2 * math.pi
     return sine_embedding(position, channels // 2, temperature)
+
+
+def looked_up_positions(shapes: Shapes, valid_shapes: Tensor, level_embeds: Tensor, temperature: float) -> Tensor:
+    """Return float32 [B, S, C]: of the tokens of all levels `sine_position_embedding` plus their level's embedding.
+
+    To the bit, but sines are made for each row and each column and looked up for the tokens. Of more than eight parts
+    Inductor writes a table down; of fewer it would make the sines for every token again.
+
+    Args:
+        shapes: (h, w) of each of five levels or more.
+        valid_shapes: int [B, L, 2], their valid (h, w).
+        level_embeds: [L, C], C a multiple of 4.
+        temperature: of the wavelengths, as of `sine_position_embedding`.
+    """
+    device, half, begin = valid_shapes.device, level_embeds.shape[1] // 2, 0
+    tables, places = [], []
+    for (h, w), valid_shape, embedding in zip(shapes, valid_shapes.unbind(1), level_embeds.float(), strict=True):
+        height, width = valid_shape[:, :1], valid_shape[:, 1:]  # [B, 1]
+        row, column = torch.arange(h + 1, device=device), torch.arange(w + 1, device=device)  # 0 stands for padding
+        for steps, valid, of_level in zip((row, column), (height, width), embedding.split(half), strict=True):
+            position = torch.minimum(steps, valid) / (valid + POSITION_EPS) * 2 * math.pi
+            tables.append(sine_embedding(position.unsqueeze(-1), half, temperature) + of_level)
+        y = torch.where(column[1:] <= width.unsqueeze(-1), row[1:, None], 0)  # [B, h, w]
+        x = torch.where(row[1:, None] <= height.unsqueeze(-1), column[1:], 0)
+        places.append(torch.stack([begin + y, begin + h + 1 + x], dim=-1).flatten(1, 2))
+        begin += h + w + 2
+    of_image = begin * torch.arange(valid_shapes.shape[0], device=device)[:, None, None]
+    return F.embedding(torch.cat(places, dim=1) + of_image, torch.cat(tables, dim=1).flatten(0, 1)).flatten(-2)
 
 
 def sine_embedding(coordinates: Tensor, channels: int, temperature: float) -> Tensor:

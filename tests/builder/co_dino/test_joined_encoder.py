@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from builder.checkpoint import random_detector
+from builder.co_dino import model
 from builder.co_dino.joined_encoder import JoinedEncoder, JoinedEnd, PlainEnd, joined_encoder
 from builder.operators.post_attention_layer import Kind, count_bytes
+from builder.parts.position import looked_up_positions
 from builder.pipeline.export import InputSpec, decompose_operator, export_detector
 from builder.quantise.calibration import Range
 from builder.quantise.layers import Float8Linear, replace_layers
@@ -154,6 +156,19 @@ def test_a_detector_is_joined_beside_itself(detector, half):
     pixels = plain.normalize(images, sizes)
     wanted = detector.encode(pixels, sizes).tokens
     assert error(joined.encode(pixels, sizes).tokens, wanted) < 1.1 * error(plain.encode(pixels, sizes).tokens, wanted)
+
+
+@pytest.mark.parametrize("levels", [2, 5])
+def test_positions_are_looked_up_where_that_saves_sines(levels, monkeypatch):
+    plain = random_detector(dataclasses.replace(VARIANT, num_levels=levels, num_points=4), precision="float16")
+    joined = plain.joined(always)
+    shapes = [(24, 36), (12, 18), (6, 9), (3, 5), (2, 3)][:levels]
+    valid = torch.tensor([shapes, [(1 + h // 2, w) for h, w in shapes]], dtype=torch.int32)
+    expected, looks = plain._position(shapes, valid), []
+    monkeypatch.setattr(model, "looked_up_positions", lambda *given: looks.append(True) or looked_up_positions(*given))
+    assert torch.equal(joined._position(shapes, valid), expected)
+    assert torch.equal(plain._position(shapes, valid), expected)
+    assert len(looks) == (levels == 5)
 
 
 def count(program, operator):

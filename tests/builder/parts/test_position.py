@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from builder.parts.position import level_valid_shapes, sine_position_embedding, token_mask
+from builder.parts.position import level_valid_shapes, looked_up_positions, sine_position_embedding, token_mask
 
 INPUTS = [((96, 128), 4), ((108, 90), 8), ((608, 608), 16), ((100, 333), 32), ((98, 61), 7)]
 
@@ -42,3 +42,14 @@ def test_embedding_equals_the_cumulated_mask(valid):
     expected = torch.stack(parts, dim=-1).flatten(1, 2).float()
     actual = sine_position_embedding((h, w), torch.tensor([valid], dtype=torch.int32), channels, temperature)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_what_is_looked_up_is_the_embedding_to_the_bit():
+    """Of images without padding, with some, and with one valid token a level."""
+    shapes = [(24, 36), (12, 18), (6, 9), (3, 5), (2, 3)]
+    smaller = [(20, 30), (10, 15), (5, 8), (3, 4), (2, 2)]
+    valid = torch.tensor([shapes, smaller, [(1, 1)] * 5], dtype=torch.int32)
+    levels = torch.randn(5, 64).half()
+    embeddings = [sine_position_embedding(shape, valid[:, i], 64, 20) for i, shape in enumerate(shapes)]
+    expected = [embedding + level.float() for embedding, level in zip(embeddings, levels, strict=True)]
+    assert torch.equal(looked_up_positions(shapes, valid, levels, 20), torch.cat(expected, dim=1))
