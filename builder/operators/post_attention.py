@@ -216,6 +216,8 @@ for _name, _schema, _reference, _fake_kernel in (
     (OPERATOR_NAME, SCHEMA, reference_post_attention, _fake),
     (FOLLOWED_NAME, FOLLOWED_SCHEMA, reference_post_attention_followed, _fake_followed),
 ):
-    torch.library.define(f"codetr::{_name}", _schema[_schema.index("(") :])
+    # The kernel's library takes any strides. Without this word Inductor makes a tensor that several calls read, such as
+    # the position, once for each of them.
+    torch.library.define(f"codetr::{_name}", _schema[_schema.index("(") :], tags=(torch.Tag.flexible_layout,))
     torch.library.impl(f"codetr::{_name}", "CompositeExplicitAutograd", _reference)
     torch.library.register_fake(f"codetr::{_name}", _fake_kernel)

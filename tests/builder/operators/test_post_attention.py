@@ -348,3 +348,9 @@ def test_same_result_exported(cuda, tmp_path, way, e4m3, followed):
             package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "tail.pt2"))
             out = torch._inductor.aoti_load_package(package)(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(out, tail(*inputs), strict=True))
+
+
+@pytest.mark.parametrize("operator", [torch.ops.codetr.post_attention, torch.ops.codetr.post_attention_followed])
+def test_inductor_may_give_any_strides(operator):
+    """Or it would make a tensor that several calls read once for each of them."""
+    assert torch.Tag.flexible_layout in operator.default.tags
