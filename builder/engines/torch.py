@@ -158,9 +158,16 @@ def _mlp_layers(layers: Mapping[str, Layer]) -> set[str]:
 
 
 def prepared(detector: Detector) -> Detector:
-    """Return what is exported for `build`: on a GPU layers are joined into one operator where that works here."""
+    """Return what is exported for `build`: on a GPU layers are joined into one operator where that works here.
+
+    There the weights of convolutions, in place, lie as the GPU's library reads them: an engine that has to bring them
+    into that order does so with every inference.
+    """
     if detector.device.type != "cuda":
         return detector
+    for module in detector.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
     trying = Trying()
     joined = detector.joined(trying)
     if trying.joined:

@@ -143,12 +143,20 @@ def _begin(
     known = [(each, offset) for each, offset in zip(constants, offsets, strict=False) if each.fqn in expected]
     votes: Counter[int] = Counter()
     for constant, offset in sorted(known, key=lambda pair: -pair[0].bytes)[:NEEDLES]:
-        needle = expected[constant.fqn].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()[:NEEDLE_BYTES]
-        place = data.find(needle)
+        place = data.find(_as_stored(expected[constant.fqn], constant)[:NEEDLE_BYTES])
         if place >= offset:
             votes[place - offset] += 1
     (begin, count), *_ = votes.most_common(1) or [(0, 0)]
     return begin if count > 1 else None
+
+
+def _as_stored(weight: Tensor, constant: Constant) -> bytes:
+    """Return a weight's bytes in the order in which a package has it."""
+    weight = weight.detach().cpu()
+    if weight.shape == constant.shape:
+        weight = torch.empty_strided(constant.shape, constant.stride, dtype=weight.dtype).copy_(weight)
+        weight = weight.as_strided((weight.numel(),), (1,))
+    return weight.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _weight(data: bytes, begin: int, constant: Constant) -> Tensor:

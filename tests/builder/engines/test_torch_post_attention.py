@@ -105,6 +105,17 @@ def test_detectors_on_a_gpu_are_joined(here, capsys):
     assert capsys.readouterr().out == "what follows the attention of 1 encoder layers is one operator each\n"
 
 
+def test_on_a_gpu_the_weights_of_convolutions_lie_as_its_library_reads_them(here):
+    detector = OnGPU(SMALL)
+    detector.convolutions = torch.nn.Sequential(torch.nn.Conv2d(6, 8, 3), torch.nn.Linear(8, 8))
+    before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    engine.prepared(detector)
+    weight = detector.convolutions[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in detector.state_dict().items())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_detectors_are_exported_as_they_are(kind):
     detector = random_detector(SMALLEST, precision="float16")

@@ -86,6 +86,13 @@ def test_the_weights_of_a_package_are_read(tmp_path, dtype):
     assert set(weights_of(file, weights | {"a.bias": torch.zeros(9, dtype=dtype)})) == set(weights) - {"a.bias"}
 
 
+def test_weights_are_found_in_the_order_in_which_they_are_stored(tmp_path):
+    weights = {f"{name}.weight": torch.randn(8, 6, 3, 3) for name in "ab"}
+    file = with_weights(tmp_path / "a.pt2", weights, dict.fromkeys(weights, (54, 1, 18, 6)))
+    found = weights_of(file, weights)
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
 def test_what_is_no_package_is_refused(tmp_path):
     (tmp_path / "a.pt2").write_bytes(b"no zip")
     with pytest.raises(EngineError, match=r"a\.pt2 is no package of AOTInductor"):
