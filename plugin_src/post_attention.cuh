@@ -1,8 +1,8 @@
 // The kernel of post_attention.h. It stands on hopper.cuh alone, or on test/fake_hopper.h, which runs it on a CPU.
 //
 // A cluster of two blocks works on 256 rows at a time, a warpgroup on 64, and reads all weights for them; each block fetches
-// half of every piece and gives it to both. Between two products nothing leaves the registers of a warpgroup, but for the
-// operand of the feed-forward network's first product.
+// half of every piece and gives it to both. Between two products nothing leaves a multiprocessor: sums and hidden numbers stay in
+// registers, the operands of the feed-forward network and of what follows lie in shared memory.
 #pragma once
 
 #include "post_attention_pieces.cuh"

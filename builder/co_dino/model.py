@@ -45,7 +45,7 @@ class CoDINO(Detector):
     variant: Variant
     pixel_mean: Tensor
     pixel_std: Tensor
-    looks_up_positions = False  # what is the same on GPUs, where it saves sines
+    looks_up_positions = False  # or makes the same for each token
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
