@@ -23,16 +23,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from builder.detector import Detector
 from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
-from builder.engines.torch_float8 import join_float8_layers
+from builder.engines.torch_float8 import Joining, join_float8_layers
 from builder.engines.torch_post_attention import Trying
-from builder.operators.cuda import LIBRARY_PATTERN, CudaOperatorError, check_cuda_operator, load_cuda_operator
-from builder.operators.linear_e4m3 import E4M3, Activation, linear_e4m3
+from builder.operators.cuda import LIBRARY_PATTERN, check_cuda_operator, load_cuda_operator
 from builder.pipeline.export import OUTPUT_NAMES, InputSpec, decompose_operator, device_of, inputs_of, uses_operator
 from builder.precision import Quantised
 from builder.quantise.calibration import Ranges
@@ -45,7 +44,6 @@ PROFILED = {"cpp.enable_kernel_profile": True}
 FP8_CAPABILITY = (8, 9)  # of GPUs whose matrix units take E4M3
 FP8_WIDTH = 256  # channels, in and out
 FP8_MLP_WIDTH = 192  # of an MLP, whose hidden tensor is never there in half precision
-ROWS_TRIED = 1024  # of an FP8 product, to see whether it can be joined
 
 # The server runs the package with the same code as `load`: its source goes beside the package.
 RUNNER_SOURCE = TEMPLATES / "torch_runner.py"
@@ -187,7 +185,7 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
         CudaOperatorError: the CUDA operator could not be built or loaded.
     """
     place = device_of(program)
-    if place == "cuda" and (joined := join_float8_layers(program, _Joining())):
+    if place == "cuda" and (joined := join_float8_layers(program, Joining())):
         print(f"{joined} FP8 layers are joined with their activation and the next one's rounding")
     needs_operator = uses_operator(program)
     check(needs_operator)
@@ -203,28 +201,6 @@ def build(program: ExportedProgram, path: Path, settings: object = None) -> Buil
         raise
     extra_files = (RUNNER_SOURCE, *libraries)
     return BuiltEngine(path, KINDS["torch"], place, inputs_of(program), OUTPUT_NAMES, extra_files)
-
-
-class _Joining:
-    """Tries on this GPU what `join_float8_layers` asks for, each kind once; what does not work stays unjoined."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], bool] = {}
-
-    def __call__(self, weight: Tensor, bias: Tensor, activation: Activation) -> bool:
-        kind = (*weight.shape, bias.dtype, activation)
-        if kind not in self._known:
-            try:
-                load_cuda_operator()
-                one = torch.ones((), device="cuda")
-                rows = torch.zeros((ROWS_TRIED, weight.shape[1]), dtype=E4M3, device="cuda")
-                zeros, nothing = (torch.zeros(each.shape, dtype=each.dtype, device="cuda") for each in (weight, bias))
-                linear_e4m3(rows, zeros, nothing, one, one, one, activation)
-                self._known[kind] = True
-            except (CudaOperatorError, RuntimeError) as error:  # no nvcc, an older library, or cuBLASLt has none
-                print(f"FP8 layers of {tuple(weight.shape)} with {activation} are not joined: {first_line(error)}")
-                self._known[kind] = False
-        return self._known[kind]
 
 
 def compile_package(program: ExportedProgram, path: Path, place: Device, profiled: bool = False) -> None:

@@ -10,7 +10,17 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from builder.operators.linear_e4m3 import ACTIVATIONS, BIAS_TYPES, E4M3, E4M3_MAX, MULTIPLE, Activation
+from builder.engines import first_line
+from builder.operators.cuda import CudaOperatorError, load_cuda_operator
+from builder.operators.linear_e4m3 import (
+    ACTIVATIONS,
+    BIAS_TYPES,
+    E4M3,
+    E4M3_MAX,
+    MULTIPLE,
+    Activation,
+    linear_e4m3,
+)
 
 Works = Callable[[Tensor, Tensor, Activation], bool]  # of an operator's weight and bias, and its activation
 aten = torch.ops.aten
@@ -23,6 +33,30 @@ _STEPS: tuple[Collection[Any], ...] = (
 )  # fmt: skip  # one a line would hide that they are a chain
 _CHECK = aten._assert_tensor_metadata.default  # of the type of a tensor
 _NAMES = {number: name for name, number in ACTIVATIONS.items()}
+ROWS_TRIED = 1024  # of a product, to see whether it can be joined
+
+
+class Joining:
+    """Tries on this GPU what `join_float8_layers` asks for, each kind once; what does not work stays unjoined."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], bool] = {}
+
+    def __call__(self, weight: Tensor, bias: Tensor, activation: Activation) -> bool:
+        """Return whether a layer of this shape and type can be joined, and tell why not."""
+        kind = (*weight.shape, bias.dtype, activation)
+        if kind not in self._known:
+            try:
+                load_cuda_operator()
+                one = torch.ones((), device="cuda")
+                rows = torch.zeros((ROWS_TRIED, weight.shape[1]), dtype=E4M3, device="cuda")
+                zeros, nothing = (torch.zeros(each.shape, dtype=each.dtype, device="cuda") for each in (weight, bias))
+                linear_e4m3(rows, zeros, nothing, one, one, one, activation)
+                self._known[kind] = True
+            except (CudaOperatorError, RuntimeError) as error:  # no nvcc, an older library, or cuBLASLt has none
+                print(f"FP8 layers of {tuple(weight.shape)} with {activation} are not joined: {first_line(error)}")
+                self._known[kind] = False
+        return self._known[kind]
 
 
 class _Pair(NamedTuple):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_structure, treespec_dumps
 
-from builder.engines import EngineError
+from builder.engines import EngineError, torch_float8
 from builder.engines import torch as engine
 from builder.engines.torch_passes import ReLUInProduct
 from builder.operators.cuda import CudaOperatorError
@@ -312,7 +312,7 @@ def test_fp8_layers_of_any_detector_are_joined_on_a_gpu_and_bring_the_library(
     library.parent.mkdir()
     library.touch()
     monkeypatch.setattr(engine, "load_cuda_operator", lambda: library)
-    monkeypatch.setattr(engine, "_Joining", lambda: lambda *_: True)
+    monkeypatch.setattr(engine, "Joining", lambda: lambda *_: True)
     monkeypatch.setattr(engine, "device_of", lambda program: place)
     built = engine.build(program, tmp_path / "model.pt2")
     operators = [node.target for node in program.graph.nodes]
@@ -473,12 +473,12 @@ def test_fp8_layers_are_joined_where_that_works(monkeypatch, capsys, fault, said
     tried, on_the_cpu = [], {name: partial(getattr(torch, name)) for name in ("zeros", "ones")}
     for name, make in on_the_cpu.items():
         monkeypatch.setattr(torch, name, lambda *args, make=make, **kwargs: make(*args, **{**kwargs, "device": "cpu"}))
-    monkeypatch.setattr(engine, "load_cuda_operator", load)
-    monkeypatch.setattr(engine, "linear_e4m3", multiply)
-    works, half = engine._Joining(), torch.zeros(64, dtype=torch.float16)
+    monkeypatch.setattr(torch_float8, "load_cuda_operator", load)
+    monkeypatch.setattr(torch_float8, "linear_e4m3", multiply)
+    works, half = torch_float8.Joining(), torch.zeros(64, dtype=torch.float16)
     weight = torch.zeros((64, 32), dtype=torch.float8_e4m3fn)
     assert [works(weight, half, "relu") for _ in range(2)] == [fault is None] * 2
-    assert tried == ([(engine.ROWS_TRIED, 32, 64, 32, "relu")] if fault is None else []), "once"
+    assert tried == ([(torch_float8.ROWS_TRIED, 32, 64, 32, "relu")] if fault is None else []), "once"
     assert said in capsys.readouterr().out
 
 
