@@ -21,7 +21,6 @@ from builder.engines import Device, EngineError
 from builder.inspect.anatomy import Anatomy, Part
 from builder.inspect.wrapper import Constant, constants_of, parts_of
 
-ALIGNMENT = 64  # bytes, of constants in a library
 NEEDLES, NEEDLE_BYTES = 40, 4096  # weights that are looked for, and how much of each
 
 
@@ -104,8 +103,9 @@ def _wrapper(sources: Mapping[str, str]) -> str:
 def weights_of(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights that lie in a package, by their names in the detector; empty where they cannot be found.
 
-    They lie one after the other in the package's library, in the order of the source, each at a multiple of 64 bytes.
-    Where they begin is found by those that are as expected, so most must be.
+    They lie one after the other in the package's library, in the order of the source, which says how many bytes each
+    takes: for a CPU a multiple of 64, for a GPU no more than its numbers. Where they begin is found by those that are
+    as expected, so most must be.
 
     Args:
         file: a .pt2 of AOTInductor.
@@ -116,7 +116,7 @@ def weights_of(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     sources, sizes, _ = read_package(file)
     constants = [each for each in constants_of(_wrapper(sources)).values() if each.bytes]
-    offsets = list(itertools.accumulate((_aligned(each.bytes) for each in constants), initial=0))
+    offsets = list(itertools.accumulate((each.bytes for each in constants), initial=0))
     with zipfile.ZipFile(file) as archive:
         for name in (name for name, size in sizes.items() if size >= offsets[-1] > 0 and not name.endswith(".cpp")):
             data = archive.read(name)
@@ -130,10 +130,6 @@ def weights_of(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     and each.dtype == str(expected[each.fqn].dtype).removeprefix("torch.")
                 }
     return {}
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _begin(

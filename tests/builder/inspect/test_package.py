@@ -50,15 +50,16 @@ def test_a_package_without_its_source_says_so(tmp_path):
     assert any("its kernels are not known" in note for note in found.notes)
 
 
-def with_weights(path, weights, strides=None):
-    """A package whose library has these weights, after something else."""
+def with_weights(path, weights, strides=None, multiple=64):
+    """A package whose library has these weights, after something else, each in a multiple of so many bytes."""
     lines, data = [], b"\x7fELF" + bytes(range(96))
     for i, (name, tensor) in enumerate(weights.items()):
         stride = (strides or {}).get(name, tensor.stride())
         stored = torch.empty(tensor.numel(), dtype=tensor.dtype)
         stored.as_strided(tensor.shape, stride).copy_(tensor)
         content = stored.numpy().tobytes()
-        data += content + bytes(-len(content) % 64)
+        content += bytes(-len(content) % multiple)
+        data += content
         lines += [
             f'    constants_info_[{i}].name = "{name.replace(".", "_")}";',
             f"    constants_info_[{i}].dtype = cached_torch_dtype_{str(tensor.dtype).removeprefix('torch.')};",
@@ -70,13 +71,14 @@ def with_weights(path, weights, strides=None):
     return package(path, "\n".join(lines), **{"model.wrapper.so": data})
 
 
+@pytest.mark.parametrize("multiple", [64, 1], ids=["for a CPU", "for a GPU"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_weights_of_a_package_are_read(tmp_path, dtype):
+def test_the_weights_of_a_package_are_read(tmp_path, dtype, multiple):
     random = torch.Generator().manual_seed(0)
     shapes = {"a.weight": (7, 5), "a.bias": (7,), "b.weight": (4, 3, 2, 2), "c.weight": (30, 30), "c.bias": (30,)}
     weights = {name: torch.randn(shape, generator=random).to(dtype) for name, shape in shapes.items()}
     changed = weights | {"c.weight": weights["c.weight"] * 1.01}
-    file = with_weights(tmp_path / "a.pt2", changed, {"b.weight": (12, 1, 6, 3)})
+    file = with_weights(tmp_path / "a.pt2", changed, {"b.weight": (12, 1, 6, 3)}, multiple)
     found = weights_of(file, weights)
     assert list(found) == list(weights)
     assert all(torch.equal(found[name], changed[name]) for name in weights)
