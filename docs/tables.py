@@ -210,17 +210,13 @@ def engine(name: str = "engine-h200") -> str:
     return f"{machine(record)}\n\n" + table((*columns, "fp8", "published: RTX 4090, TensorRT fp16"), rows)
 
 
-# An engine of that run whose 1x1 convolutions are products, which was not kept (plugin_src/NOTES.md).
-WITH_PRODUCTS = "r50"
-
-
 def engine_joined() -> str:
     """Latency of Co-DINO's engines on an H100 with all behind an encoder layer's attention as one operator, by run."""
-    records = [results(f"engine-h100-joined/{name}.json") for name in ("1152x768", "sizes", "r50", "swin-l")]
+    records = [results(f"engine-h100-joined/{name}.json") for name in ("1152x768", "r50", "swin-l", "sizes")]
     groups: dict[tuple[str, str, int, int, int], dict[tuple[str, bool], dict[str, Any]]] = {}
     for record in records:
         for case in record["cases"]:
-            if case["implementation"] != "torch" or case["name"] == WITH_PRODUCTS:
+            if case["implementation"] != "torch":
                 continue
             key = (record["time"][:10], case["variant"], case["batch"], case["width"], case["height"])
             groups.setdefault(key, {})[case["precision"], case["name"].endswith("-plain")] = case
