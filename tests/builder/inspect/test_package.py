@@ -126,6 +126,17 @@ def test_on_a_gpu_the_kernels_time_counts():
     assert times_of(events, "cuda", 1) == {"triton_poi_a": [0.007], "aoti_torch_cuda_mm_out": [0.005]}
 
 
+@pytest.mark.gpu
+def test_the_weights_of_a_real_package_for_a_gpu_are_read(tmp_path):
+    detector = small_detector().cuda()
+    torch_engine.compile_package(export_detector(detector, InputSpec(HEIGHT, WIDTH, 1)), tmp_path / "a.pt2", "cuda")
+    weights = dict(detector.named_parameters())
+    assert any(weight.nbytes % 64 for weight in weights.values()), "after such a one the others are not at multiples"
+    found = weights_of(tmp_path / "a.pt2", weights)
+    assert "class_head.weight" in found
+    assert all(torch.equal(weight, weights[name].cpu()) for name, weight in found.items())
+
+
 @pytest.mark.slow
 def test_a_real_package_is_understood(tmp_path):
     detector = small_detector()
