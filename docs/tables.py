@@ -300,7 +300,7 @@ def plans() -> str:
         rows.append(
             (
                 f"`{manifest['variant']}`, {manifest['precision']}",
-                f"1 to {manifest['max_batch_size']}" if manifest["dynamic_batch"] else manifest["max_batch_size"],
+                _batches(manifest),
                 _gpu(manifest["gpu"]),
                 manifest["plugin_layers"],
                 f"{found['matched']:.2%}",
@@ -313,20 +313,54 @@ def plans() -> str:
     return table((*columns, "`codetr verify` accepts", "AP through the server", "AP of PyTorch float32"), rows)
 
 
-PLAN_SPEEDS = (
-    "engine-h200",
-    "engine-h200-demos",
-    "engine-h100-co_dino-fp16",
-    "engine-h100-rtdetrv2-int8",
-    "engine-h100-rtdetrv2_r50vd-fp16",
-    "engine-h100-rtdetrv2_r18vd-fp16",
+# Plans with random weights in `tensorrt-8.5.3`, and how they compare with PyTorch.
+COMPARED = (
+    "detr_r50-fp32-h100",
+    "detr_r50-fp16-h100",
+    "detr_r101-fp16-h100",
+    "rtdetrv2_r18vd-fp16-h100",
+    "rtdetrv2_r18vd-fp16-open-h100",
+    "rtdetrv2_r50vd-fp16-h100",
 )
+
+
+def compared_plans() -> str:
+    """How plans with random weights, and PyTorch in float16, compare with PyTorch in float32."""
+    rows = []
+    for name in COMPARED:
+        manifest, compared = (results(f"tensorrt-8.5.3/{name}-{kind}.json") for kind in ("manifest", "against-pytorch"))
+        figures = [
+            f"{each['matched']:.1%}, {each['max_score_difference']:.1e}, {each['nearest_box']['p95']:.1e}"
+            for each in (compared["against_float32"][key] for key in ("engine", "float16"))
+        ]
+        rows.append((f"`{manifest['variant']}`, {manifest['precision']}", _batches(manifest), *figures))
+    return table(("plan", "batches", "the plan", "PyTorch float16"), rows)
+
+
+def _batches(manifest: Mapping[str, Any]) -> str:
+    """Return the batches of an engine, "1 to 4" for instance."""
+    largest = manifest["max_batch_size"]
+    return f"1 to {largest}" if manifest["dynamic_batch"] else str(largest)
+
+
+# Runs of `bench engine` in `tensorrt-8.5.3`, and the batches that their plans were built for.
+PLAN_SPEEDS = {
+    "engine-h200": "1 to 4",
+    "engine-h200-demos": "1",
+    "engine-h100": "1 to 4",
+    "engine-h100-co_dino-fp16": "1",
+    "engine-h100-rtdetrv2-int8": "1",
+    "engine-h100-rtdetrv2_r50vd-fp16": "1",
+    "engine-h100-rtdetrv2_r18vd-fp16": "1",
+    "engine-h100-rtdetrv2_r18vd-fp16-open": "1 to 4",
+    "engine-h100-detr_r101-fp16": "1 to 4",
+}
 
 
 def plan_speed() -> str:
     """Latency of plans of TensorRT 8.5.3.1, beside PyTorch and the `torch` engine of the same run."""
     rows, places = [], []
-    for name in PLAN_SPEEDS:
+    for name, batches in PLAN_SPEEDS.items():
         record = results(f"tensorrt-8.5.3/{name}.json")
         places.append(machine(record))
         for plan in (case for case in record["cases"] if case["implementation"] == "tensorrt"):
@@ -337,13 +371,14 @@ def plan_speed() -> str:
                 (
                     f"`{plan['variant']}`",
                     f"{plan['width']}x{plan['height']}",
+                    batches,
                     plan["batch"],
                     _gpu(record["machine"]["gpus"][0]),
                     f"{plan['precision']}, {plan['p50_ms']:.2f} ms",
                     *(times.get(kind, NOT_MEASURED) for kind in kinds),
                 )
             )
-    columns = ("variant", "width x height", "batch", "GPU", "plan", "PyTorch fp32", "PyTorch fp16")
+    columns = ("variant", "width x height", "built for", "batch", "GPU", "plan", "PyTorch fp32", "PyTorch fp16")
     return "\n\n".join(places) + "\n\n" + table((*columns, "`torch` engine fp16"), rows)
 
 
@@ -656,6 +691,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "post-attention": post_attention,
     "families": families,
     "plans": plans,
+    "compared plans": compared_plans,
     "plan speed": plan_speed,
     "int8 plans": int8_plans,
     "memory": memory,
