@@ -128,6 +128,10 @@ SOURCES = (
         "server-tensorrt-8.5.3-fp16-rtdetrv2-h200",
     ),
     (
+        "RT-DETRv2's demo: float16 plan, TensorRT 8.5.3, through the server, H100",
+        "server-tensorrt-8.5.3-fp16-rtdetrv2-h100",
+    ),
+    (
         "RT-DETRv2's demo: INT8 plan, TensorRT 8.5.3, through the server, H100",
         "server-tensorrt-8.5.3-int8-rtdetrv2-h100",
     ),
@@ -286,6 +290,7 @@ def families() -> str:
 PLANS = (
     ("", "server-tensorrt-8.5.3-rtdetrv2-h100", "pytorch-fp32-h100-rtdetrv2"),
     ("rtdetrv2-fp16-h200-", "server-tensorrt-8.5.3-fp16-rtdetrv2-h200", "pytorch-fp32-h200-rtdetrv2"),
+    ("rtdetrv2-fp16-h100-", "server-tensorrt-8.5.3-fp16-rtdetrv2-h100", "pytorch-fp32-h100-rtdetrv2"),
     ("rtdetrv2-int8-h100-", "server-tensorrt-8.5.3-int8-rtdetrv2-h100", "pytorch-fp32-h100-rtdetrv2"),
     ("co_dino-h200-", "server-tensorrt-8.5.3-h200", "pytorch-fp32-h200-beside-plan"),
     ("co_dino-fp16-h100-", "server-tensorrt-8.5.3-fp16-h100", "pytorch-fp32-h200-beside-plan"),
@@ -349,6 +354,7 @@ PLAN_SPEEDS = {
     "engine-h200-demos": "1",
     "engine-h100": "1 to 4",
     "engine-h100-co_dino-fp16": "1",
+    "engine-h100-rtdetrv2-fp16": "1",
     "engine-h100-rtdetrv2-int8": "1",
     "engine-h100-rtdetrv2_r50vd-fp16": "1",
     "engine-h100-rtdetrv2_r18vd-fp16": "1",
@@ -383,28 +389,21 @@ def plan_speed() -> str:
 
 
 def int8_plans() -> str:
-    """The plans of RT-DETRv2's demo by precision."""
-    cases = [case for name in PLAN_SPEEDS for case in results(f"tensorrt-8.5.3/{name}.json")["cases"]]
+    """The plans of RT-DETRv2's demo on an H100, by precision."""
     times = {
         case["precision"]: f"{case['p50_ms']:.2f}"
-        for case in cases
+        for record in (results(f"tensorrt-8.5.3/{name}.json") for name in PLAN_SPEEDS)
+        if _gpu(record["machine"]["gpus"][0]) == "H100"
+        for case in record["cases"]
         if (case["implementation"], case["variant"], case["batch"]) == ("tensorrt", "rtdetrv2_demo", 1)
     }
     rows = []
     for name, served, _ in PLANS:
         manifest, found = (results(f"tensorrt-8.5.3/{name}{kind}.json") for kind in ("manifest", "verification"))
-        if manifest["variant"] == "rtdetrv2_demo":
+        if (manifest["variant"], _gpu(manifest["gpu"])) == ("rtdetrv2_demo", "H100"):
             ap, precision = results(f"accuracy/{served}.json")["ap"], manifest["precision"]
-            rows.append(
-                (
-                    precision,
-                    _gpu(manifest["gpu"]),
-                    f"{ap:.5f}",
-                    f"{found['matched']:.1%}",
-                    times.get(precision, NOT_MEASURED),
-                )
-            )
-    return table(("precision", "GPU", "AP", "candidates found again", "ms (p50), one image"), rows)
+            rows.append((precision, f"{ap:.5f}", f"{found['matched']:.1%}", times.get(precision, NOT_MEASURED)))
+    return table(("precision", "AP", "candidates found again", "ms (p50), one image"), rows)
 
 
 def memory() -> str:
