@@ -128,6 +128,10 @@ SOURCES = (
         "server-tensorrt-8.5.3-fp16-rtdetrv2-h200",
     ),
     (
+        "RT-DETRv2's demo: float16 plan, TensorRT 8.5.3, through the server, H100",
+        "server-tensorrt-8.5.3-fp16-rtdetrv2-h100",
+    ),
+    (
         "RT-DETRv2's demo: INT8 plan, TensorRT 8.5.3, through the server, H100",
         "server-tensorrt-8.5.3-int8-rtdetrv2-h100",
     ),
@@ -282,6 +286,7 @@ def families() -> str:
 PLANS = (
     ("", "server-tensorrt-8.5.3-rtdetrv2-h100", "pytorch-fp32-h100-rtdetrv2"),
     ("rtdetrv2-fp16-h200-", "server-tensorrt-8.5.3-fp16-rtdetrv2-h200", "pytorch-fp32-h200-rtdetrv2"),
+    ("rtdetrv2-fp16-h100-", "server-tensorrt-8.5.3-fp16-rtdetrv2-h100", "pytorch-fp32-h100-rtdetrv2"),
     ("rtdetrv2-int8-h100-", "server-tensorrt-8.5.3-int8-rtdetrv2-h100", "pytorch-fp32-h100-rtdetrv2"),
     ("co_dino-h200-", "server-tensorrt-8.5.3-h200", "pytorch-fp32-h200-beside-plan"),
     ("co_dino-fp16-h100-", "server-tensorrt-8.5.3-fp16-h100", "pytorch-fp32-h200-beside-plan"),
@@ -296,7 +301,7 @@ def plans() -> str:
         rows.append(
             (
                 f"`{manifest['variant']}`, {manifest['precision']}",
-                f"1 to {manifest['max_batch_size']}" if manifest["dynamic_batch"] else manifest["max_batch_size"],
+                _batches(manifest),
                 _gpu(manifest["gpu"]),
                 manifest["plugin_layers"],
                 f"{found['matched']:.2%}",
@@ -309,20 +314,55 @@ def plans() -> str:
     return table((*columns, "`codetr verify` accepts", "AP through the server", "AP of PyTorch float32"), rows)
 
 
-PLAN_SPEEDS = (
-    "engine-h200",
-    "engine-h200-demos",
-    "engine-h100-co_dino-fp16",
-    "engine-h100-rtdetrv2-int8",
-    "engine-h100-rtdetrv2_r50vd-fp16",
-    "engine-h100-rtdetrv2_r18vd-fp16",
+# Plans with random weights in `tensorrt-8.5.3`, and how they compare with PyTorch.
+COMPARED = (
+    "detr_r50-fp32-h100",
+    "detr_r50-fp16-h100",
+    "detr_r101-fp16-h100",
+    "rtdetrv2_r18vd-fp16-h100",
+    "rtdetrv2_r18vd-fp16-open-h100",
+    "rtdetrv2_r50vd-fp16-h100",
 )
+
+
+def compared_plans() -> str:
+    """How plans with random weights, and PyTorch in float16, compare with PyTorch in float32."""
+    rows = []
+    for name in COMPARED:
+        manifest, compared = (results(f"tensorrt-8.5.3/{name}-{kind}.json") for kind in ("manifest", "against-pytorch"))
+        figures = [
+            f"{each['matched']:.1%}, {each['max_score_difference']:.1e}, {each['nearest_box']['p95']:.1e}"
+            for each in (compared["against_float32"][key] for key in ("engine", "float16"))
+        ]
+        rows.append((f"`{manifest['variant']}`, {manifest['precision']}", _batches(manifest), *figures))
+    return table(("plan", "batches", "the plan", "PyTorch float16"), rows)
+
+
+def _batches(manifest: Mapping[str, Any]) -> str:
+    """Return the batches of an engine, "1 to 4" for instance."""
+    largest = manifest["max_batch_size"]
+    return f"1 to {largest}" if manifest["dynamic_batch"] else str(largest)
+
+
+# Runs of `bench engine` in `tensorrt-8.5.3`, and the batches that their plans were built for.
+PLAN_SPEEDS = {
+    "engine-h200": "1 to 4",
+    "engine-h200-demos": "1",
+    "engine-h100": "1 to 4",
+    "engine-h100-co_dino-fp16": "1",
+    "engine-h100-rtdetrv2-fp16": "1",
+    "engine-h100-rtdetrv2-int8": "1",
+    "engine-h100-rtdetrv2_r50vd-fp16": "1",
+    "engine-h100-rtdetrv2_r18vd-fp16": "1",
+    "engine-h100-rtdetrv2_r18vd-fp16-open": "1 to 4",
+    "engine-h100-detr_r101-fp16": "1 to 4",
+}
 
 
 def plan_speed() -> str:
     """Latency of plans of TensorRT 8.5.3.1, beside PyTorch and the `torch` engine of the same run."""
     rows, places = [], []
-    for name in PLAN_SPEEDS:
+    for name, batches in PLAN_SPEEDS.items():
         record = results(f"tensorrt-8.5.3/{name}.json")
         places.append(machine(record))
         for plan in (case for case in record["cases"] if case["implementation"] == "tensorrt"):
@@ -333,39 +373,33 @@ def plan_speed() -> str:
                 (
                     f"`{plan['variant']}`",
                     f"{plan['width']}x{plan['height']}",
+                    batches,
                     plan["batch"],
                     _gpu(record["machine"]["gpus"][0]),
                     f"{plan['precision']}, {plan['p50_ms']:.2f} ms",
                     *(times.get(kind, NOT_MEASURED) for kind in kinds),
                 )
             )
-    columns = ("variant", "width x height", "batch", "GPU", "plan", "PyTorch fp32", "PyTorch fp16")
+    columns = ("variant", "width x height", "built for", "batch", "GPU", "plan", "PyTorch fp32", "PyTorch fp16")
     return "\n\n".join(places) + "\n\n" + table((*columns, "`torch` engine fp16"), rows)
 
 
 def int8_plans() -> str:
-    """The plans of RT-DETRv2's demo by precision."""
-    cases = [case for name in PLAN_SPEEDS for case in results(f"tensorrt-8.5.3/{name}.json")["cases"]]
+    """The plans of RT-DETRv2's demo on an H100, by precision."""
     times = {
         case["precision"]: f"{case['p50_ms']:.2f}"
-        for case in cases
+        for record in (results(f"tensorrt-8.5.3/{name}.json") for name in PLAN_SPEEDS)
+        if _gpu(record["machine"]["gpus"][0]) == "H100"
+        for case in record["cases"]
         if (case["implementation"], case["variant"], case["batch"]) == ("tensorrt", "rtdetrv2_demo", 1)
     }
     rows = []
     for name, served, _ in PLANS:
         manifest, found = (results(f"tensorrt-8.5.3/{name}{kind}.json") for kind in ("manifest", "verification"))
-        if manifest["variant"] == "rtdetrv2_demo":
+        if (manifest["variant"], _gpu(manifest["gpu"])) == ("rtdetrv2_demo", "H100"):
             ap, precision = results(f"accuracy/{served}.json")["ap"], manifest["precision"]
-            rows.append(
-                (
-                    precision,
-                    _gpu(manifest["gpu"]),
-                    f"{ap:.5f}",
-                    f"{found['matched']:.1%}",
-                    times.get(precision, NOT_MEASURED),
-                )
-            )
-    return table(("precision", "GPU", "AP", "candidates found again", "ms (p50), one image"), rows)
+            rows.append((precision, f"{ap:.5f}", f"{found['matched']:.1%}", times.get(precision, NOT_MEASURED)))
+    return table(("precision", "AP", "candidates found again", "ms (p50), one image"), rows)
 
 
 def memory() -> str:
@@ -652,6 +686,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "post-attention": post_attention,
     "families": families,
     "plans": plans,
+    "compared plans": compared_plans,
     "plan speed": plan_speed,
     "int8 plans": int8_plans,
     "memory": memory,
