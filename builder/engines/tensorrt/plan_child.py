@@ -30,6 +30,8 @@ TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
 READ_AS = {"FLOAT": np.float32, "HALF": np.float16, "BF16": np.uint16, "INT32": np.int32, "INT64": np.int64}
 # Of the builder, where networks are weakly typed: QuantizeLinear nodes alone allow no layer to be INT8 there.
 FLAGS = {"float16": ("FP16",), "bfloat16": ("BF16",), "int8": ("INT8", "FP16")}
+HALF_TYPES = ("HALF", "BF16")
+REGION = "ForeignNode"  # in the name of what TensorRT's second compiler fuses
 QUANTISED = {"int8": "INT8", "fp8": "FP8"}  # layers between QuantizeLinear nodes; the others have another type
 KEEP_SECONDS = 20.0  # between two writings of the timings of a build that goes on
 # Each setting, the object of the module that has it, and the release it came with.
@@ -140,11 +142,14 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         }
     check_types(trt, network, request["precision"])
     config = make_config(trt, builder, network, request)
+    selector = None  # TensorRT does not keep it alive
     if not is_strongly_typed(trt):
         constrain_types(trt, network, config, request)
+        selector = keep_regions_wide(trt, config, request["precision"])
     every = KEEP_SECONDS if trt.__version__.startswith("8.5.") else None
     with kept_timings(config, request["settings"]["timing_cache"], every):
         plan = builder.build_serialized_network(network, config)
+    del selector
     if plan is None:
         raise RefusedError(f"TensorRT {trt.__version__} built no plan: {explain(logger.errors)}")
     Path(request["plan"]).write_bytes(plan)
@@ -316,6 +321,37 @@ def constrain_types(trt: Any, network: Any, config: Any, request: dict[str, Any]
             layer.precision = getattr(trt.DataType, TYPES[type_])
         for i in floating:
             layer.set_output_type(i, getattr(trt.DataType, TYPES[type_]))
+
+
+def keep_regions_wide(trt: Any, config: Any, precision: str) -> Any:
+    """Let TensorRT take regions that read and put out float32 alone, where types are weak; return what must live.
+
+    Whatever its layers are held to, 8.5 tries what it fused into a region with all floating-point inputs and outputs in
+    float32 and with all in a half type, and takes what is faster: coordinates were rounded then, or were not, by some
+    microseconds. Regions are a few hundredths of a detector's time.
+    """
+    if precision == "float32" or not hasattr(trt, "IAlgorithmSelector"):
+        return None
+
+    class Selector(trt.IAlgorithmSelector):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            trt.IAlgorithmSelector.__init__(self)
+
+        def select_algorithms(self, context: Any, choices: Any) -> list[int]:
+            count = context.num_inputs + context.num_outputs if REGION in context.name else 0
+            wide = [
+                i
+                for i, choice in enumerate(choices)
+                if not any(_type_name(choice.get_algorithm_io_info(k)) in HALF_TYPES for k in range(count))
+            ]
+            return wide or list(range(len(choices)))
+
+        def report_algorithms(self, contexts: Any, choices: Any) -> None:
+            """Take no notice of what was chosen."""
+
+    selector = Selector()
+    config.algorithm_selector = selector
+    return selector
 
 
 def inspect(trt: Any, logger: Any, plan: Any, batch: int) -> Any:

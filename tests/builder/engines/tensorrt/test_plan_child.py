@@ -290,6 +290,47 @@ def test_a_plugin_that_also_reads_float32_is_held_to_its_outputs_type_alone():
     assert held(network)[2:] == [(None, {0: "HALF"}), ("HALF", {0: "HALF"})]
 
 
+class Choice:
+    """A way to compute something: the types of its inputs and outputs."""
+
+    def __init__(self, *types):
+        self.types = types
+
+    def get_algorithm_io_info(self, index):
+        return SimpleNamespace(dtype=f"DataType.{self.types[index]}")
+
+
+def selector_of(precision, release="8.5.3"):
+    trt = SimpleNamespace(**vars(RELEASES[release]), IAlgorithmSelector=type("IAlgorithmSelector", (), {}))
+    config = SimpleNamespace(algorithm_selector=None)
+    selector = plan_child.keep_regions_wide(trt, config, precision)
+    assert config.algorithm_selector is selector
+    return selector
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_regions_are_taken_in_float32_where_there_is_a_choice(precision):
+    selector = selector_of(precision)
+    region = SimpleNamespace(name="{ForeignNode[node_a...node_b]}", num_inputs=2, num_outputs=1)
+    wide, half, mixed = (
+        Choice("FLOAT", "INT32", "FLOAT"),
+        Choice("HALF", "INT32", "HALF"),
+        Choice("FLOAT", "INT32", "HALF"),
+    )
+    assert selector.select_algorithms(region, [wide, half, mixed, wide]) == [0, 3]
+    assert selector.select_algorithms(region, [half, mixed]) == [0, 1], "there is no other"
+    layer = SimpleNamespace(name="node_conv2d", num_inputs=2, num_outputs=1)
+    assert selector.select_algorithms(layer, [wide, half]) == [0, 1], "a layer has its own type"
+    selector.report_algorithms([region], [wide])
+
+
+def test_nothing_is_selected_where_there_is_nothing_to_choose():
+    assert selector_of("float32") is None
+    config = SimpleNamespace()
+    assert plan_child.keep_regions_wide(RELEASES["8.5.3"], config, "float16") is None, "a release without it"
+    assert not vars(config)
+
+
 def test_a_parser_that_renames_all_nodes_is_refused():
     with pytest.raises(plan_child.RefusedError, match=r"TensorRT 8\.5\.3 names no layer as its ONNX node"):
         constrained(Network(Layer("other", "FLOAT")), "float16", norm="float32")
