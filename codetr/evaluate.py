@@ -71,6 +71,7 @@ def evaluate(
     from perf.accuracy.agreement import draw_worst
     from perf.accuracy.dataset import category_of_label, read_dataset
     from perf.accuracy.detectors import built_variant, onnx_detect, open_server, server_setup
+    from perf.accuracy.identity import identity_of_onnx, identity_of_server
     from perf.accuracy.scores import check_output
 
     check_folder(output)  # before a file of annotations is read
@@ -97,16 +98,17 @@ def evaluate(
         if built is None and (against is not None or given is not None):
             pytorch.setup = server_setup(url, protocol, timeout, model, reach)
         name = f"server {model}"
+        identity = identity_of_server(url, protocol, timeout, model, reach)
     elif source == "onnx":
         if repository is None:
             raise CodetrError("--source onnx needs --repository, the folder that `codetr build` wrote")
         detect, names = onnx_detect(repository, model)
-        make, name, concurrency = (lambda: detect), "onnx", 1
+        make, name, concurrency, identity = (lambda: detect), "onnx", 1, identity_of_onnx(repository, model)
     else:
-        make, names, name, concurrency = *pytorch.load(), pytorch.name, 1
+        make, names, name, concurrency, identity = *pytorch.load(), pytorch.name, 1, pytorch.identity()
     matched = category_of_label(dataset, names)
     _note(matched.notes)
-    found, result = _measure(dataset, name, make, names, matched, output, console, concurrency)
+    found, result = _measure(dataset, name, identity, make, names, matched, output, console, concurrency)
     console.print(class_table(result))
     console.print(line(summary_line(result)), soft_wrap=True)
     if given is not None or built is not None:
@@ -114,7 +116,8 @@ def evaluate(
     if against is not None:
         make, names = pytorch.load()
         matched = category_of_label(dataset, names)
-        expected, other = _measure(dataset, pytorch.name, make, names, matched, output / AGAINST, console)
+        beside = output / AGAINST
+        expected, other = _measure(dataset, pytorch.name, pytorch.identity(), make, names, matched, beside, console)
         difference = result["ap"] - other["ap"]
         console.print(line(f"AP {name} - {pytorch.name}: {difference:+.4f}"), soft_wrap=True)
         for path, value in draw_worst(dataset, found, expected, output / "worst"):
@@ -174,6 +177,12 @@ class _PyTorch:
         detect, names = pytorch_detect(self.variant, self._weights(), self.precision, self.device, self.setup)
         return lambda: detect, names
 
+    def identity(self) -> str:
+        """Return what decides its answers."""
+        from perf.accuracy.identity import identity_of_pytorch
+
+        return identity_of_pytorch(self.variant, self._weights(), self.setup)
+
     def _weights(self) -> Path:
         from demo import WEIGHTS
 
@@ -187,6 +196,7 @@ class _PyTorch:
 def _measure(
     dataset: Dataset,
     name: str,
+    identity: str,
     make: Callable[[], Detect],
     class_names: tuple[str, ...],
     matched: Matched,
@@ -199,7 +209,7 @@ def _measure(
     from perf.accuracy.scores import RESULTS, report
 
     with _bar(console, name, len(dataset.images)) as advance:
-        found = collect(dataset, folder / RESULTS, name, make, class_names, concurrency, advance)
+        found = collect(dataset, folder / RESULTS, name, make, class_names, concurrency, advance, identity)
     return found, report(dataset, name, found, matched, folder)
 
 

@@ -18,6 +18,7 @@ from codetr_client.wire import Protocol
 from demo.shapes.dataset import encode_jpeg
 from demo.shapes.draw import generate
 from perf.accuracy.detectors import built_variant, server_setup
+from perf.accuracy.identity import identity_of_server
 from serving.errors import CodetrError
 from serving.launch import TritonServer
 
@@ -176,3 +177,8 @@ def test_a_server_tells_its_size_and_rules(server: TritonServer, protocol: Proto
     url = server.grpc_url if protocol == "grpc" else server.http_url
     built = built_variant(server.options.repository, "codetr")[1]
     assert server_setup(url, protocol, 30.0, "codetr") == built
+
+
+def test_a_server_is_the_same_by_both_protocols(server: TritonServer) -> None:
+    by_grpc = identity_of_server(server.grpc_url, "grpc", 30.0, "codetr")
+    assert by_grpc == identity_of_server(server.http_url, "http", 30.0, "codetr")
