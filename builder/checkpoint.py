@@ -63,9 +63,9 @@ def load_detector(
         precision: type of weights and matrix products; coordinates, norms, softmax and box heads stay float32.
 
     Raises:
-        CheckpointError: the file is missing, truncated or foreign; a key is missing or unexpected, a shape is wrong,
-            the number of class names contradicts the class count, or the file's name or training arguments are those
-            of other settings. `faults` lists all keys.
+        CheckpointError: the file is missing, truncated or foreign; a key is missing or unexpected, a shape is wrong, a
+            weight is NaN or infinite, the number of class names contradicts the class count, or the file's name or
+            training arguments are those of other settings. `faults` lists all keys.
         VariantError: the variant is unknown or not supported.
     """
     asked = resolve_variant(variant)
@@ -81,6 +81,7 @@ def load_detector(
         detector = family.network(variant)
     _check_keys(checkpoint, state, detector.state_dict(), replace(variant, name=asked.name))
     floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    _check_finite(floats)
     detector.load_state_dict(floats, assign=True)
     return detector.set_precision(DTYPES[precision]).eval().requires_grad_(False)
 
@@ -250,6 +251,22 @@ def _check_keys(
         + "\n  ".join(shown),
         faults,
     )
+
+
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are NaN or infinite: a detector of them finds nothing."""
+    faults = tuple(
+        f"NaN or infinite: {key}, {count} of {value.numel()}"
+        for key, value in state.items()
+        if value.is_floating_point() and not value.is_meta and (count := int((~value.isfinite()).sum()))
+    )
+    if faults:
+        raise CheckpointError(
+            f"the checkpoint has weights that are NaN or infinite, in {len(faults)} of {len(state)} keys; its training "
+            "diverged, or it was saved in a precision that is too narrow: take an earlier one:\n  "
+            + "\n  ".join((*faults[:_LISTED], *_rest(list(faults)))),
+            faults,
+        )
 
 
 def _rest(kind: list[str]) -> list[str]:

@@ -365,3 +365,12 @@ def test_detectors_are_for_inference(golden_config, golden_weights):
     for detector in (loaded, random_detector(loaded.variant)):
         assert not detector.training
         assert not any(parameter.requires_grad for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(golden_config, golden_weights, value):
+    spoiled = golden_weights["query_head.transformer.level_embeds"].clone()
+    spoiled[0, :2] = value
+    with pytest.raises(CheckpointError, match=r"NaN or infinite, in 1 of \d+ keys.*take an earlier one") as error:
+        load_detector(golden_config, golden_weights | {"query_head.transformer.level_embeds": spoiled})
+    assert error.value.faults == (f"NaN or infinite: level_embeds, 2 of {spoiled.numel()}",)
