@@ -11,6 +11,7 @@ import typer
 from builder.precision import PRECISIONS
 from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
+from codetr.device import check_device
 from codetr.shown import line, new_console, progress_bar, say, shown
 from serving.errors import CodetrError
 
@@ -166,7 +167,7 @@ class _PyTorch:
             raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(PRECISIONS)}")
         self.variant = given or (get_variant(DEMO_VARIANT) if built is None else built[0])
         self.setup = None if built is None else built[1]  # of the engine that it is measured beside
-        self.weights, self.device = weights, device
+        self.weights, self.device = weights, check_device(device)
         self.precision = PRECISIONS[precision]
         self.name = f"pytorch {self.variant.name} {precision} {device}"
 
