@@ -11,8 +11,10 @@ import typer
 from builder.precision import PRECISIONS
 from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
+from codetr.detect import read_labels
 from codetr.device import check_device
 from codetr.shown import line, new_console, progress_bar, say, shown
+from serving.contract import coco_class_names
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -76,6 +78,14 @@ def evaluate(
     from perf.accuracy.scores import check_output
 
     check_folder(output)  # before a file of annotations is read
+    reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
+    if source != "server":
+        _refuse_unused(source, url=url, protocol=protocol, header_file=header_file, ca_file=ca_file)
+        _refuse_unused(source, certificate_file=certificate_file, key_file=key_file, server_name=server_name)
+    if source != "pytorch" and against is None:
+        _refuse_unused(source, weights=weights, precision=precision != "fp32", device=device != "cpu")
+    if source == "onnx" and against is None:
+        _refuse_unused(source, variant=variant, config=config)
     console = new_console()
     dataset = read_dataset(annotations, images, limit, skip_missing)
     _note(dataset.coco.notes)
@@ -92,9 +102,6 @@ def evaluate(
     given = _given(variant, config, execute_config)
     pytorch = _PyTorch(given, built, weights, precision, device)
     if source == "server":
-        from codetr.detect import read_labels
-
-        reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
         make, names = open_server(url, protocol, timeout, read_labels(labels), model, reach)
         if built is None and (against is not None or given is not None):
             pytorch.setup = server_setup(url, protocol, timeout, model, reach)
@@ -103,10 +110,12 @@ def evaluate(
     elif source == "onnx":
         if repository is None:
             raise CodetrError("--source onnx needs --repository, the folder that `codetr build` wrote")
-        detect, names = onnx_detect(repository, model)
+        detect, own_names = onnx_detect(repository, model)
+        names = _named(labels, own_names)
         make, name, concurrency, identity = (lambda: detect), "onnx", 1, identity_of_onnx(repository, model)
     else:
-        make, names, name, concurrency, identity = *pytorch.load(), pytorch.name, 1, pytorch.identity()
+        make, own_names = pytorch.load()
+        names, name, concurrency, identity = _named(labels, own_names), pytorch.name, 1, pytorch.identity()
     matched = category_of_label(dataset, names)
     _note(matched.notes)
     found, result = _measure(dataset, name, identity, make, names, matched, output, console, concurrency)
@@ -115,7 +124,8 @@ def evaluate(
     if given is not None or built is not None:
         _compare_published(result["ap"], dataset, pytorch, console)
     if against is not None:
-        make, names = pytorch.load()
+        make, own_names = pytorch.load()
+        names = _named(labels, own_names)
         matched = category_of_label(dataset, names)
         beside = output / AGAINST
         expected, other = _measure(dataset, pytorch.name, pytorch.identity(), make, names, matched, beside, console)
@@ -124,6 +134,24 @@ def evaluate(
         for path, value in draw_worst(dataset, found, expected, output / "worst"):
             console.print(line(f"agreement {value:.3f}  {path}"), soft_wrap=True)
     console.print(line(f"results are in {output}"), soft_wrap=True)
+
+
+def _refuse_unused(source: Source, **given: object) -> None:
+    """Refuse options that have no effect, so that nobody takes the figures for those of what they name."""
+    unused = [f"--{option.replace('_', '-')}" for option, value in given.items() if value]
+    if unused:
+        raise CodetrError(f"{', '.join(unused)}: without effect with --source {source}; leave it out")
+
+
+def _named(labels: str | None, own: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the class names that `--labels` asks for, of a detector in this process; its own without it."""
+    given = read_labels(labels)
+    if given is None:
+        return own
+    names = coco_class_names() if given == "coco" else tuple(given)
+    if own and len(names) != len(own):
+        raise CodetrError(f"--labels {labels}: {len(names)} names, and the detector has {len(own)} classes")
+    return names
 
 
 def _note(notes: Iterable[str]) -> None:

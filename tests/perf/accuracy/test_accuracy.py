@@ -269,6 +269,43 @@ def test_the_command_does_not_go_on_with_the_results_of_another_checkpoint(datas
         CliRunner().invoke(app, [*words, "--weights", str(tmp_path / "other.safetensors")], catch_exceptions=False)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param(["--source", "onnx", "--weights", "epoch_12.pth"], "--weights: .* --source onnx", id="weights"),
+        pytest.param(["--device", "cuda", "--precision", "fp16"], "--precision, --device: .*server", id="of PyTorch"),
+        pytest.param(["--source", "onnx", "--variant", "detr_r50"], "--variant: .* --source onnx", id="variant"),
+        pytest.param(["--source", "pytorch", "--url", "server:1"], "--url: .* --source pytorch", id="url"),
+        pytest.param(
+            ["--source", "pytorch", "--against", "pytorch", "--ca-file", "ca.pem"], "--ca-file: ", id="of TLS"
+        ),
+    ],
+)
+def test_options_that_do_not_count_are_refused(
+    dataset: Dataset, tmp_path: Path, options: Sequence[str], words: str
+) -> None:
+    arguments = ["--annotations", dataset.annotations, "--images", tmp_path, "--output", tmp_path / "out", *options]
+    with pytest.raises(CodetrError, match=f"^{words}"):
+        CliRunner().invoke(app, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_also_name_the_classes_of_a_detector_in_this_process(dataset: Dataset, tmp_path: Path) -> None:
+    content = json.loads(dataset.annotations.read_text())
+    for category in content["categories"]:
+        category["name"] = f"my {category['name']}"
+    dataset.annotations.write_text(json.dumps(content))
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"my {name}" for name in CLASS_NAMES))
+    arguments = ["--annotations", dataset.annotations, "--images", dataset.images[0].path.parent, "--limit", 1]
+    words = ["evaluate", *map(str, arguments), "--source", "pytorch", "--output", str(tmp_path / "out"), "--labels"]
+    result = CliRunner().invoke(app, [*words, str(names)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "my circle" in result.output
+    with pytest.raises(CodetrError, match="--labels coco: 80 names, and the detector has 8 classes"):
+        CliRunner().invoke(app, [*words, "coco"], catch_exceptions=False)
+
+
 @pytest.mark.parametrize("name", ["annotations", "image", "weights"])
 def test_an_evaluation_overwrites_none_of_its_sources(dataset: Dataset, tmp_path: Path, name: str) -> None:
     output, source = tmp_path / "out", tmp_path / "source"
