@@ -115,6 +115,30 @@ def fault(tmp_path, monkeypatch, capsys):
             "plugin nodes alone are not quantised",
             id="plugin nodes",
         ),
+        pytest.param(
+            [*DEMO, "--nms", "hard", "--min-score", "0.1"],
+            "--min-score: without effect, since the suppression of co_dino_demo is hard; give another --nms",
+            id="a score of soft suppression",
+        ),
+        pytest.param(
+            ["rtdetrv2_demo", "--random-weights", "--iou-threshold", "0.5", "--no-class-agnostic"],
+            "--iou-threshold, --class-agnostic: without effect, since the suppression of rtdetrv2_demo is none; give "
+            "another --nms, or leave it out",
+            id="an overlap without suppression",
+        ),
+        pytest.param(
+            [*DEMO, "--plugin-nodes", "--nms", "hard"],
+            "--nms: without effect, since plugin nodes go into a model.onnx alone",
+            id="suppression of plugin nodes",
+        ),
+        pytest.param(
+            [*DEMO, "--skip-verification", "--verify-images", "photos", "--verify-annotations", "a.json"],
+            "--verify-images, --verify-annotations: without effect with --skip-verification",
+            id="images of no verification",
+        ),
+        pytest.param(
+            [*DEMO, "--name", "a.2"], "--name a.2: a version is a number of its own; give --name a", id="version"
+        ),
         pytest.param([*DEMO, "--name", "a.b"], "name 'a.b' is not possible; expected letters", id="name"),
         pytest.param(
             [*DEMO, "--verify-images", "absent"], "there is no folder absent of images to verify on", id="images"
