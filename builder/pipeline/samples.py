@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 # The data set and number of generated images that engines are verified on when no other images are given.
 SEED, IMAGES = 20, 8
+PURPOSE = "to verify on"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ANNOTATIONS = "annotations.json"  # looked for in the folder of images and beside it
 
@@ -62,14 +63,27 @@ def sample_images(
         CodetrError: the folder holds none or unreadable ones, or the annotations are not of them or of other classes.
     """
     if folder is None:
-        if annotations is not None:
-            raise CodetrError("annotations are given without the folder of their images; name that too")
+        check_samples(folder, annotations)
         return drawn_samples(SEED, IMAGES, class_names)
     single = most is not None and folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES
-    paths = [folder] if single else image_paths(folder, "to verify on")[:most]
+    paths = [folder] if single else image_paths(folder, PURPOSE)[:most]
     images, names = read_images(paths), [path.name for path in paths]
     truth = None if most is not None else _find_truth(folder, names, class_names, annotations)
     return Samples(images, names, truth)
+
+
+def check_samples(folder: Path | None, annotations: Path | None) -> None:
+    """Check what can be known of sample images before a network is there: that they and their annotations are.
+
+    Raises:
+        CodetrError: there is no folder, it holds no images, or the annotations are no file or of no folder.
+    """
+    if folder is not None:
+        image_paths(folder, PURPOSE)
+    elif annotations is not None:
+        raise CodetrError("annotations are given without the folder of their images; name that too")
+    if annotations is not None and not annotations.is_file():
+        raise CodetrError(f"annotations {annotations}: no file is there; name a COCO annotation file")
 
 
 def image_paths(folder: Path, purpose: str) -> list[Path]:

@@ -23,6 +23,7 @@ from serving.errors import CodetrError
 from serving.rules import Suppression
 from tests.smallest import SMALLEST
 
+ROOT = Path(__file__).parents[2]
 DEMO = ["co_dino_demo", "--weights", str(DEMO_WEIGHTS)]
 
 
@@ -155,6 +156,29 @@ def fault(tmp_path, monkeypatch, capsys):
 )
 def test_an_impossible_wish_is_one_line(fault, arguments, expected):
     assert expected in fault(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param(["--verify-images", "absent"], "there is no folder absent of images to verify on", id="images"),
+        pytest.param(["--verify-annotations", "a.json"], "annotations are given without the folder", id="no images"),
+        pytest.param(
+            ["--verify-images", str(ROOT / "demo"), "--verify-annotations", "absent.json"],
+            "annotations absent.json: no file is there; name a COCO annotation file",
+            id="annotations",
+        ),
+    ],
+)
+def test_what_is_verified_on_is_looked_for_before_weights_are_loaded(fault, monkeypatch, options, expected):
+    monkeypatch.setattr("builder.pipeline.build.load", lambda options: pytest.fail("the weights were loaded"))
+    assert expected in fault(*DEMO, *options)
+
+
+def test_a_word_that_chooses_no_layer_leaves_no_log(fault, tmp_path):
+    line = fault(*DEMO, "--precision", "int8", "--quantize", "neck,projections")
+    assert line.endswith("such as 'encoder.layers.*'; several are given one by one")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_family_says_of_a_build_is_noted_before_it(tmp_path, monkeypatch, capsys):
