@@ -73,7 +73,7 @@ def evaluate(
     from codetr_client.outputs import check_folder
     from perf.accuracy.agreement import draw_worst
     from perf.accuracy.dataset import category_of_label, read_dataset
-    from perf.accuracy.detectors import built_variant, onnx_detect, open_server, server_setup
+    from perf.accuracy.detectors import built_variant, onnx_detect, open_server, served_engine, server_setup
     from perf.accuracy.identity import identity_of_onnx, identity_of_server
     from perf.accuracy.scores import check_output
 
@@ -98,15 +98,18 @@ def evaluate(
     check_output(output, sources)
     if against is not None:
         check_output(output / AGAINST, sources)
-    built = None if repository is None else built_variant(repository, model)
+    server = url, protocol, timeout, model, reach
+    built = None
+    if repository is not None:
+        built = built_variant(repository, served_engine(repository, *server) if source == "server" else model)
     given = _given(variant, config, execute_config)
     pytorch = _PyTorch(given, built, weights, precision, device)
     if source == "server":
         make, names = open_server(url, protocol, timeout, read_labels(labels), model, reach)
         if built is None and (against is not None or given is not None):
-            pytorch.setup = server_setup(url, protocol, timeout, model, reach)
+            pytorch.setup = server_setup(*server)
         name = f"server {model}"
-        identity = identity_of_server(url, protocol, timeout, model, reach)
+        identity = identity_of_server(*server)
     elif source == "onnx":
         if repository is None:
             raise CodetrError("--source onnx needs --repository, the folder that `codetr build` wrote")
