@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +17,8 @@ from builder.pipeline.coco_pictures import compare_with_pictures, spellings
 from demo.shapes import CLASS_NAMES
 from demo.shapes.dataset import coco_annotations
 from demo.shapes.draw import generate
-from serving.errors import CodetrError
+from serving.decode import decode_image
+from serving.errors import CodetrError, InvalidImageError
 
 logger = logging.getLogger(__name__)
 
@@ -101,20 +101,26 @@ def image_paths(folder: Path, purpose: str) -> list[Path]:
 
 
 def read_images(paths: Sequence[Path]) -> list[NDArray[np.uint8]]:
-    """Return the images of files in one folder, each [h, w, 3] RGB.
+    """Return the images of files in one folder, each [h, w, 3] RGB and upright, as the server decodes them.
 
     Raises:
-        CodetrError: some cannot be read; names them.
+        CodetrError: some cannot be read, or the server would refuse them; names them.
     """
-    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
-    unreadable = [path for path, image in zip(paths, images, strict=True) if image is None]
+    images: list[NDArray[np.uint8]] = []
+    unreadable: dict[Path, str] = {}
+    for path in paths:
+        try:
+            images.append(decode_image(path.read_bytes()))
+        except (OSError, InvalidImageError) as error:
+            unreadable[path] = str(error.strerror if isinstance(error, OSError) else error)
     if unreadable:
-        names = ", ".join(path.name for path in unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        (first, reason), *others = unreadable.items()
+        names = ", ".join(path.name for path, _ in others[:4]) + (", ..." if len(others) > 4 else "")
         raise CodetrError(
-            f"{len(unreadable)} of {len(paths)} images in {unreadable[0].parent} cannot be read: {names}; take them "
-            "out, or name another folder"
+            f"{len(unreadable)} of {len(paths)} images in {first.parent} cannot be read: {first.name} ({reason})"
+            f"{', ' if others else ''}{names}; take them out, or name another folder"
         )
-    return [np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images if image is not None]
+    return images
 
 
 def drawn_samples(seed: int, count: int, class_names: Sequence[str]) -> Samples:
