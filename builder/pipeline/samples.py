@@ -54,7 +54,7 @@ def sample_images(
 
     Args:
         class_names: of the detector; generated shapes count as annotated if these are the shapes' names.
-        folder: of images, or where `most` is given one of them; None for generated shapes.
+        folder: of images, or where `most` is given the file of one, whatever it is called; None for generated shapes.
         annotations: COCO annotation file of the folder's images; else an `annotations.json` in the folder or beside it
             is taken, if it lists any of them.
         most: images of the folder, the first by name, without their annotations; None for all with theirs.
@@ -65,7 +65,7 @@ def sample_images(
     if folder is None:
         check_samples(folder, annotations)
         return drawn_samples(SEED, IMAGES, class_names)
-    single = most is not None and folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES
+    single = most is not None and folder.is_file()
     paths = [folder] if single else image_paths(folder, PURPOSE)[:most]
     images, names = read_images(paths), [path.name for path in paths]
     truth = None if most is not None else _find_truth(folder, names, class_names, annotations)
@@ -92,6 +92,8 @@ def image_paths(folder: Path, purpose: str) -> list[Path]:
     Raises:
         CodetrError: there is no such folder, or it holds none; says what they are for.
     """
+    if folder.is_file():
+        raise CodetrError(f"{folder} is a file; name a folder of images ({', '.join(IMAGE_SUFFIXES)}) {purpose}")
     if not folder.is_dir():
         raise CodetrError(f"there is no folder {folder} of images {purpose}; name one that is there")
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]

@@ -45,6 +45,18 @@ def test_a_folder_without_images_is_named(tmp_path):
         sample_images((), tmp_path / "elsewhere")
 
 
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    save(tmp_path / "a.png")
+    with pytest.raises(CodetrError, match=r"a\.png is a file; name a folder of images \(\.jpg, .*\) to verify on"):
+        sample_images((), tmp_path / "a.png")
+    assert len(sample_images((), tmp_path / "a.png", most=2).images) == 1
+    (tmp_path / "a.png").rename(tmp_path / "a.tif")
+    assert len(sample_images((), tmp_path / "a.tif", most=2).images) == 1  # its content decides
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    with pytest.raises(CodetrError, match=r"a\.gif \(expected a JPEG, PNG, WEBP, BMP image"):
+        sample_images((), tmp_path / "a.gif", most=2)
+
+
 def test_an_unreadable_image_is_named_among_good_ones(tmp_path):
     save(tmp_path / "good.png")
     (tmp_path / "broken.jpg").write_bytes(b"not an image")
