@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,8 @@ def build(
     chosen = given_variant(variant, config, execute_config)
     if classes is not None:
         class_names = tuple(read_class_names(classes, "--classes"))
+        for note in _repeated(class_names):
+            say(f"note: --classes {classes}: {note}", err=True)
         chosen = chosen.derive(f"{chosen.name}_{classes.stem}", class_names=class_names)
     chosen = _with_suppression(
         chosen,
@@ -229,6 +232,16 @@ def build(
     if result is not None:
         console.print(line(f"engine and detector agree: {result}"), soft_wrap=True)
     console.print(line(shown(repository, "bold"), _advice(repository, name, version)), soft_wrap=True)
+
+
+def _repeated(class_names: Sequence[str]) -> Iterator[str]:
+    """Say which classes have one name: answers would not tell them apart, and no AP can be measured of them."""
+    from builder.family import NO_CLASS
+
+    for name, count in Counter(class_names).items():
+        if count > 1 and name != NO_CLASS:
+            numbers = [str(line) for line, each in enumerate(class_names, 1) if each == name]
+            yield f"lines {', '.join(numbers)} are all {name!r}; answers do not tell these classes apart"
 
 
 def _check_outputs(repository: Path, options: BuildOptions, classes: Path | None) -> None:

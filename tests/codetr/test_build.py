@@ -234,6 +234,16 @@ def test_the_classes_of_a_fine_tuned_checkpoint(fault, monkeypatch, tmp_path):
     assert line == f"error: {variant}"
 
 
+def test_classes_of_one_name_are_noted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cats.txt").write_text("N/A\ncat\nlynx\ncat\nN/A\n")
+    arguments = ["build", "detr_r50", "--weights", "absent.pth", "--repository", str(tmp_path / "repository")]
+    monkeypatch.setattr(sys, "argv", ["codetr", *arguments, "--classes", str(tmp_path / "cats.txt")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    note, _ = capsys.readouterr().err.splitlines()
+    assert note.endswith("cats.txt: lines 2, 4 are all 'cat'; answers do not tell these classes apart")
+
+
 @pytest.mark.parametrize(
     "content",
     [
