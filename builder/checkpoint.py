@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from builder.detector import Detector
-from builder.families import family_of, read_variant
-from builder.family import DetectorConfig
+from builder.families import FAMILIES, family_of, read_variant
+from builder.family import DetectorConfig, Family
 from builder.precision import PRECISIONS, Precision
 from builder.reading.checkpoint_file import METADATA, CheckpointError, read_file
 from builder.reading.unpickle import StandIn
@@ -35,6 +35,7 @@ _INFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module."
 _COUNTERS = ("n_averaged", "steps")
 _DEEPEST = 8  # nestings looked into: a mapping may hold itself
 _LISTED = 4  # keys of each kind of fault that a message shows
+_FAMILIAR, _SHARE = 20, 0.9  # keys beside the backbone, and the share of them, from which on they tell a family
 
 _DERIVE = "give the names of its classes, or derive a variant with them"
 
@@ -63,9 +64,9 @@ def load_detector(
         precision: type of weights and matrix products; coordinates, norms, softmax and box heads stay float32.
 
     Raises:
-        CheckpointError: the file is missing, truncated or foreign; a key is missing or unexpected, a shape is wrong,
-            the number of class names contradicts the class count, or the file's name or training arguments are those
-            of other settings. `faults` lists all keys.
+        CheckpointError: the file is missing, truncated or foreign; a key is missing or unexpected, a shape is wrong, a
+            weight is NaN or infinite, the number of class names contradicts the class count, or the file's name or
+            training arguments are those of other settings. `faults` lists all keys.
         VariantError: the variant is unknown or not supported.
     """
     asked = resolve_variant(variant)
@@ -81,6 +82,7 @@ def load_detector(
         detector = family.network(variant)
     _check_keys(checkpoint, state, detector.state_dict(), replace(variant, name=asked.name))
     floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    _check_finite(floats)
     detector.load_state_dict(floats, assign=True)
     return detector.set_precision(DTYPES[precision]).eval().requires_grad_(False)
 
@@ -215,7 +217,7 @@ def _with_classes(variant: DetectorConfig, checkpoint: Checkpoint, state: Mappin
         fault = f"another class count: the checkpoint has {count} classes, {ours}"
         if names is not None and names is checkpoint.class_names:
             fault = f"the checkpoint's meta data names {len(names)} classes, its class head has {count}"
-        raise CheckpointError(family.likely_cause(checkpoint.tensors, {}, variant) or f"{fault}; {_DERIVE}")
+        raise CheckpointError(_likely_cause(checkpoint.tensors, {}, variant) or f"{fault}; {_DERIVE}")
     if names is not None and len(names) != variant.num_classes:
         return variant.derive(f"{variant.name}_{len(names)}_classes", class_names=names)
     return replace(variant, class_names=names).with_class_names()
@@ -243,13 +245,50 @@ def _check_keys(
     faults = tuple(fault for kind in kinds for fault in kind)
     if not any(kinds[:4]):
         return
-    cause = family_of(variant).likely_cause(checkpoint.tensors, state, variant)
+    cause = _likely_cause(checkpoint.tensors, state, variant)
     shown = [line for kind in kinds for line in (*kind[:_LISTED], *_rest(kind))]
     raise CheckpointError(
         f"{cause or f'the checkpoint does not fit variant {variant.name!r}'}: {len(faults)} keys differ:\n  "
         + "\n  ".join(shown),
         faults,
     )
+
+
+def _likely_cause(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], variant: DetectorConfig) -> str | None:
+    """Return why weights most likely do not fit a variant: they are another family's, or what its own finds."""
+    shares = {name: _known_share(tensors, family) for name, family in FAMILIES.items()}
+    likeliest = max(shares, key=lambda name: shares[name])
+    if shares[likeliest] >= _SHARE > shares[variant.family]:
+        return (
+            f"these are weights of {likeliest}, and variant {variant.name!r} is of {variant.family}; `codetr variants` "
+            f"lists those of {likeliest}"
+        )
+    return family_of(variant).likely_cause(tensors, state, variant)
+
+
+def _known_share(tensors: Mapping[str, Tensor], family: Family) -> float:
+    """Return the share of the weights beside the backbone's that have names of a family's first preset; 0 of few."""
+    preset = next(iter(family.presets.values()))
+    with torch.device("meta"):
+        names = family.network(preset).state_dict().keys()
+    keys = [key for key in family.renamed(tensors, preset) if not key.startswith("backbone.")]
+    return sum(key in names for key in keys) / len(keys) if len(keys) >= _FAMILIAR else 0.0
+
+
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are NaN or infinite: a detector of them finds nothing."""
+    faults = tuple(
+        f"NaN or infinite: {key}, {count} of {value.numel()}"
+        for key, value in state.items()
+        if value.is_floating_point() and not value.is_meta and (count := int((~value.isfinite()).sum()))
+    )
+    if faults:
+        raise CheckpointError(
+            f"the checkpoint has weights that are NaN or infinite, in {len(faults)} of {len(state)} keys; its training "
+            "diverged, or it was saved in a precision that is too narrow: take an earlier one:\n  "
+            + "\n  ".join((*faults[:_LISTED], *_rest(list(faults)))),
+            faults,
+        )
 
 
 def _rest(kind: list[str]) -> list[str]:

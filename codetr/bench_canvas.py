@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codetr.device import check_device
 from codetr.shown import say
 from serving.errors import CodetrError
 
@@ -36,6 +37,7 @@ def bench_canvas(
     if get_variant(variant).family != "detr":
         raise CodetrError(f"{variant} is no DETR; only DETR takes images at sizes of their own")
     canvases = [parse_size(each)[::-1] for each in size or ("1344x1344", "1344x800", "1066x800")]
+    check_device(device)
     check_output(output.parent, output.name, (), [weights])
     detector = scaled_detector(variant) if weights is None else load_detector(variant, weights)
     assert isinstance(detector, Detr)

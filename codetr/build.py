@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,16 @@ import typer
 
 from builder.precision import ENGINE_PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption
+from serving.errors import CodetrError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from builder.family import DetectorConfig
     from builder.pipeline.build import BuildOptions
+
+# Fields of `serving.rules.Suppression` that a kind does not read.
+_UNUSED = {"soft": (), "hard": ("min_score",), "none": ("iou_threshold", "min_score", "class_agnostic")}
 
 
 def build(
@@ -141,8 +146,7 @@ def build(
     from codetr.labels import read_class_names
     from codetr.shown import line, say, shown
     from codetr.stages import Stages, own_console
-    from serving.errors import CodetrError
-    from serving.versions import versioned
+    from serving.versions import name_and_version, versioned
 
     if precision not in ENGINE_PRECISIONS:
         raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(ENGINE_PRECISIONS)}")
@@ -153,12 +157,19 @@ def build(
             "a static batch above 1 cannot be served: the server asks for every batch from 1 on; leave out "
             "--static-batch or give --batch 1"
         )
+    _refuse_unused_verification(skip_verification and not (search or plugin_nodes), verify_images, verify_annotations)
+    if name_and_version(name)[1] != 1:
+        base, number = name_and_version(name)
+        raise CodetrError(f"--name {name}: a version is a number of its own; give --name {base} --version {number}")
     chosen = given_variant(variant, config, execute_config)
     if classes is not None:
         class_names = tuple(read_class_names(classes, "--classes"))
+        for note in _repeated(class_names):
+            say(f"note: --classes {classes}: {note}", err=True)
         chosen = chosen.derive(f"{chosen.name}_{classes.stem}", class_names=class_names)
     chosen = _with_suppression(
         chosen,
+        plugin_nodes,
         kind=nms,
         iou_threshold=iou_threshold,
         min_score=min_score,
@@ -223,6 +234,16 @@ def build(
     console.print(line(shown(repository, "bold"), _advice(repository, name, version)), soft_wrap=True)
 
 
+def _repeated(class_names: Sequence[str]) -> Iterator[str]:
+    """Say which classes have one name: answers would not tell them apart, and no AP can be measured of them."""
+    from builder.family import NO_CLASS
+
+    for name, count in Counter(class_names).items():
+        if count > 1 and name != NO_CLASS:
+            numbers = [str(line) for line, each in enumerate(class_names, 1) if each == name]
+            yield f"lines {', '.join(numbers)} are all {name!r}; answers do not tell these classes apart"
+
+
 def _check_outputs(repository: Path, options: BuildOptions, classes: Path | None) -> None:
     """Refuse to write where something else lies, or in the place of what the build reads."""
     from builder.engines.tensorrt.plugin_onnx import FILE_NAME
@@ -277,11 +298,35 @@ def search_table(repository: Path, name: str) -> Table:
     return table
 
 
-def _with_suppression(variant: DetectorConfig, **given: Any) -> DetectorConfig:
-    """Return the variant with the rule's fields that options give; those that are None stay its own."""
+def _with_suppression(variant: DetectorConfig, plugin_nodes: bool, **given: Any) -> DetectorConfig:
+    """Return the variant with the rule's fields that options give; those that are None stay its own.
+
+    Raises:
+        CodetrError: one has no effect, since the rule's kind has no such field, or only plugin nodes are written.
+    """
     wanted = {key: value for key, value in given.items() if value is not None}
-    rules = replace(variant.rules, suppression=replace(variant.rules.suppression, **wanted))
-    return replace(variant, rules=rules)
+    rule = replace(variant.rules.suppression, **wanted)
+    options = {key: "--nms" if key == "kind" else f"--{key.replace('_', '-')}" for key in wanted}
+    if options and plugin_nodes:
+        raise CodetrError(
+            f"{', '.join(options.values())}: without effect, since plugin nodes go into a model.onnx alone; leave it "
+            "out"
+        )
+    if useless := [option for key, option in options.items() if key in _UNUSED[rule.kind]]:
+        raise CodetrError(
+            f"{', '.join(useless)}: without effect, since the suppression of {variant.name} is {rule.kind}; give "
+            "another --nms, or leave it out"
+        )
+    return replace(variant, rules=replace(variant.rules, suppression=rule))
+
+
+def _refuse_unused_verification(skipped: bool, images: Path | None, annotations: Path | None) -> None:
+    """Refuse images for a verification that is skipped, which nobody would see was not done on them."""
+    given = {"--verify-images": images, "--verify-annotations": annotations}
+    if skipped and (useless := [option for option, value in given.items() if value is not None]):
+        raise CodetrError(
+            f"{', '.join(useless)}: without effect with --skip-verification; leave out the one or the other"
+        )
 
 
 @contextmanager

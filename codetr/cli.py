@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.text import Text
@@ -47,6 +48,9 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measure engines, operators, the server and its steps.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+
+# What the system says of a file that may not be used, of a disk that is full or fails, and of too many open files.
+_MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE}
 
 # Each is called as its function is, but for what says where it stands; in the order of the help.
 for command in (
@@ -91,16 +95,25 @@ def _where_servers_run(message: str) -> str:
     return f", and here runs {', '.join(found)}" if found else ""
 
 
+def _end(message: str) -> NoReturn:
+    lines = [line(text) for text in message.split("\n")]  # of a few the second says where to read on
+    new_console(stderr=True).print(line(Text("error:", "bold red"), " ", Text("\n").join(lines)), soft_wrap=True)
+    sys.exit(1)
+
+
 def main() -> None:
-    """Run the command; a `CodetrError` becomes one line on standard error and exit status 1."""
+    """Run the command; a `CodetrError` becomes one line on standard error and exit status 1.
+
+    So does a file that may not be read or written, or a full disk, where the command itself does not speak of it.
+    """
     open_what_is_closed()
     escape_what_cannot_be_encoded()
     try:
         app()
     except CodetrError as error:
-        lines = [
-            line(text) for text in (str(error) + _where_servers_run(str(error))).split("\n")
-        ]  # of a few the second says where to read on
-        message = line(Text("error:", "bold red"), " ", Text("\n").join(lines))
-        new_console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(1)
+        _end(str(error) + _where_servers_run(str(error)))
+    except OSError as error:
+        if error.errno not in _MACHINE:
+            raise
+        path = "" if error.filename is None else f"{error.filename}: "
+        _end(f"{path}{error.strerror}; look at the disk and the permissions of what the command reads and writes")

@@ -11,7 +11,10 @@ import typer
 from builder.precision import PRECISIONS
 from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
+from codetr.detect import read_labels
+from codetr.device import check_device
 from codetr.shown import line, new_console, progress_bar, say, shown
+from serving.contract import coco_class_names
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -70,10 +73,19 @@ def evaluate(
     from codetr_client.outputs import check_folder
     from perf.accuracy.agreement import draw_worst
     from perf.accuracy.dataset import category_of_label, read_dataset
-    from perf.accuracy.detectors import built_variant, onnx_detect, open_server, server_setup
+    from perf.accuracy.detectors import built_variant, onnx_detect, open_server, served_engine, server_setup
+    from perf.accuracy.identity import identity_of_onnx, identity_of_server
     from perf.accuracy.scores import check_output
 
     check_folder(output)  # before a file of annotations is read
+    reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
+    if source != "server":
+        _refuse_unused(source, url=url, protocol=protocol, header_file=header_file, ca_file=ca_file)
+        _refuse_unused(source, certificate_file=certificate_file, key_file=key_file, server_name=server_name)
+    if source != "pytorch" and against is None:
+        _refuse_unused(source, weights=weights, precision=precision != "fp32", device=device != "cpu")
+    if source == "onnx" and against is None:
+        _refuse_unused(source, variant=variant, config=config)
     console = new_console()
     dataset = read_dataset(annotations, images, limit, skip_missing)
     _note(dataset.coco.notes)
@@ -86,40 +98,63 @@ def evaluate(
     check_output(output, sources)
     if against is not None:
         check_output(output / AGAINST, sources)
-    built = None if repository is None else built_variant(repository, model)
+    server = url, protocol, timeout, model, reach
+    built = None
+    if repository is not None:
+        built = built_variant(repository, served_engine(repository, *server) if source == "server" else model)
     given = _given(variant, config, execute_config)
     pytorch = _PyTorch(given, built, weights, precision, device)
     if source == "server":
-        from codetr.detect import read_labels
-
-        reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
         make, names = open_server(url, protocol, timeout, read_labels(labels), model, reach)
         if built is None and (against is not None or given is not None):
-            pytorch.setup = server_setup(url, protocol, timeout, model, reach)
+            pytorch.setup = server_setup(*server)
         name = f"server {model}"
+        identity = identity_of_server(*server)
     elif source == "onnx":
         if repository is None:
             raise CodetrError("--source onnx needs --repository, the folder that `codetr build` wrote")
-        detect, names = onnx_detect(repository, model)
-        make, name, concurrency = (lambda: detect), "onnx", 1
+        detect, own_names = onnx_detect(repository, model)
+        names = _named(labels, own_names)
+        make, name, concurrency, identity = (lambda: detect), "onnx", 1, identity_of_onnx(repository, model)
     else:
-        make, names, name, concurrency = *pytorch.load(), pytorch.name, 1
+        make, own_names = pytorch.load()
+        names, name, concurrency, identity = _named(labels, own_names), pytorch.name, 1, pytorch.identity()
     matched = category_of_label(dataset, names)
     _note(matched.notes)
-    found, result = _measure(dataset, name, make, names, matched, output, console, concurrency)
+    found, result = _measure(dataset, name, identity, make, names, matched, output, console, concurrency)
     console.print(class_table(result))
     console.print(line(summary_line(result)), soft_wrap=True)
     if given is not None or built is not None:
         _compare_published(result["ap"], dataset, pytorch, console)
     if against is not None:
-        make, names = pytorch.load()
+        make, own_names = pytorch.load()
+        names = _named(labels, own_names)
         matched = category_of_label(dataset, names)
-        expected, other = _measure(dataset, pytorch.name, make, names, matched, output / AGAINST, console)
+        beside = output / AGAINST
+        expected, other = _measure(dataset, pytorch.name, pytorch.identity(), make, names, matched, beside, console)
         difference = result["ap"] - other["ap"]
         console.print(line(f"AP {name} - {pytorch.name}: {difference:+.4f}"), soft_wrap=True)
         for path, value in draw_worst(dataset, found, expected, output / "worst"):
             console.print(line(f"agreement {value:.3f}  {path}"), soft_wrap=True)
     console.print(line(f"results are in {output}"), soft_wrap=True)
+
+
+def _refuse_unused(source: Source, **given: object) -> None:
+    """Refuse options that have no effect, so that nobody takes the figures for those of what they name."""
+    unused = [f"--{option.replace('_', '-')}" for option, value in given.items() if value]
+    if unused:
+        raise CodetrError(f"{', '.join(unused)}: without effect with --source {source}; leave it out")
+
+
+def _named(labels: str | None, own: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the class names that `--labels` asks for, of a detector in this process; its own without it."""
+    given = read_labels(labels)
+    if given is None:
+        return own
+    names = coco_class_names() if given == "coco" else tuple(given)
+    if own and len(names) != len(own):
+        raise CodetrError(f"--labels {labels}: {len(names)} names, and the detector has {len(own)} classes")
+    return names
 
 
 def _note(notes: Iterable[str]) -> None:
@@ -163,7 +198,7 @@ class _PyTorch:
             raise CodetrError(f"--precision {precision!r} is not known; expected {', '.join(PRECISIONS)}")
         self.variant = given or (get_variant(DEMO_VARIANT) if built is None else built[0])
         self.setup = None if built is None else built[1]  # of the engine that it is measured beside
-        self.weights, self.device = weights, device
+        self.weights, self.device = weights, check_device(device)
         self.precision = PRECISIONS[precision]
         self.name = f"pytorch {self.variant.name} {precision} {device}"
 
@@ -173,6 +208,12 @@ class _PyTorch:
 
         detect, names = pytorch_detect(self.variant, self._weights(), self.precision, self.device, self.setup)
         return lambda: detect, names
+
+    def identity(self) -> str:
+        """Return what decides its answers."""
+        from perf.accuracy.identity import identity_of_pytorch
+
+        return identity_of_pytorch(self.variant, self._weights(), self.setup)
 
     def _weights(self) -> Path:
         from demo import WEIGHTS
@@ -187,6 +228,7 @@ class _PyTorch:
 def _measure(
     dataset: Dataset,
     name: str,
+    identity: str,
     make: Callable[[], Detect],
     class_names: tuple[str, ...],
     matched: Matched,
@@ -199,7 +241,7 @@ def _measure(
     from perf.accuracy.scores import RESULTS, report
 
     with _bar(console, name, len(dataset.images)) as advance:
-        found = collect(dataset, folder / RESULTS, name, make, class_names, concurrency, advance)
+        found = collect(dataset, folder / RESULTS, name, make, class_names, concurrency, advance, identity)
     return found, report(dataset, name, found, matched, folder)
 
 

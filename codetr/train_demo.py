@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from codetr.device import check_device
 from codetr.shown import line, new_console, say, shown
 from demo import Family
 from serving.errors import CodetrError
@@ -31,6 +32,7 @@ def train_demo(
     from perf.accuracy.held_out import record_accuracy
 
     check_folder(output)
+    check_device(device)
     console = new_console()
     name = recipes.RECIPES[family].variant.name
     command = "codetr train-demo" if family == "co_dino" else f"codetr train-demo --family {family}"

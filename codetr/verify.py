@@ -39,13 +39,15 @@ def verify(
             line(DONE, f" {repository} is complete, and its engines are those that were built"), soft_wrap=True
         )
         return
-    from builder.pipeline.recheck import check_network, chosen_names, verify_repository
+    from builder.pipeline.recheck import check_network, check_weights, chosen_names, verify_repository
     from codetr_client.outputs import check_folder, refuse_inside
 
     if report is not None:
         check_folder(report)  # before the engines' names are read
     variant = read_variant(config, execute_config)
-    for each in chosen_names(repository, name):
+    names = chosen_names(repository, name)
+    check_weights(repository, names, weights or ())
+    for each in names:
         if variant is not None:
             check_network(repository, each, variant)
         folder = None if report is None else report / each

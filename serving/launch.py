@@ -410,6 +410,7 @@ def _start(
         bound_to_us([str(binary.path), *arguments]),
         env=binary.environment(python_folder(folder.path))
         | {FOLDER_VARIABLE: str(folder.path)}
+        | folder.environment
         | ({VISIBLE: gpus} if gpus is not None else {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -417,7 +418,7 @@ def _start(
         text=True,
         errors="replace",
         start_new_session=True,  # Ctrl-C reaches the server through us, and only once
-        pass_fds=[folder.lock],  # held as long as the server or one of its steps lives
+        pass_fds=folder.locks,  # held as long as the server or one of its steps lives
     )
     folder.write_record(
         ServerRecord(

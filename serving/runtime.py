@@ -3,7 +3,8 @@
 The folder lies where the Python backend keeps its shared memory anyway: such a file system is always there and
 writable, never on a disk, and its path has nothing that a shell would take apart, which Triton's start of a Python
 step needs. The server and its steps inherit a lock on the folder, so a folder without one, and the shared memory
-under its name, are left over from a server that was killed.
+under its name, are left over from a server that was killed. A second folder, on a disk, is where they put temporary
+files: a step that is ended leaves what it unpacked there, as PyTorch does a package of a `torch` engine.
 """
 
 from __future__ import annotations
@@ -57,21 +58,33 @@ class ServerRecord:
 class PrivateFolder:
     """A folder of one server that only its user can enter. `close` removes it and the shared memory of its server.
 
+    Attributes:
+        path: of the folder.
+        temporary: another such folder, for temporary files; None where there is no disk for them.
+        locks: descriptors for the server's processes to inherit.
+
     Raises:
         CodetrError: from the constructor, there is no shared memory, or it is full.
     """
 
     def __init__(self) -> None:
+        self.temporary: Path | None = None
         try:
-            hidden = Path(tempfile.mkdtemp(prefix=f".{_NAME}", dir=SHARED_MEMORY))
-            self.lock = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self.lock, fcntl.LOCK_EX)
-            self.path = hidden.rename(hidden.with_name(hidden.name[1:]))  # locked before anybody looks for it
+            self.path, lock = _locked_folder(SHARED_MEMORY)
         except OSError as error:
             raise CodetrError(
                 f"{SHARED_MEMORY} cannot be written ({error.strerror}); Triton's Python steps hand their tensors over "
                 f"there: free some of it (ls -l {SHARED_MEMORY}), or {MORE_ROOM}"
             ) from error
+        self.locks = [lock]
+        with suppress(OSError):  # a server of onnx engines needs none
+            self.temporary, lock = _locked_folder(_temporary())
+            self.locks.append(lock)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the server's environment says of where temporary files go."""
+        return {} if self.temporary is None else {"TMPDIR": str(self.temporary)}
 
     @property
     def region_prefix(self) -> str:
@@ -86,11 +99,13 @@ class PrivateFolder:
         fresh.replace(self.path / _RECORD)
 
     def close(self) -> None:
-        """Remove the folder and what the server has left in shared memory; its processes must have ended."""
-        if self.lock >= 0:
+        """Remove both folders and what the server has left in shared memory; its processes must have ended."""
+        if self.locks:
             _remove(self.path)
-            os.close(self.lock)
-            self.lock = -1
+            if self.temporary is not None:
+                shutil.rmtree(self.temporary, ignore_errors=True)
+        while self.locks:
+            os.close(self.locks.pop())
 
 
 def remove_leftovers() -> int:
@@ -98,6 +113,10 @@ def remove_leftovers() -> int:
     dead = [path for path in _folders() if not is_running(path)]
     for path in dead:
         _remove(path)
+    with suppress(OSError):
+        for path in _folders(_temporary()):
+            if not is_running(path):
+                shutil.rmtree(path, ignore_errors=True)
     return len(dead)
 
 
@@ -171,9 +190,23 @@ def statistics_headers(address: str, protocol: str) -> dict[str, str]:
     return {} if is_open else admin_headers(address, protocol)
 
 
-def _folders() -> list[Path]:
+def _temporary() -> Path:
+    """Return the folder of temporary files; raises OSError where none can be written."""
+    return Path(tempfile.gettempdir())
+
+
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """Make a folder with a lock on it; return it and the lock's descriptor. Raises OSError where that is impossible."""
+    hidden = Path(tempfile.mkdtemp(prefix=f".{_NAME}", dir=parent))
+    lock = os.open(hidden, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return hidden.rename(hidden.with_name(hidden.name[1:])), lock  # locked before anybody looks for it
+
+
+def _folders(parent: Path | None = None) -> list[Path]:
+    """Return the folders of this user's servers, private ones unless another parent is given."""
     with suppress(OSError):
-        found = (entry for entry in os.scandir(SHARED_MEMORY) if entry.name.startswith(_NAME))
+        found = (entry for entry in os.scandir(parent or SHARED_MEMORY) if entry.name.startswith(_NAME))
         mine = (entry for entry in found if entry.is_dir(follow_symlinks=False) and _owner(entry) == os.getuid())
         return sorted(Path(entry.path) for entry in mine)
     return []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -49,6 +51,23 @@ class Engine(Protocol):
 def output_of(arrays: Any) -> EngineOutput:
     """Return three arrays or CPU tensors as an `EngineOutput`."""
     return EngineOutput(*(np.asarray(array) for array in arrays))
+
+
+@contextmanager
+def loading(file: Path) -> Iterator[None]:
+    """Name the engine's file in what a library says that cannot load it in a `with` block; full memory stays that.
+
+    Raises:
+        EngineError: it cannot be read, or is damaged.
+    """
+    try:
+        yield
+    except (CodetrError, MemoryError):
+        raise
+    except Exception as error:  # each library has its own
+        if "memory" in str(error):
+            raise
+        raise EngineError(f"{file} cannot be loaded ({first_line(error)}); build the repository again") from error
 
 
 def first_line(error: BaseException) -> str:

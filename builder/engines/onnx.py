@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from builder.detector import Detector
-from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
+from builder.engines import Device, EngineError, EngineOutput, first_line, loading, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.scopes import keep_scopes_alone
 from builder.pipeline.export import INPUT_NAMES, OPERATORS, OUTPUT_NAMES, InputSpec, inputs_of
@@ -179,7 +179,21 @@ def load_session(path: Path, threads: int = 0) -> OnnxEngine:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     set_exact_integers(options)
-    return OnnxEngine(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+    with loading(path):
+        return OnnxEngine(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """Return what an engine's ONNX file holds.
+
+    Raises:
+        EngineError: it cannot be read, or is damaged.
+    """
+    with loading(path):
+        model = onnx.load(path)
+        if not model.graph.node:
+            raise EngineError(f"{path} holds no graph; build the repository again")
+        return model
 
 
 class OnnxEngine:

@@ -27,7 +27,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from builder.detector import Detector
-from builder.engines import Device, EngineError, EngineOutput, first_line, output_of
+from builder.engines import Device, EngineError, EngineOutput, first_line, loading, output_of
 from builder.engines.kinds import KINDS, BuiltEngine
 from builder.engines.torch_float8 import Joining, join_float8_layers
 from builder.engines.torch_post_attention import Trying
@@ -310,7 +310,8 @@ def load(path: Path, spec: InputSpec, device: Device, settings: object = None) -
     if library is not None:
         library = load_cuda_operator(library)
     batch_sizes = {1, spec.max_batch_size} if spec.is_dynamic else {spec.max_batch_size}
-    return TorchEngine(TorchRunner(path, (spec.height, spec.width), device, library, sorted(batch_sizes)))
+    with loading(path):
+        return TorchEngine(TorchRunner(path, (spec.height, spec.width), device, library, sorted(batch_sizes)))
 
 
 class TorchEngine:

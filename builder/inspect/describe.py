@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from builder.checkpoint import DTYPES, load_detector
+from builder.engines import loading
 from builder.engines import torch as torch_engine
 from builder.engines.kinds import engine_kind
 from builder.engines.scopes import modules_of
@@ -159,7 +160,8 @@ def _package(
 def _runner(file: Path, spec: InputSpec, place: Any) -> TorchRunner:
     """Return the server's runner, without CUDA graphs."""
     library = next(file.parent.glob(LIBRARY_PATTERN), None)
-    return TorchRunner(file, (spec.height, spec.width), place, library and load_cuda_operator(library))
+    with loading(file):
+        return TorchRunner(file, (spec.height, spec.width), place, library and load_cuda_operator(library))
 
 
 def _modules_of_plan(manifest: Mapping[str, Any], weights: Path, python: TensorRTPython) -> dict[str, str]:

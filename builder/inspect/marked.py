@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 from builder.detector import Detector
 from builder.engines import Device
 from builder.engines import torch as torch_engine
+from builder.engines.onnx import read_graph
 from builder.engines.tensorrt import TensorRTSettings, onnx_frontend, plugin_library, plugin_onnx, route
 from builder.engines.tensorrt.child import TensorRTPython
 from builder.engines.tensorrt.plans import read_plan
@@ -68,7 +69,7 @@ def marked_onnx(
     Raises:
         EngineError: a pattern matches no module.
     """
-    model = onnx.load(file)
+    model = read_graph(file)
     marks = mark_model(model, patterns)
     groups = output_groups(model, most_bytes)
     sessions: dict[int, Any] = {}

@@ -17,6 +17,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
+from builder.engines import loading
+from builder.engines.onnx import read_graph
 from builder.engines.scopes import modules_of
 from builder.inspect.anatomy import Anatomy, Part, median_ms
 
@@ -48,7 +50,7 @@ def describe_onnx(
     session = _session(file)
     run_ms = median_ms(partial(session.run, None, given_to(session, images, sizes)), runs)  # without the profiler
     events = [event for event in profile if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
-    original = onnx.load(file)
+    original = read_graph(file)
     parts = _parts(original, optimised, events)
     last = max((int(event["args"].get("mem_in_use_peak", 0)) for event in events), default=0)
     weights = sum(_bytes(item) for item in original.graph.initializer)
@@ -74,7 +76,8 @@ def describe_onnx(
 
 
 def _session(file: Path, options: Any = None) -> Any:
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    with loading(file):
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def given_to(session: Any, images: NDArray[np.uint8], sizes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:

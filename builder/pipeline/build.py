@@ -25,10 +25,10 @@ from builder.pipeline.machine import check_disk, check_gpu_memory, remedy_for
 from builder.pipeline.manifest import describe
 from builder.pipeline.report import place_report, write_report
 from builder.pipeline.repository import check_destination, check_writable, write_repository
-from builder.pipeline.samples import Samples, image_paths, sample_images
+from builder.pipeline.samples import Samples, check_samples, image_paths, sample_images
 from builder.pipeline.verify import Comparison, Limits, Verification, limits_of, verify
 from builder.precision import EnginePrecision, option_of
-from builder.quantise.groups import groups_of
+from builder.quantise.groups import chosen_layers, groups_of
 from builder.quantise.recipe import PURPOSE, Calibrated, Quantisation, Recipe, calibration_pictures, quantised, words_of
 from builder.quantise.search import search
 from builder.quantise.trials import Bench, annotated, ap_of, search_samples
@@ -112,6 +112,7 @@ def build_repository(
     if options.is_quantised and kind.has_settings and options.tensorrt.frontend is None:
         options = replace(options, tensorrt=replace(options.tensorrt, frontend="onnx"))
     _check_tools(options, kind)
+    check_samples(options.verify_images, options.verify_annotations)
     _prepare_report(options.report, repository)
     with _running(stage, "load weights"):
         reference = _load_or_log(options, repository)
@@ -209,6 +210,7 @@ def quantise(
     recipe, names, spec = options.recipe, options.variant.class_names or (), options.spec
     groups = tuple(groups_of(detector))
     words = (recipe.layers or groups) if recipe.search else words_of(recipe, kind, detector)
+    chosen_layers(detector, words)  # a word that chooses nothing is no matter for a compiler's log
     with running("calibrate"):
         pictures = calibration_pictures(recipe, names, spec, options.variant.rules.pixels)
         deployed = copy.deepcopy(reference).deploy().to(eager_device(kind.module.device()))

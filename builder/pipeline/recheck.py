@@ -118,6 +118,24 @@ def verify_repository(
     return comparison.check(f"; see {place / written.name}")
 
 
+def check_weights(repository: Path, names: Sequence[str], weights: Sequence[Path]) -> None:
+    """Refuse a checkpoint that none of the engines `names` was built from: nothing would be compared with it.
+
+    Where an engine lacks its own, `verify_repository` says so.
+    """
+    if not weights:
+        return
+    origins = {name: read_manifest(repository, name).get("weights") for name in names}
+    expected = {origin["sha256"] for origin in origins.values() if origin}
+    given = {path: digest(path) for path in weights if path.exists()}
+    unused = [path for path, found in given.items() if found not in expected]
+    if unused and expected <= set(given.values()):
+        told = ", ".join(
+            f"{name} from {origin['file'] if origin else 'random weights'}" for name, origin in origins.items()
+        )
+        raise CodetrError(f"no engine was built from {unused[0]} (of {repository}: {told}); leave it out")
+
+
 def _find_weights(name: str, built_from: Mapping[str, str] | None, weights: Sequence[Path]) -> Path | None:
     """Return the checkpoint that an engine was built from, by its hash; None stands for random weights."""
     if built_from is None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,12 +17,14 @@ from builder.pipeline.coco_pictures import compare_with_pictures, spellings
 from demo.shapes import CLASS_NAMES
 from demo.shapes.dataset import coco_annotations
 from demo.shapes.draw import generate
-from serving.errors import CodetrError
+from serving.decode import decode_image
+from serving.errors import CodetrError, InvalidImageError
 
 logger = logging.getLogger(__name__)
 
 # The data set and number of generated images that engines are verified on when no other images are given.
 SEED, IMAGES = 20, 8
+PURPOSE = "to verify on"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ANNOTATIONS = "annotations.json"  # looked for in the folder of images and beside it
 
@@ -53,7 +54,7 @@ def sample_images(
 
     Args:
         class_names: of the detector; generated shapes count as annotated if these are the shapes' names.
-        folder: of images, or where `most` is given one of them; None for generated shapes.
+        folder: of images, or where `most` is given the file of one, whatever it is called; None for generated shapes.
         annotations: COCO annotation file of the folder's images; else an `annotations.json` in the folder or beside it
             is taken, if it lists any of them.
         most: images of the folder, the first by name, without their annotations; None for all with theirs.
@@ -62,14 +63,27 @@ def sample_images(
         CodetrError: the folder holds none or unreadable ones, or the annotations are not of them or of other classes.
     """
     if folder is None:
-        if annotations is not None:
-            raise CodetrError("annotations are given without the folder of their images; name that too")
+        check_samples(folder, annotations)
         return drawn_samples(SEED, IMAGES, class_names)
-    single = most is not None and folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES
-    paths = [folder] if single else image_paths(folder, "to verify on")[:most]
+    single = most is not None and folder.is_file()
+    paths = [folder] if single else image_paths(folder, PURPOSE)[:most]
     images, names = read_images(paths), [path.name for path in paths]
     truth = None if most is not None else _find_truth(folder, names, class_names, annotations)
     return Samples(images, names, truth)
+
+
+def check_samples(folder: Path | None, annotations: Path | None) -> None:
+    """Check what can be known of sample images before a network is there: that they and their annotations are.
+
+    Raises:
+        CodetrError: there is no folder, it holds no images, or the annotations are no file or of no folder.
+    """
+    if folder is not None:
+        image_paths(folder, PURPOSE)
+    elif annotations is not None:
+        raise CodetrError("annotations are given without the folder of their images; name that too")
+    if annotations is not None and not annotations.is_file():
+        raise CodetrError(f"annotations {annotations}: no file is there; name a COCO annotation file")
 
 
 def image_paths(folder: Path, purpose: str) -> list[Path]:
@@ -78,6 +92,8 @@ def image_paths(folder: Path, purpose: str) -> list[Path]:
     Raises:
         CodetrError: there is no such folder, or it holds none; says what they are for.
     """
+    if folder.is_file():
+        raise CodetrError(f"{folder} is a file; name a folder of images ({', '.join(IMAGE_SUFFIXES)}) {purpose}")
     if not folder.is_dir():
         raise CodetrError(f"there is no folder {folder} of images {purpose}; name one that is there")
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -87,20 +103,26 @@ def image_paths(folder: Path, purpose: str) -> list[Path]:
 
 
 def read_images(paths: Sequence[Path]) -> list[NDArray[np.uint8]]:
-    """Return the images of files in one folder, each [h, w, 3] RGB.
+    """Return the images of files in one folder, each [h, w, 3] RGB and upright, as the server decodes them.
 
     Raises:
-        CodetrError: some cannot be read; names them.
+        CodetrError: some cannot be read, or the server would refuse them; names them.
     """
-    images = [cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths]  # BGR
-    unreadable = [path for path, image in zip(paths, images, strict=True) if image is None]
+    images: list[NDArray[np.uint8]] = []
+    unreadable: dict[Path, str] = {}
+    for path in paths:
+        try:
+            images.append(decode_image(path.read_bytes()))
+        except (OSError, InvalidImageError) as error:
+            unreadable[path] = str(error.strerror if isinstance(error, OSError) else error)
     if unreadable:
-        names = ", ".join(path.name for path in unreadable[:5]) + (", ..." if len(unreadable) > 5 else "")
+        (first, reason), *others = unreadable.items()
+        names = ", ".join(path.name for path, _ in others[:4]) + (", ..." if len(others) > 4 else "")
         raise CodetrError(
-            f"{len(unreadable)} of {len(paths)} images in {unreadable[0].parent} cannot be read: {names}; take them "
-            "out, or name another folder"
+            f"{len(unreadable)} of {len(paths)} images in {first.parent} cannot be read: {first.name} ({reason})"
+            f"{', ' if others else ''}{names}; take them out, or name another folder"
         )
-    return [np.ascontiguousarray(image[:, :, ::-1], np.uint8) for image in images if image is not None]
+    return images
 
 
 def drawn_samples(seed: int, count: int, class_names: Sequence[str]) -> Samples:

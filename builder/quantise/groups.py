@@ -51,7 +51,7 @@ def chosen_layers(detector: Detector, wanted: Sequence[str]) -> dict[str, Layer]
             raise EngineError(
                 f"{word!r} chooses no linear layer or convolution of {detector.variant.name}; its groups are "
                 f"{', '.join(groups) or 'none'}, and any other word is a pattern of module names, such as "
-                "'encoder.layers.*'"
+                "'encoder.layers.*'" + ("; several are given one by one" if "," in word else "")
             )
         chosen |= layers
     return {name: layer for name, layer in _layers(detector).items() if name in chosen}

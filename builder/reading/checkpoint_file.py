@@ -12,6 +12,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ INDEX = ".index.json"  # how the name of a sharded checkpoint's index ends
 METADATA = "__metadata__"  # where the text beside a safetensors file's tensors goes in what is read
 
 _HEAD = 4096  # bytes looked at to tell what a file is
+_CHUNK = 1 << 20  # bytes read at once for a checksum
 _SAVE = "save its weights instead: torch.save(model.state_dict(), 'weights.pth')"
 _AGAIN = "copy or download it again"
 # How files begin that come instead of a checkpoint.
@@ -137,7 +139,7 @@ def _what_zip_it_is(path: Path) -> str | None:
     if "constants.pkl" in files:
         return f"a TorchScript module; {_SAVE}"
     if "data.pkl" in files:
-        return None
+        return _damage(path)
     if names and all(name.endswith(".npy") for name in names):
         return "an archive of NumPy arrays; only files of torch.save and safetensors are read"
     packed = next((name for name in names if name.endswith((".pth", ".pt", ".bin", ".safetensors"))), None)
@@ -145,6 +147,24 @@ def _what_zip_it_is(path: Path) -> str | None:
         return f"a zip archive with {printable(packed)} in it; unpack it first"
     shown = ", ".join(printable(name) for name in names[:3]) or "nothing"
     return f"a zip archive of something else ({shown}{', ...' if len(names) > 3 else ''}), not of torch.save"
+
+
+def _damage(path: Path) -> str | None:
+    """Return in words which part of a zip archive is damaged, by its checksum, which PyTorch's reader ignores.
+
+    A checksum of 0 is none: `torch.serialization.set_crc32_options(False)` leaves them out.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            try:
+                with archive.open(part) if part.CRC else nullcontext() as file:
+                    while file is not None and file.read(_CHUNK):
+                        pass
+            except OSError:
+                raise
+            except Exception:  # a damaged archive can raise anything
+                return f"damaged: the checksum of {printable(part.filename)} in it does not fit; {_AGAIN}"
+    return None
 
 
 def _what_text_it_is(head: bytes) -> str:

@@ -106,10 +106,13 @@ def check_folder(output: Path) -> None:
     """Check that results could go to the folder `output`, before anything that takes time; it is not made.
 
     Raises:
-        CodetrError: it is a file or lies in one.
+        CodetrError: it is a file or lies in one, or nothing may be written there.
     """
     if any(os.path.lexists(path) and not path.is_dir() for path in (output, *output.parents)):
         raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another")
+    existing = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise CodetrError(f"output {output}: nothing can be written in {existing}; name another folder")
 
 
 def make_folder(output: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ from codetr_client.detections import Detections
 from codetr_client.wire import ClassNames, Protocol
 from perf.access import Access
 from perf.connection import PLAIN, Connection
-from serving.contract import POSTPROCESS, PREPROCESS
+from serving.contract import ENSEMBLE, POSTPROCESS, PREPROCESS
 from serving.errors import CodetrError
 from serving.postprocess import PostprocessSettings
 from serving.preprocess import PreprocessSettings, preprocess
 from serving.rules import Rules
 from serving.triton import output_dims, parse_settings
+from serving.versions import read_choice, versioned
 
 if TYPE_CHECKING:
     from builder.family import DetectorConfig
@@ -105,6 +107,30 @@ def built_variant(repository: Path, name: str) -> tuple[DetectorConfig, Setup]:
     manifest = read_manifest(repository, name)
     variant = variant_of(manifest)
     return variant, Setup(manifest["height"], manifest["width"], variant.rules)
+
+
+def served_engine(
+    repository: Path, url: str | None, protocol: Protocol | None, timeout: float, model: str, access: Access = PLAIN
+) -> str:
+    """Return what the engine of a repository is called that a server answers `model` with: that version of it.
+
+    Raises:
+        CodetrError: the server's engine is another one, by what both say of it; or the server is away.
+    """
+    from serving.manifest import ABOUT, read_manifest
+
+    engine = versioned(model, read_choice(repository, model).version)
+    with Connection(url, protocol, timeout, model, replace(access, retries=0)) as connection:
+        parameters = connection.model_configs([ENSEMBLE])[ENSEMBLE].get("parameters", {})
+    told = json.loads(parameters.get(ABOUT, {}).get("string_value") or "{}")  # nothing of earlier versions' builds
+    built = read_manifest(repository, engine)
+    different = [f"{key} {told[key]}, not {built.get(key)}" for key in told if told[key] != built.get(key)]
+    if different:
+        raise CodetrError(
+            f"the server's {model} is not the engine {engine} of {repository}: it says {'; '.join(different)}; name "
+            "the repository that it serves, or leave it out"
+        )
+    return engine
 
 
 def onnx_detect(repository: Path, name: str) -> tuple[Detect, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,21 @@ def record_accuracy(
         write_dataset(output, images, SEED, progress=progress)
     dataset = read_dataset(annotations, output / "images")
     detect, names = pytorch_detect(variant, weights, "float32", device)
-    found = collect(dataset, output / "results.jsonl", f"pytorch {variant} fp32 {device}", lambda: detect, names)
+    source, identity = f"pytorch {variant} fp32 {device}", _identity(weights)
+    found = collect(dataset, output / "results.jsonl", source, lambda: detect, names, identity=identity)
     result = report(dataset, "pytorch fp32", found, category_of_label(dataset, names), output)
     measured = {"ap": f"{result['ap']:.4f}", "ap_small": f"{result['ap_small']:.4f}"}
     add_metadata(weights, {**measured, "ap_measured_on": f"{images} images of data set {SEED}, float32, {device}"})
     return result
+
+
+def _identity(weights: Path) -> str:
+    """Return a hash of the tensors alone: the metadata beside them change when they have been measured."""
+    found = hashlib.sha256()
+    for key, tensor in sorted(load_file(weights).items()):
+        found.update(key.encode())
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
 
 
 def add_metadata(path: Path, metadata: dict[str, str]) -> None:

@@ -31,6 +31,8 @@ def published_keys(data_dir, name, *categories):
     }
 
 
+# A quick preset of each family.
+SMALLEST = {"co_dino": "co_dino_demo", "detr": "detr_r50", "rtdetrv2": "rtdetrv2_demo"}
 CATEGORIES = ("deploy_buffers_recomputable", "present_but_unused_at_inference", "training_only")
 PUBLISHED = [("keys_swin_l.json", "co_dino_swin_l_o365"), ("keys_r50.json", "co_dino_r50_12e")]
 
@@ -365,3 +367,23 @@ def test_detectors_are_for_inference(golden_config, golden_weights):
     for detector in (loaded, random_detector(loaded.variant)):
         assert not detector.training
         assert not any(parameter.requires_grad for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_no_numbers_are_named(golden_config, golden_weights, value):
+    spoiled = golden_weights["query_head.transformer.level_embeds"].clone()
+    spoiled[0, :2] = value
+    with pytest.raises(CheckpointError, match=r"NaN or infinite, in 1 of \d+ keys.*take an earlier one") as error:
+        load_detector(golden_config, golden_weights | {"query_head.transformer.level_embeds": spoiled})
+    assert error.value.faults == (f"NaN or infinite: level_embeds, 2 of {spoiled.numel()}",)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [(theirs, ours) for theirs in SMALLEST for ours in SMALLEST if theirs != ours]
+)
+def test_weights_of_another_family_are_called_so(theirs, ours):
+    """By this program's own names too, as shipped weights and saved detectors have them."""
+    with pytest.raises(
+        CheckpointError, match=f"^these are weights of {theirs}, and variant '.*' is of {ours}; `codetr"
+    ):
+        load_detector(SMALLEST[ours], random_detector(SMALLEST[theirs]).state_dict())

@@ -23,6 +23,7 @@ from serving.errors import CodetrError
 from serving.rules import Suppression
 from tests.smallest import SMALLEST
 
+ROOT = Path(__file__).parents[2]
 DEMO = ["co_dino_demo", "--weights", str(DEMO_WEIGHTS)]
 
 
@@ -115,6 +116,30 @@ def fault(tmp_path, monkeypatch, capsys):
             "plugin nodes alone are not quantised",
             id="plugin nodes",
         ),
+        pytest.param(
+            [*DEMO, "--nms", "hard", "--min-score", "0.1"],
+            "--min-score: without effect, since the suppression of co_dino_demo is hard; give another --nms",
+            id="a score of soft suppression",
+        ),
+        pytest.param(
+            ["rtdetrv2_demo", "--random-weights", "--iou-threshold", "0.5", "--no-class-agnostic"],
+            "--iou-threshold, --class-agnostic: without effect, since the suppression of rtdetrv2_demo is none; give "
+            "another --nms, or leave it out",
+            id="an overlap without suppression",
+        ),
+        pytest.param(
+            [*DEMO, "--plugin-nodes", "--nms", "hard"],
+            "--nms: without effect, since plugin nodes go into a model.onnx alone",
+            id="suppression of plugin nodes",
+        ),
+        pytest.param(
+            [*DEMO, "--skip-verification", "--verify-images", "photos", "--verify-annotations", "a.json"],
+            "--verify-images, --verify-annotations: without effect with --skip-verification",
+            id="images of no verification",
+        ),
+        pytest.param(
+            [*DEMO, "--name", "a.2"], "--name a.2: a version is a number of its own; give --name a", id="version"
+        ),
         pytest.param([*DEMO, "--name", "a.b"], "name 'a.b' is not possible; expected letters", id="name"),
         pytest.param(
             [*DEMO, "--verify-images", "absent"], "there is no folder absent of images to verify on", id="images"
@@ -131,6 +156,29 @@ def fault(tmp_path, monkeypatch, capsys):
 )
 def test_an_impossible_wish_is_one_line(fault, arguments, expected):
     assert expected in fault(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        pytest.param(["--verify-images", "absent"], "there is no folder absent of images to verify on", id="images"),
+        pytest.param(["--verify-annotations", "a.json"], "annotations are given without the folder", id="no images"),
+        pytest.param(
+            ["--verify-images", str(ROOT / "demo"), "--verify-annotations", "absent.json"],
+            "annotations absent.json: no file is there; name a COCO annotation file",
+            id="annotations",
+        ),
+    ],
+)
+def test_what_is_verified_on_is_looked_for_before_weights_are_loaded(fault, monkeypatch, options, expected):
+    monkeypatch.setattr("builder.pipeline.build.load", lambda options: pytest.fail("the weights were loaded"))
+    assert expected in fault(*DEMO, *options)
+
+
+def test_a_word_that_chooses_no_layer_leaves_no_log(fault, tmp_path):
+    line = fault(*DEMO, "--precision", "int8", "--quantize", "neck,projections")
+    assert line.endswith("such as 'encoder.layers.*'; several are given one by one")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_family_says_of_a_build_is_noted_before_it(tmp_path, monkeypatch, capsys):
@@ -184,6 +232,16 @@ def test_the_classes_of_a_fine_tuned_checkpoint(fault, monkeypatch, tmp_path):
     line = fault("co_dino_swin_l_o365", "--weights", "cats.pth", "--classes", str(tmp_path / "cats.txt"))
     variant = get_variant("co_dino_swin_l_o365").derive("co_dino_swin_l_o365_cats", class_names=("cat", "lynx"))
     assert line == f"error: {variant}"
+
+
+def test_classes_of_one_name_are_noted(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cats.txt").write_text("N/A\ncat\nlynx\ncat\nN/A\n")
+    arguments = ["build", "detr_r50", "--weights", "absent.pth", "--repository", str(tmp_path / "repository")]
+    monkeypatch.setattr(sys, "argv", ["codetr", *arguments, "--classes", str(tmp_path / "cats.txt")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    note, _ = capsys.readouterr().err.splitlines()
+    assert note.endswith("cats.txt: lines 2, 4 are all 'cat'; answers do not tell these classes apart")
 
 
 @pytest.mark.parametrize(

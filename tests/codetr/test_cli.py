@@ -1,3 +1,4 @@
+import errno
 from importlib import metadata
 
 import pytest
@@ -39,3 +40,33 @@ def test_who_finds_no_server_is_told_where_one_runs(message, added, hosts, monke
         cli.main()
     expected = f", and here runs {', '.join(places)}" if added and hosts else ""
     assert capsys.readouterr().err == f"error: {message}{expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "repository/manifest.json"),
+            "repository/manifest.json: Per",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; look at the disk"),
+    ],
+)
+def test_what_the_machine_refuses_is_a_line(error, expected, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {expected}")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch):
+    def fail():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "forgotten.txt")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(FileNotFoundError):
+        cli.main()

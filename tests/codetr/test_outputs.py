@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ COMMANDS = {
     "bench install-perf-analyzer": ["--folder"],
     "evaluate": ["--annotations", "none", "--images", "none", "--output"],
     "bench engine": ["co_dino_demo", "--random-weights", "--output"],
+    "compare": ["none", "--output"],
+    "inspect": ["none", "--output"],
 }
 
 
@@ -47,3 +50,26 @@ def test_an_output_that_is_a_file_or_lies_in_one_is_refused(
     assert str(result.exception) == (f"output {output}: it is a file or lies in one; expected a folder, name another")
     assert (tmp_path / "file").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir() if path.name != "new"] == ["file"]
+
+
+@pytest.mark.parametrize("inner", ["", "inner/folder"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_that_may_not_be_written_is_refused(
+    command: str, inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some computed for minutes before they found out; `verify` put its report elsewhere, and did not say so."""
+    monkeypatch.chdir(tmp_path)
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    allowed = os.access
+    # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and not _writes(path, mode, locked))
+    output = locked / inner
+    result = CliRunner().invoke(cli.app, [*command.split(",")[0].split(), *COMMANDS[command], str(output)])
+    assert isinstance(result.exception, CodetrError), result.output
+    assert str(result.exception) == f"output {output}: nothing can be written in {locked}; name another folder"
+    assert list(locked.iterdir()) == []
+
+
+def _writes(path: str | Path, mode: int, folder: Path) -> bool:
+    return bool(mode & os.W_OK) and Path(path) == folder

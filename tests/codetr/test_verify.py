@@ -2,13 +2,16 @@
 
 import json
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 from builder.pipeline.export import InputSpec
 from builder.pipeline.manifest import describe
+from builder.pipeline.recheck import check_weights
 from codetr import cli
-from serving.manifest import FILES, read_manifest
+from serving.errors import CodetrError
+from serving.manifest import FILES, read_manifest, sha256
 from tests.smallest import SMALLEST, built
 from tests.tiny_engine import write_tiny_repository
 
@@ -83,3 +86,27 @@ def test_what_needs_an_engine_is_refused_beside_it(tmp_path, monkeypatch, capsys
         cli.main()
     assert ended.value.code == 1
     assert "--files-only computes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "expected"),
+    [
+        pytest.param(
+            ["drawn"], ["cats.pth"], r"cats\.pth \(of .*: drawn from random weights\); leave it out", id="random"
+        ),
+        pytest.param(
+            ["cats", "drawn"], ["cats.pth", "dogs.pth"], r"dogs\.pth .*cats from cats\.pth, drawn", id="one more"
+        ),
+        pytest.param(["cats", "drawn"], ["cats.pth"], None, id="its own"),
+        pytest.param(["cats"], ["dogs.pth"], None, id="not its own, which the comparison says"),
+        pytest.param(["drawn"], [], None, id="none"),
+    ],
+)
+def test_weights_that_nothing_is_compared_with_are_refused(tmp_path, monkeypatch, names, given, expected):
+    for file in ("cats.pth", "dogs.pth"):
+        (tmp_path / file).write_text(file)
+    origins = {"cats": {"file": "cats.pth", "sha256": sha256(tmp_path / "cats.pth")}, "drawn": None}
+    monkeypatch.setattr("builder.pipeline.recheck.read_manifest", lambda repository, name: {"weights": origins[name]})
+    refused = nullcontext() if expected is None else pytest.raises(CodetrError, match=f"no engine .* from .*{expected}")
+    with refused:
+        check_weights(tmp_path, names, [tmp_path / file for file in given])

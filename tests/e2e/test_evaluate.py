@@ -17,9 +17,12 @@ from codetr_client.client import CoDetrClient
 from codetr_client.wire import Protocol
 from demo.shapes.dataset import encode_jpeg
 from demo.shapes.draw import generate
-from perf.accuracy.detectors import built_variant, server_setup
+from perf.accuracy.detectors import built_variant, served_engine, server_setup
+from perf.accuracy.identity import identity_of_server
 from serving.errors import CodetrError
 from serving.launch import TritonServer
+from serving.manifest import manifest_path, read_manifest
+from serving.versions import Choice, write_choice
 
 pytestmark = pytest.mark.server
 
@@ -176,3 +179,25 @@ def test_a_server_tells_its_size_and_rules(server: TritonServer, protocol: Proto
     url = server.grpc_url if protocol == "grpc" else server.http_url
     built = built_variant(server.options.repository, "codetr")[1]
     assert server_setup(url, protocol, 30.0, "codetr") == built
+
+
+def test_a_server_is_the_same_by_both_protocols(server: TritonServer) -> None:
+    by_grpc = identity_of_server(server.grpc_url, "grpc", 30.0, "codetr")
+    assert by_grpc == identity_of_server(server.http_url, "http", 30.0, "codetr")
+
+
+def test_the_repository_is_that_which_the_server_serves_and_its_version(server: TritonServer, tmp_path: Path) -> None:
+    """A repository of another build, or the version that is not served, would give the wrong size and rules."""
+    repository, where = server.options.repository, (server.grpc_url, "grpc", 30.0, "codetr")
+    assert served_engine(repository, *where) == "codetr"
+
+    manifest = read_manifest(repository, "codetr")
+    other = {**manifest, "created": "2020-01-01T00:00:00+00:00"}
+    for name, content in (("codetr", other), ("codetr.2", manifest)):
+        path = manifest_path(tmp_path, name)
+        path.parent.mkdir()
+        path.write_text(json.dumps(content))
+    with pytest.raises(CodetrError, match=r"is not the engine codetr of .*: it says created .*, not 2020-01-01"):
+        served_engine(tmp_path, *where)
+    write_choice(tmp_path, "codetr", Choice(2))
+    assert served_engine(tmp_path, *where) == "codetr.2"

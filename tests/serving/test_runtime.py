@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,15 @@ def shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def disk(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for temporary files of the test's own."""
+    folder = tmp_path_factory.mktemp("disk")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))  # of programs that it starts
+    return folder
+
+
 @pytest.fixture
 def folder() -> Iterator[PrivateFolder]:
     folder = PrivateFolder()
@@ -56,6 +66,28 @@ def test_the_record_is_its_users_alone_and_goes_with_the_server(folder: PrivateF
     assert list(shared_memory.iterdir()) == []
     assert running_servers() == []
     folder.close()  # once is enough, twice does no harm
+
+
+def test_temporary_files_of_the_server_go_with_it(folder: PrivateFolder, disk: Path) -> None:
+    """What a step unpacked stays when it is ended, for years of restarts."""
+    assert folder.temporary is not None
+    assert folder.temporary.parent == disk
+    assert folder.environment == {"TMPDIR": str(folder.temporary)}
+    assert modes(folder.temporary) == [0o700]
+    package = folder.temporary / "aotinductor_x" / "model.so"
+    package.parent.mkdir()
+    package.touch()
+    assert runtime.remove_leftovers() == 0
+    assert package.exists()
+    folder.close()
+    assert list(disk.iterdir()) == []
+
+
+def test_a_server_starts_without_a_disk_for_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null")
+    folder = PrivateFolder()
+    assert folder.environment == {}
+    folder.close()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +128,9 @@ def test_statistics_need_the_key_where_others_reach_the_server(folder: PrivateFo
     assert statistics_headers("127.0.0.1:18000", "http") == expected
 
 
-def test_what_a_killed_server_left_is_removed_and_nothing_else(folder: PrivateFolder, shared_memory: Path) -> None:
+def test_what_a_killed_server_left_is_removed_and_nothing_else(
+    folder: PrivateFolder, shared_memory: Path, disk: Path
+) -> None:
     folder.write_record(RECORD)
     kept = [
         folder.path,
@@ -106,7 +140,8 @@ def test_what_a_killed_server_left_is_removed_and_nothing_else(folder: PrivateFo
     code = (
         "import os, sys; from pathlib import Path; from serving import runtime; "
         "runtime.SHARED_MEMORY = Path(sys.argv[1]); folder = runtime.PrivateFolder(); "
-        "(folder.path / 'models').symlink_to('/'); Path(sys.argv[1], folder.region_prefix + '1').touch(); "
+        "(folder.path / 'models').symlink_to('/'); (folder.temporary / 'x').touch(); "
+        "Path(sys.argv[1], folder.region_prefix + '1').touch(); "
         "print(folder.path, flush=True); os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(shared_memory)], capture_output=True, text=True)
@@ -115,7 +150,10 @@ def test_what_a_killed_server_left_is_removed_and_nothing_else(folder: PrivateFo
     for region in kept[1:]:
         region.touch()
     assert running_servers() == [RECORD]
+    (disk / "codetr-somebody's").mkdir()
+    assert len(list(disk.glob("codetr-serve-*"))) == 2
     assert runtime.remove_leftovers() == 1
+    assert set(disk.iterdir()) == {folder.temporary, disk / "codetr-somebody's"}
     assert sorted(shared_memory.iterdir()) == sorted(kept)
     assert Path("/usr").is_dir()
     kept[1].unlink()
@@ -124,13 +162,13 @@ def test_what_a_killed_server_left_is_removed_and_nothing_else(folder: PrivateFo
 def test_a_lock_lasts_as_long_as_a_process_that_inherited_it(folder: PrivateFolder) -> None:
     """The server may outlive `codetr serve` for the seconds in which it finishes what it does."""
     folder.write_record(RECORD)
-    with subprocess.Popen(["sleep", "60"], pass_fds=[folder.lock]) as child:
-        os.close(folder.lock)
+    with subprocess.Popen(["sleep", "60"], pass_fds=folder.locks) as child:
+        while folder.locks:
+            os.close(folder.locks.pop())
         assert runtime.remove_leftovers() == 0
         child.kill()
         child.wait()
         assert runtime.remove_leftovers() == 1
-    folder.lock = -1
 
 
 def test_shared_memory_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
 import json
+from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from builder.pipeline.samples import IMAGES, sample_images
 from demo.shapes import CLASS_NAMES
@@ -44,11 +45,46 @@ def test_a_folder_without_images_is_named(tmp_path):
         sample_images((), tmp_path / "elsewhere")
 
 
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    save(tmp_path / "a.png")
+    with pytest.raises(CodetrError, match=r"a\.png is a file; name a folder of images \(\.jpg, .*\) to verify on"):
+        sample_images((), tmp_path / "a.png")
+    assert len(sample_images((), tmp_path / "a.png", most=2).images) == 1
+    (tmp_path / "a.png").rename(tmp_path / "a.tif")
+    assert len(sample_images((), tmp_path / "a.tif", most=2).images) == 1  # its content decides
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    with pytest.raises(CodetrError, match=r"a\.gif \(expected a JPEG, PNG, WEBP, BMP image"):
+        sample_images((), tmp_path / "a.gif", most=2)
+
+
 def test_an_unreadable_image_is_named_among_good_ones(tmp_path):
     save(tmp_path / "good.png")
     (tmp_path / "broken.jpg").write_bytes(b"not an image")
-    with pytest.raises(CodetrError, match=r"1 of 2 images in .* cannot be read: broken\.jpg; take them out"):
+    with pytest.raises(
+        CodetrError, match=r"1 of 2 images in .* cannot be read: broken\.jpg \(expected a JPEG, .*\); take"
+    ):
         sample_images((), tmp_path)
+
+
+def test_an_image_that_the_server_refuses_is_named(tmp_path):
+    """OpenCV alone fills the rest of a cut JPEG with gray, and a comparison on it says little."""
+    save(tmp_path / "good.png")
+    buffer = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(buffer, "JPEG")
+    for name in ("b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(buffer.getvalue()[:-400])
+    with pytest.raises(CodetrError, match=r"2 of 3 images .*: b\.jpg \(damaged JPEG .*\), c\.jpg; take them out"):
+        sample_images((), tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_a_turned_photograph_is_upright(tmp_path, suffix):
+    """As the server has it, and annotations: OpenCV alone leaves WebP as it is stored."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / f"turned{suffix}", exif=exif)
+    (image,) = sample_images((), tmp_path).images
+    assert image.shape == (6, 4, 3)
 
 
 def test_generated_shapes_are_annotated_for_a_detector_of_shapes_alone(tmp_path):

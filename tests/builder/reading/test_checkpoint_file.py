@@ -277,4 +277,23 @@ def test_damaged_bytes_are_always_our_error(tmp_path, content):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         path.write_bytes(damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])])
         with contextlib.suppress(CheckpointError):
-            read_file(path)  # a changed weight cannot be told
+            read_file(path)  # in a file without checksums a changed weight cannot be told
+
+
+def test_a_changed_weight_is_told_by_its_checksum(tmp_path):
+    path, damaged = tmp_path / "damaged.pth", bytearray(TORCH)
+    weight = next(iter(WEIGHTS.values())).numpy().tobytes()
+    damaged[TORCH.index(weight)] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"damaged: the checksum of \S+/data/\d+ in it does not fit; copy or"):
+        read_file(path)
+
+
+def test_a_file_that_was_saved_without_checksums_is_read(tmp_path):
+    path, usual = tmp_path / "epoch_12.pth", torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(WEIGHTS, path)
+    finally:
+        torch.serialization.set_crc32_options(usual)
+    assert read_file(path).keys() == WEIGHTS.keys()

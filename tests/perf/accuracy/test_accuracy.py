@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from codetr.cli import app
 from codetr_client.detections import Detections
 from codetr_client.drawing import GAP
+from demo import WEIGHTS
 from demo.shapes import CLASS_NAMES
 from demo.shapes.dataset import write_dataset
 from demo.shapes.draw import generate
@@ -115,6 +117,34 @@ def test_results_of_another_source_are_refused(dataset: Dataset, tmp_path: Path)
     run(dataset, tmp_path, truth(dataset))
     with pytest.raises(CodetrError, match="results of something else"):
         collect(dataset, tmp_path / "results.jsonl", "another", truth(dataset), CLASS_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("identity", "words"),
+    [
+        pytest.param("B", "test of other weights, of another build or with other settings", id="other weights"),
+        pytest.param("A", "1 of 6, such as .*000002.jpg, have changed since", id="another picture"),
+    ],
+)
+def test_results_of_the_same_name_are_not_taken_for_others(
+    dataset: Dataset, tmp_path: Path, identity: str, words: str
+) -> None:
+    results = tmp_path / "results.jsonl"
+    collect(dataset, results, "test", truth(dataset), CLASS_NAMES, identity="A")
+    kept = results.read_bytes()
+    if identity == "A":
+        with dataset.images[2].path.open("ab") as file:
+            file.write(b"0")
+    with pytest.raises(CodetrError, match=words):
+        collect(dataset, results, "test", truth(dataset), CLASS_NAMES, identity=identity)
+    assert results.read_bytes() == kept
+
+
+def test_results_of_before_they_said_of_which_weights_are_not_gone_on_with(dataset: Dataset, tmp_path: Path) -> None:
+    header = {"source": "test", "annotations_sha256": dataset.coco.sha256}
+    (tmp_path / "results.jsonl").write_text(json.dumps(header) + "\n")
+    with pytest.raises(CodetrError, match="by an earlier version, which did not say of which weights"):
+        run(dataset, tmp_path, truth(dataset))
 
 
 def test_a_failing_image_keeps_the_results_so_far(dataset: Dataset, tmp_path: Path) -> None:
@@ -224,6 +254,56 @@ def test_the_command_compares_with_itself(dataset: Dataset, tmp_path: Path) -> N
     assert result.exit_code == 0
     assert "AP pytorch co_dino_demo fp32 cpu - pytorch co_dino_demo fp32 cpu: +0.0000" in result.output
     assert "images=2" in result.output
+
+
+def test_the_command_does_not_go_on_with_the_results_of_another_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+    other = load_file(WEIGHTS["co_dino"])
+    other["class_head.bias"] = other["class_head.bias"] + 1
+    save_file(other, tmp_path / "other.safetensors")
+    arguments = ["--annotations", dataset.annotations, "--images", dataset.images[0].path.parent]
+    options = ["--output", tmp_path / "out", "--source", "pytorch", "--limit", 1]
+    words = ["evaluate", *map(str, arguments + options)]
+    for _ in range(2):
+        assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    with pytest.raises(CodetrError, match="of other weights"):
+        CliRunner().invoke(app, [*words, "--weights", str(tmp_path / "other.safetensors")], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param(["--source", "onnx", "--weights", "epoch_12.pth"], "--weights: .* --source onnx", id="weights"),
+        pytest.param(["--device", "cuda", "--precision", "fp16"], "--precision, --device: .*server", id="of PyTorch"),
+        pytest.param(["--source", "onnx", "--variant", "detr_r50"], "--variant: .* --source onnx", id="variant"),
+        pytest.param(["--source", "pytorch", "--url", "server:1"], "--url: .* --source pytorch", id="url"),
+        pytest.param(
+            ["--source", "pytorch", "--against", "pytorch", "--ca-file", "ca.pem"], "--ca-file: ", id="of TLS"
+        ),
+    ],
+)
+def test_options_that_do_not_count_are_refused(
+    dataset: Dataset, tmp_path: Path, options: Sequence[str], words: str
+) -> None:
+    arguments = ["--annotations", dataset.annotations, "--images", tmp_path, "--output", tmp_path / "out", *options]
+    with pytest.raises(CodetrError, match=f"^{words}"):
+        CliRunner().invoke(app, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_also_name_the_classes_of_a_detector_in_this_process(dataset: Dataset, tmp_path: Path) -> None:
+    content = json.loads(dataset.annotations.read_text())
+    for category in content["categories"]:
+        category["name"] = f"my {category['name']}"
+    dataset.annotations.write_text(json.dumps(content))
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"my {name}" for name in CLASS_NAMES))
+    arguments = ["--annotations", dataset.annotations, "--images", dataset.images[0].path.parent, "--limit", 1]
+    words = ["evaluate", *map(str, arguments), "--source", "pytorch", "--output", str(tmp_path / "out"), "--labels"]
+    result = CliRunner().invoke(app, [*words, str(names)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "my circle" in result.output
+    with pytest.raises(CodetrError, match="--labels coco: 80 names, and the detector has 8 classes"):
+        CliRunner().invoke(app, [*words, "coco"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize("name", ["annotations", "image", "weights"])
