@@ -12,7 +12,6 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +155,11 @@ def _damage(path: Path) -> str | None:
     """
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
+            if not part.CRC:
+                continue
             try:
-                with archive.open(part) if part.CRC else nullcontext() as file:
-                    while file is not None and file.read(_CHUNK):
+                with archive.open(part) as file:
+                    while file.read(_CHUNK):
                         pass
             except OSError:
                 raise
