@@ -61,8 +61,8 @@ def bench_cost(
             say(line)
         say(f"wrote {output / 'service.json'} and service.md")
         return
-    check_output(output, others=DRAWN)
-    with reporting(output, lambda record: write_cost_report(record, output)):
+    check_output(output, others=DRAWN, kind="cost")
+    with reporting(output, "cost", lambda record: write_cost_report(record, output)):
         run(partial(measure_case, installation, plan, output), plan, output, print_result)
     say(f"wrote {output / 'report.html'}, report.md and results.json")
 

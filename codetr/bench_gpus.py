@@ -33,7 +33,7 @@ def bench_gpus(
 
     if not all(number.isdigit() for number in gpus.split(",")) or len(set(gpus.split(","))) < 2:
         raise CodetrError(f"--gpus {gpus!r}: expected at least two different numbers, such as 0,1")
-    check_output(output, reports=())
+    check_output(output, reports=(), kind="gpus")
     record = run(
         repository,
         name,

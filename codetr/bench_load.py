@@ -91,7 +91,7 @@ def bench_load(
         access=reach,
     )
     options = locust_options or []
-    check_output(output, sources=[baseline], others=DRAWN)
+    check_output(output, sources=[baseline], others=DRAWN, kind="load")
     run(config, web, options)
     if "--worker" not in options:  # the master judges and reports
         say(f"all limits kept; report in {output / 'report.html'}")

@@ -70,7 +70,7 @@ def bench_server(
         batch=batch,
         picture_sizes=tuple(parse_size(size) for size in pictures.split(",")),
     )
-    check_output(output, sources=[baseline], others=DRAWN)
+    check_output(output, sources=[baseline], others=DRAWN, kind="server")
     earlier = load_record(baseline, "server") if baseline else None
     installation = find()
     with Connection(url, protocol, ensemble=model) as connection:
@@ -78,7 +78,7 @@ def bench_server(
             raise CodetrError(f"--url {url}: perf_analyzer is given no TLS here; name the server's own, plain address")
         configs = connection.model_configs(plan.models)
         bench = server.ServerBench(installation, connection, metrics_url, configs, plan.picture_sizes, output)
-        with reporting(output, lambda record: write_server_report(record, output, earlier)):
+        with reporting(output, "server", lambda record: write_server_report(record, output, earlier)):
             server.run(bench, plan, output, server.describe(connection, configs), print_result)
     say(f"wrote {output / 'report.html'}, report.md and {RESULTS_NAME}")
 

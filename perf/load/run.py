@@ -16,7 +16,7 @@ import psutil
 from perf.load.config import LoadConfig
 from perf.load.limits import STATUS_LIMIT
 from perf.load.timing import connect
-from perf.records import RESULTS_NAME, remove_earlier
+from perf.records import RESULTS_NAME, begin, measured
 from perf.report import load_record
 from serving.child import bound_to_us
 from serving.errors import CodetrError
@@ -37,10 +37,12 @@ def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = (
     """
     results = config.folder / RESULTS_NAME
     _check(config, results)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    remove_earlier(config.folder)
-    with _locust(config, web, locust_options) as process:
-        status = _wait(process)
+    begin(config.folder, "load")
+    try:
+        with _locust(config, web, locust_options) as process:
+            status = _wait(process)
+    finally:
+        measured(config.folder)
     if status == STATUS_LIMIT:
         raise CodetrError("; ".join(json.loads(results.read_text(encoding="utf-8"))["broken_limits"]))
     if status:
