@@ -44,7 +44,7 @@ def bench_cost(
 
     plan = CostPlan(
         cost_ms=cost_ms,
-        sizes=tuple(parse_size(size) for size in sizes.split(",")),
+        sizes=tuple(parse_size("--sizes", size) for size in sizes.split(",")),
         batches=tuple(parse_counts("--batches", batches)),
         preprocess=tuple(parse_counts("--instances", instances)),
         concurrency=concurrency,

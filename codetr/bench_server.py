@@ -68,7 +68,7 @@ def bench_server(
         repeats=repeats,
         window=window,
         batch=batch,
-        picture_sizes=tuple(parse_size(size) for size in pictures.split(",")),
+        picture_sizes=tuple(parse_size("--pictures", size) for size in pictures.split(",")),
     )
     check_output(output, sources=[baseline], others=DRAWN, kind="server")
     earlier = load_record(baseline, "server") if baseline else None
