@@ -10,6 +10,7 @@ import typer
 
 from codetr.bench_preprocess import parse_counts, parse_size
 from codetr.shown import say
+from serving.errors import CodetrError
 
 if TYPE_CHECKING:
     from perf.cost.cases import Case
@@ -36,7 +37,7 @@ def bench_cost(
 ) -> None:
     """Measure what the server adds to a detector of fixed cost, or to a repository's own."""
     from codetr.bench_server import print_result as print_level
-    from perf.cost.cases import CostPlan
+    from perf.cost.cases import MAX_BATCH_SIZE, CostPlan
     from perf.cost.report import write_cost_report
     from perf.cost.run import measure_case, run
     from perf.records import DRAWN, check_output, reporting
@@ -51,6 +52,10 @@ def bench_cost(
         repeats=repeats,
         window=window,
     )
+    if max(plan.batches) > MAX_BATCH_SIZE:
+        raise CodetrError(
+            f"--batches {batches}: the servers measured take at most {MAX_BATCH_SIZE} images in a request"
+        )
     installation = find()
     if repository is not None:
         from perf.cost.service import measure_service, to_lines

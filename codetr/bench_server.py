@@ -70,6 +70,10 @@ def bench_server(
         batch=batch,
         picture_sizes=tuple(parse_size("--pictures", size) for size in pictures.split(",")),
     )
+    if ENSEMBLE not in plan.models and (plan.rates or plan.p99_limit is not None):
+        raise CodetrError(
+            f"--rates and --p99-limit-ms are of {ENSEMBLE} alone, which --models leaves out; add it, or leave them out"
+        )
     check_output(output, sources=[baseline], others=DRAWN, kind="server")
     earlier = load_record(baseline, "server") if baseline else None
     installation = find()
@@ -77,6 +81,7 @@ def bench_server(
         if connection.is_encrypted:
             raise CodetrError(f"--url {url}: perf_analyzer is given no TLS here; name the server's own, plain address")
         configs = connection.model_configs(plan.models)
+        server.check_batch(plan.batch, configs)
         bench = server.ServerBench(installation, connection, metrics_url, configs, plan.picture_sizes, output)
         with reporting(output, "server", lambda record: write_server_report(record, output, earlier)):
             server.run(bench, plan, output, server.describe(connection, configs), print_result)
@@ -101,7 +106,7 @@ def parse_rates(text: str) -> tuple[float, ...] | None:
         rates = tuple(sorted(float(rate) for rate in text.split(",")))
     except ValueError:
         rates = (0.0,)
-    if min(rates) <= 0:
+    if not all(0 < rate < float("inf") for rate in rates):
         raise CodetrError(f"--rates {text!r}: expected numbers above 0 separated by commas, 'auto' or 'none'")
     return rates
 

@@ -167,6 +167,17 @@ def sweep(bench: Bench, plan: Plan) -> Iterator[Result]:
         yield from search_highest_rate(bench, plan, best[contract.ENSEMBLE])
 
 
+def check_batch(batch: int, configs: Mapping[str, Any]) -> None:
+    """Check that each model, by its Triton configuration, takes requests of so many images.
+
+    perf_analyzer would only see that none of them is answered. Raises CodetrError.
+    """
+    for model, config in configs.items():
+        most = int(config.get("max_batch_size", batch))
+        if batch > most:
+            raise CodetrError(f"batch {batch}: {model} takes at most {most} images in a request")
+
+
 def concurrency_levels(plan: Plan) -> list[Level]:
     """Return the levels of one pass of the concurrency sweep."""
     return [
