@@ -31,7 +31,9 @@ def bench_server(
     ),
     url: Annotated[str | None, typer.Option(help="host:port; Triton's port on this machine if not given.")] = None,
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
-    metrics_url: Annotated[str, typer.Option(help="The server's metrics page.")] = "http://localhost:8002/metrics",
+    metrics_url: Annotated[
+        str | None, typer.Option(help="The server's metrics page; that of the server at --url if not given.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = ENSEMBLE,
     models: Annotated[
         str,
@@ -59,7 +61,9 @@ def bench_server(
     from perf.report import load_record, write_server_report
     from perf.server import run as server
     from perf.server.perf_analyzer import find
+    from perf.status import metrics_beside, metrics_page
 
+    page = None if metrics_url is None else metrics_page(metrics_url)
     plan = server.Plan(
         models=parse_models(models),
         concurrencies=tuple(parse_counts("--concurrency", concurrency)),
@@ -82,7 +86,8 @@ def bench_server(
             raise CodetrError(f"--url {url}: perf_analyzer is given no TLS here; name the server's own, plain address")
         configs = connection.model_configs(plan.models)
         server.check_batch(plan.batch, configs)
-        bench = server.ServerBench(installation, connection, metrics_url, configs, plan.picture_sizes, output)
+        page = page or metrics_beside(connection.address)
+        bench = server.ServerBench(installation, connection, page, configs, plan.picture_sizes, output)
         with reporting(output, "server", lambda record: write_server_report(record, output, earlier)):
             server.run(bench, plan, output, server.describe(connection, configs), print_result)
     say(f"wrote {output / 'report.html'}, report.md and {RESULTS_NAME}")

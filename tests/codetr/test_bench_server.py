@@ -24,7 +24,7 @@ class StubConnection:
     is_encrypted = False
 
     def __init__(self, url: str | None, protocol: str, ensemble: str) -> None:
-        self.address, self.protocol, self.ensemble = url, protocol, ensemble
+        self.address, self.protocol, self.ensemble = url or "localhost:8001", protocol, ensemble
 
     def __enter__(self) -> StubConnection:
         return self
@@ -80,6 +80,22 @@ def test_a_dead_server_is_the_connections_one_line(plans: list[Plan], monkeypatc
 
     monkeypatch.setattr(StubConnection, "model_configs", dead)
     assert isinstance(run_command().exception, ServerUnreachableError)
+
+
+@pytest.mark.parametrize(
+    ("options", "page"),
+    [
+        pytest.param(("--url", "gpu1:8001"), "http://gpu1:8002/metrics", id="of the server asked"),
+        pytest.param(("--url", "gpu1:8001", "--metrics-url", "h:1"), "http://h:1/metrics", id="named"),
+    ],
+)
+def test_gauges_are_those_of_the_server_that_is_measured(
+    plans: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], page: str
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(perf.server.run, "ServerBench", lambda *arguments: seen.extend(arguments))
+    assert run_command("--output", tmp_path, *options).exit_code == 0
+    assert seen[2] == page
 
 
 def test_models_keep_the_contracts_order() -> None:
