@@ -28,6 +28,7 @@ def bench_canvas(
     from builder.detr.model import Detr
     from builder.variants import get_variant
     from codetr.bench_preprocess import parse_size
+    from codetr.devices import check_device
     from perf.accuracy.canvas import run, scaled_detector
     from perf.records import check_output
 
@@ -36,6 +37,7 @@ def bench_canvas(
     if get_variant(variant).family != "detr":
         raise CodetrError(f"{variant} is no DETR; only DETR takes images at sizes of their own")
     canvases = [parse_size("--size", each)[::-1] for each in size or ("1344x1344", "1344x800", "1066x800")]
+    check_device(device)
     check_output(output.parent, output.name, (), [weights], kind="canvas")
     detector = scaled_detector(variant) if weights is None else load_detector(variant, weights)
     assert isinstance(detector, Detr)

@@ -25,11 +25,13 @@ def train_demo(
     """Train a demo detector on generated shapes, as the weights that come along were trained, and measure its AP."""
     from rich.progress import track
 
+    from codetr.devices import check_device
     from codetr.evaluate import summary_line
     from codetr_client.outputs import check_folder
     from demo.train import recipes
     from perf.accuracy.held_out import record_accuracy
 
+    check_device(device)
     check_folder(output)
     console = new_console()
     name = recipes.RECIPES[family].variant.name
