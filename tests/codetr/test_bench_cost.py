@@ -90,3 +90,18 @@ def test_a_batch_that_its_servers_do_not_take_is_refused(reported: list[Any], tm
     done = CliRunner().invoke(cli.app, ["bench", "cost", "--batches", "1,9", "--output", str(tmp_path)])
     assert isinstance(done.exception, CodetrError)
     assert "--batches 1,9: the servers measured take at most 8 images" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(["--repository", "r", "--sizes", "64x64", "--cost-ms", "3"], "--cost-ms, --sizes: a", id="cases"),
+        pytest.param(["--model", "mine"], "--model is of an engine in a --repository", id="no repository"),
+    ],
+)
+def test_options_that_would_mean_nothing_are_refused(
+    reported: list[Any], tmp_path: Path, options: list[str], message: str
+) -> None:
+    done = CliRunner().invoke(cli.app, ["bench", "cost", *options, "--output", str(tmp_path)])
+    assert isinstance(done.exception, CodetrError)
+    assert message in str(done.exception)
