@@ -6,9 +6,11 @@ and on other machines that see the same disk. What they answer is known of this 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -49,11 +51,37 @@ def switch(
         The choice that holds now, and how many servers have taken it over.
 
     Raises:
-        CodetrError: there is no such version, it does not work, or a server refused it; the choice is as before.
+        CodetrError: there is no such version, it does not work, a server refused it, or another switch is under way;
+            the choice is as before.
     """
     found = versions(repository)
     if not found:
         raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
+    with _alone(repository):
+        return _switch(repository, name, version, timeout, stage, found)
+
+
+@contextmanager
+def _alone(repository: Path) -> Iterator[None]:
+    """Keep other switches of a repository off meanwhile: each would wait for what the other has replaced.
+
+    It is a lock on the folder. Where the disk has no locks it keeps nobody off.
+    """
+    folder = os.open(repository, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CodetrError(f"another switch of {repository} is under way; try again when it is done") from None
+        yield
+    finally:
+        os.close(folder)
+
+
+def _switch(
+    repository: Path, name: str, version: int | None, timeout: float, stage: Stage, found: Mapping[str, Sequence[int]]
+) -> tuple[Choice, int]:
     there = found.get(name)
     if not there:
         raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(found)}")
