@@ -106,10 +106,13 @@ def check_folder(output: Path) -> None:
     """Check that results could go to the folder `output`, before anything that takes time; it is not made.
 
     Raises:
-        CodetrError: it is a file or lies in one.
+        CodetrError: it is a file or lies in one, or it, or the folder in which it would be made, cannot be written.
     """
-    if any(os.path.lexists(path) and not path.is_dir() for path in (output, *output.parents)):
+    there = [path for path in (output, *output.parents) if os.path.lexists(path)]
+    if not all(path.is_dir() for path in there):
         raise CodetrError(f"output {output}: it is a file or lies in one; expected a folder, name another")
+    if there and not os.access(there[0], os.W_OK | os.X_OK):
+        raise CodetrError(f"output {output}: nothing can be written in {there[0]}; name another folder")
 
 
 def make_folder(output: Path) -> None:
@@ -123,8 +126,6 @@ def make_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CodetrError(f"output {output}: cannot be made ({error.strerror}); name another folder") from error
-    if not os.access(output, os.W_OK | os.X_OK):
-        raise CodetrError(f"output {output}: nothing can be written there; name another folder")
 
 
 def refuse_overwriting(outputs: Iterable[Path], sources: Iterable[Path | None]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from codetr_client.outputs import make_folder
 from perf.connection import Connection
 from perf.machine import header
 from perf.records import write_record
@@ -104,9 +105,9 @@ class ServerBench:
         self._connection = connection
         self._metrics_url = metrics_url
         self._csv = folder / "csv"
-        self._csv.mkdir(parents=True, exist_ok=True)
+        make_folder(self._csv)
         inputs = folder / "inputs"
-        inputs.mkdir(exist_ok=True)
+        make_folder(inputs)
         self._inputs = {model: write_inputs(model, configs, picture_sizes, inputs) for model in configs}
 
     def measure(self, level: Level, repeat: int) -> Result:

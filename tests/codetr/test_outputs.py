@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from codetr import cli
+from codetr_client.outputs import check_folder, make_folder
 from serving.errors import CodetrError
 
 # Their other arguments would all be refused later, or take minutes.
@@ -47,3 +49,24 @@ def test_an_output_that_is_a_file_or_lies_in_one_is_refused(
     assert str(result.exception) == (f"output {output}: it is a file or lies in one; expected a folder, name another")
     assert (tmp_path / "file").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir() if path.name != "new"] == ["file"]
+
+
+@pytest.mark.parametrize("inner", ["", "inner/folder"])
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_measured(
+    inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut, access = tmp_path / "shut", os.access
+    shut.mkdir()
+
+    def may(path: str | Path, mode: int) -> bool:
+        return access(path, mode) and not (mode & os.W_OK and Path(path) == shut)
+
+    monkeypatch.setattr(os, "access", may)  # to root nothing is shut
+    for check in (check_folder, make_folder):
+        check(tmp_path / "open" / "inner")
+        with pytest.raises(CodetrError) as refused:
+            check(shut / inner)
+        assert str(refused.value) == f"output {shut / inner}: nothing can be written in {shut}; name another folder"
+    result = CliRunner().invoke(cli.app, ["bench", "preprocess", "--output", str(shut / inner)])
+    assert isinstance(result.exception, CodetrError), result.output
+    assert list(shut.iterdir()) == []
