@@ -21,7 +21,7 @@ def bench_preprocess(
     size: Annotated[str, typer.Option(help="The engine's WIDTHxHEIGHT.")] = "1152x768",
     formats: Annotated[str, typer.Option(help="Comma-separated formats, or 'all'.")] = "all",
     candidates: Annotated[str, typer.Option(help="Comma-separated numbers of candidates.")] = "100,300,900",
-    seconds: Annotated[float, typer.Option(help="Time for each case.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for each case.")] = 2.0,
     jpeg_decoder: Annotated[
         Literal["cpu", "gpu"], typer.Option(help="gpu: also JPEGs decoded and resized on the first GPU.")
     ] = "cpu",

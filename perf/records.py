@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,9 +56,20 @@ def _is_own(record: Path, key: str, kind: str | None) -> bool:
 
 
 def write_record(record: Mapping[str, Any], output: Path, name: str = RESULTS_NAME) -> None:
-    """Write a record as the JSON file `name`, whole or not at all, in the folder `output`, made if it is not there."""
+    """Write a record as the JSON file `name`, whole or not at all, in the folder `output`, made if it is not there.
+
+    A figure that is no number, such as the p99 of nothing, is null: JSON has no NaN, and most readers refuse it.
+    """
     make_folder(output)
-    write_whole(output / name, (json.dumps(record, indent=1) + "\n").encode())
+    write_whole(output / name, (json.dumps(_numbers(record), indent=1, allow_nan=False) + "\n").encode())
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _numbers(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def begin(output: Path, kind: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,12 @@ def test_an_earlier_record_is_not_taken_for_this_runs(tmp_path: Path) -> None:
     with reporting(tmp_path, "server", lambda record: pytest.fail("nothing was measured")):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_figure_that_is_no_number_is_null(tmp_path: Path) -> None:
+    write_record({"outcome": {"p99": float("nan")}, "windows": [(1.5, float("inf"))]}, tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"outcome": {"p99": None}, "windows": [[1.5, None]]}
 
 
 def own(output: Path) -> None:
