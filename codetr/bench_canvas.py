@@ -36,9 +36,9 @@ def bench_canvas(
         raise CodetrError("give either --weights FILE, or --random-weights to measure without a checkpoint")
     if get_variant(variant).family != "detr":
         raise CodetrError(f"{variant} is no DETR; only DETR takes images at sizes of their own")
-    canvases = [parse_size(each)[::-1] for each in size or ("1344x1344", "1344x800", "1066x800")]
+    canvases = [parse_size("--size", each)[::-1] for each in size or ("1344x1344", "1344x800", "1066x800")]
     check_device(device)
-    check_output(output.parent, output.name, (), [weights])
+    check_output(output.parent, output.name, (), [weights], kind="canvas")
     detector = scaled_detector(variant) if weights is None else load_detector(variant, weights)
     assert isinstance(detector, Detr)
     name = "random" if weights is None else weights.name

@@ -23,7 +23,7 @@ def bench_cluster(
     from perf.records import check_output, reporting
 
     plan = ClusterPlan(cost_ms=cost_ms, max_batch=max_batch, seconds=seconds, fault_seconds=fault_seconds)
-    check_output(output)
-    with reporting(output, lambda record: write_cluster_report(record, output)):
+    check_output(output, kind="cluster")
+    with reporting(output, "cluster", lambda record: write_cluster_report(record, output)):
         run(plan, output, say)
     say(f"wrote {output / 'report.html'}, report.md and results.json")

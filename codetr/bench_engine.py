@@ -74,7 +74,9 @@ def bench_engine(
     check_output(output, RESULTS, ["engine.md"], [weights], others=[PICTURE])
     if repository is None:
         chosen = _chosen(variant, variants, weights, config, execute_config)
-        targets = _new(chosen, [parse_size(each) for each in size or ()], engine, precision, batch or [1], builds)
+        targets = _new(
+            chosen, [parse_size("--size", each) for each in size or ()], engine, precision, batch or [1], builds
+        )
     else:
         if variants is not None:
             raise CodetrError("--variants builds engines; with --repository leave it out")

@@ -31,9 +31,9 @@ def bench_gpus(
     from perf.gpus.run import SCORE_TOLERANCE, run
     from perf.records import check_output
 
-    if not all(number.isdigit() for number in gpus.split(",")) or len(set(gpus.split(","))) < 2:
+    if not all(number.isdecimal() for number in gpus.split(",")) or len(set(gpus.split(","))) < 2:
         raise CodetrError(f"--gpus {gpus!r}: expected at least two different numbers, such as 0,1")
-    check_output(output, reports=())
+    check_output(output, reports=(), kind="gpus")
     record = run(
         repository,
         name,

@@ -34,7 +34,9 @@ def bench_load(
     bad_share: Annotated[float, typer.Option(min=0, max=1, help="Share of images that must be refused.")] = 0.01,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for one answer.")] = 30.0,
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = ENSEMBLE,
-    max_p99_ms: Annotated[float | None, typer.Option(help="Fail if the p99 of good images is above this.")] = None,
+    max_p99_ms: Annotated[
+        float | None, typer.Option(min=0, help="Fail if the p99 of good images is above this.")
+    ] = None,
     max_failures: Annotated[int, typer.Option(help="Fail if more requests fail; -1: any number may.")] = 0,
     max_memory_growth_mb: Annotated[
         float | None,
@@ -91,7 +93,8 @@ def bench_load(
         access=reach,
     )
     options = locust_options or []
-    check_output(output, sources=[baseline], others=DRAWN)
-    run(config, web, options)
+    check_output(output, sources=[baseline], others=DRAWN, kind="load")
+    is_complete = run(config, web, options)
     if "--worker" not in options:  # the master judges and reports
-        say(f"all limits kept; report in {output / 'report.html'}")
+        kept = "all limits kept" if is_complete else "ended before its time, limits kept until then"
+        say(f"{kept}; report in {output / 'report.html'}")

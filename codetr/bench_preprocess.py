@@ -21,7 +21,7 @@ def bench_preprocess(
     size: Annotated[str, typer.Option(help="The engine's WIDTHxHEIGHT.")] = "1152x768",
     formats: Annotated[str, typer.Option(help="Comma-separated formats, or 'all'.")] = "all",
     candidates: Annotated[str, typer.Option(help="Comma-separated numbers of candidates.")] = "100,300,900",
-    seconds: Annotated[float, typer.Option(help="Time for each case.")] = 2.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Time for each case.")] = 2.0,
     jpeg_decoder: Annotated[
         Literal["cpu", "gpu"], typer.Option(help="gpu: also JPEGs decoded and resized on the first GPU.")
     ] = "cpu",
@@ -37,24 +37,30 @@ def bench_preprocess(
         raise CodetrError(f"--formats {', '.join(sorted(unknown))}: expected some of {', '.join(FORMATS)}")
     check_output(output, "preprocess.json", ["preprocess.md"])
     counts = parse_counts("--candidates", candidates)
-    record = run(parse_size(size), chosen, counts, seconds, output, print_case, jpeg_decoder)
+    record = run(parse_size("--size", size), chosen, counts, seconds, output, print_case, jpeg_decoder)
     if verdict := goal_verdict(record):
         say(verdict)
     say(f"wrote {output / 'preprocess.json'} and {output / 'preprocess.md'}")
 
 
-def parse_size(size: str) -> tuple[int, int]:
-    """Return (width, height) of `WIDTHxHEIGHT`."""
-    width, _, height = size.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise CodetrError(f"--size {size!r}: expected WIDTHxHEIGHT, such as 1152x768")
-    return int(width), int(height)
+def parse_size(option: str, text: str) -> tuple[int, int]:
+    """Return (width, height) of `WIDTHxHEIGHT`, which an image can have that a server takes."""
+    from serving.decode import MAX_SIDE, ImageLimits
+
+    sides = [int(side) if side.isdecimal() else 0 for side in text.split("x")]
+    if len(sides) != 2 or not all(sides):
+        raise CodetrError(f"{option} {text!r}: expected WIDTHxHEIGHT, such as 1152x768")
+    most = ImageLimits().max_pixels
+    width, height = sides
+    if max(width, height) > MAX_SIDE or width * height > most:
+        raise CodetrError(f"{option} {text}: expected sides of at most {MAX_SIDE} and {most} pixels in all")
+    return width, height
 
 
 def parse_counts(option: str, text: str) -> list[int]:
     """Return the positive whole numbers of a comma-separated list, ascending."""
     numbers = text.split(",")
-    if not all(number.strip().isdigit() and int(number) > 0 for number in numbers):
+    if not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
         raise CodetrError(f"{option} {text!r}: expected whole numbers above 0, separated by commas")
     return sorted({int(number) for number in numbers})
 

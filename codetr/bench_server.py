@@ -31,7 +31,9 @@ def bench_server(
     ),
     url: Annotated[str | None, typer.Option(help="host:port; Triton's port on this machine if not given.")] = None,
     protocol: Annotated[Literal["grpc", "http"], typer.Option(help="How to talk to the server.")] = "grpc",
-    metrics_url: Annotated[str, typer.Option(help="The server's metrics page.")] = "http://localhost:8002/metrics",
+    metrics_url: Annotated[
+        str | None, typer.Option(help="The server's metrics page; that of the server at --url if not given.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Name of the ensemble on the server.")] = ENSEMBLE,
     models: Annotated[
         str,
@@ -59,7 +61,9 @@ def bench_server(
     from perf.report import load_record, write_server_report
     from perf.server import run as server
     from perf.server.perf_analyzer import find
+    from perf.status import metrics_beside, metrics_page
 
+    page = None if metrics_url is None else metrics_page(metrics_url)
     plan = server.Plan(
         models=parse_models(models),
         concurrencies=tuple(parse_counts("--concurrency", concurrency)),
@@ -68,17 +72,23 @@ def bench_server(
         repeats=repeats,
         window=window,
         batch=batch,
-        picture_sizes=tuple(parse_size(size) for size in pictures.split(",")),
+        picture_sizes=tuple(parse_size("--pictures", size) for size in pictures.split(",")),
     )
-    check_output(output, sources=[baseline], others=DRAWN)
+    if ENSEMBLE not in plan.models and (plan.rates or plan.p99_limit is not None):
+        raise CodetrError(
+            f"--rates and --p99-limit-ms are of {ENSEMBLE} alone, which --models leaves out; add it, or leave them out"
+        )
+    check_output(output, sources=[baseline], others=DRAWN, kind="server")
     earlier = load_record(baseline, "server") if baseline else None
     installation = find()
     with Connection(url, protocol, ensemble=model) as connection:
         if connection.is_encrypted:
             raise CodetrError(f"--url {url}: perf_analyzer is given no TLS here; name the server's own, plain address")
         configs = connection.model_configs(plan.models)
-        bench = server.ServerBench(installation, connection, metrics_url, configs, plan.picture_sizes, output)
-        with reporting(output, lambda record: write_server_report(record, output, earlier)):
+        server.check_batch(plan.batch, configs)
+        page = page or metrics_beside(connection.address)
+        bench = server.ServerBench(installation, connection, page, configs, plan.picture_sizes, output)
+        with reporting(output, "server", lambda record: write_server_report(record, output, earlier)):
             server.run(bench, plan, output, server.describe(connection, configs), print_result)
     say(f"wrote {output / 'report.html'}, report.md and {RESULTS_NAME}")
 
@@ -101,7 +111,7 @@ def parse_rates(text: str) -> tuple[float, ...] | None:
         rates = tuple(sorted(float(rate) for rate in text.split(",")))
     except ValueError:
         rates = (0.0,)
-    if min(rates) <= 0:
+    if not all(0 < rate < float("inf") for rate in rates):
         raise CodetrError(f"--rates {text!r}: expected numbers above 0 separated by commas, 'auto' or 'none'")
     return rates
 

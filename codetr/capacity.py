@@ -31,11 +31,11 @@ def capacity(
 
     plan = Plan(_rates(rate), p99_ms, price, balancer, max_use)
     if output is not None:
-        check_output(output, sources=[results])
+        check_output(output, sources=[results], kind="capacity")
     service, source = read_service(results)
     record = plan_capacity(service, source, plan, lambda found: print_result(found, plan.price))
     if output is not None:
-        with reporting(output, lambda written: write_capacity_report(written, output)):
+        with reporting(output, "capacity", lambda written: write_capacity_report(written, output)):
             write_record(record, output)
         say(f"wrote {output / 'report.html'}, report.md and results.json")
 

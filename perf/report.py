@@ -12,6 +12,7 @@ from typing import Any
 from codetr_client.text import markdown
 from perf import plots
 from perf.machine import summary
+from perf.records import MARK
 from perf.summaries import Comparison, LevelSummary, compare, summarise_levels
 from perf.tables import html_table, markdown_table
 from serving import contract
@@ -40,7 +41,7 @@ class Section:
 def load_record(path: Path, kind: str) -> dict[str, Any]:
     """Return a result file's content; raises CodetrError if it cannot be read or is of another kind."""
     record = read_record(path)
-    if record.get("kind") != kind:
+    if record.get("kind") != kind or MARK in record:
         raise CodetrError(f"{path} holds no results of kind '{kind}': expected the JSON that such a run wrote")
     return record
 

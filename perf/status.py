@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import monotonic
@@ -46,8 +47,10 @@ class Address:
     def of(cls, url: str | None, metrics_url: str | None, timeout: float) -> Address:
         """Return the address of a server at host:port, which may be any port of one that this user runs here.
 
+        `metrics_url` is host:port of a metrics page, or an http:// URL of one.
+
         Raises:
-            CodetrError: the url is no host:port.
+            CodetrError: the url is no host:port, or that of the metrics page none.
         """
         given = (url or "localhost:8000").removeprefix("http://").rstrip("/")
         try:
@@ -60,8 +63,35 @@ class Address:
         record = find_server(given)
         http_port, metrics_port = (record.http_port, record.metrics_port) if record else (port, _METRICS_PORT)
         http_address = f"{host}:{http_port}"
-        metrics = metrics_url or f"http://{host}:{metrics_port}/metrics"
+        metrics = metrics_page(metrics_url or f"{host}:{metrics_port}")
         return cls(http_address, metrics, timeout, admin_headers(http_address, "http"))
+
+
+def metrics_page(url: str) -> str:
+    """Return the URL of a metrics page; `url` is it, or host:port, whose page is /metrics as Triton has it.
+
+    Raises:
+        CodetrError: it is neither.
+    """
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        has_place = bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
+        is_right = has_place and parts.scheme in ("http", "https")
+    except ValueError:  # a port that is none
+        is_right = False
+    if not is_right:
+        raise CodetrError(f"metrics_url {url!r}: expected such as http://localhost:8002/metrics or localhost:8002")
+    return parts._replace(path=parts.path if len(parts.path) > 1 else "/metrics").geturl()
+
+
+def metrics_beside(address: str) -> str:
+    """Return the URL of the metrics page of the server behind host:port, its HTTP's or gRPC's.
+
+    It is known of a server that this user runs on this machine, and Triton's port on the same host for any other.
+    """
+    record = find_server(address)
+    host = address.rpartition("/")[2].rpartition(":")[0]  # of a name that gRPC resolves a url stands there
+    return metrics_page(f"{host}:{record.metrics_port if record else _METRICS_PORT}")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def check_repository(repository: Path, engines: Sequence[str] | None = None) -> 
 
     Args:
         repository: its folder.
-        engines: those to check; None for all, those that are not served too.
+        engines: those to check; None for all, those that are not served too, and for what says which are served.
 
     Raises:
         CodetrError: names what is missing, differs or cannot be read.
@@ -36,7 +36,8 @@ def check_repository(repository: Path, engines: Sequence[str] | None = None) -> 
         raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
     try:
         os.listdir(repository)  # Path.glob finds nothing in a folder that may not be read, and says nothing
-        served_engines(repository)
+        if engines is None:
+            served_engines(repository)
         _check(repository, engine_names(repository) if engines is None else engines)
     except OSError as error:
         raise CodetrError(

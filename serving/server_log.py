@@ -29,6 +29,7 @@ _LOG_WARNING = re.compile(r"[WEF]\d{4} (?P<time>[\d:]*)(?:\.\d+ +\d+ \S+:\d+\] )
 _NO_NEWS = re.compile(
     r"unable to create stream for \S+: (?:CUDA driver version is insufficient|no CUDA-capable device)"
     r"|ERROR: Failed to create instance: "
+    r"|ignore version directory 'verification'"  # the pictures that `codetr build` leaves beside an engine
 )
 # An exception of a Python step goes on so; in the log with escapes.
 _STACK = re.compile(r"(?:\s|\\n)*(?:\n|\\n)At:(?:\n|\\n).*", re.DOTALL)

@@ -6,9 +6,12 @@ and on other machines that see the same disk. What they answer is known of this 
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from serving.errors import CodetrError
@@ -17,7 +20,7 @@ from serving.launch import running_server
 from serving.repository import check_repository
 from serving.runtime import is_running, read_record, server_folders
 from serving.switcher import read_note, stamp
-from serving.versions import Choice, name_and_version, read_choice, versioned, versions, write_choice
+from serving.versions import Choice, choice_path, name_and_version, read_choice, versioned, versions, write_choice
 
 _LOOK = 0.2
 
@@ -48,12 +51,41 @@ def switch(
         The choice that holds now, and how many servers have taken it over.
 
     Raises:
-        CodetrError: there is no such version, it does not work, or a server refused it; the choice is as before.
+        CodetrError: there is no such version, it does not work, a server refused it, or another switch is under way;
+            the choice is as before.
     """
-    there = versions(repository).get(name)
+    found = versions(repository)
+    if not found:
+        raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
+    with _alone(repository):
+        return _switch(repository, name, version, timeout, stage, found)
+
+
+@contextmanager
+def _alone(repository: Path) -> Iterator[None]:
+    """Keep other switches of a repository off meanwhile: each would wait for what the other has replaced.
+
+    It is a lock on the folder. Where the disk has no locks it keeps nobody off.
+    """
+    folder = os.open(repository, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CodetrError(f"another switch of {repository} is under way; try again when it is done") from None
+        yield
+    finally:
+        os.close(folder)
+
+
+def _switch(
+    repository: Path, name: str, version: int | None, timeout: float, stage: Stage, found: Mapping[str, Sequence[int]]
+) -> tuple[Choice, int]:
+    there = found.get(name)
     if not there:
-        raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(versions(repository)) or 'none'}")
-    before = read_choice(repository, name)
+        raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(found)}")
+    before, put_back = _before(repository, name, version)
     wanted = before.former if version is None else version
     if wanted is None:
         raise CodetrError(f"no version of {name} was served before version {before.version}; name one")
@@ -67,15 +99,30 @@ def switch(
     if servers and wanted != before.version:
         with stage("try it in a server of its own"):
             _try(repository, engine, timeout, read_record(servers[0]).gpus)
-    choice = before if wanted == before.version else Choice(wanted, before.version)
+    choice = before if wanted == before.version else Choice(wanted, before.version or None)
     write_choice(repository, name, choice)
     try:
         with stage("wait for the servers") if servers else nullcontext():
             _wait(servers, repository, name, timeout)
     except BaseException:
-        write_choice(repository, name, before)
+        put_back()
         raise
     return choice, len(servers)
+
+
+def _before(repository: Path, name: str, version: int | None) -> tuple[Choice, Callable[[], object]]:
+    """Return the choice before a switch, and what puts it back.
+
+    Where the file says nothing that holds and a version is named, that is the way out: version 0 stands for none.
+    """
+    path = choice_path(repository, name)
+    try:
+        before = read_choice(repository, name)
+    except CodetrError:
+        if version is None:
+            raise
+        return Choice(0), partial(path.write_bytes, path.read_bytes())
+    return before, partial(write_choice, repository, name, before)
 
 
 def _servers(repository: Path, name: str) -> list[Path]:

@@ -72,12 +72,12 @@ def read_choice(repository: Path, name: str) -> Choice:
         choice = Choice(there[0] if there else 1)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CodetrError(
-            f"{path} does not say which version is served ({error}); write it with `codetr switch`"
+            f"{path} does not say which version is served ({error}); name one with `codetr switch`"
         ) from error
     if there and choice.version not in there:
         raise CodetrError(
             f"{repository} has no version {choice.version!r} of {name}, which {path.name} names; it has "
-            f"{', '.join(map(str, there))}"
+            f"{', '.join(map(str, there))}; name one with `codetr switch`"
         )
     return choice
 

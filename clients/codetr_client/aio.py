@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from codetr_client import forks, probe
@@ -13,7 +13,7 @@ from codetr_client.deadline import Deadline
 from codetr_client.detections import Detections
 from codetr_client.errors import ClientStateError
 from codetr_client.faults import Faults, UnexplainedError
-from codetr_client.images import ImageInput, encode
+from codetr_client.images import ImageInput, encode_all
 from codetr_client.options import checked_headers
 from codetr_client.steps import Send, Steps, Wait
 from codetr_client.wire import Ask, Endpoint
@@ -153,17 +153,17 @@ class AsyncCoDetrClient(BaseClient[AsyncConnection]):
 
     async def detect_batch(
         self,
-        images: Sequence[ImageInput],
+        images: Iterable[ImageInput],
         score_threshold: float | None = None,
         *,
         headers: Mapping[str, str] | None = None,
     ) -> list[Detections]:
         """Return the detections of several images sent as one request, as `CoDetrClient.detect_batch`."""
-        if not images:
-            return []
         deadline, added = self._deadline(), checked_headers(headers)
         # reading and encoding would hold up every other call of the loop
-        payloads = await asyncio.to_thread(lambda: [encode(image) for image in images])
+        payloads = await asyncio.to_thread(encode_all, images)
+        if not payloads:
+            return []
         return await self._connection.run(self._calls.detect(payloads, score_threshold, added, deadline))
 
     async def class_names(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from codetr_client import contract, forks, probe, wire
@@ -13,7 +13,7 @@ from codetr_client.deadline import Deadline
 from codetr_client.detections import Detections
 from codetr_client.errors import ClientStateError
 from codetr_client.faults import UnexplainedError
-from codetr_client.images import ImageInput, encode
+from codetr_client.images import ImageInput, encode_all
 from codetr_client.options import Tls, checked_headers
 from codetr_client.steps import Calls, Send, Steps, Wait
 from codetr_client.wire import Ask, Endpoint
@@ -177,7 +177,7 @@ class CoDetrClient(BaseClient[Connection]):
 
     def detect_batch(
         self,
-        images: Sequence[ImageInput],
+        images: Iterable[ImageInput],
         score_threshold: float | None = None,
         *,
         headers: Mapping[str, str] | None = None,
@@ -187,10 +187,10 @@ class CoDetrClient(BaseClient[Connection]):
         The request fails as a whole. The server bounds its images by the ensemble's `max_batch_size`; arguments and
         errors otherwise as in `detect`.
         """
-        if not images:
-            return []
         deadline, added = self._deadline(), checked_headers(headers)
-        payloads = [encode(image) for image in images]
+        payloads = encode_all(images)
+        if not payloads:
+            return []
         return self._connection.run(self._calls.detect(payloads, score_threshold, added, deadline))
 
     def class_names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -76,6 +76,22 @@ def encode(image: ImageInput) -> bytes:
     if isinstance(image, np.ndarray):
         return _png(_from_array(image))
     return _content(image)
+
+
+def encode_all(images: Iterable[ImageInput]) -> list[bytes]:
+    """Return the bytes to send of several images, as `encode`; an array of them is RGB uint8 [N, H, W, 3].
+
+    Raises:
+        InvalidImageError: one of them is no image, or they are one image, whose parts are none.
+    """
+    one = (str, bytes, bytearray, memoryview, os.PathLike, BinaryFile, Image.Image)
+    is_one = images.ndim < 4 if isinstance(images, np.ndarray) else isinstance(images, one)
+    if is_one or not isinstance(images, Iterable):
+        raise InvalidImageError(
+            f"several images must be a sequence of them, such as [image], not one {type(images).__name__}; "
+            "detect takes one"
+        )
+    return [encode(image) for image in images]
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:

@@ -126,8 +126,6 @@ def make_folder(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CodetrError(f"output {output}: cannot be made ({error.strerror}); name another folder") from error
-    if not os.access(output, os.W_OK | os.X_OK):
-        raise CodetrError(f"output {output}: nothing can be written there; name another folder")
 
 
 def refuse_overwriting(outputs: Iterable[Path], sources: Iterable[Path | None]) -> None:

@@ -155,12 +155,17 @@ def run(
     output: Path,
     on_shift: Callable[[Shift], object],
 ) -> dict[str, Any]:
-    """Measure landscape and portrait images, write the JSON file `output` and return its content."""
-    rows = []
+    """Measure landscape and portrait images, and return the content of the JSON file `output`.
+
+    It is written anew with each canvas, so that Ctrl-C keeps what was measured.
+    """
+    rows: list[dict[str, Any]] = []
+    record = {**header("canvas"), "variant": detector.variant.name, "weights": weights, "complete": False, "rows": rows}
     for orientation in ORIENTATIONS:
         for shift in measure(detector, drawn(orientation, images), orientation, canvases):
             rows.append(asdict(shift))
+            write_record(record, output.parent, output.name)
             on_shift(shift)
-    record = {**header("canvas"), "variant": detector.variant.name, "weights": weights, "rows": rows}
+    record["complete"] = True
     write_record(record, output.parent, output.name)
     return record

@@ -53,9 +53,9 @@ def load_rows(record: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
             f"{load['share']:.0%}", f"{load['offered']:.1f}", f"{load['rate']:.1f}",
-            f"{load['p50']:.0f}", f"{load['predicted']['p50']:.0f}",
-            f"{load['p99']:.0f}", f"{load['predicted']['p99']:.0f}",
-            f"{load['predicted']['p99'] / load['p99'] - 1:+.0%}",
+            _ms(load["p50"]), f"{load['predicted']['p50']:.0f}",
+            _ms(load["p99"]), f"{load['predicted']['p99']:.0f}",
+            "-" if load["p99"] is None else f"{load['predicted']['p99'] / load['p99'] - 1:+.0%}",
             f"{load['ratio']:.2f}", f"{load['predicted']['ratio']:.2f}", _by_server(load),
         ]
         for load in record["loads"]
@@ -68,10 +68,14 @@ def fault_rows(faults: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         [
             each["fault"], each["protocol"], str(each["requests"]), str(each["failed"]), str(each["under_way"]),
             *("-" if each[key] is None else str(each[key]) for key in ("repeated", "ejections")),
-            f"{each['p50']:.0f}", f"{each['p99']:.0f}", _by_server(each),
+            _ms(each["p50"]), _ms(each["p99"]), _by_server(each),
         ]
         for each in faults
     ]  # fmt: skip
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"  # nothing was answered
 
 
 def _by_server(seen: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ from serving.launch import running_server
 from serving.manifest import read_manifest
 from serving.preprocess import preprocess
 
+RECORD_NAME = "service.json"
 LOADS = (1, 8, 16)  # requests at a time
 SHARE = 0.7  # of the highest rate, for requests that come at random and those that come evenly
 ARRIVALS: tuple[Mode, ...] = ("rate", "steady")  # at random (Poisson) and evenly spaced
@@ -70,20 +71,22 @@ def measure_service(
     record: Record = {**header("service"), "engine": manifest["engine"], "precision": manifest["precision"]}
     record |= {"width": spec.width, "height": spec.height, "max_batch_size": spec.max_batch_size}
     record["pixels_ms"] = measure_pixels(manifest, seconds)
-    levels = []
+    (output / "service.md").unlink(missing_ok=True)  # an earlier run's
+    levels: list[dict[str, Any]] = []
+    record |= {"complete": False, "levels": levels, "floor": {}}
     for result in measure_levels(repository, name, (spec.width, spec.height), installation, seconds, output):
         levels.append(result.to_json())
+        write_record(record, output, RECORD_NAME)  # which Ctrl-C keeps
         on_result(result)
-    record["levels"] = levels
-    record["floor"] = {}
     for way, waits in floor_waits(levels).items():
         kept = output / f"floor-{way}"
         result = measure_floor(repository, name, (spec.width, spec.height), installation, seconds, kept, waits)
         record["floor"][way] = {"waits_ms": waits, **result.to_json()}
+        write_record(record, output, RECORD_NAME)
     batches = {1, *(round(batch) for batch in (_mean_batch(level) for level in levels) if batch)}
     record["engine_ms"] = measure_engine(repository, name, sorted(batches), seconds)
-    record["verdict"] = verdict(record)
-    write_record(record, output, "service.json")
+    record |= {"complete": True, "verdict": verdict(record)}
+    write_record(record, output, RECORD_NAME)
     (output / "service.md").write_text(to_markdown(record), encoding="utf-8")
     return record
 

@@ -21,6 +21,8 @@ SOAK_MAX_GROWTH_MB = 100.0
 # /dev/shm is flat if it grows by no more than this. Triton's Python backend extends a step's region by whole MiB when a
 # batch needs more than any before, and never shrinks it: a rare batch of large photographs may still come late.
 FLAT_SHARED_MB = 5.0
+# Fewer samples of the memory than this hold no tenth of them: a start and an end would be the same one.
+MIN_MEMORY_SAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,14 @@ def broken_memory_limit(memory: Mapping[str, Any] | None, config: LoadConfig) ->
     if limit is None:
         return []
     if memory is None:
+        why = f"no memory of server_pid {config.server_pid} could be read; name tritonserver's own"
+        if config.server_pid is None:
+            why = f"no server of this machine and this user was found at {config.url}; name its server_pid"
+        return [f"max_memory_growth_mb {limit:g} cannot be judged: {why}, or leave the limit out with -1"]
+    if memory["samples"] < MIN_MEMORY_SAMPLES:
         return [
-            f"max_memory_growth_mb {limit:g} cannot be judged: no server of this machine and this user was found at "
-            f"{config.url}; name its server_pid, or leave the limit out with -1"
+            f"max_memory_growth_mb {limit:g} cannot be judged by {memory['samples']} samples of the memory: let the "
+            "run take longer, or leave the limit out with -1"
         ]
     if memory["growth_mb"] > limit:
         broken.append(f"memory grew by {memory['growth_mb']:.0f} MB, more than max_memory_growth_mb {limit:g}")

@@ -43,6 +43,7 @@ class Recorder:
     def __init__(self) -> None:
         self.start = time.monotonic()
         self.samples: list[Sample] = []
+        self.is_complete = False
         server = psutil.Process(CONFIG.server_pid) if CONFIG.server_pid else local_server(CONFIG.url)
         self.memory = MemoryMonitor(server)
 
@@ -78,7 +79,7 @@ def _on_start(**rest: Any) -> None:
 
 def _on_quitting(environment: Any, **rest: Any) -> None:
     if not isinstance(environment.runner, WorkerRunner):
-        broken = finish(CONFIG, RECORDER.samples, RECORDER.memory.samples)
+        broken = finish(CONFIG, RECORDER.samples, RECORDER.memory.samples, RECORDER.is_complete)
         environment.process_exit_code = STATUS_LIMIT if broken else 0
 
 
@@ -141,6 +142,7 @@ class ProfileShape(LoadTestShape):
         """Return users and the rate to start them at, or None at the end."""
         load = CONFIG.profile.load_at(CONFIG.progress(self.get_run_time(), len(RECORDER.samples)))
         if load is None:
+            RECORDER.is_complete = True
             return None
         users = load if CONFIG.arrival == "closed" else STREAMS * load / CONFIG.peak
         count = max(1, math.ceil(users))

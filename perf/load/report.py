@@ -30,12 +30,18 @@ from perf.report import LEVEL_COLUMNS, Section, comparison_section, level_rows, 
 from perf.summaries import summarise_levels
 
 
-def finish(config: LoadConfig, samples: Sequence[Sample], memory: Sequence[MemorySample]) -> list[str]:
-    """Write everything that a run leaves in its folder; return a sentence for every limit that it broke."""
+def finish(
+    config: LoadConfig, samples: Sequence[Sample], memory: Sequence[MemorySample], is_complete: bool = True
+) -> list[str]:
+    """Write everything that a run leaves in its folder; return a sentence for every limit that it broke.
+
+    `is_complete` is whether the load went through its shape; else limits are judged by what was measured until then.
+    """
     result = outcome(samples)
     figures = memory_record(memory)
     broken = [*result.broken_limits(config), *broken_memory_limit(figures, config)]
-    record = to_record(config, result, broken, load_levels(samples, config), figures)
+    levels = load_levels(samples, config)
+    record = {**to_record(config, result, broken, levels, figures), "complete": is_complete}
     write_record(record, config.folder)
     write_samples(samples, config.folder / SAMPLES_NAME)
     write_memory(memory, config.folder / MEMORY_NAME)
@@ -131,9 +137,10 @@ def _memory_plots(samples: Sequence[MemorySample]) -> list[tuple[str, str]]:
 def _verdict(record: Mapping[str, Any]) -> str:
     result, broken = record["outcome"], record["broken_limits"]
     limits = "; ".join(broken) if broken else "all limits kept"
+    cut = "" if record.get("complete", True) else " It was ended before its time, and the limits hold until then."
     return (
         f"{result['requests']} requests, {result['requests_per_s']:.1f} a second, {result['failures']} failures; p50 "
-        f"{result['p50']:.1f} ms, p95 {result['p95']:.1f} ms, p99 {result['p99']:.1f} ms. Limits: {limits}."
+        f"{result['p50']:.1f} ms, p95 {result['p95']:.1f} ms, p99 {result['p99']:.1f} ms. Limits: {limits}.{cut}"
     )
 
 

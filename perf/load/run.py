@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import psutil
 from perf.load.config import LoadConfig
 from perf.load.limits import STATUS_LIMIT
 from perf.load.timing import connect
-from perf.records import RESULTS_NAME, remove_earlier
+from perf.records import RESULTS_NAME, begin, measured
 from perf.report import load_record
 from serving.child import bound_to_us
 from serving.errors import CodetrError
@@ -28,23 +27,27 @@ END_TIMEOUT = STOP_TIMEOUT + 60
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 
 
-def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = ()) -> None:
+def run(config: LoadConfig, web: bool = False, locust_options: Sequence[str] = ()) -> bool:
     """Run a load test in a process of its own; results lie in the configured folder, also after Ctrl-C.
+
+    Returns whether the load went through its shape, and was not ended before.
 
     `web` opens locust's page instead of starting at once; `locust_options` are handed on, such as `--master` or
     `--worker --master-host HOST`. A second Ctrl-C ends everything at once. Raises CodetrError if the server is not
     ready, there is no process `server_pid` or no baseline, a limit is broken, or locust fails or does not end.
     """
-    results = config.folder / RESULTS_NAME
-    _check(config, results)
-    config.folder.mkdir(parents=True, exist_ok=True)
-    remove_earlier(config.folder)
-    with _locust(config, web, locust_options) as process:
-        status = _wait(process)
+    _check(config, config.folder / RESULTS_NAME)
+    begin(config.folder, "load")
+    try:
+        with _locust(config, web, locust_options) as process:
+            status = _wait(process)
+    finally:
+        record = measured(config.folder) or {}
     if status == STATUS_LIMIT:
-        raise CodetrError("; ".join(json.loads(results.read_text(encoding="utf-8"))["broken_limits"]))
+        raise CodetrError("; ".join(record["broken_limits"]))
     if status:
         raise CodetrError(f"locust ended with status {status}; its own words are above")
+    return bool(record.get("complete", True))
 
 
 def _check(config: LoadConfig, results: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from codetr_client.outputs import make_folder
 from perf.connection import Connection
 from perf.machine import header
 from perf.records import write_record
@@ -104,9 +105,9 @@ class ServerBench:
         self._connection = connection
         self._metrics_url = metrics_url
         self._csv = folder / "csv"
-        self._csv.mkdir(parents=True, exist_ok=True)
+        make_folder(self._csv)
         inputs = folder / "inputs"
-        inputs.mkdir(exist_ok=True)
+        make_folder(inputs)
         self._inputs = {model: write_inputs(model, configs, picture_sizes, inputs) for model in configs}
 
     def measure(self, level: Level, repeat: int) -> Result:
@@ -165,6 +166,17 @@ def sweep(bench: Bench, plan: Plan) -> Iterator[Result]:
             yield bench.measure(level, repeat)
     if plan.p99_limit is not None and best.get(contract.ENSEMBLE):
         yield from search_highest_rate(bench, plan, best[contract.ENSEMBLE])
+
+
+def check_batch(batch: int, configs: Mapping[str, Any]) -> None:
+    """Check that each model, by its Triton configuration, takes requests of so many images.
+
+    perf_analyzer would only see that none of them is answered. Raises CodetrError.
+    """
+    for model, config in configs.items():
+        most = int(config.get("max_batch_size", batch))
+        if batch > most:
+            raise CodetrError(f"batch {batch}: {model} takes at most {most} images in a request")
 
 
 def concurrency_levels(plan: Plan) -> list[Level]:

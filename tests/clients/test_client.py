@@ -36,6 +36,14 @@ def test_a_batch_is_one_request_with_one_answer_an_image(call: Call, server: Ser
     assert found[1].names == ("dog", "class 7"), "the server names two classes only"
     assert [seen.images for seen in server.seen] == [(b"a", b"bc")]
     assert call("detect_batch", [], url=server.url) == []
+    assert call("detect_batch", iter(()), url=server.url) == []
+    assert len(server.seen) == 1
+
+
+def test_one_image_in_the_place_of_several_is_not_sent(call: Call, server: Server) -> None:
+    with pytest.raises(InvalidImageError, match=r"such as \[image\], not one str; detect takes one"):
+        call("detect_batch", "street.jpg", url=server.url)
+    assert not server.seen
 
 
 def test_large_images_travel_whole(call: Call, server: Server) -> None:

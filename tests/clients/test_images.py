@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from codetr_client.errors import InvalidImageError
-from codetr_client.images import encode, open_upright
+from codetr_client.images import encode, encode_all, open_upright
 from serving.decode import decode_image
 from tests.pictures import chunk, png_parts, smooth_image
 
@@ -379,3 +379,25 @@ def test_a_cut_jpeg_that_a_server_accepts_can_be_drawn(pixels: np.ndarray) -> No
 def test_open_upright_refuses_what_is_no_picture(content: bytes) -> None:
     with pytest.raises(InvalidImageError, match="cannot decode the picture"):
         open_upright(content)
+
+
+def test_an_array_of_several_images_is_each_of_them(pixels: np.ndarray) -> None:
+    assert encode_all(np.stack([pixels, pixels + 1])) == [encode(pixels), encode(pixels + 1)]
+    assert encode_all(each for each in (b"a", b"b")) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param("ab", id="a path"),
+        pytest.param(Path("ab"), id="a Path"),
+        pytest.param(b"ab", id="bytes"),
+        pytest.param(io.BytesIO(b"ab"), id="an open file"),
+        pytest.param(Image.new("RGB", (2, 2)), id="a Pillow image"),
+        pytest.param(np.zeros((2, 2, 3), np.uint8), id="pixels"),
+        pytest.param(7, id="no image"),
+    ],
+)
+def test_one_image_is_not_several(image: Any) -> None:
+    with pytest.raises(InvalidImageError, match=f"not one {type(image).__name__}; detect takes one"):
+        encode_all(image)

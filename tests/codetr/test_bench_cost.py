@@ -16,6 +16,7 @@ from perf.cost.cases import Case, CostPlan
 from perf.records import write_record
 from perf.server.perf_analyzer import Installation
 from perf.server.run import Result
+from serving.errors import CodetrError
 from tests.perf.records import result
 
 OPTIONS = ["--cost-ms", "12", "--sizes", "64x32", "--batches", "2,1", "--instances", "3", "--concurrency", "4"]
@@ -83,3 +84,24 @@ def test_a_repository_is_measured_instead(reported: list[Any], monkeypatch: pyte
     assert asked == [(Path("r"), "mine", Installation(Path("pa"), ""), 0.5, tmp_path)]
     assert "images_per_s=100.00" in done.output
     assert "one request adds 5.00 ms\neight at a time\nwrote " in done.output
+
+
+def test_a_batch_that_its_servers_do_not_take_is_refused(reported: list[Any], tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["bench", "cost", "--batches", "1,9", "--output", str(tmp_path)])
+    assert isinstance(done.exception, CodetrError)
+    assert "--batches 1,9: the servers measured take at most 8 images" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(["--repository", "r", "--sizes", "64x64", "--cost-ms", "3"], "--cost-ms, --sizes: a", id="cases"),
+        pytest.param(["--model", "mine"], "--model is of an engine in a --repository", id="no repository"),
+    ],
+)
+def test_options_that_would_mean_nothing_are_refused(
+    reported: list[Any], tmp_path: Path, options: list[str], message: str
+) -> None:
+    done = CliRunner().invoke(cli.app, ["bench", "cost", *options, "--output", str(tmp_path)])
+    assert isinstance(done.exception, CodetrError)
+    assert message in str(done.exception)

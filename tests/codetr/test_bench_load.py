@@ -14,7 +14,7 @@ from perf.load.config import LoadConfig
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     seen: list[Any] = []
-    monkeypatch.setattr(perf.load.run, "run", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr(perf.load.run, "run", lambda *arguments: seen.append(arguments) or True)
     return seen
 
 
@@ -51,6 +51,13 @@ def test_without_a_url_it_is_tritons_port_here(runs: list[Any]) -> None:
 def test_a_worker_does_not_speak_of_limits(runs: list[Any]) -> None:
     assert "limits" in invoke().output
     assert "limits" not in invoke("--", "--worker").output
+
+
+def test_a_run_that_was_ended_before_its_time_has_not_kept_all_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perf.load.run, "run", lambda *arguments: False)
+    output = invoke().output
+    assert "ended before its time, limits kept until then" in output
+    assert "all limits kept" not in output
 
 
 def test_what_a_soak_needs_reaches_the_settings(runs: list[Any], tmp_path: Path) -> None:

@@ -27,10 +27,17 @@ def test_an_unknown_format_names_the_known_ones() -> None:
     assert "--formats gif: expected some of jpeg, jpeg-progressive" in str(result.exception)
 
 
-@pytest.mark.parametrize("size", ["1152", "1152x", "0x768", "axb", "-1x5"])
+@pytest.mark.parametrize("size", ["1152", "1152x", "0x768", "axb", "-1x5", "1x2x3", "\u00b2x5"])
 def test_a_wrong_size_is_refused(size: str) -> None:
-    with pytest.raises(CodetrError, match="expected WIDTHxHEIGHT"):
-        parse_size(size)
+    with pytest.raises(CodetrError, match=r"--pictures .*: expected WIDTHxHEIGHT"):
+        parse_size("--pictures", size)
+
+
+@pytest.mark.parametrize("size", ["65536x1", "1x65536", "8001x8000"])
+def test_a_size_that_no_image_of_a_server_has_is_refused(size: str) -> None:
+    assert parse_size("--sizes", "8000x8000") == (8000, 8000)
+    with pytest.raises(CodetrError, match=f"--sizes {size}: expected sides of at most 65535 and 64000000 pixels"):
+        parse_size("--sizes", size)
 
 
 @pytest.mark.parametrize("counts", ["", "0", "1,,2", "1.5"])

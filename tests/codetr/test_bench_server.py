@@ -24,7 +24,7 @@ class StubConnection:
     is_encrypted = False
 
     def __init__(self, url: str | None, protocol: str, ensemble: str) -> None:
-        self.address, self.protocol, self.ensemble = url, protocol, ensemble
+        self.address, self.protocol, self.ensemble = url or "localhost:8001", protocol, ensemble
 
     def __enter__(self) -> StubConnection:
         return self
@@ -82,6 +82,22 @@ def test_a_dead_server_is_the_connections_one_line(plans: list[Plan], monkeypatc
     assert isinstance(run_command().exception, ServerUnreachableError)
 
 
+@pytest.mark.parametrize(
+    ("options", "page"),
+    [
+        pytest.param(("--url", "gpu1:8001"), "http://gpu1:8002/metrics", id="of the server asked"),
+        pytest.param(("--url", "gpu1:8001", "--metrics-url", "h:1"), "http://h:1/metrics", id="named"),
+    ],
+)
+def test_gauges_are_those_of_the_server_that_is_measured(
+    plans: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], page: str
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(perf.server.run, "ServerBench", lambda *arguments: seen.extend(arguments))
+    assert run_command("--output", tmp_path, *options).exit_code == 0
+    assert seen[2] == page
+
+
 def test_models_keep_the_contracts_order() -> None:
     assert parse_models("all")[0] == "codetr"
     with pytest.raises(CodetrError, match="--models nope: expected some of codetr, codetr_preprocess"):
@@ -95,10 +111,32 @@ def test_rates(text: str, expected: tuple[float, ...] | None) -> None:
     assert parse_rates(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "fast", "0", "5,-1"])
+@pytest.mark.parametrize("text", ["", "fast", "0", "5,-1", "nan", "5,inf"])
 def test_wrong_rates_are_refused(text: str) -> None:
     with pytest.raises(CodetrError, match="expected numbers above 0"):
         parse_rates(text)
+
+
+@pytest.mark.parametrize("option", [("--rates", "5"), ("--p99-limit-ms", "80")], ids=lambda option: option[0])
+def test_what_loads_the_ensemble_alone_is_refused_without_it(
+    plans: list[Plan], tmp_path: Path, option: tuple[str, str]
+) -> None:
+    got = run_command("--output", tmp_path, "--models", "codetr_detector", *option)
+    assert isinstance(got.exception, CodetrError)
+    assert "are of codetr alone, which --models leaves out" in str(got.exception)
+    assert run_command("--output", tmp_path, "--models", "codetr_detector", "--rates", "none").exit_code == 0
+
+
+def test_a_batch_that_a_model_does_not_take_is_refused(
+    plans: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = {"codetr": {"max_batch_size": 8}, "codetr_detector": {"max_batch_size": 4}}
+    monkeypatch.setattr(StubConnection, "model_configs", lambda *arguments: configs)
+    got = run_command("--output", tmp_path, "--batch", 5)
+    assert isinstance(got.exception, CodetrError)
+    assert "batch 5: codetr_detector takes at most 4 images" in str(got.exception)
+    assert run_command("--output", tmp_path, "--batch", 4).exit_code == 0
+    assert len(plans) == 1
 
 
 def test_perf_analyzer_is_not_sent_to_an_encrypted_address(

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from codetr import cli
+from codetr_client.outputs import check_folder, make_folder
 from serving.errors import CodetrError
 
 # Their other arguments would all be refused later, or take minutes.
@@ -73,3 +74,24 @@ def test_an_output_that_may_not_be_written_is_refused(
 
 def _writes(path: str | Path, mode: int, folder: Path) -> bool:
     return bool(mode & os.W_OK) and Path(path) == folder
+
+
+@pytest.mark.parametrize("inner", ["", "inner/folder"])
+def test_a_folder_that_may_not_be_written_is_refused_before_anything_is_measured(
+    inner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut, access = tmp_path / "shut", os.access
+    shut.mkdir()
+
+    def may(path: str | Path, mode: int) -> bool:
+        return access(path, mode) and not (mode & os.W_OK and Path(path) == shut)
+
+    monkeypatch.setattr(os, "access", may)  # to root nothing is shut
+    for check in (check_folder, make_folder):
+        check(tmp_path / "open" / "inner")
+        with pytest.raises(CodetrError) as refused:
+            check(shut / inner)
+        assert str(refused.value) == f"output {shut / inner}: nothing can be written in {shut}; name another folder"
+    result = CliRunner().invoke(cli.app, ["bench", "preprocess", "--output", str(shut / inner)])
+    assert isinstance(result.exception, CodetrError), result.output
+    assert list(shut.iterdir()) == []

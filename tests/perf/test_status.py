@@ -4,12 +4,13 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from perf import status as state
-from perf.status import Address
+from perf.status import Address, metrics_beside, metrics_page
 from serving.errors import CodetrError
 from serving.launch import free_ports
 
@@ -221,3 +222,30 @@ def test_addresses(url: str | None, http: str, metrics: str, monkeypatch: pytest
     monkeypatch.setattr(state, "find_server", lambda address: None)
     address = Address.of(url, None, 1.0)
     assert (address.http, address.metrics) == (http, metrics)
+
+
+@pytest.mark.parametrize(
+    ("given", "page"),
+    [
+        pytest.param("h:8002", "http://h:8002/metrics", id="host and port"),
+        pytest.param("http://[::1]:8002/", "http://[::1]:8002/metrics", id="no path"),
+        pytest.param("https://h/triton/metrics?a=b", "https://h/triton/metrics?a=b", id="behind a proxy"),
+    ],
+)
+def test_a_metrics_page_is_named_by_its_url_or_its_port(given: str, page: str) -> None:
+    assert metrics_page(given) == page
+    assert Address.of("h:8000", given, 1).metrics == page
+
+
+@pytest.mark.parametrize("given", ["", "foo bar", "h:99999", "h:0", "http://", "file:///etc/passwd"])
+def test_what_is_no_metrics_page_is_refused(given: str) -> None:
+    with pytest.raises(CodetrError, match="expected such as http://localhost:8002/metrics or localhost:8002"):
+        metrics_page(given)
+
+
+def test_the_metrics_of_a_server_elsewhere_are_not_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = SimpleNamespace(metrics_port=9002)
+    monkeypatch.setattr(state, "find_server", lambda address: record if address == "127.0.0.1:9001" else None)
+    assert metrics_beside("127.0.0.1:9001") == "http://127.0.0.1:9002/metrics"
+    assert metrics_beside("gpu1:8001") == "http://gpu1:8002/metrics"
+    assert metrics_beside("dns:///gpus:8001") == "http://gpus:8002/metrics"

@@ -30,6 +30,11 @@ FAILED = f"E1121 03:51:04.82 9 a.cc:6] \"failed to load 'm' version 1: Internal:
         ("| codetr | 1 | READY |", None),
         (FAILED.replace("failed to load 'm' version 1: Internal", "ERROR: Failed to create instance"), None),
         (
+            "W1126 07:35:24.6 9 b.cc:1] \"ignore version directory 'verification' which fails to convert to integral "
+            'number"',
+            None,
+        ),
+        (
             'E1126 07:35:24.6 9 e.cc:1] "unable to create stream for m: CUDA driver version is insufficient for it"',
             None,
         ),

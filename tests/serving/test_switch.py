@@ -64,6 +64,17 @@ class Server:
         yield SimpleNamespace(http_url="")
 
 
+def test_two_switches_of_a_repository_do_not_meet(repository: Path) -> None:
+    @contextmanager
+    def meanwhile(name: str) -> Iterator[None]:
+        with pytest.raises(CodetrError, match=r"another switch of .* is under way; try again when it is done"):
+            switch(repository, "codetr", 2, 1.0)
+        yield
+
+    assert switch(repository, "codetr", 2, 1.0, meanwhile) == (Choice(2, 1), 0)
+    assert switch(repository, "codetr", 1, 1.0) == (Choice(1, 2), 0)
+
+
 @pytest.fixture
 def server(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
     return Server(repository, tmp_path, monkeypatch)

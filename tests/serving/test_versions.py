@@ -66,7 +66,7 @@ def test_the_lowest_version_is_served_until_another_is_named(repository: Path) -
     [
         pytest.param('{"version": 3}', "has no version 3 of codetr, which codetr.version names; it has 1, 2", id="no"),
         pytest.param('{"version": "2"}', "has no version '2' of codetr", id="text"),
-        pytest.param("2", "does not say which version is served .*; write it with `codetr switch`", id="no object"),
+        pytest.param("2", "does not say which version is served .*; name one with `codetr switch`", id="no object"),
         pytest.param("{}", "does not say which version is served", id="empty"),
         pytest.param("", "does not say which version is served", id="nothing"),
     ],

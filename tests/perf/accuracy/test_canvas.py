@@ -87,8 +87,19 @@ def test_the_record_says_what_was_measured(detector: Detr, tmp_path: Path) -> No
     record = run(detector, "random", 2, [CANVAS], tmp_path / "new/canvas.json", shifts.append)
     assert json.loads((tmp_path / "new/canvas.json").read_text(encoding="utf-8")) == record
     assert (record["kind"], record["weights"], record["variant"]) == ("canvas", "random", detector.variant.name)
+    assert record["complete"]
     assert [(row["orientation"], row["images"]) for row in record["rows"]] == [("landscape", 2), ("portrait", 2)]
     assert len(shifts) == 2
+
+
+def test_what_was_measured_before_an_interrupt_is_kept(detector: Detr, tmp_path: Path) -> None:
+    def interrupt(shift: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(detector, "random", 2, [CANVAS], tmp_path / "canvas.json", interrupt)
+    record = json.loads((tmp_path / "canvas.json").read_text(encoding="utf-8"))
+    assert (record["complete"], len(record["rows"])) == (False, 1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perf.cluster.report import cluster_sections, write_cluster_report
+from perf.cluster.report import cluster_sections, fault_rows, load_rows, write_cluster_report
 
 RESULTS = Path(__file__).resolve().parents[3] / "perf" / "results" / "cluster"
 
@@ -71,6 +71,14 @@ def test_the_report_has_a_row_for_each_result(
     assert len(sections["Loads and what was predicted"].rows) == 3
     write_cluster_report(record, tmp_path)
     assert {path.name for path in tmp_path.glob("*.svg")} == {path.name for path in RESULTS.glob("*.svg")}
+
+
+def test_what_nothing_answered_has_no_time(record: dict[str, Any]) -> None:
+    nothing = {"p50": None, "p99": None}
+    (row,) = fault_rows([{**record["faults"][0], **nothing}])
+    assert row[-3:-1] == ["-", "-"]
+    (row,) = load_rows({"loads": [{**record["loads"][0], **nothing}]})
+    assert row.count("-") == 3
 
 
 def test_a_run_cut_short_has_a_report(record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,24 @@ def test_a_run_times_the_engine_at_the_batches_that_it_saw(tmp_path: Path, monke
     assert heard == levels()
     assert record["verdict"]["added_ms"] == 6.0
     assert record["verdict"]["floor_hot_ms"] == 0.5
-    assert (tmp_path / "service.json").exists()
+    assert json.loads((tmp_path / "service.json").read_text())["complete"]
     assert (tmp_path / "service.md").read_text() == service.to_markdown(record)
+
+
+def test_levels_before_an_interrupt_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = {"engine": "torch", "precision": "float16", "height": 768, "width": 1152, "max_batch_size": 8}
+    monkeypatch.setattr(service, "read_manifest", lambda repository, name: manifest)
+    monkeypatch.setattr(service, "measure_pixels", lambda manifest, seconds: {"bare": 3.0, "step": 4.0})
+    monkeypatch.setattr(service, "measure_levels", lambda *arguments: iter(levels()))
+
+    def interrupt(result: Any) -> None:
+        if result.level.value == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        service.measure_service(Path("r"), "mine", Installation(Path("pa"), ""), 1, tmp_path, interrupt)
+    record = json.loads((tmp_path / "service.json").read_text())
+    assert ([each["value"] for each in record["levels"]], record["complete"]) == ([1, 8], False)
 
 
 def test_empty_steps_rest_as_long_as_the_real_ones_compute() -> None:

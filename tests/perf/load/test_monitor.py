@@ -89,6 +89,21 @@ def test_memory_limit(totals: list[float], shared: float, limit: float | None, b
     assert broken_memory_limit(record, LoadConfig("h:1", max_memory_growth_mb=limit)) == broken
 
 
+@pytest.mark.parametrize(
+    ("totals", "server_pid", "reason"),
+    [
+        pytest.param([100.0] * 9, None, "by 9 samples of the memory: let the run take longer", id="too short"),
+        pytest.param([], None, "was found at h:1; name its server_pid", id="no server here"),
+        pytest.param([], 12, "no memory of server_pid 12 could be read", id="another's process"),
+    ],
+)
+def test_a_limit_that_cannot_be_judged_is_not_kept(totals: list[float], server_pid: int | None, reason: str) -> None:
+    config = LoadConfig("h:1", max_memory_growth_mb=10.0, server_pid=server_pid)
+    (broken,) = broken_memory_limit(memory_record(samples(*totals)), config)
+    assert broken.startswith("max_memory_growth_mb 10 cannot be judged")
+    assert reason in broken
+
+
 def test_growing_shared_memory_breaks_the_limit() -> None:
     record = memory_record([*samples(*[100.0] * 10), *samples(*[100.0] * 100, shared=14.0)[10:]])
     broken = broken_memory_limit(record, LoadConfig("h:1", max_memory_growth_mb=10.0))

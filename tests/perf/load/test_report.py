@@ -49,6 +49,13 @@ def test_a_run_that_was_cut_at_once_still_has_a_report(tmp_path: Path) -> None:
     assert "Memory" not in (tmp_path / "report.md").read_text()
 
 
+def test_a_run_that_was_ended_before_its_time_says_so(tmp_path: Path) -> None:
+    for is_complete in (True, False):
+        finish(LoadConfig("h:1", output=str(tmp_path), max_failures=None), SAMPLES, [], is_complete)
+        assert json.loads((tmp_path / "results.json").read_text())["complete"] is is_complete
+        assert ("ended before its time" in (tmp_path / "report.md").read_text()) is not is_complete
+
+
 def test_arrivals_are_described_as_what_they_are(tmp_path: Path) -> None:
     finish(LoadConfig("h:1", arrival="constant-rate", peak=9, output=str(tmp_path)), SAMPLES, [])
     assert "up to 9 requests a second arriving at random" in (tmp_path / "report.md").read_text()

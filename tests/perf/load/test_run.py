@@ -14,6 +14,7 @@ from perf.load import run as load_run
 from perf.load.config import LoadConfig
 from perf.load.limits import STATUS_LIMIT
 from perf.load.run import command, run
+from perf.records import write_record
 from serving.errors import CodetrError
 
 
@@ -88,6 +89,20 @@ class InterruptedProcess:
 
     def send_signal(self, number: int) -> None:
         self.signals.append(number)
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_it_tells_whether_the_load_went_through_its_shape(
+    config: LoadConfig, monkeypatch: pytest.MonkeyPatch, is_complete: bool
+) -> None:
+    class Locust(InterruptedProcess):
+        def wait(self, timeout: float | None = None) -> int:
+            write_record({"kind": "load", "complete": is_complete}, config.folder)
+            return super().wait(timeout)
+
+    monkeypatch.setattr(load_run, "connect", lambda config: ReadyClient())
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: Locust(0))
+    assert run(config) is is_complete
 
 
 def test_ctrl_c_waits_for_locust_to_write_its_results(config: LoadConfig, monkeypatch: pytest.MonkeyPatch) -> None:
