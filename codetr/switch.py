@@ -47,12 +47,12 @@ def _switch(repository: Path, name: str, version: int | None, timeout: float) ->
 
 def _list(repository: Path) -> None:
     from codetr.shown import line, new_console
-    from serving.errors import CodetrError
+    from serving.manifest import no_repository
     from serving.versions import read_choice, versions
 
     found = versions(repository)
     if not found:
-        raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
+        raise no_repository(repository)
     for name, there in found.items():
         served = read_choice(repository, name).version
         text = ", ".join(f"{version} (served)" if version == served else str(version) for version in there)

@@ -83,8 +83,7 @@ def read_manifest(repository: Path, name: str = ENSEMBLE) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        missing = path.relative_to(repository)
-        raise CodetrError(f"{repository} is incomplete: {missing} is missing; build it again") from None
+        raise _without_manifest(repository, name) from None
     except ValueError as error:
         raise CodetrError(f"{path} is not JSON ({error}); build the repository again") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get(FILES), dict):
@@ -96,6 +95,24 @@ def read_manifest(repository: Path, name: str = ENSEMBLE) -> dict[str, Any]:
             "repository again"
         )
     return manifest
+
+
+def _without_manifest(repository: Path, name: str) -> CodetrError:
+    names = engine_names(repository)
+    if name in names:
+        missing = manifest_path(repository, name).relative_to(repository)
+        return CodetrError(f"{repository} is incomplete: {missing} is missing; build it again")
+    return unknown_engine(repository, name, names) if names else no_repository(repository)
+
+
+def no_repository(repository: Path) -> CodetrError:
+    """Return the error that a folder is not there, or has no engine."""
+    return CodetrError(f"no repository at {repository}; write one there with `codetr build`")
+
+
+def unknown_engine(repository: Path, name: str, names: Sequence[str]) -> CodetrError:
+    """Return the error that a repository has engines, and none of this name."""
+    return CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(names)}")
 
 
 def check_files(repository: Path, name: str = ENSEMBLE) -> None:

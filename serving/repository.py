@@ -16,6 +16,7 @@ from serving.manifest import (
     check_versions,
     engine_names,
     foreign_folders,
+    no_repository,
     read_manifest,
 )
 from serving.model_config import read_model_config
@@ -33,7 +34,7 @@ def check_repository(repository: Path, engines: Sequence[str] | None = None) -> 
         CodetrError: names what is missing, differs or cannot be read.
     """
     if not os.path.isdir(repository):  # Path.is_dir raises for a path that is too long
-        raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
+        raise no_repository(repository)
     try:
         os.listdir(repository)  # Path.glob finds nothing in a folder that may not be read, and says nothing
         if engines is None:

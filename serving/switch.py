@@ -17,6 +17,7 @@ from pathlib import Path
 from serving.errors import CodetrError
 from serving.health import why_no_answer
 from serving.launch import running_server
+from serving.manifest import no_repository, unknown_engine
 from serving.repository import check_repository
 from serving.runtime import is_running, read_record, server_folders
 from serving.switcher import read_note, stamp
@@ -56,7 +57,7 @@ def switch(
     """
     found = versions(repository)
     if not found:
-        raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
+        raise no_repository(repository)
     with _alone(repository):
         return _switch(repository, name, version, timeout, stage, found)
 
@@ -84,7 +85,7 @@ def _switch(
 ) -> tuple[Choice, int]:
     there = found.get(name)
     if not there:
-        raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(found)}")
+        raise unknown_engine(repository, name, list(found))
     before, put_back = _before(repository, name, version)
     wanted = before.former if version is None else version
     if wanted is None:

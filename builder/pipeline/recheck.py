@@ -18,7 +18,14 @@ from builder.pipeline.samples import sample_images
 from builder.pipeline.verify import Verification, limits_of
 from builder.reading.checkpoint_file import digest
 from serving.errors import CodetrError
-from serving.manifest import check_files, check_machine, engine_names, read_manifest
+from serving.manifest import (
+    check_files,
+    check_machine,
+    engine_names,
+    no_repository,
+    read_manifest,
+    unknown_engine,
+)
 
 
 def chosen_names(repository: Path, name: str | None = None) -> list[str]:
@@ -29,9 +36,9 @@ def chosen_names(repository: Path, name: str | None = None) -> list[str]:
     """
     names = engine_names(repository)
     if not names:
-        raise CodetrError(f"no repository at {repository}; write one there with `codetr build`")
+        raise no_repository(repository)
     if name is not None and name not in names:
-        raise CodetrError(f"{repository} has no engine {name!r}; it has {', '.join(names)}")
+        raise unknown_engine(repository, name, names)
     return names if name is None else [name]
 
 

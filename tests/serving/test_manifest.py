@@ -40,9 +40,19 @@ def test_sha256_of_more_than_one_block(tmp_path: Path) -> None:
     ],
 )
 def test_an_unusable_manifest_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+    (tmp_path / "codetr_detector").mkdir()
     if text is not None:
         (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(CodetrError, match=message):
+        read_manifest(tmp_path)
+
+
+def test_a_folder_without_engines_or_without_that_one_is_called_so(tmp_path: Path) -> None:
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(CodetrError, match=r"no repository at .*; write one there with `codetr build`"):
+            read_manifest(folder)
+    (tmp_path / "roads_detector").mkdir()
+    with pytest.raises(CodetrError, match="has no engine 'codetr'; it has roads"):
         read_manifest(tmp_path)
 
 
@@ -77,7 +87,7 @@ def test_each_engine_has_its_manifest(tmp_path: Path, files: tuple[str, str]) ->
     check_files(tmp_path)
     with pytest.raises(CodetrError, match=r"incomplete: large.bin is missing"):
         check_files(tmp_path, "large")
-    with pytest.raises(CodetrError, match=r"incomplete: small_detector/manifest.json is missing"):
+    with pytest.raises(CodetrError, match=r"has no engine 'small'; it has codetr, large"):
         read_manifest(tmp_path, "small")
 
 
