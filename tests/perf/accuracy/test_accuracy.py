@@ -219,7 +219,7 @@ def test_classes_the_detector_does_not_know_are_an_error(dataset: Dataset) -> No
 
 def test_a_dead_server_is_one_clear_line() -> None:
     with pytest.raises(CodetrError, match="localhost:9"):
-        open_server("localhost:9", "grpc", 2.0, CLASS_NAMES, "codetr")
+        open_server("localhost:9", "grpc", 2.0, "codetr")
 
 
 def test_agreement_is_the_mean_overlap_of_matches() -> None:
