@@ -15,6 +15,7 @@ import typer
 
 from builder.precision import ENGINE_PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption
+from codetr.unused import refuse_unused
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -157,7 +158,13 @@ def build(
             "a static batch above 1 cannot be served: the server asks for every batch from 1 on; leave out "
             "--static-batch or give --batch 1"
         )
-    _refuse_unused_verification(skip_verification and not (search or plugin_nodes), verify_images, verify_annotations)
+    if skip_verification and not (search or plugin_nodes):
+        refuse_unused(
+            " with --skip-verification",
+            advice="leave out the one or the other",
+            verify_images=verify_images,
+            verify_annotations=verify_annotations,
+        )
     if name_and_version(name)[1] != 1:
         base, number = name_and_version(name)
         raise CodetrError(f"--name {name}: a version is a number of its own; give --name {base} --version {number}")
@@ -306,27 +313,16 @@ def _with_suppression(variant: DetectorConfig, plugin_nodes: bool, **given: Any)
     """
     wanted = {key: value for key, value in given.items() if value is not None}
     rule = replace(variant.rules.suppression, **wanted)
-    options = {key: "--nms" if key == "kind" else f"--{key.replace('_', '-')}" for key in wanted}
-    if options and plugin_nodes:
-        raise CodetrError(
-            f"{', '.join(options.values())}: without effect, since plugin nodes go into a model.onnx alone; leave it "
-            "out"
-        )
-    if useless := [option for key, option in options.items() if key in _UNUSED[rule.kind]]:
-        raise CodetrError(
-            f"{', '.join(useless)}: without effect, since the suppression of {variant.name} is {rule.kind}; give "
-            "another --nms, or leave it out"
-        )
+    options = {key: "nms" if key == "kind" else key for key in wanted}
+    all_of_them: dict[str, Any] = dict.fromkeys(options.values(), plugin_nodes)
+    refuse_unused(", since plugin nodes go into a model.onnx alone", **all_of_them)
+    useless: dict[str, Any] = {option: key in _UNUSED[rule.kind] for key, option in options.items()}
+    refuse_unused(
+        f", since the suppression of {variant.name} is {rule.kind}",
+        advice="give another --nms, or leave it out",
+        **useless,
+    )
     return replace(variant, rules=replace(variant.rules, suppression=rule))
-
-
-def _refuse_unused_verification(skipped: bool, images: Path | None, annotations: Path | None) -> None:
-    """Refuse images for a verification that is skipped, which nobody would see was not done on them."""
-    given = {"--verify-images": images, "--verify-annotations": annotations}
-    if skipped and (useless := [option for option, value in given.items() if value is not None]):
-        raise CodetrError(
-            f"{', '.join(useless)}: without effect with --skip-verification; leave out the one or the other"
-        )
 
 
 @contextmanager

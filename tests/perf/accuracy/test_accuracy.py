@@ -279,6 +279,14 @@ def test_the_command_does_not_go_on_with_the_results_of_another_checkpoint(datas
         pytest.param(
             ["--source", "pytorch", "--against", "pytorch", "--ca-file", "ca.pem"], "--ca-file: ", id="of TLS"
         ),
+        pytest.param(
+            ["--source", "onnx", "--concurrency", "8", "--timeout", "5", "--retries", "1"],
+            "--concurrency, --timeout, --retries: .* --source onnx",
+            id="of a server",
+        ),
+        pytest.param(
+            ["--source", "pytorch", "--model", "street"], "--model: .* and no --repository", id="of no repository"
+        ),
     ],
 )
 def test_options_that_do_not_count_are_refused(
