@@ -103,6 +103,8 @@ def compare_repository(
     check_patterns(reference, modules)
     batch = 1 if spec.is_dynamic else spec.max_batch_size
     batches = _batches(variant, spec, images, count, batch)
+    if images is not None and images.is_dir() and len(batches) < count:
+        notes.append(f"{images} holds {len(batches)} images, fewer than {count}")
     with tempfile.TemporaryDirectory(prefix="codetr-compare-") as folder:
         with stage("mark outputs"):
             engine = _marked(
@@ -158,10 +160,10 @@ def _batches(variant: DetectorConfig, spec: InputSpec, images: Path | None, coun
     if count < 1:
         raise CodetrError(f"{count} samples are too few; expected at least 1")
     samples = sample_images(variant.class_names or (), images, most=count)
-    pixels, sizes = fit(samples.images[:count], spec.height, spec.width, variant.rules.pixels)
+    pixels, sizes = fit(samples.images, spec.height, spec.width, variant.rules.pixels)
     return [
         (name, np.repeat(pixels[i : i + 1], batch, 0), np.repeat(sizes[i : i + 1], batch, 0))
-        for i, name in enumerate(samples.names[:count])
+        for i, name in enumerate(samples.names)
     ]
 
 
