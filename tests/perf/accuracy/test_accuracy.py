@@ -242,6 +242,17 @@ def test_the_worst_image_is_drawn_first_and_side_by_side(dataset: Dataset, tmp_p
         assert picture.size == (2 * full.width + GAP, full.height)
 
 
+def test_the_worst_pictures_of_an_earlier_call_go(dataset: Dataset, tmp_path: Path) -> None:
+    found = run(dataset, tmp_path, truth(dataset))
+    earlier = draw_worst(dataset, found, found, tmp_path / "worst", count=3)
+    (tmp_path / "worst" / "01-photograph.jpg").write_bytes(b"of somebody else")
+    best = dataset.images[-1].number
+    drawn = draw_worst(dataset, found, {**found, best: detections([[0, 0, 9, 9]], [1])}, tmp_path / "worst", count=2)
+    assert drawn[0][0] not in [path for path, _ in earlier]
+    left = {path.name for path in (tmp_path / "worst").iterdir()}
+    assert left == {"01-photograph.jpg", *(path.name for path, _ in drawn)}
+
+
 def test_orientations_are_those_of_the_files(dataset: Dataset) -> None:
     for name, images in by_orientation(dataset).items():
         assert all((image.width > image.height) == (name == "landscape") for image in images if name != "square")
