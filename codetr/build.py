@@ -77,8 +77,8 @@ def build(
     quantize: Annotated[
         list[str] | None,
         typer.Option(
-            help="int8, fp8: a group of layers (backbone-convs, backbone-linears, neck, projections, encoder-ffn) or a "
-            "pattern of modules; the engine's own groups if not given."
+            help="int8, fp8: groups of layers (backbone-convs, backbone-linears, neck, projections, encoder-ffn) or "
+            "patterns of modules, with commas between; may be repeated. The engine's own groups if not given."
         ),
     ] = None,
     calibration_images: Annotated[
@@ -142,6 +142,7 @@ def build(
     from builder.families import family_of
     from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
     from builder.pipeline.export import InputSpec
+    from builder.quantise.groups import words_in
     from builder.quantise.recipe import Recipe
     from codetr.config import given_variant
     from codetr.labels import read_class_names
@@ -199,7 +200,12 @@ def build(
         engine=engine,
         precision=ENGINE_PRECISIONS[precision],
         recipe=Recipe(
-            tuple(quantize or ()), calibration_method, calibration_images, calibration_count, search, ap_budget
+            tuple(word for text in quantize or () for word in words_in(text)),
+            calibration_method,
+            calibration_images,
+            calibration_count,
+            search,
+            ap_budget,
         ),
         verify_images=verify_images,
         verify_annotations=verify_annotations,
