@@ -1,6 +1,7 @@
 #include "picture.hpp"
 
 #include <webp/decode.h>
+#include <webp/demux.h>
 
 #include <algorithm>
 #include <array>
@@ -158,6 +159,33 @@ Picture copied(unsigned char const* pixels, int width, int height) {
     return {width, height, {pixels, pixels + size}};
 }
 
+bool isAnimated(std::string const& webp) {
+    WebPBitstreamFeatures features;
+    auto const* const bytes = reinterpret_cast<unsigned char const*>(webp.data());
+    return WebPGetFeatures(bytes, webp.size(), &features) == VP8_STATUS_OK && features.has_animation != 0;
+}
+
+// The first picture of an animated WebP, which the server detects on.
+Picture firstFrame(std::string const& webp) {
+    WebPData const data = {reinterpret_cast<unsigned char const*>(webp.data()), webp.size()};
+    std::unique_ptr<WebPAnimDecoder, decltype(&WebPAnimDecoderDelete)> decoder(WebPAnimDecoderNew(&data, nullptr),
+                                                                             &WebPAnimDecoderDelete);
+    WebPAnimInfo about;
+    std::uint8_t* rgba = nullptr;  // the decoder's own
+    int time = 0;
+    if (decoder == nullptr || WebPAnimDecoderGetInfo(decoder.get(), &about) == 0 ||
+        WebPAnimDecoderGetNext(decoder.get(), &rgba, &time) == 0) {
+        cannotDecode("damaged WebP");
+    }
+    Picture picture{static_cast<int>(about.canvas_width), static_cast<int>(about.canvas_height), {}};
+    std::size_t const pixels = std::size_t{about.canvas_width} * about.canvas_height;
+    picture.pixels.resize(pixels * 3);
+    for (std::size_t i = 0; i < pixels; ++i) {
+        std::copy_n(rgba + 4 * i, 3, picture.pixels.data() + 3 * i);
+    }
+    return picture;
+}
+
 // Colours as the Python client's: the hue steps around the circle, saturation 0.8, two brightnesses.
 Colour colourOf(int label) {
     double hue = std::fmod(label * kHueStep, 1.0);
@@ -242,6 +270,9 @@ Picture decode(std::string const& encoded) {
         cannotDecode("it has " + std::to_string(width) + "x" + std::to_string(height) + " pixels, more than 64 million");
     }
     if (isWebp) {
+        if (isAnimated(encoded)) {
+            return turned(firstFrame(encoded), orientation(encoded));
+        }
         std::unique_ptr<unsigned char, decltype(&WebPFree)> pixels(WebPDecodeRGB(bytes, encoded.size(), &width, &height), &WebPFree);
         if (pixels == nullptr) {
             cannotDecode("damaged WebP");
