@@ -42,6 +42,7 @@ constexpr int kJpegQuality = 92;        // no visible loss
 constexpr int kMinSideForText = 64;     // pixels; smaller pictures have no room for it
 constexpr double kHueStep = 0.618034;   // the golden ratio, so that neighbouring labels never look alike
 constexpr long kMaxPixels = 64'000'000;  // as the server
+constexpr int kMaxSide = 65'535;         // as the server, and what a JPEG can have
 constexpr std::string_view kExif("Exif\0\0", 6);
 
 unsigned byteAt(std::string_view data, std::size_t index) {
@@ -268,6 +269,10 @@ Picture decode(std::string const& encoded) {
     }
     if (static_cast<long>(width) * height > kMaxPixels) {
         cannotDecode("it has " + std::to_string(width) + "x" + std::to_string(height) + " pixels, more than 64 million");
+    }
+    if (std::max(width, height) > kMaxSide) {
+        cannotDecode("it has " + std::to_string(width) + "x" + std::to_string(height) + " pixels, and no side may be longer than " +
+                     std::to_string(kMaxSide));
     }
     if (isWebp) {
         if (isAnimated(encoded)) {

@@ -348,6 +348,15 @@ def test_the_first_picture_of_an_animated_webp_is_drawn_on(program: Path, tmp_pa
         assert np.abs(np.asarray(drawn).astype(int) - np.asarray(first).astype(int)).max() < 8
 
 
+def test_a_picture_that_no_jpeg_can_hold_is_refused(program: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (70_000, 10)).save(tmp_path / "wide.png")
+    with serving() as (url, _):
+        done = detect(program, tmp_path / "wide.png", url)
+    assert done.returncode == 1
+    assert "it has 70000x10 pixels, and no side may be longer than 65535" in done.stderr
+    assert not (tmp_path / "out" / "wide.jpg").exists()
+
+
 def test_ctrl_c_writes_what_was_found(program: Path, picture: Path) -> None:
     for name in "bc":
         picture.with_name(f"{name}.png").write_bytes(picture.read_bytes())
@@ -358,7 +367,7 @@ def test_ctrl_c_writes_what_was_found(program: Path, picture: Path) -> None:
             started[0].send_signal(signal.SIGINT)
         Handler.do_POST(handler)
 
-    with serving(do_POST=answer_after_ctrl_c) as (url, handler):
+    with serving(do_POST=answer_after_ctrl_c) as (url, _):
         command = [program, picture.parent, "--output", picture.parent / "out", "--url", url]
         started.append(subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         _, errors = started[0].communicate(timeout=120)
