@@ -36,7 +36,7 @@ from builder.pipeline.manifest import (
     variant_of,
     window_attention_of,
 )
-from builder.pipeline.samples import sample_images
+from builder.pipeline.samples import image_paths, sample_images
 from builder.pipeline.verify import fit
 from builder.precision import Precision
 from builder.reading.checkpoint_file import digest
@@ -82,6 +82,7 @@ def compare_repository(
     Raises:
         CodetrError: something is missing, or the engine cannot be made or run.
     """
+    _check_images(images)
     check_described(repository, name)
     manifest = read_manifest(repository, name)
     kind, variant, spec = engine_kind(manifest["engine"]), variant_of(manifest), spec_of(manifest)
@@ -120,6 +121,15 @@ def compare_repository(
     comparison.unmarked = unmarked
     comparison.notes = [*notes, *own, *([note] if note else [])]
     return comparison
+
+
+def _check_images(images: Path | None) -> None:
+    """Refuse before anything is loaded what is neither a picture nor a folder of them."""
+    if images is None or images.is_file():
+        return
+    if not images.exists():
+        raise CodetrError(f"there is nothing at {images}; name a picture or a folder of them to compare on")
+    image_paths(images, "to compare on")
 
 
 def _detector(variant: DetectorConfig, weights: Path | None, manifest: Mapping[str, Any]) -> Detector:

@@ -94,6 +94,13 @@ def test_own_pictures_are_taken(repository, checkpoint, tmp_path):
     assert found.notes == [f"{folder} holds 3 images, fewer than 4"]
 
 
+def test_pictures_that_are_not_there_are_named_before_weights_are_loaded(repository, tmp_path):
+    with pytest.raises(CodetrError, match=r"nothing at absent\.jpg; name a picture or a folder of them to compare on"):
+        compare_repository(repository, "codetr", Path("absent.pth"), images=Path("absent.jpg"))
+    with pytest.raises(CodetrError, match=r"holds no images \(.*\) to compare on"):
+        compare_repository(repository, "codetr", Path("absent.pth"), images=tmp_path)
+
+
 def test_what_cannot_be_compared_is_refused(copied, checkpoint):
     with pytest.raises(CodetrError, match=r"give its weights: the engine was built from tiny\.pth"):
         compare_repository(copied, "codetr", None)
