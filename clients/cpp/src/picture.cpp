@@ -160,6 +160,15 @@ Picture copied(unsigned char const* pixels, int width, int height) {
     return {width, height, {pixels, pixels + size}};
 }
 
+// Whether the rows of a BMP, which is `width` x `height` pixels, are all there; stb reads black where the file has ended.
+bool isCutShort(std::string_view bmp, int width, int height) {
+    constexpr unsigned kCoreHeader = 12;  // of OS/2: sides of two bytes
+    std::size_t const start = number(bmp, 10, 4, false);
+    std::size_t const bits = number(bmp, number(bmp, 14, 4, false) == kCoreHeader ? 24 : 28, 2, false);
+    std::size_t const row = static_cast<std::size_t>(width) * bits, padded = (row + 31) / 32 * 4;  // of four bytes each
+    return start + padded * (static_cast<std::size_t>(height) - 1) + (row + 7) / 8 > bmp.size();
+}
+
 bool isAnimated(std::string const& webp) {
     WebPBitstreamFeatures features;
     auto const* const bytes = reinterpret_cast<unsigned char const*>(webp.data());
@@ -283,6 +292,9 @@ Picture decode(std::string const& encoded) {
             cannotDecode("damaged WebP");
         }
         return turned(copied(pixels.get(), width, height), orientation(encoded));
+    }
+    if (encoded.compare(0, 2, "BM") == 0 && isCutShort(encoded, width, height)) {
+        cannotDecode("the BMP is cut short");
     }
     std::unique_ptr<unsigned char, decltype(&stbi_image_free)> pixels(
         stbi_load_from_memory(bytes, static_cast<int>(encoded.size()), &width, &height, &channels, 3), &stbi_image_free);

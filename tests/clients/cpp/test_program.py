@@ -357,6 +357,18 @@ def test_a_picture_that_no_jpeg_can_hold_is_refused(program: Path, tmp_path: Pat
     assert not (tmp_path / "out" / "wide.jpg").exists()
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_a_bmp_that_is_cut_short_is_refused(program: Path, tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "a.bmp"
+    Image.new("RGB", (75, 60), "white").convert(mode).save(path)
+    with serving() as (url, _):
+        whole = detect(program, path, url)
+        path.write_bytes(path.read_bytes()[:-9])  # less than a row of 75 pixels of a bit, padding included
+        cut = detect(program, path, url)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert (cut.returncode, "cannot decode the picture: the BMP is cut short" in cut.stderr) == (1, True)
+
+
 def test_ctrl_c_writes_what_was_found(program: Path, picture: Path) -> None:
     for name in "bc":
         picture.with_name(f"{name}.png").write_bytes(picture.read_bytes())
