@@ -13,6 +13,7 @@ import typer
 from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.labels import names_for, read_labels
 from codetr.shown import line, new_console, progress_bar, shown
+from codetr.unused import refuse_unused
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -70,8 +71,8 @@ def detect(
 
     check_folder(output)
     video = video_named(images or [], camera)
-    if video is None and (every, max_frames, concurrency) != (None, None, None):
-        raise CodetrError(f"--every, --max-frames and --concurrency are for a video; {images} are pictures")
+    if video is None:
+        refuse_unused(" on pictures", every=every, max_frames=max_frames, concurrency=concurrency)
     paths = find_images(images or []) if video is None else []
     names = read_labels(labels)
     console = new_console()

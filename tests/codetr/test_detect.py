@@ -245,8 +245,8 @@ def test_what_is_no_video_leaves_an_earlier_result(
         ),
         pytest.param(["a.mp4", "--camera", 0], "a.mp4, camera 0 was given", id="a camera too"),
         pytest.param([], "nothing was given; expected pictures, or one video or --camera alone", id="nothing"),
-        pytest.param(["good.jpg", "--every", 2], "--every, --max-frames and --concurrency are for a video", id="every"),
-        pytest.param(["good.jpg", "--concurrency", 2], "are for a video", id="concurrency"),
+        pytest.param(["good.jpg", "--every", 2], "--every: without effect on pictures", id="every"),
+        pytest.param(["good.jpg", "--concurrency", 2], "--concurrency: without effect on pictures", id="concurrency"),
         pytest.param(["--camera", 99], "camera 99 cannot be opened as a video", id="no camera"),
     ],
 )
