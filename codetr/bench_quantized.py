@@ -20,7 +20,10 @@ def bench_quantized(
     engine: Annotated[Literal["onnx", "torch", "tensorrt"], typer.Option(help="torch is measured in fp8.")] = "onnx",
     quantize: Annotated[
         list[str] | None,
-        typer.Option(help="Groups or patterns with commas between; each time it is given is a recipe of its own."),
+        typer.Option(
+            help="Groups of layers or patterns of modules, with commas between; each time it is given is a recipe of "
+            "its own."
+        ),
     ] = None,
     method: Annotated[
         Literal["entropy", "percentile", "max"] | None, typer.Option(help="How ranges are found.")
@@ -31,6 +34,7 @@ def bench_quantized(
 ) -> None:
     """Measure AP and time of one detector unquantised, quantised throughout, and by recipes."""
     from builder.families import family_of
+    from builder.quantise.groups import words_in
     from builder.quantise.recipe import Recipe
     from builder.variants import get_variant
     from codetr.shown import new_console
@@ -50,7 +54,7 @@ def bench_quantized(
     size = (chosen.input_size[0] if height is None else height, chosen.input_size[1] if width is None else width)
     family_of(chosen).check_size(chosen, *size, engine == "tensorrt")
     check_output(output, f"{engine}-{variant}.json", (), [weights, calibration_images])
-    sets = [tuple(words.split(",")) for words in quantize or ()] or [()]
+    sets = [words_in(words) for words in quantize or ()] or [()]
     recipes = [Recipe(words, method, calibration_images, calibration_count) for words in sets]
     console = new_console()
 

@@ -15,6 +15,7 @@ import typer
 
 from builder.precision import ENGINE_PRECISIONS
 from codetr.config import ConfigOption, ExecuteOption
+from codetr.unused import refuse_unused
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def build(
     quantize: Annotated[
         list[str] | None,
         typer.Option(
-            help="int8, fp8: a group of layers (backbone-convs, backbone-linears, neck, projections, encoder-ffn) or a "
-            "pattern of modules; the engine's own groups if not given."
+            help="int8, fp8: groups of layers (backbone-convs, backbone-linears, neck, projections, encoder-ffn) or "
+            "patterns of modules, with commas between; may be repeated. The engine's own groups if not given."
         ),
     ] = None,
     calibration_images: Annotated[
@@ -141,6 +142,7 @@ def build(
     from builder.families import family_of
     from builder.pipeline.build import BuildOptions, build_repository, write_plugin_onnx
     from builder.pipeline.export import InputSpec
+    from builder.quantise.groups import words_in
     from builder.quantise.recipe import Recipe
     from codetr.config import given_variant
     from codetr.labels import read_class_names
@@ -157,7 +159,13 @@ def build(
             "a static batch above 1 cannot be served: the server asks for every batch from 1 on; leave out "
             "--static-batch or give --batch 1"
         )
-    _refuse_unused_verification(skip_verification and not (search or plugin_nodes), verify_images, verify_annotations)
+    if skip_verification and not (search or plugin_nodes):
+        refuse_unused(
+            " with --skip-verification",
+            advice="leave out the one or the other",
+            verify_images=verify_images,
+            verify_annotations=verify_annotations,
+        )
     if name_and_version(name)[1] != 1:
         base, number = name_and_version(name)
         raise CodetrError(f"--name {name}: a version is a number of its own; give --name {base} --version {number}")
@@ -192,7 +200,12 @@ def build(
         engine=engine,
         precision=ENGINE_PRECISIONS[precision],
         recipe=Recipe(
-            tuple(quantize or ()), calibration_method, calibration_images, calibration_count, search, ap_budget
+            tuple(word for text in quantize or () for word in words_in(text)),
+            calibration_method,
+            calibration_images,
+            calibration_count,
+            search,
+            ap_budget,
         ),
         verify_images=verify_images,
         verify_annotations=verify_annotations,
@@ -306,27 +319,16 @@ def _with_suppression(variant: DetectorConfig, plugin_nodes: bool, **given: Any)
     """
     wanted = {key: value for key, value in given.items() if value is not None}
     rule = replace(variant.rules.suppression, **wanted)
-    options = {key: "--nms" if key == "kind" else f"--{key.replace('_', '-')}" for key in wanted}
-    if options and plugin_nodes:
-        raise CodetrError(
-            f"{', '.join(options.values())}: without effect, since plugin nodes go into a model.onnx alone; leave it "
-            "out"
-        )
-    if useless := [option for key, option in options.items() if key in _UNUSED[rule.kind]]:
-        raise CodetrError(
-            f"{', '.join(useless)}: without effect, since the suppression of {variant.name} is {rule.kind}; give "
-            "another --nms, or leave it out"
-        )
+    options = {key: "nms" if key == "kind" else key for key in wanted}
+    all_of_them: dict[str, Any] = dict.fromkeys(options.values(), plugin_nodes)
+    refuse_unused(", since plugin nodes go into a model.onnx alone", **all_of_them)
+    useless: dict[str, Any] = {option: key in _UNUSED[rule.kind] for key, option in options.items()}
+    refuse_unused(
+        f", since the suppression of {variant.name} is {rule.kind}",
+        advice="give another --nms, or leave it out",
+        **useless,
+    )
     return replace(variant, rules=replace(variant.rules, suppression=rule))
-
-
-def _refuse_unused_verification(skipped: bool, images: Path | None, annotations: Path | None) -> None:
-    """Refuse images for a verification that is skipped, which nobody would see was not done on them."""
-    given = {"--verify-images": images, "--verify-annotations": annotations}
-    if skipped and (useless := [option for option, value in given.items() if value is not None]):
-        raise CodetrError(
-            f"{', '.join(useless)}: without effect with --skip-verification; leave out the one or the other"
-        )
 
 
 @contextmanager

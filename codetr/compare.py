@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from codetr.shown import DONE, line, new_console, say, shown
+from codetr.unused import refuse_unused
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def compare(
     """Find the layer at which an engine leaves PyTorch, and by how much."""
     from builder.inspect import report
     from builder.inspect.compare import EVERYTHING, compare_repository
+    from builder.pipeline.manifest import check_described
     from builder.pipeline.recheck import chosen_names
     from codetr.stages import Stages
     from codetr_client.outputs import write_whole
@@ -55,6 +57,16 @@ def compare(
     names = chosen_names(repository, name)
     if len(names) > 1:
         raise CodetrError(f"{repository} has the engines {', '.join(names)}; choose one with --name")
+    check_described(repository, names[0])
+    about = read_manifest(repository, names[0])
+    kind = about["engine"]
+    refuse_unused(
+        f" on an engine of kind {kind}",
+        built_from=built_from is not None and kind == "onnx",
+        tensorrt_python=tensorrt_python is not None and kind != "tensorrt",
+    )
+    if as_built:
+        refuse_unused(" with --as-built, which builds nothing", built_from=built_from)
     found = compare_repository(
         repository,
         names[0],
@@ -67,7 +79,6 @@ def compare(
         python=tensorrt_python,
         stage=Stages(new_console(stderr=True)),
     )
-    about = read_manifest(repository, names[0])
     record = report.to_dict(found, about)
     write_record(report.finite(record), output, report.FIGURES)
     figure = plots.layer_errors(record["layers"], f"{about['variant']}, {about['engine']} engine, {found.precision}")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
-from codetr.labels import read_class_names
+from codetr.labels import names_for, read_labels
 from codetr.shown import line, new_console, progress_bar, shown
+from codetr.unused import refuse_unused
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from codetr.video import Answer, Pace
     from codetr_client.files import Detected, Detector, Failed
-    from codetr_client.wire import ClassNames
 
 # More images than this are summarised, one line an image.
 MAX_IMAGES_IN_FULL = 5
@@ -71,14 +71,17 @@ def detect(
 
     check_folder(output)
     video = video_named(images or [], camera)
-    if video is None and (every, max_frames, concurrency) != (None, None, None):
-        raise CodetrError(f"--every, --max-frames and --concurrency are for a video; {images} are pictures")
+    if video is None:
+        refuse_unused(" on pictures", every=every, max_frames=max_frames, concurrency=concurrency)
     paths = find_images(images or []) if video is None else []
+    names = read_labels(labels)
     console = new_console()
     reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
-    with replace(reach, retries=0).client(url, protocol, timeout, (), model) as first:
+    with replace(reach, retries=0).client(url, protocol, timeout, None, model) as first:
         first.check()  # a server that is away is said to be so at once
-    with reach.client(url, protocol, timeout, read_labels(labels), model) as client:
+        if names is not None:
+            names_for(labels, names, first.class_names())
+    with reach.client(url, protocol, timeout, names, model) as client:
         if video is None:
             detect_pictures(client, paths, output, score_threshold, console)
         else:
@@ -170,15 +173,6 @@ def detect_frames(
     faults = failures + ([] if (fault := source.fault()) is None else [fault])
     if faults:
         raise CodetrError("; ".join(faults))
-
-
-def read_labels(labels: str | None) -> ClassNames:
-    """Return the class names that `--labels` asks for: 'coco', the lines of a file, or None for the server's own."""
-    if labels is None:
-        return None
-    if labels == "coco":
-        return "coco"
-    return read_class_names(Path(labels), "--labels", "expected a file with one name a line, or 'coco'")
 
 
 def results_table(results: Sequence[Detected | Failed]) -> Table:

@@ -11,10 +11,11 @@ import typer
 from builder.precision import PRECISIONS
 from codetr.access import RETRIES, URL_HELP, CaFile, CertificateFile, HeaderFile, KeyFile, Retries, ServerName, access
 from codetr.config import ConfigOption, ExecuteOption, given_variant, read_variant
-from codetr.detect import read_labels
 from codetr.device import check_device
+from codetr.labels import names_for, read_labels
 from codetr.shown import line, new_console, progress_bar, say, shown
-from serving.contract import coco_class_names
+from codetr.unused import refuse_unused
+from serving.contract import ENSEMBLE
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from perf.accuracy.detectors import Detect, Setup
 
 Source = Literal["server", "pytorch", "onnx"]
+CONCURRENCY, TIMEOUT = 4, 60.0  # of a server: images, seconds
 AGAINST = "against"  # folder of the other detector's results, in --output
 
 
@@ -44,9 +46,9 @@ def evaluate(
     protocol: Annotated[
         Literal["grpc", "http"] | None, typer.Option(help="How to talk to the server; the url's, else grpc.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Images under way at a time.")] = 4,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = 60.0,
-    model: Annotated[str, typer.Option(help="Name of the ensemble on the server or in --repository.")] = "codetr",
+    concurrency: Annotated[int, typer.Option(min=1, help="Images under way at a time.")] = CONCURRENCY,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer.")] = TIMEOUT,
+    model: Annotated[str, typer.Option(help="Name of the ensemble on the server or in --repository.")] = ENSEMBLE,
     labels: Annotated[str | None, typer.Option(help="Class names: a file with one a line, or 'coco'.")] = None,
     variant: Annotated[
         str | None, typer.Option(help="What detects; the repository's, else co_dino_demo, without it and --config.")
@@ -79,13 +81,28 @@ def evaluate(
 
     check_folder(output)  # before a file of annotations is read
     reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
+    here = f" with --source {source}"
     if source != "server":
-        _refuse_unused(source, url=url, protocol=protocol, header_file=header_file, ca_file=ca_file)
-        _refuse_unused(source, certificate_file=certificate_file, key_file=key_file, server_name=server_name)
+        refuse_unused(
+            here,
+            url=url,
+            protocol=protocol,
+            concurrency=concurrency != CONCURRENCY,
+            timeout=timeout != TIMEOUT,
+            retries=retries != RETRIES,
+            header_file=header_file,
+            ca_file=ca_file,
+            certificate_file=certificate_file,
+            key_file=key_file,
+            server_name=server_name,
+        )
+    if source == "pytorch" and repository is None:
+        refuse_unused(f"{here} and no --repository", model=model != ENSEMBLE)
     if source != "pytorch" and against is None:
-        _refuse_unused(source, weights=weights, precision=precision != "fp32", device=device != "cpu")
+        refuse_unused(here, weights=weights, precision=precision != "fp32", device=device != "cpu")
     if source == "onnx" and against is None:
-        _refuse_unused(source, variant=variant, config=config)
+        refuse_unused(here, variant=variant, config=config)
+    given_names = read_labels(labels)
     console = new_console()
     dataset = read_dataset(annotations, images, limit, skip_missing)
     _note(dataset.coco.notes)
@@ -105,7 +122,8 @@ def evaluate(
     given = _given(variant, config, execute_config)
     pytorch = _PyTorch(given, built, weights, precision, device)
     if source == "server":
-        make, names = open_server(url, protocol, timeout, read_labels(labels), model, reach)
+        make, own_names = open_server(*server)
+        names = names_for(labels, given_names, own_names)
         if built is None and (against is not None or given is not None):
             pytorch.setup = server_setup(*server)
         name = f"server {model}"
@@ -114,11 +132,12 @@ def evaluate(
         if repository is None:
             raise CodetrError("--source onnx needs --repository, the folder that `codetr build` wrote")
         detect, own_names = onnx_detect(repository, model)
-        names = _named(labels, own_names)
+        names = names_for(labels, given_names, own_names)
         make, name, concurrency, identity = (lambda: detect), "onnx", 1, identity_of_onnx(repository, model)
     else:
         make, own_names = pytorch.load()
-        names, name, concurrency, identity = _named(labels, own_names), pytorch.name, 1, pytorch.identity()
+        names = names_for(labels, given_names, own_names)
+        name, concurrency, identity = pytorch.name, 1, pytorch.identity()
     matched = category_of_label(dataset, names)
     _note(matched.notes)
     found, result = _measure(dataset, name, identity, make, names, matched, output, console, concurrency)
@@ -128,7 +147,7 @@ def evaluate(
         _compare_published(result["ap"], dataset, pytorch, console)
     if against is not None:
         make, own_names = pytorch.load()
-        names = _named(labels, own_names)
+        names = names_for(labels, given_names, own_names)
         matched = category_of_label(dataset, names)
         beside = output / AGAINST
         expected, other = _measure(dataset, pytorch.name, pytorch.identity(), make, names, matched, beside, console)
@@ -137,24 +156,6 @@ def evaluate(
         for path, value in draw_worst(dataset, found, expected, output / "worst"):
             console.print(line(f"agreement {value:.3f}  {path}"), soft_wrap=True)
     console.print(line(f"results are in {output}"), soft_wrap=True)
-
-
-def _refuse_unused(source: Source, **given: object) -> None:
-    """Refuse options that have no effect, so that nobody takes the figures for those of what they name."""
-    unused = [f"--{option.replace('_', '-')}" for option, value in given.items() if value]
-    if unused:
-        raise CodetrError(f"{', '.join(unused)}: without effect with --source {source}; leave it out")
-
-
-def _named(labels: str | None, own: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the class names that `--labels` asks for, of a detector in this process; its own without it."""
-    given = read_labels(labels)
-    if given is None:
-        return own
-    names = coco_class_names() if given == "coco" else tuple(given)
-    if own and len(names) != len(own):
-        raise CodetrError(f"--labels {labels}: {len(names)} names, and the detector has {len(own)} classes")
-    return names
 
 
 def _note(notes: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from codetr.shown import line, new_console, say, shown
+from codetr.unused import refuse_unused
 from serving.errors import CodetrError
 
 if TYPE_CHECKING:
@@ -39,15 +40,25 @@ def inspect_engine(
     """Show what an engine is made of: layers, types, fusions, tactics, times, memory."""
     from builder.inspect.describe import describe_repository
     from builder.inspect.page import to_page
+    from builder.pipeline.manifest import check_described, device_of
     from builder.pipeline.recheck import chosen_names
     from codetr.stages import Stages
     from codetr_client.outputs import write_whole
     from perf.records import check_output, write_record
+    from serving.manifest import read_manifest
 
     check_output(output, RECORD, [PAGE], [weights])
     names = chosen_names(repository, name)
     if len(names) > 1:
         raise CodetrError(f"{repository} has the engines {', '.join(names)}; choose one with --name")
+    check_described(repository, names[0])
+    manifest = read_manifest(repository, names[0])
+    kind, place = manifest["engine"], device_of(manifest)
+    refuse_unused(
+        f" on an engine of kind {kind} for a {'GPU' if place == 'cuda' else 'CPU'}",
+        weights=weights is not None and (kind, place) != ("torch", "cpu") and kind != "tensorrt",
+        tensorrt_python=tensorrt_python is not None and kind != "tensorrt",
+    )
     found = describe_repository(
         repository,
         names[0],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codetr_client.contract import coco_class_names
 from codetr_client.inputs import read_file
 from codetr_client.text import decode_text
 from serving.errors import CodetrError
@@ -26,3 +27,25 @@ def read_class_names(file: Path, option: str, expected: str = "expected a file w
     if not all(names) or not names:
         raise CodetrError(f"{option} {file}: line {names.index('') + 1 if names else 1} is empty; {expected}")
     return names
+
+
+def read_labels(labels: str | None) -> tuple[str, ...] | None:
+    """Return the class names that `--labels` asks for: COCO's for 'coco', the lines of a file, or None for the own."""
+    if labels is None:
+        return None
+    if labels == "coco":
+        return coco_class_names()
+    return tuple(read_class_names(Path(labels), "--labels", "expected a file with one name a line, or 'coco'"))
+
+
+def names_for(labels: str | None, given: tuple[str, ...] | None, own: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the class names of a detector: those `given`, which `--labels` named, or its own without them.
+
+    Raises:
+        CodetrError: they are not as many as its own; where it tells none of its own they cannot be counted.
+    """
+    if given is None:
+        return own
+    if own and len(given) != len(own):
+        raise CodetrError(f"--labels {labels}: {len(given)} names, and the detector has {len(own)} classes")
+    return given

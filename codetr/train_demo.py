@@ -13,14 +13,25 @@ from codetr.shown import line, new_console, say, shown
 from demo import Family
 from serving.errors import CodetrError
 
+WORKERS = 15  # that keep a GPU busy
+
 
 def train_demo(
     output: Annotated[Path, typer.Option(help="Folder for checkpoints and weights; an interrupted run continues.")],
     family: Annotated[Family, typer.Option(help="Family of the detector.")] = "co_dino",
     device: Annotated[str, typer.Option(help="cuda or cpu; a GPU takes a quarter of an hour, a CPU days.")] = "cuda",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that draw images.")] = 15,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that draw images.", show_default=f"{WORKERS}, or the cores if fewer"),
+    ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop after so long; the same command continues.", show_default="none")
+        float | None,
+        typer.Option(
+            min=1,
+            help="Stop at the end of a step after so long; the same command continues. A step takes a CPU a minute or "
+            "two.",
+            show_default="none",
+        ),
     ] = None,
 ) -> None:
     """Train a demo detector on generated shapes, as the weights that come along were trained, and measure its AP."""
@@ -30,6 +41,7 @@ def train_demo(
     from codetr_client.outputs import check_folder
     from demo.train import recipes
     from perf.accuracy.held_out import record_accuracy
+    from perf.machine import cores
 
     check_folder(output)
     check_device(device)
@@ -41,7 +53,7 @@ def train_demo(
         output,
         command=command,
         device=device,
-        workers=workers,
+        workers=min(WORKERS, cores()) if workers is None else workers,
         console=console,
         minutes=math.inf if minutes is None else minutes,
     )

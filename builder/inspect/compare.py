@@ -36,7 +36,7 @@ from builder.pipeline.manifest import (
     variant_of,
     window_attention_of,
 )
-from builder.pipeline.samples import sample_images
+from builder.pipeline.samples import image_paths, sample_images
 from builder.pipeline.verify import fit
 from builder.precision import Precision
 from builder.reading.checkpoint_file import digest
@@ -82,6 +82,7 @@ def compare_repository(
     Raises:
         CodetrError: something is missing, or the engine cannot be made or run.
     """
+    _check_images(images)
     check_described(repository, name)
     manifest = read_manifest(repository, name)
     kind, variant, spec = engine_kind(manifest["engine"]), variant_of(manifest), spec_of(manifest)
@@ -103,6 +104,8 @@ def compare_repository(
     check_patterns(reference, modules)
     batch = 1 if spec.is_dynamic else spec.max_batch_size
     batches = _batches(variant, spec, images, count, batch)
+    if images is not None and images.is_dir() and len(batches) < count:
+        notes.append(f"{images} holds {len(batches)} images, fewer than {count}")
     with tempfile.TemporaryDirectory(prefix="codetr-compare-") as folder:
         with stage("mark outputs"):
             engine = _marked(
@@ -118,6 +121,15 @@ def compare_repository(
     comparison.unmarked = unmarked
     comparison.notes = [*notes, *own, *([note] if note else [])]
     return comparison
+
+
+def _check_images(images: Path | None) -> None:
+    """Refuse before anything is loaded what is neither a picture nor a folder of them."""
+    if images is None or images.is_file():
+        return
+    if not images.exists():
+        raise CodetrError(f"there is nothing at {images}; name a picture or a folder of them to compare on")
+    image_paths(images, "to compare on")
 
 
 def _detector(variant: DetectorConfig, weights: Path | None, manifest: Mapping[str, Any]) -> Detector:
@@ -158,10 +170,10 @@ def _batches(variant: DetectorConfig, spec: InputSpec, images: Path | None, coun
     if count < 1:
         raise CodetrError(f"{count} samples are too few; expected at least 1")
     samples = sample_images(variant.class_names or (), images, most=count)
-    pixels, sizes = fit(samples.images[:count], spec.height, spec.width, variant.rules.pixels)
+    pixels, sizes = fit(samples.images, spec.height, spec.width, variant.rules.pixels)
     return [
         (name, np.repeat(pixels[i : i + 1], batch, 0), np.repeat(sizes[i : i + 1], batch, 0))
-        for i, name in enumerate(samples.names[:count])
+        for i, name in enumerate(samples.names)
     ]
 
 

@@ -57,14 +57,15 @@ def sample_images(
         folder: of images, or where `most` is given the file of one, whatever it is called; None for generated shapes.
         annotations: COCO annotation file of the folder's images; else an `annotations.json` in the folder or beside it
             is taken, if it lists any of them.
-        most: images of the folder, the first by name, without their annotations; None for all with theirs.
+        most: so many generated shapes, or at most so many images of the folder, the first by name, without their
+            annotations; None for `IMAGES` shapes, or all images with theirs.
 
     Raises:
         CodetrError: the folder holds none or unreadable ones, or the annotations are not of them or of other classes.
     """
     if folder is None:
         check_samples(folder, annotations)
-        return drawn_samples(SEED, IMAGES, class_names)
+        return drawn_samples(SEED, IMAGES if most is None else most, class_names)
     single = most is not None and folder.is_file()
     paths = [folder] if single else image_paths(folder, PURPOSE)[:most]
     images, names = read_images(paths), [path.name for path in paths]

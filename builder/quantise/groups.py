@@ -33,6 +33,18 @@ def groups_of(detector: Detector) -> dict[str, dict[str, Layer]]:
     return {group: layers for group, layers in found.items() if layers}
 
 
+def words_in(text: str) -> tuple[str, ...]:
+    """Return the words of a text with commas between them.
+
+    Raises:
+        EngineError: one is empty.
+    """
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise EngineError(f"{text!r} has an empty word; expected groups or patterns of modules, with commas between")
+    return words
+
+
 def chosen_layers(detector: Detector, wanted: Sequence[str]) -> dict[str, Layer]:
     """Return the layers that words choose, by their names.
 
@@ -51,7 +63,7 @@ def chosen_layers(detector: Detector, wanted: Sequence[str]) -> dict[str, Layer]
             raise EngineError(
                 f"{word!r} chooses no linear layer or convolution of {detector.variant.name}; its groups are "
                 f"{', '.join(groups) or 'none'}, and any other word is a pattern of module names, such as "
-                "'encoder.layers.*'" + ("; several are given one by one" if "," in word else "")
+                "'encoder.layers.*'"
             )
         chosen |= layers
     return {name: layer for name, layer in _layers(detector).items() if name in chosen}

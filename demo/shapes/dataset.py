@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from demo.shapes.draw import Sample, generate
 
 JPEG_QUALITY = 95
 ANNOTATIONS = "annotations.json"
+_OWN_NAME = re.compile(r"[0-9]{6,}\.jpg")  # of what `_file_name` makes
 DESCRIPTION = "generated shapes"  # by which the annotations of an earlier call are known again
 
 
@@ -24,6 +26,9 @@ def write_dataset(
     output: Path, images: int, seed: int, first: int = 0, progress: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> Path:
     """Write images `first` .. `first + images - 1` of data set `seed` as JPEG files with COCO annotations.
+
+    The images of an earlier call that are there go first: of a larger set none stays beside the new annotations, and a
+    call that is interrupted leaves no annotations of other images.
 
     Args:
         output: folder that receives `images/` and `annotations.json`.
@@ -38,7 +43,10 @@ def write_dataset(
     Raises:
         FileExistsError: an image or annotations.json would be replaced that no earlier call wrote.
     """
-    _check_output(output, seed, range(first, first + images))
+    earlier = _check_output(output, seed, range(first, first + images))
+    for name in earlier:
+        (output / "images" / name).unlink(missing_ok=True)
+    (output / ANNOTATIONS).unlink(missing_ok=True)
     (output / "images").mkdir(parents=True, exist_ok=True)
     coco = {"info": {"description": DESCRIPTION, "seed": seed, "first": first}, **coco_annotations([])}
     for index in progress(range(first, first + images)):
@@ -51,8 +59,8 @@ def write_dataset(
     return aside.replace(path)
 
 
-def _check_output(output: Path, seed: int, indices: Iterable[int]) -> None:
-    """Refuse a folder in which something would be replaced that is not of an earlier call."""
+def _check_output(output: Path, seed: int, indices: Iterable[int]) -> set[str]:
+    """Return the images of an earlier call; refuse a folder in which something would be replaced that is of none."""
     path = output / ANNOTATIONS
     if output.is_file():
         raise FileExistsError(f"output {output}: it is a file; expected a folder, name another")
@@ -68,6 +76,7 @@ def _check_output(output: Path, seed: int, indices: Iterable[int]) -> None:
         # A call that was interrupted left images without annotations: the same ones.
         if not image.is_file() or image.read_bytes() != encode_jpeg(generate(seed, index).image):
             raise FileExistsError(f"{image} would be replaced, but it is another image; name another output folder")
+    return earlier
 
 
 def _own_files(annotations: Path) -> set[str] | None:
@@ -77,7 +86,7 @@ def _own_files(annotations: Path) -> set[str] | None:
     try:
         content = json.loads(annotations.read_text(encoding="utf-8"))
         own = content["info"]["description"] == DESCRIPTION
-        return {image["file_name"] for image in content["images"]} if own else None
+        return {name for image in content["images"] if _OWN_NAME.fullmatch(name := image["file_name"])} if own else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

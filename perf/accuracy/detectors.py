@@ -13,7 +13,7 @@ import numpy as np
 from builder.pipeline.served import served
 from codetr_client.client import CoDetrClient
 from codetr_client.detections import Detections
-from codetr_client.wire import ClassNames, Protocol
+from codetr_client.wire import Protocol
 from perf.access import Access
 from perf.connection import PLAIN, Connection
 from serving.contract import ENSEMBLE, POSTPROCESS, PREPROCESS
@@ -49,12 +49,11 @@ def open_server(
     url: str | None,
     protocol: Protocol | None,
     timeout: float,
-    labels: ClassNames,
     model: str,
     access: Access = PLAIN,
 ) -> tuple[Callable[[], Detect], tuple[str, ...]]:
     """Return a maker of `Detect`s, one for each thread, and the class names, of a server that answers now."""
-    with replace(access, retries=0).client(url, protocol, timeout, labels, model) as client:
+    with replace(access, retries=0).client(url, protocol, timeout, None, model) as client:
         client.check()  # a server that is away is said to be so at once
         names = client.class_names()
     return lambda: server_detect(access.client(url, protocol, timeout, names or None, model)), names

@@ -103,11 +103,13 @@ void checkCpu(Manifest const& manifest, std::filesystem::path const& cpuinfo) {
 
 void checkFiles(std::filesystem::path const& folder, Manifest const& manifest, int version) {
     std::filesystem::path const wanted = std::to_string(version);
+    bool isThere = false;
     for (auto const& [name, expected] : manifest.files) {
         std::filesystem::path const file(name);
         if (file.parent_path() != wanted) {
             continue;
         }
+        isThere = true;
         std::filesystem::path const path = folder / file;
         if (!std::filesystem::is_regular_file(path)) {
             throw Error(folder.string() + " is incomplete: " + name + " is missing; build it again");
@@ -117,6 +119,10 @@ void checkFiles(std::filesystem::path const& folder, Manifest const& manifest, i
             throw Error(path.string() + " is not the file that was built: its SHA-256 is " + actual + ", manifest.json says " +
                         expected + "; build the repository again");
         }
+    }
+    if (!isThere) {
+        throw Error("the manifest of " + folder.string() + " has no engine in folder " + wanted.string() +
+                    "; give another --engine-version");
     }
 }
 

@@ -128,7 +128,7 @@ int main(int argc, char** argv) {
     auto* const images = app.add_option("images", arguments.images, "Files or folders");
     auto* const output = app.add_option("--output", arguments.output, "Folder for the annotated pictures and detections.json");
     images->needs(output);
-    app.add_option("--score-threshold", arguments.threshold, "Lowest score shown")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+    app.add_option("--score-threshold", arguments.threshold, "Lowest score shown")->check(codetr::isShare, "0..1")->capture_default_str();
     app.add_option("--benchmark-iterations", arguments.iterations, "Measure so many inferences of an empty batch first")
         ->check(CLI::NonNegativeNumber);
     app.add_option("--batch", arguments.batch, "Images in a measured inference")->check(CLI::PositiveNumber)->capture_default_str();

@@ -10,7 +10,7 @@ from serving.errors import CodetrError
 def test_each_set_of_words_is_a_recipe_of_its_own(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(perf.accuracy.quantised, "measure", lambda *arguments: seen.extend(arguments))
-    options = ["--quantize", "neck,backbone-convs", "--quantize", "encoder-ffn", "--method", "max"]
+    options = ["--quantize", "neck, backbone-convs", "--quantize", "encoder-ffn", "--method", "max"]
     command = ["bench", "quantized", "rtdetrv2_demo", "--output", str(tmp_path), "--images", "5", *options]
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 0, result.output

@@ -176,9 +176,21 @@ def test_what_is_verified_on_is_looked_for_before_weights_are_loaded(fault, monk
 
 
 def test_a_word_that_chooses_no_layer_leaves_no_log(fault, tmp_path):
-    line = fault(*DEMO, "--precision", "int8", "--quantize", "neck,projections")
-    assert line.endswith("such as 'encoder.layers.*'; several are given one by one")
+    line = fault(*DEMO, "--precision", "int8", "--quantize", "neck,projektions")
+    assert line.startswith("error: 'projektions' chooses no linear layer or convolution")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_words_have_commas_between_or_are_given_several_times(fault, monkeypatch):
+    def build(options, *arguments):
+        raise CodetrError(f"{options.recipe.layers}")
+
+    monkeypatch.setattr("builder.pipeline.build.build_repository", build)
+    words = ("--precision", "int8", "--quantize", "neck, projections", "--quantize", "decoder.*")
+    assert fault(*DEMO, *words) == "error: ('neck', 'projections', 'decoder.*')"
+    assert fault(*DEMO, "--precision", "int8", "--quantize", "neck,") == (
+        "error: 'neck,' has an empty word; expected groups or patterns of modules, with commas between"
+    )
 
 
 def test_what_a_family_says_of_a_build_is_noted_before_it(tmp_path, monkeypatch, capsys):

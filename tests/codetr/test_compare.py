@@ -1,6 +1,8 @@
 """`codetr compare` and `codetr inspect` on the repository that the tests build once."""
 
 import json
+import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from typer.testing import CliRunner
 
 from codetr.cli import app
 from serving.errors import CodetrError
+from serving.manifest import manifest_path
 from tests.builder.inspect.damage import damage_onnx
 from tests.builder.inspect.small import KINDS
 
@@ -32,8 +35,6 @@ def test_compare_draws_and_writes_its_report(repository, checkpoint, tmp_path):
 
 
 def test_compare_fails_at_the_damaged_layer(repository, checkpoint, tmp_path):
-    import shutil
-
     copy = shutil.copytree(repository, tmp_path / "repository")
     file = copy / "codetr_detector" / "1" / "model.onnx"
     damage_onnx(file, file, "decoder.layers.0.ffn.0", KINDS[1])
@@ -79,6 +80,32 @@ def test_nobodys_files_are_overwritten(repository, checkpoint, tmp_path, command
     assert isinstance(result.exception, CodetrError)
     assert "not from an earlier run of this kind" in str(result.exception)
     assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("engine", "words", "message"),
+    [
+        ("onnx", ["inspect", "--weights", "w.pth"], "--weights: without effect on an engine of kind onnx for a CPU"),
+        ("torch", ["inspect", "--tensorrt-python", "python"], "--tensorrt-python: .* of kind torch for a CPU"),
+        ("torch of a GPU", ["inspect", "--weights", "w.pth"], "--weights: .* of kind torch for a GPU"),
+        ("onnx", ["compare", "--built-from", "w.pth", "--tensorrt-python", "p"], "--built-from, --tensorrt-python: "),
+        (
+            "torch",
+            ["compare", "--tensorrt-python", "p"],
+            "--tensorrt-python: without effect on an engine of kind torch",
+        ),
+        ("tensorrt", ["compare", "--as-built", "--built-from", "w.pth"], "--built-from: .* with --as-built"),
+    ],
+)
+def test_options_of_other_engines_are_refused(repository, tmp_path, engine, words, message):
+    copy = shutil.copytree(repository, tmp_path / "repository")
+    path = manifest_path(copy)
+    kind = {"engine": engine.split()[0], "device": "cuda" if engine.endswith("GPU") else "cpu"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | kind))
+    result = run(*words, copy, "--output", tmp_path / "out")
+    assert isinstance(result.exception, CodetrError)
+    assert re.match(message, str(result.exception))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["compare", "inspect"])

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import perf.access
 from codetr import cli, detect
+from codetr.labels import read_labels
 from codetr_client.detections import Detections
 from codetr_client.errors import RequestRefusedError
 from codetr_client.options import Tls
@@ -34,6 +35,7 @@ class StubClient:
 
     seen: dict[str, Any]
     checks = 0
+    own_names: tuple[str, ...] = ("cat", "dog")  # that the server tells
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         StubClient.seen = {"arguments": arguments, "options": options}
@@ -48,6 +50,9 @@ class StubClient:
     def check(self) -> None:
         assert self.retries == 0, "a server that is away is an error at once"
         StubClient.checks += 1
+
+    def class_names(self) -> tuple[str, ...]:
+        return StubClient.own_names
 
     def detect(self, image: bytes, score_threshold: float | None) -> Detections:
         StubClient.seen["score_threshold"] = score_threshold
@@ -70,14 +75,15 @@ def run(*arguments: object) -> Any:
 
 def test_options_reach_the_client(images: Path) -> None:
     (images / "headers").write_text("Authorization: Bearer s3cret\n")
+    (images / "names.txt").write_text("Katze\nHund\n")
     result = run(
         images / "good.jpg", "--output", images / "out", "--url", "h:1", "--protocol", "http",
-        "--score-threshold", 0.6, "--labels", "coco", "--timeout", 5, "--model", "m", "--retries", 7,
+        "--score-threshold", 0.6, "--labels", images / "names.txt", "--timeout", 5, "--model", "m", "--retries", 7,
         "--header-file", images / "headers", "--ca-file", "ca.pem", "--certificate-file", "c.pem",
         "--key-file", "k.pem", "--server-name", "detector.example",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    seen = {"arguments": ("h:1", "http", 5.0, "coco", "m"), "score_threshold": 0.6}
+    seen = {"arguments": ("h:1", "http", 5.0, ("Katze", "Hund"), "m"), "score_threshold": 0.6}
     options = {
         "headers": {"Authorization": "Bearer s3cret"},
         "tls": Tls("ca.pem", "c.pem", "k.pem", "detector.example"),
@@ -124,10 +130,21 @@ def test_failures_end_in_one_line_and_exit_status_1(
 
 def test_labels_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("scratch\ndent\n")
-    assert detect.read_labels(str(tmp_path / "names.txt")) == ["scratch", "dent"]
-    assert detect.read_labels(None) is None
+    assert read_labels(str(tmp_path / "names.txt")) == ("scratch", "dent")
+    assert read_labels(None) is None
     with pytest.raises(CodetrError, match="one name a line, or 'coco'"):
-        detect.read_labels(str(tmp_path / "missing.txt"))
+        read_labels(str(tmp_path / "missing.txt"))
+
+
+def test_labels_are_as_many_as_the_classes_where_the_server_tells_them(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = images / "out"
+    result = run(images / "good.jpg", "--output", output, "--labels", "coco")
+    assert str(result.exception) == "--labels coco: 80 names, and the detector has 2 classes"
+    assert not output.exists()
+    monkeypatch.setattr(StubClient, "own_names", ())
+    assert run(images / "good.jpg", "--output", output, "--labels", "coco").exit_code == 0
 
 
 # What rich would take for markup, a closing tag too many, an emoji's code, a terminal's sequence, and bytes of no text.
@@ -228,8 +245,8 @@ def test_what_is_no_video_leaves_an_earlier_result(
         ),
         pytest.param(["a.mp4", "--camera", 0], "a.mp4, camera 0 was given", id="a camera too"),
         pytest.param([], "nothing was given; expected pictures, or one video or --camera alone", id="nothing"),
-        pytest.param(["good.jpg", "--every", 2], "--every, --max-frames and --concurrency are for a video", id="every"),
-        pytest.param(["good.jpg", "--concurrency", 2], "are for a video", id="concurrency"),
+        pytest.param(["good.jpg", "--every", 2], "--every: without effect on pictures", id="every"),
+        pytest.param(["good.jpg", "--concurrency", 2], "--concurrency: without effect on pictures", id="concurrency"),
         pytest.param(["--camera", 99], "camera 99 cannot be opened as a video", id="no camera"),
     ],
 )

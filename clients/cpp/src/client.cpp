@@ -157,7 +157,7 @@ struct Client::Connection {
         curl_easy_setopt(curl, CURLOPT_PROTOCOLS, static_cast<long>(CURLPROTO_HTTP | CURLPROTO_HTTPS));
 #endif
         curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-        curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, std::lround(options.timeout * 1e3));
+        curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, std::max(1L, std::lround(options.timeout * 1e3)));  // 0: never
         curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, &writeBody);
         curl_easy_setopt(curl, CURLOPT_WRITEDATA, &answer);
         curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, &readHeader);

@@ -1,4 +1,5 @@
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -7,6 +8,12 @@
 #include "codetr/client.hpp"
 
 namespace codetr {
+
+namespace {
+
+constexpr std::uintmax_t kMostBytes = (std::uintmax_t{1} << 31) - 1;  // of an image, as the Python client has it
+
+}  // namespace
 
 std::string readFile(std::string const& path) {
     std::error_code error;
@@ -19,6 +26,10 @@ std::string readFile(std::string const& path) {
     if (type == std::filesystem::file_type::character || type == std::filesystem::file_type::block ||
         (type == std::filesystem::file_type::fifo && isNamed)) {
         throw Error(Error::Kind::kInvalid, "cannot read " + path + ": it is a device or a named pipe, not a file");
+    }
+    std::uintmax_t const bytes = std::filesystem::file_size(path, error);  // of a shell's pipe none
+    if (!error && bytes > kMostBytes) {
+        throw Error(Error::Kind::kInvalid, "cannot read " + path + ": it has more than " + std::to_string(kMostBytes) + " bytes");
     }
     std::ifstream file(path, std::ios::binary);
     std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};

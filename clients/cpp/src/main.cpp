@@ -20,7 +20,7 @@ int main(int argc, char** argv) {
     app.add_option("--output", output, "Folder for the annotated pictures and detections.json")->required();
     app.add_option("--url", options.url, "host:port, or a URL of http or https")->capture_default_str();
     app.add_option("--model", options.model, "Name of the ensemble on the server")->capture_default_str();
-    app.add_option("--score-threshold", threshold, "Lowest score shown")->check(CLI::Range(0.0, 1.0))->capture_default_str();
+    app.add_option("--score-threshold", threshold, "Lowest score shown")->check(codetr::isShare, "0..1")->capture_default_str();
     app.add_option("--timeout", options.timeout, "Seconds for one answer")->capture_default_str();
     app.add_option("--tls-ca", options.caFile, "Certificates to trust for https; the system's if not given")->check(CLI::ExistingFile);
     CLI11_PARSE(app, argc, argv);

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -18,7 +19,10 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::array<char const*, 6> kSuffixes = {".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".webp"};
+constexpr std::array<char const*, 9> kSuffixes = {".bmp", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".png", ".webp"};
+// In which systems keep copies of pictures: of macOS's archives, of Synology's disks, Windows' deleted ones.
+constexpr std::array<char const*, 3> kSystemFolders = {"__MACOSX", "@eaDir", "$RECYCLE.BIN"};
+constexpr std::size_t kStemBytes = 240;  // of a name's 255, which leaves room for a number and the suffix
 
 std::string lower(std::string text) {
     std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
@@ -55,6 +59,18 @@ bool isThere(fs::path const& path) {
     return fs::symlink_status(path, error).type() != fs::file_type::not_found;
 }
 
+// Returns as much of a name as there is room for, no character cut.
+std::string shortened(std::string stem) {
+    if (stem.size() > kStemBytes) {
+        std::size_t end = kStemBytes;
+        while (end > 0 && (static_cast<unsigned char>(stem[end]) & 0xc0) == 0x80) {
+            --end;
+        }
+        stem.resize(end);
+    }
+    return stem;
+}
+
 std::vector<fs::path> imagesIn(fs::path const& folder) {
     std::vector<fs::path> found;
     std::error_code error;
@@ -64,14 +80,16 @@ std::vector<fs::path> imagesIn(fs::path const& folder) {
         bool const isHidden = path.filename().string().front() == '.';
         std::error_code ignored;
         if (iterator->is_directory(ignored)) {
-            if (isHidden) {
+            std::string const name = path.filename().string();
+            if (isHidden || std::find(kSystemFolders.begin(), kSystemFolders.end(), name) != kSystemFolders.end()) {
                 iterator.disable_recursion_pending();
             }
             continue;
         }
         std::string const suffix = lower(path.extension().string());
         bool const isImage = std::find(kSuffixes.begin(), kSuffixes.end(), suffix) != kSuffixes.end();
-        if (isImage && !isHidden && !isOwnPicture(path)) {
+        bool const isFile = iterator->is_regular_file(ignored) || !iterator->exists(ignored);  // no pipe; a broken link fails
+        if (isImage && isFile && !isHidden && !isOwnPicture(path)) {
             found.push_back(path);
         }
     }
@@ -93,8 +111,12 @@ std::vector<fs::path> findImages(std::vector<std::string> const& arguments) {
         if (fs::is_directory(argument, error)) {
             paths = imagesIn(argument);
             if (paths.empty()) {
-                refuse("no images in " + argument + ": expected .bmp, .jfif, .jpeg, .jpg, .png or .webp files, other than "
-                       "annotated pictures of earlier runs");
+                std::string suffixes;
+                for (char const* const suffix : kSuffixes) {
+                    suffixes += (suffixes.empty() ? "" : ", ") + std::string(suffix);
+                }
+                refuse("no images in " + argument + ": expected files ending in " + suffixes +
+                       ", other than annotated pictures of earlier runs");
             }
         }
         for (fs::path const& path : paths) {
@@ -118,7 +140,7 @@ std::vector<fs::path> planPictures(fs::path const& folder, std::vector<fs::path>
     std::vector<fs::path> planned;
     std::set<std::string> taken;
     for (fs::path const& source : sources) {
-        std::string const stem = source.stem().string();
+        std::string const stem = shortened(source.stem().string());
         fs::path picture = folder / (stem + ".jpg");
         auto const isFree = [&] {
             return taken.count(lower(picture.filename().string())) == 0 &&
@@ -148,7 +170,9 @@ void checkResults(fs::path const& results, std::vector<fs::path> const& sources)
 }
 
 void writeWhole(fs::path const& path, std::string const& content) {
-    fs::path const partial = path.parent_path() / ("." + path.filename().string() + ".partial");
+    // By a number, because the name itself can have all the bytes that a name may have.
+    std::size_t const number = std::hash<std::string>{}(path.filename().string());
+    fs::path const partial = path.parent_path() / ("." + std::to_string(number) + ".partial");
     std::error_code error;
     fs::remove(partial, error);  // of a run that was killed
     std::ofstream file(partial, std::ios::binary);

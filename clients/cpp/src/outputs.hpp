@@ -8,7 +8,7 @@
 namespace codetr {
 
 // Returns the files that the arguments name, each once: files as they are, and the images in folders, sorted, without
-// hidden files and annotated pictures of earlier runs. Throws Error for a folder without images.
+// hidden files, what systems keep beside pictures, and annotated pictures of earlier runs. Throws Error for a folder without images.
 std::vector<std::filesystem::path> findImages(std::vector<std::string> const& arguments);
 
 // Makes the folder. Throws Error if it is a file, or cannot be made.

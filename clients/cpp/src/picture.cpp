@@ -1,6 +1,7 @@
 #include "picture.hpp"
 
 #include <webp/decode.h>
+#include <webp/demux.h>
 
 #include <algorithm>
 #include <array>
@@ -41,6 +42,7 @@ constexpr int kJpegQuality = 92;        // no visible loss
 constexpr int kMinSideForText = 64;     // pixels; smaller pictures have no room for it
 constexpr double kHueStep = 0.618034;   // the golden ratio, so that neighbouring labels never look alike
 constexpr long kMaxPixels = 64'000'000;  // as the server
+constexpr int kMaxSide = 65'535;         // as the server, and what a JPEG can have
 constexpr std::string_view kExif("Exif\0\0", 6);
 
 unsigned byteAt(std::string_view data, std::size_t index) {
@@ -158,6 +160,42 @@ Picture copied(unsigned char const* pixels, int width, int height) {
     return {width, height, {pixels, pixels + size}};
 }
 
+// Whether the rows of a BMP, which is `width` x `height` pixels, are all there; stb reads black where the file has ended.
+bool isCutShort(std::string_view bmp, int width, int height) {
+    constexpr unsigned kCoreHeader = 12;  // of OS/2: sides of two bytes
+    std::size_t const start = number(bmp, 10, 4, false);
+    std::size_t const bits = number(bmp, number(bmp, 14, 4, false) == kCoreHeader ? 24 : 28, 2, false);
+    std::size_t const row = static_cast<std::size_t>(width) * bits, padded = (row + 31) / 32 * 4;  // of four bytes each
+    return start + padded * (static_cast<std::size_t>(height) - 1) + (row + 7) / 8 > bmp.size();
+}
+
+bool isAnimated(std::string const& webp) {
+    WebPBitstreamFeatures features;
+    auto const* const bytes = reinterpret_cast<unsigned char const*>(webp.data());
+    return WebPGetFeatures(bytes, webp.size(), &features) == VP8_STATUS_OK && features.has_animation != 0;
+}
+
+// The first picture of an animated WebP, which the server detects on.
+Picture firstFrame(std::string const& webp) {
+    WebPData const data = {reinterpret_cast<unsigned char const*>(webp.data()), webp.size()};
+    std::unique_ptr<WebPAnimDecoder, decltype(&WebPAnimDecoderDelete)> decoder(WebPAnimDecoderNew(&data, nullptr),
+                                                                             &WebPAnimDecoderDelete);
+    WebPAnimInfo about;
+    std::uint8_t* rgba = nullptr;  // the decoder's own
+    int time = 0;
+    if (decoder == nullptr || WebPAnimDecoderGetInfo(decoder.get(), &about) == 0 ||
+        WebPAnimDecoderGetNext(decoder.get(), &rgba, &time) == 0) {
+        cannotDecode("damaged WebP");
+    }
+    Picture picture{static_cast<int>(about.canvas_width), static_cast<int>(about.canvas_height), {}};
+    std::size_t const pixels = std::size_t{about.canvas_width} * about.canvas_height;
+    picture.pixels.resize(pixels * 3);
+    for (std::size_t i = 0; i < pixels; ++i) {
+        std::copy_n(rgba + 4 * i, 3, picture.pixels.data() + 3 * i);
+    }
+    return picture;
+}
+
 // Colours as the Python client's: the hue steps around the circle, saturation 0.8, two brightnesses.
 Colour colourOf(int label) {
     double hue = std::fmod(label * kHueStep, 1.0);
@@ -241,12 +279,22 @@ Picture decode(std::string const& encoded) {
     if (static_cast<long>(width) * height > kMaxPixels) {
         cannotDecode("it has " + std::to_string(width) + "x" + std::to_string(height) + " pixels, more than 64 million");
     }
+    if (std::max(width, height) > kMaxSide) {
+        cannotDecode("it has " + std::to_string(width) + "x" + std::to_string(height) + " pixels, and no side may be longer than " +
+                     std::to_string(kMaxSide));
+    }
     if (isWebp) {
+        if (isAnimated(encoded)) {
+            return turned(firstFrame(encoded), orientation(encoded));
+        }
         std::unique_ptr<unsigned char, decltype(&WebPFree)> pixels(WebPDecodeRGB(bytes, encoded.size(), &width, &height), &WebPFree);
         if (pixels == nullptr) {
             cannotDecode("damaged WebP");
         }
         return turned(copied(pixels.get(), width, height), orientation(encoded));
+    }
+    if (encoded.compare(0, 2, "BM") == 0 && isCutShort(encoded, width, height)) {
+        cannotDecode("the BMP is cut short");
     }
     std::unique_ptr<unsigned char, decltype(&stbi_image_free)> pixels(
         stbi_load_from_memory(bytes, static_cast<int>(encoded.size()), &width, &height, &channels, 3), &stbi_image_free);

@@ -1,7 +1,9 @@
 #include "report.hpp"
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <iostream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -22,6 +24,29 @@ struct Result {
     fs::path path;
     std::vector<Detection> detections;
     std::string error;  // empty: detected
+};
+
+volatile std::sig_atomic_t interrupted = 0;
+
+// While it is there, Ctrl-C lets the image under way come to its end, and pressed again ends the program.
+class Interruption {
+public:
+    Interruption() : former_(std::signal(SIGINT, &interrupt)) {
+        if (former_ == SIG_IGN) {  // as a shell has it in the background
+            std::signal(SIGINT, SIG_IGN);
+        }
+    }
+    ~Interruption() { std::signal(SIGINT, former_); }
+    Interruption(Interruption const&) = delete;
+    Interruption& operator=(Interruption const&) = delete;
+
+private:
+    static void interrupt(int number) {
+        interrupted = 1;
+        std::signal(number, SIG_DFL);
+    }
+
+    void (*former_)(int);
 };
 
 ordered_json toJson(Detection const& detection) {
@@ -122,6 +147,13 @@ std::string shown(std::string text) {
     return text;
 }
 
+std::string isShare(std::string const& text) {
+    char* end = nullptr;
+    double const value = std::strtod(text.c_str(), &end);
+    bool const isOne = !text.empty() && *end == '\0' && value >= 0.0 && value <= 1.0;  // NaN is not
+    return isOne ? "" : "expected a number of 0 to 1, got " + text;
+}
+
 int detectFiles(std::vector<fs::path> const& paths, fs::path const& output, float threshold, Detect const& detect) {
     makeFolder(output);
     fs::path const resultsFile = output / "detections.json";
@@ -134,7 +166,8 @@ int detectFiles(std::vector<fs::path> const& paths, fs::path const& output, floa
     };
     std::vector<Result> results;
     try {
-        for (std::size_t i = 0; i < paths.size(); ++i) {
+        Interruption const interruption;
+        for (std::size_t i = 0; i < paths.size() && interrupted == 0; ++i) {
             Result result{paths[i], {}, {}};
             document["images"].push_back(detectOne(detect, paths[i], pictures[i], result));
             results.push_back(std::move(result));
@@ -144,6 +177,11 @@ int detectFiles(std::vector<fs::path> const& paths, fs::path const& output, floa
         throw;
     }
     write();
+    if (results.size() < paths.size()) {
+        std::cerr << "interrupted: " << results.size() << " of " << paths.size() << " images are in "
+                  << shown(resultsFile.string()) << "\n";
+        return 128 + SIGINT;
+    }
     printTable(results);
     std::cout << "pictures and detections.json are in " << shown(output.string()) << "\n";
     std::string failures;

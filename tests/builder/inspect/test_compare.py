@@ -89,6 +89,16 @@ def test_own_pictures_are_taken(repository, checkpoint, tmp_path):
     assert found.samples == ["0.png", "1.png"]
     found = compare_repository(repository, "codetr", checkpoint, images=folder / "2.png", modules=["class_head"])
     assert found.samples == ["2.png"]
+    assert not found.notes
+    found = compare_repository(repository, "codetr", checkpoint, images=folder, count=4, modules=["class_head"])
+    assert found.notes == [f"{folder} holds 3 images, fewer than 4"]
+
+
+def test_pictures_that_are_not_there_are_named_before_weights_are_loaded(repository, tmp_path):
+    with pytest.raises(CodetrError, match=r"nothing at absent\.jpg; name a picture or a folder of them to compare on"):
+        compare_repository(repository, "codetr", Path("absent.pth"), images=Path("absent.jpg"))
+    with pytest.raises(CodetrError, match=r"holds no images \(.*\) to compare on"):
+        compare_repository(repository, "codetr", Path("absent.pth"), images=tmp_path)
 
 
 def test_what_cannot_be_compared_is_refused(copied, checkpoint):

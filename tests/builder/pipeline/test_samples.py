@@ -88,6 +88,7 @@ def test_a_turned_photograph_is_upright(tmp_path, suffix):
 
 
 def test_generated_shapes_are_annotated_for_a_detector_of_shapes_alone(tmp_path):
+    assert len(sample_images(CLASS_NAMES, most=IMAGES + 1).images) == IMAGES + 1
     samples = sample_images(CLASS_NAMES)
     assert len(samples.images) == len(samples.names) == len(samples.truth.image_ids) == IMAGES
     assert samples.truth.category_ids == {label: label + 1 for label in range(8)}

@@ -6,7 +6,9 @@ import http.server
 import json
 import os
 import shutil
+import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from codetr_client.outputs import is_own_picture, save_picture
+from codetr_client.files import IMAGE_SUFFIXES, SYSTEM_FOLDERS, find_images
+from codetr_client.outputs import is_own_picture, plan_pictures, save_picture
 from serving.launch import free_ports
 from tests.clients.cpp.program import compiled, run
 
@@ -285,21 +288,120 @@ def test_nothing_but_earlier_results_is_overwritten(program: Path, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.glob("*.jpg")) == [".hidden.jpg", "a-2.jpg", "a.jpg"]
 
 
+def sparse(path: Path, size: int) -> Path:
+    """Make a file of so many bytes that takes no room."""
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda folder: folder / "none.jpg", "cannot read"),
         (lambda folder: os.mkfifo(folder / "pipe.jpg") or folder / "pipe.jpg", "it is a device or a named pipe"),
         (lambda folder: Path("/dev/zero"), "it is a device or a named pipe"),
+        (lambda folder: sparse(folder / "large.jpg", 2**31), "it has more than 2147483647 bytes"),
         (lambda folder: folder.joinpath("empty").mkdir() or folder / "empty", "no images in"),
     ],
-    ids=["missing", "named pipe", "device", "empty folder"],
+    ids=["missing", "named pipe", "device", "larger than can be sent", "empty folder"],
 )
 def test_files_that_are_not_there(program: Path, tmp_path: Path, make: Callable[[Path], Path], message: str) -> None:
     with serving() as (url, _):
         done = run(program, [make(tmp_path), "--output", tmp_path / "out", "--url", url])
     assert done.returncode == 1
     assert message in done.stderr
+
+
+def test_folders_have_the_files_that_the_python_client_finds(program: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for name in (*(f"a{suffix}" for suffix in IMAGE_SUFFIXES), *(f"{name}/a.png" for name in SYSTEM_FOLDERS), "b.gif"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 60)).save(folder / name, "PNG")
+    os.mkfifo(folder / "pipe.jpg")
+    with serving() as (url, _):
+        done = run(program, [folder, "--output", tmp_path / "out", "--url", url])
+    assert (done.returncode, done.stderr) == (0, "")
+    results = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [each["file"] for each in results["images"]] == list(map(str, find_images([str(folder)])))
+
+
+def test_names_as_long_as_may_be_have_pictures_of_shorter_ones(program: Path, tmp_path: Path) -> None:
+    pictures = [tmp_path / f"{'n' * 250}{index}.png" for index in range(2)] + [tmp_path / f"n{'é' * 125}.png"]
+    for path in pictures:
+        Image.new("RGB", (80, 60)).save(path)
+    with serving() as (url, _):
+        done = run(program, [*pictures, "--output", tmp_path / "out", "--url", url])
+    assert (done.returncode, done.stderr) == (0, "")
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())["images"]
+    planned = plan_pictures(tmp_path / "python", [path.stem for path in pictures], [])
+    assert [each["picture"] for each in written] == [path.name for path in planned]
+
+
+def test_the_first_picture_of_an_animated_webp_is_drawn_on(program: Path, tmp_path: Path) -> None:
+    path, first = tmp_path / "moving.webp", Image.new("RGB", (80, 60), (200, 40, 90))
+    first.save(path, save_all=True, append_images=[Image.new("RGB", (80, 60), "white")], lossless=True)
+    with serving(infer=answer(num_detections=counted(0))) as (url, _):
+        done = detect(program, path, url)
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(tmp_path / "out" / "moving.jpg") as drawn:
+        assert np.abs(np.asarray(drawn).astype(int) - np.asarray(first).astype(int)).max() < 8
+
+
+def test_a_picture_that_no_jpeg_can_hold_is_refused(program: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (70_000, 10)).save(tmp_path / "wide.png")
+    with serving() as (url, _):
+        done = detect(program, tmp_path / "wide.png", url)
+    assert done.returncode == 1
+    assert "it has 70000x10 pixels, and no side may be longer than 65535" in done.stderr
+    assert not (tmp_path / "out" / "wide.jpg").exists()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_a_bmp_that_is_cut_short_is_refused(program: Path, tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "a.bmp"
+    Image.new("RGB", (75, 60), "white").convert(mode).save(path)
+    with serving() as (url, _):
+        whole = detect(program, path, url)
+        path.write_bytes(path.read_bytes()[:-9])  # less than a row of 75 pixels of a bit, padding included
+        cut = detect(program, path, url)
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert (cut.returncode, "cannot decode the picture: the BMP is cut short" in cut.stderr) == (1, True)
+
+
+def test_ctrl_c_writes_what_was_found(program: Path, picture: Path) -> None:
+    for name in "bc":
+        picture.with_name(f"{name}.png").write_bytes(picture.read_bytes())
+    started: list[subprocess.Popen[str]] = []
+
+    def answer_after_ctrl_c(handler: Handler) -> None:
+        if len(handler.received) == 1:  # during the second image
+            started[0].send_signal(signal.SIGINT)
+        Handler.do_POST(handler)
+
+    with serving(do_POST=answer_after_ctrl_c) as (url, _):
+        command = [program, picture.parent, "--output", picture.parent / "out", "--url", url]
+        started.append(subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        _, errors = started[0].communicate(timeout=120)
+    assert started[0].returncode == 130
+    assert errors.startswith("interrupted: 2 of 3 images are in ")
+    assert len(json.loads((picture.parent / "out" / "detections.json").read_text())["images"]) == 2
+
+
+@pytest.mark.parametrize("threshold", ["nan", "1.5", "high"])
+def test_a_threshold_that_is_none_is_refused_before_anything_is_asked(
+    program: Path, picture: Path, threshold: str
+) -> None:
+    with serving() as (url, handler):
+        done = detect(program, picture, url, "--score-threshold", threshold)
+    assert (done.returncode, handler.received) == (105, [])  # CLI11's status of a value that is not valid
+    assert f"expected a number of 0 to 1, got {threshold}" in done.stderr
+
+
+def test_a_timeout_below_a_millisecond_is_one(program: Path, picture: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = detect(program, picture, f"127.0.0.1:{silent.getsockname()[1]}", "--timeout", "0.0001")
+    assert "within 0.0001 s" in done.stderr
 
 
 def test_an_output_that_is_a_file_is_told(program: Path, picture: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,28 @@ def test_an_earlier_data_set_is_replaced_and_an_interrupted_one_completed(tmp_pa
     assert json.loads(annotations.read_text())["info"]["seed"] == 4
     annotations.unlink()
     (tmp_path / "images" / "000001.jpg").unlink()
+    write_dataset(tmp_path, images=2, seed=4)
+
+
+def test_no_image_of_a_larger_set_stays_beside_the_annotations(tmp_path: Path) -> None:
+    photograph = tmp_path / "images" / "photograph.jpg"
+    content = json.loads(write_dataset(tmp_path, images=3, seed=3).read_text())
+    photograph.write_bytes(b"of somebody else")
+    content["images"].append({"file_name": photograph.name})  # by a hand: no call names an image so
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    write_dataset(tmp_path, images=1, seed=4)
+    assert sorted(path.name for path in photograph.parent.iterdir()) == ["000000.jpg", "photograph.jpg"]
+
+
+def test_an_interrupted_call_leaves_no_annotations_of_other_images(tmp_path: Path) -> None:
+    def interrupted(indices: Iterable[int]) -> Iterator[int]:
+        yield from list(indices)[:1]
+        raise KeyboardInterrupt
+
+    write_dataset(tmp_path, images=2, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path, images=2, seed=4, progress=interrupted)
+    assert not (tmp_path / "annotations.json").exists()
     write_dataset(tmp_path, images=2, seed=4)
 
 

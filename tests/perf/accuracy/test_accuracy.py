@@ -219,7 +219,7 @@ def test_classes_the_detector_does_not_know_are_an_error(dataset: Dataset) -> No
 
 def test_a_dead_server_is_one_clear_line() -> None:
     with pytest.raises(CodetrError, match="localhost:9"):
-        open_server("localhost:9", "grpc", 2.0, CLASS_NAMES, "codetr")
+        open_server("localhost:9", "grpc", 2.0, "codetr")
 
 
 def test_agreement_is_the_mean_overlap_of_matches() -> None:
@@ -240,6 +240,17 @@ def test_the_worst_image_is_drawn_first_and_side_by_side(dataset: Dataset, tmp_p
     assert full.path.stem in drawn[0][0].stem
     with Image.open(drawn[0][0]) as picture:
         assert picture.size == (2 * full.width + GAP, full.height)
+
+
+def test_the_worst_pictures_of_an_earlier_call_go(dataset: Dataset, tmp_path: Path) -> None:
+    found = run(dataset, tmp_path, truth(dataset))
+    earlier = draw_worst(dataset, found, found, tmp_path / "worst", count=3)
+    (tmp_path / "worst" / "01-photograph.jpg").write_bytes(b"of somebody else")
+    best = dataset.images[-1].number
+    drawn = draw_worst(dataset, found, {**found, best: detections([[0, 0, 9, 9]], [1])}, tmp_path / "worst", count=2)
+    assert drawn[0][0] not in [path for path, _ in earlier]
+    left = {path.name for path in (tmp_path / "worst").iterdir()}
+    assert left == {"01-photograph.jpg", *(path.name for path, _ in drawn)}
 
 
 def test_orientations_are_those_of_the_files(dataset: Dataset) -> None:
@@ -278,6 +289,14 @@ def test_the_command_does_not_go_on_with_the_results_of_another_checkpoint(datas
         pytest.param(["--source", "pytorch", "--url", "server:1"], "--url: .* --source pytorch", id="url"),
         pytest.param(
             ["--source", "pytorch", "--against", "pytorch", "--ca-file", "ca.pem"], "--ca-file: ", id="of TLS"
+        ),
+        pytest.param(
+            ["--source", "onnx", "--concurrency", "8", "--timeout", "5", "--retries", "1"],
+            "--concurrency, --timeout, --retries: .* --source onnx",
+            id="of a server",
+        ),
+        pytest.param(
+            ["--source", "pytorch", "--model", "street"], "--model: .* and no --repository", id="of no repository"
         ),
     ],
 )
