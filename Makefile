@@ -96,8 +96,9 @@ FUZZ_REQUESTS ?= 5400
 fuzz: setup ## hostile images: 104,000 in processes, 5,400 through a real server, counted; a quarter of an hour
 	OMP_NUM_THREADS=1 nice $(BIN)/codetr bench fuzz --files $(FUZZ_FILES) --requests $(FUZZ_REQUESTS) --output $(FUZZ_OUTPUT)
 
-# Kernels, plugin and operator; the second list is what a host compiler can read without TensorRT and PyTorch.
+# Kernels, plugin, operator, and the programs in C++; the second list is what a host compiler can read without TensorRT and PyTorch.
 KERNELS := $(wildcard plugin_src/*.h plugin_src/*.cuh plugin_src/*.cu plugin_src/*.cpp plugin_src/test/*.h plugin_src/test/*.cpp) perf/operator/plain.cu
+PROGRAMS := $(wildcard plugin_src/runner/*.cpp plugin_src/runner/*.hpp plugin_src/runner/test/*.cpp clients/cpp/src/*.cpp clients/cpp/src/*.hpp clients/cpp/include/codetr/*)
 PLAIN_CPP := $(addprefix plugin_src/test/,interface_host.cpp query_tiles_test.cpp locate_test.cpp schedule_test.cpp post_attention_work_test.cpp)
 
 lint: setup lint-models lint-kernels ## style and types
@@ -110,11 +111,11 @@ lint-models: setup
 	@for file in model_repository/*/1/*.py; do $(BIN)/mypy --no-error-summary $$file || exit 1; done
 
 lint-kernels: setup
-	$(BIN)/clang-format --dry-run --Werror $(KERNELS)
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS) $(PROGRAMS)
 	$(BIN)/clang-tidy --quiet $(PLAIN_CPP) -- -std=c++17
 
 format: setup
-	$(BIN)/clang-format -i $(KERNELS)
+	$(BIN)/clang-format -i $(KERNELS) $(PROGRAMS)
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format .
 

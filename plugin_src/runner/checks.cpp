@@ -116,8 +116,8 @@ void checkFiles(std::filesystem::path const& folder, Manifest const& manifest, i
         }
         std::string const actual = sha256(path);
         if (actual != expected) {
-            throw Error(path.string() + " is not the file that was built: its SHA-256 is " + actual + ", manifest.json says " +
-                        expected + "; build the repository again");
+            throw Error(path.string() + " is not the file that was built: its SHA-256 is " + actual + ", manifest.json says " + expected +
+                        "; build the repository again");
         }
     }
     if (!isThere) {

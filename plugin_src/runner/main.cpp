@@ -63,13 +63,12 @@ std::vector<codetr::Detection> detect(Engine& engine, Manifest const& manifest, 
     batch.sizes[1] = valid.width;
     Candidates const candidates = engine.run(batch.pixels.data(), batch.sizes.data(), batch.images);
     std::vector<codetr::Detection> detections;
-    for (Found const& found :
-         detectionsOf(candidates.boxes.data(), candidates.scores.data(), candidates.labels.data(), candidates.count, original,
-                      manifest.suppression, static_cast<std::size_t>(manifest.maxDetections), threshold)) {
+    for (Found const& found : detectionsOf(candidates.boxes.data(), candidates.scores.data(), candidates.labels.data(), candidates.count,
+                                           original, manifest.suppression, static_cast<std::size_t>(manifest.maxDetections), threshold)) {
         auto const label = static_cast<std::size_t>(found.label);
         bool const isNamed = found.label >= 0 && label < manifest.classNames.size();
-        detections.push_back({found.box, found.score, found.label,
-                              isNamed ? manifest.classNames[label] : "class " + std::to_string(found.label)});
+        detections.push_back(
+            {found.box, found.score, found.label, isNamed ? manifest.classNames[label] : "class " + std::to_string(found.label)});
     }
     return detections;
 }
@@ -85,9 +84,9 @@ void measure(Engine& engine, Manifest const& manifest, int images, int iteration
     std::sort(times.begin(), times.end());
     auto const at = [&](double part) { return times[static_cast<std::size_t>(part * static_cast<double>(times.size() - 1) + 0.5)]; };
     double const mean = std::accumulate(times.begin(), times.end(), 0.0) / static_cast<double>(times.size());
-    std::printf("%s %s, %dx%d, batch %d, %d runs: median %.3f ms, p95 %.3f, p99 %.3f, mean %.3f; %.1f images/s\n",
-                manifest.engine.c_str(), manifest.precision.c_str(), manifest.size.width, manifest.size.height, images, iterations,
-                at(0.5), at(0.95), at(0.99), mean, images * 1000.0 / mean);
+    std::printf("%s %s, %dx%d, batch %d, %d runs: median %.3f ms, p95 %.3f, p99 %.3f, mean %.3f; %.1f images/s\n", manifest.engine.c_str(),
+                manifest.precision.c_str(), manifest.size.width, manifest.size.height, images, iterations, at(0.5), at(0.95), at(0.99),
+                mean, images * 1000.0 / mean);
 }
 
 struct Arguments {
@@ -132,7 +131,9 @@ int main(int argc, char** argv) {
     app.add_option("--benchmark-iterations", arguments.iterations, "Measure so many inferences of an empty batch first")
         ->check(CLI::NonNegativeNumber);
     app.add_option("--batch", arguments.batch, "Images in a measured inference")->check(CLI::PositiveNumber)->capture_default_str();
-    app.add_option("--engine-version", arguments.version, "Folder of the engine in the detector's")->check(CLI::PositiveNumber)->capture_default_str();
+    app.add_option("--engine-version", arguments.version, "Folder of the engine in the detector's")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
     app.add_option("--tensorrt", arguments.tensorrt, "libnvinfer to load, if the loader does not find it")->check(CLI::ExistingFile);
     CLI11_PARSE(app, argc, argv);
     if (arguments.images.empty() && arguments.iterations == 0) {

@@ -36,13 +36,11 @@ Size byEdges(Size image, Size engine, Pixels const& rule) {
 constexpr int kWeightBits = 11;
 
 struct Tap {
-    int index;       // of the first of two neighbours
+    int index;        // of the first of two neighbours
     short near, far;  // their weights, of 2048 together
 };
 
-short fixed(float weight) {
-    return static_cast<short>(std::clamp<long>(std::lrintf(weight * (1 << kWeightBits)), -32768, 32767));
-}
+short fixed(float weight) { return static_cast<short>(std::clamp<long>(std::lrintf(weight * (1 << kWeightBits)), -32768, 32767)); }
 
 // Where each pixel of a row of `to` pixels lies among `from`. At the borders of a row the neighbour beyond gets no
 // weight; rows beyond the image are its first and last one instead, with their weights.

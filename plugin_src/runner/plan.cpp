@@ -46,12 +46,9 @@ public:
 std::size_t bytesOf(nvinfer1::DataType type) {
     switch (type) {
         case nvinfer1::DataType::kFLOAT:
-        case nvinfer1::DataType::kINT32:
-            return 4;
-        case nvinfer1::DataType::kUINT8:
-            return 1;
-        default:
-            return 8;  // of no input or result of a detector; the widest, for what is only marked
+        case nvinfer1::DataType::kINT32: return 4;
+        case nvinfer1::DataType::kUINT8: return 1;
+        default: return 8;  // of no input or result of a detector; the widest, for what is only marked
     }
 }
 
@@ -262,8 +259,6 @@ private:
 
 }  // namespace
 
-std::unique_ptr<Engine> loadPlan(EngineFiles const& files, Manifest const& manifest) {
-    return std::make_unique<Plan>(files, manifest);
-}
+std::unique_ptr<Engine> loadPlan(EngineFiles const& files, Manifest const& manifest) { return std::make_unique<Plan>(files, manifest); }
 
 }  // namespace codetr::run

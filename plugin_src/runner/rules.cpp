@@ -86,8 +86,7 @@ Manifest readManifest(std::filesystem::path const& folder) {
     json const all = parsed(text.str(), path.string());
     int const schema = valueOf<int>(all, "schema");
     if (schema < 3 || schema > kNewestSchema) {
-        throw Error(path.string() + " has schema " + std::to_string(schema) + "; this program reads 3 to " +
-                    std::to_string(kNewestSchema));
+        throw Error(path.string() + " has schema " + std::to_string(schema) + "; this program reads 3 to " + std::to_string(kNewestSchema));
     }
     json const network = valueOf<json>(all, "network"), rules = valueOf<json>(network, "rules");
     Manifest manifest;

@@ -51,8 +51,8 @@ struct Manifest {
     std::map<std::string, std::string> files;  // SHA-256 as hex digits by path in the detector's folder
     std::string tensorrt, torch;               // releases
     std::string computeCapability;             // of the GPU, such as 9.0
-    bool hardwareCompatible = false;  // runs on other GPUs too
-    std::string cpuMachine;  // of a package for a CPU: its architecture and its instruction sets
+    bool hardwareCompatible = false;           // runs on other GPUs too
+    std::string cpuMachine;                    // of a package for a CPU: its architecture and its instruction sets
     std::vector<std::string> cpuFeatures;
 };
 

@@ -9,9 +9,7 @@ namespace codetr::run {
 
 namespace {
 
-float overlap(float lowA, float highA, float lowB, float highB) {
-    return std::max(std::min(highA, highB) - std::max(lowA, lowB), 0.0f);
-}
+float overlap(float lowA, float highA, float lowB, float highB) { return std::max(std::min(highA, highB) - std::max(lowA, lowB), 0.0f); }
 
 // By what picking one box multiplies the score of another; nothing where they are no neighbours.
 std::optional<float> weightOf(Found const& a, Found const& b, Suppression const& rule) {
@@ -63,17 +61,15 @@ std::vector<float> suppressed(std::vector<Found> const& candidates, Suppression 
 
 }  // namespace
 
-std::vector<Found> detectionsOf(float const* boxes, float const* scores, std::int32_t const* labels, std::size_t count,
-                                Size original, Suppression const& rule, std::size_t most, std::optional<float> lowestScore) {
-    float const limits[4] = {static_cast<float>(original.width), static_cast<float>(original.height),
-                             static_cast<float>(original.width), static_cast<float>(original.height)};
+std::vector<Found> detectionsOf(float const* boxes, float const* scores, std::int32_t const* labels, std::size_t count, Size original,
+                                Suppression const& rule, std::size_t most, std::optional<float> lowestScore) {
+    float const limits[4] = {static_cast<float>(original.width), static_cast<float>(original.height), static_cast<float>(original.width),
+                             static_cast<float>(original.height)};
     std::vector<Found> candidates;
     for (std::size_t i = 0; i < count; ++i) {
         float const* box = boxes + 4 * i;
         bool const isFinite = std::isfinite(scores[i]) && std::all_of(box, box + 4, [](float side) { return std::isfinite(side); });
-        bool const isWanted = lowestScore              ? scores[i] >= *lowestScore
-                              : rule.scoreThreshold > 0 ? scores[i] > rule.scoreThreshold
-                                                        : true;
+        bool const isWanted = lowestScore ? scores[i] >= *lowestScore : rule.scoreThreshold > 0 ? scores[i] > rule.scoreThreshold : true;
         if (!isFinite || !isWanted) {
             continue;
         }

@@ -21,7 +21,7 @@ struct Found {
 //
 // `boxes` are float32 [count, 4], x1 y1 x2 y2 in 0..1 of the valid image. `lowestScore` is what is wanted at least, in
 // place of the rule's threshold.
-std::vector<Found> detectionsOf(float const* boxes, float const* scores, std::int32_t const* labels, std::size_t count,
-                                Size original, Suppression const& rule, std::size_t most, std::optional<float> lowestScore = {});
+std::vector<Found> detectionsOf(float const* boxes, float const* scores, std::int32_t const* labels, std::size_t count, Size original,
+                                Suppression const& rule, std::size_t most, std::optional<float> lowestScore = {});
 
 }  // namespace codetr::run

@@ -33,8 +33,7 @@ bool startsWith(std::string_view text, std::string_view start) { return text.sub
 
 bool equalIgnoringCase(std::string_view left, std::string_view right) {
     auto const lower = [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; };
-    return std::equal(left.begin(), left.end(), right.begin(), right.end(),
-                      [&](char a, char b) { return lower(a) == lower(b); });
+    return std::equal(left.begin(), left.end(), right.begin(), right.end(), [&](char a, char b) { return lower(a) == lower(b); });
 }
 
 std::size_t writeBody(char* data, std::size_t size, std::size_t count, void* target) {
@@ -72,14 +71,11 @@ std::string oneLine(std::string text) {
     return text.size() <= 1000 ? text : text.substr(0, 1000) + " ...";
 }
 
-[[noreturn]] void notOurs(std::string const& what) {
-    throw Error(Error::Kind::kFault, "the answer is not of this service: " + what);
-}
+[[noreturn]] void notOurs(std::string const& what) { throw Error(Error::Kind::kFault, "the answer is not of this service: " + what); }
 
 // Returns one output's values, whose shape is [images, ...]. Throws Error unless it is what the contract says.
 template <typename Value>
-std::vector<Value> readOutput(json const& header, std::string_view binary, std::string const& name, char const* type,
-                              std::size_t images) {
+std::vector<Value> readOutput(json const& header, std::string_view binary, std::string const& name, char const* type, std::size_t images) {
     std::size_t offset = 0;
     for (json const& output : header.at("outputs")) {
         std::size_t const size = output.at("parameters").at("binary_data_size").get<std::size_t>();
@@ -226,8 +222,7 @@ std::vector<Detection> Client::detect(std::string const& image, std::optional<fl
     return detectBatch({image}, scoreThreshold).front();
 }
 
-std::vector<std::vector<Detection>> Client::detectBatch(std::vector<std::string> const& images,
-                                                        std::optional<float> scoreThreshold) {
+std::vector<std::vector<Detection>> Client::detectBatch(std::vector<std::string> const& images, std::optional<float> scoreThreshold) {
     if (images.empty()) {
         return {};
     }
@@ -245,10 +240,8 @@ std::vector<std::vector<Detection>> Client::detectBatch(std::vector<std::string>
     if (scoreThreshold) {
         parameters["score_threshold"] = *scoreThreshold;
     }
-    json const tensor = {{"name", "image"},
-                         {"shape", {images.size(), 1}},
-                         {"datatype", "BYTES"},
-                         {"parameters", {{"binary_data_size", size}}}};
+    json const tensor = {
+        {"name", "image"}, {"shape", {images.size(), 1}}, {"datatype", "BYTES"}, {"parameters", {{"binary_data_size", size}}}};
     std::string body = json{{"inputs", {tensor}}, {"parameters", parameters}}.dump();
     std::size_t const headerLength = body.size();
     body.reserve(headerLength + size);

@@ -15,8 +15,7 @@ std::vector<std::filesystem::path> findImages(std::vector<std::string> const& ar
 void makeFolder(std::filesystem::path const& folder);
 
 // Returns a path in `folder` for the picture of each source: stem.jpg, or stem-2.jpg and so on where that is taken.
-std::vector<std::filesystem::path> planPictures(std::filesystem::path const& folder,
-                                                std::vector<std::filesystem::path> const& sources);
+std::vector<std::filesystem::path> planPictures(std::filesystem::path const& folder, std::vector<std::filesystem::path> const& sources);
 
 // Throws Error if `results` is a source, or there is a file that no earlier run wrote.
 void checkResults(std::filesystem::path const& results, std::vector<std::filesystem::path> const& sources);

@@ -38,16 +38,14 @@ namespace {
 using Colour = std::array<unsigned char, 3>;
 
 constexpr std::string_view kNoChecksum = " 00000000";
-constexpr int kJpegQuality = 92;        // no visible loss
-constexpr int kMinSideForText = 64;     // pixels; smaller pictures have no room for it
-constexpr double kHueStep = 0.618034;   // the golden ratio, so that neighbouring labels never look alike
+constexpr int kJpegQuality = 92;         // no visible loss
+constexpr int kMinSideForText = 64;      // pixels; smaller pictures have no room for it
+constexpr double kHueStep = 0.618034;    // the golden ratio, so that neighbouring labels never look alike
 constexpr long kMaxPixels = 64'000'000;  // as the server
 constexpr int kMaxSide = 65'535;         // as the server, and what a JPEG can have
 constexpr std::string_view kExif("Exif\0\0", 6);
 
-unsigned byteAt(std::string_view data, std::size_t index) {
-    return index < data.size() ? static_cast<unsigned char>(data[index]) : 0;
-}
+unsigned byteAt(std::string_view data, std::size_t index) { return index < data.size() ? static_cast<unsigned char>(data[index]) : 0; }
 
 unsigned number(std::string_view data, std::size_t index, int bytes, bool isBig) {
     unsigned value = 0;
@@ -151,9 +149,7 @@ Picture turned(Picture const& from, int orientation) {
     return to;
 }
 
-[[noreturn]] void cannotDecode(std::string const& reason) {
-    throw Error(Error::Kind::kInvalid, "cannot decode the picture: " + reason);
-}
+[[noreturn]] void cannotDecode(std::string const& reason) { throw Error(Error::Kind::kInvalid, "cannot decode the picture: " + reason); }
 
 Picture copied(unsigned char const* pixels, int width, int height) {
     std::size_t const size = static_cast<std::size_t>(width) * static_cast<std::size_t>(height) * 3;
@@ -178,8 +174,7 @@ bool isAnimated(std::string const& webp) {
 // The first picture of an animated WebP, which the server detects on.
 Picture firstFrame(std::string const& webp) {
     WebPData const data = {reinterpret_cast<unsigned char const*>(webp.data()), webp.size()};
-    std::unique_ptr<WebPAnimDecoder, decltype(&WebPAnimDecoderDelete)> decoder(WebPAnimDecoderNew(&data, nullptr),
-                                                                             &WebPAnimDecoderDelete);
+    std::unique_ptr<WebPAnimDecoder, decltype(&WebPAnimDecoderDelete)> decoder(WebPAnimDecoderNew(&data, nullptr), &WebPAnimDecoderDelete);
     WebPAnimInfo about;
     std::uint8_t* rgba = nullptr;  // the decoder's own
     int time = 0;
@@ -238,8 +233,7 @@ void drawBox(Picture& picture, Detection const& detection, int line) {
 void drawLabel(Picture& picture, Detection const& detection, int scale) {
     std::string text = detection.name + " " + std::to_string(std::lround(detection.score * 100)) + "%";
     // The font has ASCII alone: another character becomes one question mark.
-    text.erase(std::remove_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) == 0x80; }),
-               text.end());
+    text.erase(std::remove_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) == 0x80; }), text.end());
     std::replace_if(text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
     int const pad = scale, width = stb_easy_font_width(text.data()) * scale + 2 * pad,
               height = 9 * scale + 2 * pad;  // of the font's letters, with tails
@@ -256,7 +250,9 @@ void drawLabel(Picture& picture, Detection const& detection, int scale) {
     for (int i = 0; i < quads; ++i) {
         std::array<float, 16> corners;  // x y z colour, four times
         std::copy_n(vertices.data() + static_cast<std::ptrdiff_t>(i) * 64, 64, reinterpret_cast<char*>(corners.data()));
-        auto const at = [&](int corner, int axis) { return static_cast<int>(corners[static_cast<std::size_t>(corner * 4 + axis)]) * scale; };
+        auto const at = [&](int corner, int axis) {
+            return static_cast<int>(corners[static_cast<std::size_t>(corner * 4 + axis)]) * scale;
+        };
         fill(picture, left + pad + at(0, 0), top + pad + at(0, 1), left + pad + at(2, 0), top + pad + at(2, 1), {ink, ink, ink});
     }
 }

@@ -90,9 +90,8 @@ void printRow(std::vector<std::string> const& cells, std::vector<std::size_t> co
 
 void printTable(std::vector<Result> const& results) {
     bool const isFull = results.size() <= kMaxImagesInFull;
-    std::vector<std::vector<std::string>> rows = {
-        isFull ? std::vector<std::string>{"image", "class", "score", "box (x1 y1 x2 y2)"}
-               : std::vector<std::string>{"image", "detections", "classes"}};
+    std::vector<std::vector<std::string>> rows = {isFull ? std::vector<std::string>{"image", "class", "score", "box (x1 y1 x2 y2)"}
+                                                         : std::vector<std::string>{"image", "detections", "classes"}};
     std::size_t const columns = rows.front().size();
     auto const add = [&](std::vector<std::string> row) {
         row.resize(columns);
@@ -178,8 +177,8 @@ int detectFiles(std::vector<fs::path> const& paths, fs::path const& output, floa
     }
     write();
     if (results.size() < paths.size()) {
-        std::cerr << "interrupted: " << results.size() << " of " << paths.size() << " images are in "
-                  << shown(resultsFile.string()) << "\n";
+        std::cerr << "interrupted: " << results.size() << " of " << paths.size() << " images are in " << shown(resultsFile.string())
+                  << "\n";
         return 128 + SIGINT;
     }
     printTable(results);

@@ -65,8 +65,7 @@ public:
     std::vector<Detection> detect(std::string const& image, std::optional<float> scoreThreshold = {});
 
     // Returns the detections of several images sent as one request, which fails as a whole. Throws Error.
-    std::vector<std::vector<Detection>> detectBatch(std::vector<std::string> const& images,
-                                                    std::optional<float> scoreThreshold = {});
+    std::vector<std::vector<Detection>> detectBatch(std::vector<std::string> const& images, std::optional<float> scoreThreshold = {});
 
     // Returns the class names in label order of the version that answered last, which the server is asked for once;
     // empty where it keeps them to itself.
