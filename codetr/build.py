@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,11 +19,7 @@ from serving.errors import CodetrError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from builder.family import DetectorConfig
     from builder.pipeline.build import BuildOptions
-
-# Fields of `serving.rules.Suppression` that a kind does not read.
-_UNUSED = {"soft": (), "hard": ("min_score",), "none": ("iou_threshold", "min_score", "class_agnostic")}
 
 
 def build(
@@ -145,7 +139,7 @@ def build(
     from builder.quantise.groups import words_in
     from builder.quantise.recipe import Recipe
     from codetr.config import given_variant
-    from codetr.labels import read_class_names
+    from codetr.derived import with_classes, with_suppression
     from codetr.shown import line, say, shown
     from codetr.stages import Stages, own_console
     from serving.versions import name_and_version, versioned
@@ -171,11 +165,8 @@ def build(
         raise CodetrError(f"--name {name}: a version is a number of its own; give --name {base} --version {number}")
     chosen = given_variant(variant, config, execute_config)
     if classes is not None:
-        class_names = tuple(read_class_names(classes, "--classes"))
-        for note in _repeated(class_names):
-            say(f"note: --classes {classes}: {note}", err=True)
-        chosen = chosen.derive(f"{chosen.name}_{classes.stem}", class_names=class_names)
-    chosen = _with_suppression(
+        chosen = with_classes(chosen, classes)
+    chosen = with_suppression(
         chosen,
         plugin_nodes,
         kind=nms,
@@ -247,16 +238,6 @@ def build(
     console.print(line(shown(repository, "bold"), _advice(repository, name, version)), soft_wrap=True)
 
 
-def _repeated(class_names: Sequence[str]) -> Iterator[str]:
-    """Say which classes have one name: answers would not tell them apart, and no AP can be measured of them."""
-    from builder.family import NO_CLASS
-
-    for name, count in Counter(class_names).items():
-        if count > 1 and name != NO_CLASS:
-            numbers = [str(line) for line, each in enumerate(class_names, 1) if each == name]
-            yield f"lines {', '.join(numbers)} are all {name!r}; answers do not tell these classes apart"
-
-
 def _check_outputs(repository: Path, options: BuildOptions, classes: Path | None) -> None:
     """Refuse to write where something else lies, or in the place of what the build reads."""
     from builder.engines.tensorrt.plugin_onnx import FILE_NAME
@@ -309,26 +290,6 @@ def search_table(repository: Path, name: str) -> Table:
     for trial in found.trials:
         table.add_row(*(shown(cell) for cell in found.cells(trial)))
     return table
-
-
-def _with_suppression(variant: DetectorConfig, plugin_nodes: bool, **given: Any) -> DetectorConfig:
-    """Return the variant with the rule's fields that options give; those that are None stay its own.
-
-    Raises:
-        CodetrError: one has no effect, since the rule's kind has no such field, or only plugin nodes are written.
-    """
-    wanted = {key: value for key, value in given.items() if value is not None}
-    rule = replace(variant.rules.suppression, **wanted)
-    options = {key: "nms" if key == "kind" else key for key in wanted}
-    all_of_them: dict[str, Any] = dict.fromkeys(options.values(), plugin_nodes)
-    refuse_unused(", since plugin nodes go into a model.onnx alone", **all_of_them)
-    useless: dict[str, Any] = {option: key in _UNUSED[rule.kind] for key, option in options.items()}
-    refuse_unused(
-        f", since the suppression of {variant.name} is {rule.kind}",
-        advice="give another --nms, or leave it out",
-        **useless,
-    )
-    return replace(variant, rules=replace(variant.rules, suppression=rule))
 
 
 @contextmanager

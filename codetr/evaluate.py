@@ -81,27 +81,26 @@ def evaluate(
 
     check_folder(output)  # before a file of annotations is read
     reach = access(header_file, ca_file, certificate_file, key_file, server_name, retries)
-    here = f" with --source {source}"
-    if source != "server":
-        refuse_unused(
-            here,
-            url=url,
-            protocol=protocol,
-            concurrency=concurrency != CONCURRENCY,
-            timeout=timeout != TIMEOUT,
-            retries=retries != RETRIES,
-            header_file=header_file,
-            ca_file=ca_file,
-            certificate_file=certificate_file,
-            key_file=key_file,
-            server_name=server_name,
-        )
-    if source == "pytorch" and repository is None:
-        refuse_unused(f"{here} and no --repository", model=model != ENSEMBLE)
-    if source != "pytorch" and against is None:
-        refuse_unused(here, weights=weights, precision=precision != "fp32", device=device != "cpu")
-    if source == "onnx" and against is None:
-        refuse_unused(here, variant=variant, config=config)
+    _refuse_unused(
+        source,
+        against is not None,
+        repository is not None,
+        of_server={
+            "url": url,
+            "protocol": protocol,
+            "concurrency": concurrency != CONCURRENCY,
+            "timeout": timeout != TIMEOUT,
+            "retries": retries != RETRIES,
+            "header_file": header_file,
+            "ca_file": ca_file,
+            "certificate_file": certificate_file,
+            "key_file": key_file,
+            "server_name": server_name,
+        },
+        of_pytorch={"weights": weights, "precision": precision != "fp32", "device": device != "cpu"},
+        of_network={"variant": variant, "config": config},
+        of_engine={"model": model != ENSEMBLE},
+    )
     given_names = read_labels(labels)
     console = new_console()
     dataset = read_dataset(annotations, images, limit, skip_missing)
@@ -156,6 +155,28 @@ def evaluate(
         for path, value in draw_worst(dataset, found, expected, output / "worst"):
             console.print(line(f"agreement {value:.3f}  {path}"), soft_wrap=True)
     console.print(line(f"results are in {output}"), soft_wrap=True)
+
+
+def _refuse_unused(
+    source: Source,
+    against: bool,
+    repository: bool,
+    *,
+    of_server: Mapping[str, Any],
+    of_pytorch: Mapping[str, Any],
+    of_network: Mapping[str, Any],
+    of_engine: Mapping[str, Any],
+) -> None:
+    """Refuse options that have no effect with a source, and without --against or --repository."""
+    here = f" with --source {source}"
+    if source != "server":
+        refuse_unused(here, **of_server)
+    if source == "pytorch" and not repository:
+        refuse_unused(f"{here} and no --repository", **of_engine)
+    if source != "pytorch" and not against:
+        refuse_unused(here, **of_pytorch)
+    if source == "onnx" and not against:
+        refuse_unused(here, **of_network)
 
 
 def _note(notes: Iterable[str]) -> None:
